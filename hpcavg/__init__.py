@@ -1,0 +1,30 @@
+"""hpcavg: training neural networks by model averaging over MPI.
+
+The names below are imported when they are first used, so that ``python -m hpcavg --help`` needs neither torch nor MPI.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Averager": "hpcavg.averager",
+    "FlatBuffer": "hpcavg.flat",
+    "InputError": "hpcavg.errors",
+    "Topology": "hpcavg.topology",
+    "algorithms": "hpcavg.algorithms",
+}
+__all__ = ["Averager", "FlatBuffer", "InputError", "Topology", "algorithms"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hpcavg' has no attribute {name!r}")
+    home = import_module(_HOMES[name])
+    return home if name == "algorithms" else getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

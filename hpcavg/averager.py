@@ -1,0 +1,327 @@
+"""The averager: carries out a rule around the user's optimizer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcavg.errors import InputError
+from hpcavg.flat import FlatBuffer
+from hpcavg.mean import select
+from hpcavg.merge import Merge, replace
+from hpcavg.optimizer_state import POLICIES as STATE_POLICIES
+from hpcavg.optimizer_state import StateAverager
+from hpcavg.gradients import GradientBuffer
+from hpcavg.rule import Rule
+from hpcavg.schedule import Progress, Scope
+from hpcavg.topology import Topology
+
+BUFFER_POLICIES = ("average", "keep", "recompute")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One mean that was taken.
+
+    Attributes
+    ----------
+    step : the step it belongs to. scope : over whom.
+    started_s : when it started, in seconds since the averager was made.
+    blocked_s : how long this learner could not compute because of it.
+    in_flight_s : from its start until it was there; equal to `blocked_s` for a blocking mean.
+    num_bytes : what this learner brought into it.
+    consensus_distance : (1/P) Σ ||x_j - x̄||² before the mean was merged; NaN where it was not measured.
+    """
+
+    step: int
+    scope: Scope
+    started_s: float
+    blocked_s: float
+    in_flight_s: float
+    num_bytes: int
+    consensus_distance: float = math.nan
+
+
+@dataclass
+class Totals:
+    """Sums over all events of a run."""
+
+    local_averages: int = 0
+    global_averages: int = 0
+    bytes_averaged: int = 0
+    blocked_s: float = 0.0
+    in_flight_s: float = 0.0
+
+
+@dataclass
+class _Part:
+    """Tensors that are averaged together and merged the same way."""
+
+    flat: FlatBuffer
+    how: Merge
+    states: list[dict[str, Tensor]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.states = [self.how.init(array) for array in self.flat.arrays]
+
+
+class Averager:
+    """Model averaging for a training loop: call `step` where the loop called ``optimizer.step``.
+
+    The parameters that require a gradient, in the model or in the optimizer, become views of one flat buffer per
+    dtype, and learner 0's values go to every learner. Frozen parameters are not touched.
+
+    Parameters
+    ----------
+    model, optimizer : any module and any torch optimizer over its parameters; the same on every rank.
+    algorithm : a rule from `hpcavg.algorithms`.
+    topology : the learners.
+    engine : how means are taken: ``"auto"`` or a name in `hpcavg.mean.ENGINES`.
+    buffers : what happens to floating-point buffers (BatchNorm statistics): ``"average"`` them with the parameters,
+        ``"keep"`` each learner's own, or ``"recompute"`` them on the averaged model where it is evaluated.
+    optimizer_state : at a global mean ``"keep"`` each learner's state, ``"average"`` it, or ``"reset"`` it.
+    seed : seeds `generator`, this learner's own stream of random numbers; torch's default generator is left alone.
+
+    Attributes
+    ----------
+    events : the latest means taken, oldest first; the caller may clear it. totals : sums over all of them.
+    progress : steps taken. generator : this learner's ``torch.Generator``.
+
+    Raises `InputError` on every rank for an unknown policy or engine, or when the learners' models differ.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        algorithm: Rule,
+        topology: Topology,
+        engine: str = "auto",
+        buffers: str = "average",
+        optimizer_state: str = "keep",
+        seed: int = 0,
+    ) -> None:
+        if buffers not in BUFFER_POLICIES:
+            raise InputError("buffers", buffers, f"one of {', '.join(BUFFER_POLICIES)}")
+        if optimizer_state not in STATE_POLICIES:
+            raise InputError("optimizer_state", optimizer_state, f"one of {', '.join(STATE_POLICIES)}")
+        self.model = model
+        self.optimizer = optimizer
+        self.algorithm = algorithm
+        self.topology = topology
+        self.engine = select(engine, topology)
+        self.progress = Progress()
+        self.events: deque[Event] = deque(maxlen=2**16)
+        self.totals = Totals()
+        # Odd multiplier: distinct for every learner of a seed, and far apart for neighbouring seeds.
+        self.generator = torch.Generator().manual_seed((seed * 1_000_003 + topology.rank) % 2**63)
+        self._buffer_policy = buffers
+        self._state_policy = optimizer_state
+        self._start_s = time.perf_counter()
+        self._learners_agree = False
+
+        flats = topology.do_together(self._make_flat_buffers)
+        self._parameters, self._buffers = flats
+        self._check_same_on_all_learners()
+        for flat in flats:
+            for array in flat.arrays:
+                self._broadcast(array)
+        self._parts = [_Part(self._parameters, algorithm.how)]
+        if buffers == "average":
+            self._parts.append(_Part(self._buffers, replace))
+        self._gradients = GradientBuffer(self._parameters, topology) if algorithm.averages == "gradients" else None
+        self._state = StateAverager(optimizer, topology)
+
+    # -- construction ---------------------------------------------------------------------------------------------
+
+    def _make_flat_buffers(self) -> tuple[FlatBuffer, FlatBuffer]:
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        for index, group in enumerate(self.optimizer.param_groups):
+            named += [(f"optimizer.{index}.{i}", p) for i, p in enumerate(group["params"]) if p.requires_grad]
+        buffers = [(name, b) for name, b in self.model.named_buffers() if b.is_floating_point()]
+        return FlatBuffer(named), FlatBuffer(buffers)
+
+    def _check_same_on_all_learners(self) -> None:
+        own = self._parameters.signature() + self._buffers.signature()
+        first = self.topology.world.bcast(own, root=0)
+        error = None
+        if own != first:
+            here, there = next(
+                (pair for pair in zip(own, first, strict=False) if pair[0] != pair[1]),
+                (f"{len(own)} tensors", f"{len(first)} tensors"),
+            )
+            error = InputError("model", f"{here} on rank {self.topology.rank}", f"{there}, as on rank 0")
+        self.topology.agree(error)
+
+    def _broadcast(self, array: Tensor) -> None:
+        host = array.detach().view(-1).view(torch.uint8).cpu()
+        for chunk in host.split(2**30):
+            self.topology.world.Bcast(chunk.numpy(), root=0)
+        array.copy_(host.view(array.dtype).view_as(array))
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def step(
+        self,
+        loss: float | Tensor | None = None,
+        *,
+        scaler: torch.amp.GradScaler | None = None,
+        closure: Callable[[], float] | None = None,
+    ) -> None:
+        """Take the optimizer's step and whatever averaging is due. Collective where a mean is due.
+
+        loss : the step's training loss, for rules whose period follows it; the others ignore it.
+        scaler : an AMP gradient scaler; ``scaler.step`` is called instead of ``optimizer.step`` (``scaler.update`` stays
+            with the caller). A step it skips counts all the same, so that the learners stay together.
+        closure : passed to optimizers that need one.
+        """
+        progress = self.progress
+        progress.step += 1
+        due = self.algorithm.when(progress)
+        if self._gradients is not None and due is not None:
+            self._average_gradients(self._gradients, due)
+        if scaler is not None:
+            scaler.step(self.optimizer)
+        elif closure is not None:
+            self.optimizer.step(closure)
+        else:
+            self.optimizer.step()
+        self._learners_agree = False
+        if due is not None:
+            if self._gradients is None:
+                self._average(due)
+            if due is Scope.GLOBAL:
+                progress.round += 1
+                progress.round_step = progress.step
+
+    def finish(self, batches: Iterable[Any] | None = None) -> None:
+        """Take the final global mean: every learner then holds the run's model. Collective over all learners.
+
+        batches : training inputs, needed where buffers are recomputed; see `recompute_buffers`.
+        """
+        if not self._learners_agree:
+            self._average(Scope.GLOBAL, how=replace)
+        if self._buffer_policy == "recompute":
+            if batches is None:
+                raise InputError("batches", None, "training batches, because buffers='recompute'")
+            self.recompute_buffers(batches)
+
+    @contextmanager
+    def mean_model(self, batches: Iterable[Any] | None = None) -> Iterator[torch.nn.Module]:
+        """Let the model hold the mean over all learners inside the block; afterwards it is what it was, bit for bit.
+
+        Collective over all learners. Needs room for one more copy of the parameters. It is no part of the algorithm:
+        it appears neither in `events` nor in `totals`.
+        """
+        flats = (self._parameters, self._buffers)
+        saved = [flat.snapshot() for flat in flats]
+        try:
+            if not self._learners_agree:
+                for part in self._parts:
+                    self._take_mean(part.flat)
+            if self._buffer_policy == "recompute" and batches is not None:
+                self.recompute_buffers(batches)
+            yield self.model
+        finally:
+            for flat, arrays in zip(flats, saved, strict=True):
+                flat.restore(arrays)
+
+    def recompute_buffers(self, batches: Iterable[Any]) -> None:
+        """Re-estimate the BatchNorm statistics of the model as it is on `batches`, then average them over all learners.
+
+        batches : inputs, or sequences whose first element is the input, of this learner's training data.
+        """
+        with torch.no_grad():
+            torch.optim.swa_utils.update_bn(batches, self.model)
+            self._take_mean(self._buffers)
+
+    # -- means ----------------------------------------------------------------------------------------------------
+
+    def _average(self, scope: Scope, how: Merge | None = None) -> None:
+        """Take the mean over `scope` and merge it: by the rule where it is global, by replacing where it is local."""
+        started = time.perf_counter()
+        num_bytes = 0
+        with torch.no_grad():
+            for part in self._parts:
+                merge = replace if scope is Scope.LOCAL else how or part.how
+                part.flat.refresh()
+                num_bytes += part.flat.num_bytes
+                for array, state in zip(part.flat.arrays, part.states, strict=True):
+                    self._mean_and_merge(array, scope, merge, state)
+            if scope is Scope.GLOBAL:
+                if self._state_policy == "average":
+                    num_bytes += self._state.average(self.engine)
+                elif self._state_policy == "reset":
+                    self.optimizer.state.clear()
+                self._learners_agree = (how or self.algorithm.how).overwrites
+        self._record(scope, started, num_bytes)
+
+    def _take_mean(self, flat: FlatBuffer) -> None:
+        """Replace the tensors of `flat` by their mean over all learners."""
+        with torch.no_grad():
+            flat.refresh()
+            for array in flat.arrays:
+                self._mean_and_merge(array, Scope.GLOBAL, replace, {})
+
+    def _mean_and_merge(self, array: Tensor, scope: Scope, merge: Merge, state: dict[str, Tensor]) -> None:
+        if merge.overwrites and array.shape[0] == 1:
+            self.engine.mean(array, array[0], scope)  # formed in place: no copy, nothing left to merge
+        else:
+            mean = torch.empty_like(array[0])
+            self.engine.mean(array, mean, scope)
+            merge.apply(array, mean, state)
+
+    def _average_gradients(self, gradients: GradientBuffer, scope: Scope) -> None:
+        started = time.perf_counter()
+        self._parameters.refresh()
+        gradients.average(self.engine, scope)
+        self._record(scope, started, gradients.num_bytes)
+
+    def _record(self, scope: Scope, started: float, num_bytes: int) -> None:
+        blocked_s = time.perf_counter() - started
+        self.events.append(
+            Event(self.progress.step, scope, started - self._start_s, blocked_s, blocked_s, num_bytes)
+        )
+        if scope is Scope.LOCAL:
+            self.totals.local_averages += 1
+        else:
+            self.totals.global_averages += 1
+        self.totals.bytes_averaged += num_bytes
+        self.totals.blocked_s += blocked_s
+        self.totals.in_flight_s += blocked_s
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs beside the states of model and optimizer, as plain values and tensors."""
+        return {
+            "algorithm": self.algorithm.name,
+            "options": dict(self.algorithm.options),
+            "progress": asdict(self.progress),
+            "totals": asdict(self.totals),
+            "generator": self.generator.get_state(),
+            "merge": [[dict(state) for state in part.states] for part in self._parts],
+            "learners_agree": self._learners_agree,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned; raises `InputError` where it belongs to another rule."""
+        given = (state["algorithm"], state["options"])
+        if given != (self.algorithm.name, dict(self.algorithm.options)):
+            raise InputError("state", given, f"that of {self.algorithm.name} with {self.algorithm.options}")
+        self.progress = Progress(**state["progress"])
+        self.totals = Totals(**state["totals"])
+        self.generator.set_state(state["generator"])
+        for part, saved in zip(self._parts, state["merge"], strict=True):
+            for own, values in zip(part.states, saved, strict=True):
+                for key, value in values.items():
+                    own[key].copy_(value)
+        self._learners_agree = state["learners_agree"]

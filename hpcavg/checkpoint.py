@@ -1,0 +1,44 @@
+"""Model files: a state_dict as an HDF5 file, no pickle."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import h5py
+import torch
+from torch import Tensor
+
+
+def save_model(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a state_dict, one dataset per tensor. Dtypes that HDF5 does not know are stored as their bytes."""
+    with h5py.File(path, "x") as file:
+        for name, tensor in state.items():
+            tensor = tensor.detach().cpu().contiguous()
+            dataset = file.create_dataset(name, data=tensor.reshape(-1).view(torch.uint8).numpy())
+            dataset.attrs["dtype"] = str(tensor.dtype).removeprefix("torch.")
+            dataset.attrs["shape"] = tensor.shape
+
+
+def load_model(path: Path | str) -> dict[str, Tensor]:
+    """Return the state_dict that `save_model` wrote, for ``model.load_state_dict``."""
+    state = {}
+    with h5py.File(path, "r") as file:
+
+        def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
+            if isinstance(item, h5py.Dataset):
+                dtype = getattr(torch, item.attrs["dtype"])
+                state[name] = torch.from_numpy(item[...]).view(dtype).reshape(tuple(map(int, item.attrs["shape"])))
+
+        file.visititems(visit)
+    return state
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of all values of a state_dict: equal exactly when two models are equal bit for bit."""
+    sha = hashlib.sha256()
+    for name, tensor in state.items():
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()

@@ -1,0 +1,101 @@
+"""The command line: options made from the fields of `Config`, one-line errors. Light to import."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import typing
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import hpcavg
+from hpcavg.config import Config, from_sources
+from hpcavg.errors import UsageError
+
+COMMANDS = {
+    "train": "train a model (the default)",
+    "report": "print the table of one or several runs and plot their curves",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one-line exceptions."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def split_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the subcommand and the arguments after it; without one it is ``train``."""
+    if arguments and arguments[0] in COMMANDS:
+        return arguments[0], list(arguments[1:])
+    return "train", list(arguments)
+
+
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Return whether the arguments only ask for a text, which needs no MPI."""
+    return bool({"-h", "--help", "--version"} & set(arguments))
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``train``. Values stay strings: `Config` checks those of files and options alike."""
+    commands = "\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items())
+    parser = _Parser(
+        prog="hpcavg",
+        usage="python -m hpcavg [train|report] [--config FILE.toml] [options]",
+        description=f"Train a neural network by model averaging over MPI.\n\ncommands:\n{commands}",
+        epilog="Options come from the defaults, then the TOML file, then the command line.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--version", action="version", version=f"hpcavg {hpcavg.__version__}")
+    parser.add_argument("--config", metavar="FILE", help="TOML file of options, such as the config.toml of a run")
+    sections: dict[str, Any] = {}
+    hints = typing.get_type_hints(Config)
+    for field in dataclasses.fields(Config):
+        section = field.metadata["section"]
+        group = sections.setdefault(section, None) or parser.add_argument_group(section)
+        sections[section] = group
+        flag = f"--{field.name.replace('_', '-')}"
+        text = field.metadata["help"]
+        choices = field.metadata["choices"]
+        if choices:
+            text += f": {', '.join(choice.replace('_', '-') for choice in choices)}"
+        default = Config.__dataclass_fields__[field.name].default
+        if default is not None:
+            shown = "x".join(map(str, default)) if isinstance(default, tuple) else str(default).replace("_", "-")
+            text += f" [{shown}]"
+        if hints[field.name] is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            group.add_argument(flag, metavar=_metavar(hints[field.name]), help=text)
+    return parser
+
+
+def parse_train(arguments: Sequence[str]) -> Config:
+    """Return the configuration that the arguments of ``train`` describe. Raises `InputError`."""
+    parser = train_parser()
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=3)
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise UsageError(f"{unknown[0]}: no such option{hint or '; --help lists them'}")
+    options = vars(known)
+    return from_sources(options.pop("config", None), options)
+
+
+def report_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``report``."""
+    parser = _Parser(prog="hpcavg report", description=COMMANDS["report"], allow_abbrev=False)
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="folder of a run")
+    parser.add_argument("--output", metavar="FILE.png", help="where the plot goes [DIR/curves.png of the first run]")
+    return parser
+
+
+def _metavar(hint: Any) -> str:
+    names = {int: "N", float: "X", str: "NAME"}
+    kinds = typing.get_args(hint) or (hint,)
+    return names.get(kinds[0], "SHAPE")

@@ -1,0 +1,189 @@
+"""A run's configuration: every option with its default, unit and check. Frozen; light to import.
+
+The command line, TOML files and the resolved ``config.toml`` of a run are all made from the fields of `Config`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcavg import algorithms
+from hpcavg.errors import InputError, require_integer
+from hpcavg.rule import Rule
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def _option(default: Any, section: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"section": section, "help": help, "choices": choices})
+
+
+_AVERAGING, _TASK, _OPTIMIZER, _RUN = "averaging", "task", "optimizer", "run"
+
+
+@dataclass(frozen=True)
+class Config:
+    """All options of a training run. None means: decided by the algorithm, the run length or the machine.
+
+    Raises `InputError` naming the option, its value and what is allowed.
+    """
+
+    algorithm: str = _option("hier_avg", _AVERAGING, "averaging algorithm", tuple(algorithms.ALGORITHMS))
+    k: int | None = _option(None, _AVERAGING, "steps between global means (k-avg, post-local-sgd)")
+    k1: int | None = _option(None, _AVERAGING, "steps between local means (hier-avg)")
+    k2: int | None = _option(None, _AVERAGING, "steps between global means (hier-avg)")
+    switch_step: int | None = _option(None, _AVERAGING, "last step that averages at every step (post-local-sgd)")
+    variant: str | None = _option(None, _AVERAGING, "parameters or gradients (sync-sgd)")
+    group_size: int | None = _option(None, _AVERAGING, "ranks in a local group; unset: the ranks of a node")
+    buffers: str = _option("average", _AVERAGING, "BatchNorm statistics at a mean", ("average", "keep", "recompute"))
+    optimizer_state: str = _option("keep", _AVERAGING, "momentum at a global mean", ("keep", "average", "reset"))
+    engine: str = _option("auto", _AVERAGING, "how means are taken", ("auto", "mpi"))
+
+    task: str = _option("digits", _TASK, "digits, synthetic, or path/to/file.py:function")
+    model: str = _option("mlp", _TASK, "network of the built-in tasks", ("mlp", "cnn"))
+    partition: str = _option(
+        "shard", _TASK, "shard: disjoint parts, reshuffled every epoch; shared: all sample the whole set", ("shard", "shared")
+    )
+    image_shape: tuple[int, ...] = _option((3, 32, 32), _TASK, "channels x height x width of synthetic images, as 3x32x32")
+    num_classes: int = _option(10, _TASK, "classes of synthetic images")
+    num_samples: int = _option(10_000, _TASK, "synthetic training images")
+
+    optimizer: str = _option("sgd", _OPTIMIZER, "local optimizer", ("sgd", "adam", "adamw"))
+    learning_rate: float = _option(0.05, _OPTIMIZER, "learning rate at its highest")
+    momentum: float = _option(0.9, _OPTIMIZER, "momentum of sgd, in [0, 1)")
+    nesterov: bool = _option(False, _OPTIMIZER, "Nesterov's momentum")
+    weight_decay: float = _option(1e-4, _OPTIMIZER, "weight decay")
+    schedule: str = _option(
+        "constant", _OPTIMIZER, "learning rate over the run", ("constant", "step", "cosine", "one-cycle")
+    )
+    decay_steps: int | None = _option(None, _OPTIMIZER, "steps between decays (step); unset: a third of the run")
+    decay_factor: float = _option(0.1, _OPTIMIZER, "factor of each decay (step)")
+    warmup_steps: int = _option(0, _OPTIMIZER, "steps of linear warm-up from a hundredth of the rate")
+
+    epochs: int | None = _option(None, _RUN, "passes over the training set; unset: 20, unless --steps is given")
+    steps: int | None = _option(None, _RUN, "steps of every learner, instead of --epochs")
+    batch_size: int = _option(16, _RUN, "samples per learner and step")
+    seed: int = _option(0, _RUN, "seed of initial parameters, shuffles and learners")
+    dtype: str = _option("float32", _RUN, "type of parameters and inputs", ("float32", "float64"))
+    device: str = _option("auto", _RUN, "auto takes a GPU where there is one", ("auto", "cpu", "cuda"))
+    threads: int | None = _option(None, _RUN, "torch threads per rank; unset: its share of the node's cores")
+    output: str | None = _option(None, _RUN, "the run's folder; unset: runs/TASK-ALGORITHM-TIME")
+    flush_seconds: float = _option(2.0, _RUN, "seconds between flushes of the metrics files")
+    expect_ranks: int | None = _option(None, _RUN, "refuse to run on another number of ranks")
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = _coerced(field.name, getattr(self, field.name), hints[field.name])
+            choices = field.metadata["choices"]
+            if choices is not None:
+                value = _chosen(field.name, value, choices)
+            object.__setattr__(self, field.name, value)
+        for name in ("k", "k1", "k2", "group_size", "decay_steps", "epochs", "steps", "threads", "expect_ranks"):
+            if getattr(self, name) is not None:
+                require_integer(name, getattr(self, name), 1)
+        for name in ("num_samples", "batch_size"):
+            require_integer(name, getattr(self, name), 1)
+        require_integer("num_classes", self.num_classes, 2)
+        require_integer("warmup_steps", self.warmup_steps, 0)
+        require_integer("seed", self.seed, 0, 2**63 - 1)
+        self._require("learning_rate", self.learning_rate > 0, "a positive number")
+        self._require("momentum", 0 <= self.momentum < 1, "a number of at least 0 and below 1")
+        self._require("weight_decay", self.weight_decay >= 0, "a number of at least 0")
+        self._require("decay_factor", 0 < self.decay_factor <= 1, "a number above 0 and at most 1")
+        self._require("flush_seconds", self.flush_seconds >= 0, "a number of at least 0")
+        self._require("nesterov", not self.nesterov or self.momentum > 0, "false where momentum is 0")
+        shape = self.image_shape
+        self._require("image_shape", len(shape) == 3 and min(shape) >= 1, "channels x height x width, as 3x32x32")
+        if self.epochs is not None and self.steps is not None:
+            raise InputError("steps", self.steps, "unset where epochs is given")
+        if self.epochs is None and self.steps is None:
+            object.__setattr__(self, "epochs", 20)
+        for name, value in self.rule().options.items():
+            object.__setattr__(self, name, value)
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise InputError(name, getattr(self, name), allowed)
+
+    def rule(self) -> Rule:
+        """Return the averaging rule that the options describe."""
+        names = {name for algorithm in algorithms.ALGORITHMS for name in algorithms.option_names(algorithm)}
+        given = {name: value for name in sorted(names) if (value := getattr(self, name)) is not None}
+        return algorithms.build(self.algorithm, given)
+
+    def as_toml(self) -> dict[str, Any]:
+        """Return the options that are set, as a TOML file holds them."""
+        values = dataclasses.asdict(self)
+        values["image_shape"] = "x".join(map(str, self.image_shape))
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
+    """Return the configuration of defaults, then the TOML file at `path`, then `options`.
+
+    Raises `InputError` for a file that cannot be read or holds an unknown option.
+    """
+    values = {} if path is None else _read_toml(path)
+    if "epochs" in options:  # the command line's choice of run length replaces the file's
+        values.pop("steps", None)
+    if "steps" in options:
+        values.pop("epochs", None)
+    return Config(**{**values, **options})
+
+
+def _read_toml(path: str) -> dict[str, Any]:
+    try:
+        with Path(path).open("rb") as file:
+            read = tomllib.load(file)
+    except OSError as error:
+        raise InputError("config", path, f"a file that can be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError("config", path, f"a TOML file ({' '.join(str(error).split())})") from error
+    valid = [field.name for field in dataclasses.fields(Config)]
+    values = {name.replace("-", "_"): value for name, value in read.items()}
+    for name in values:
+        if name not in valid:
+            raise InputError("config", path, f"a file of known options; {name!r} is none of {', '.join(valid)}")
+    return values
+
+
+def _chosen(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """Return the choice that `value` names; dashes and underscores are the same."""
+    for choice in choices:
+        if value.replace("_", "-") == choice.replace("_", "-"):
+            return choice
+    raise InputError(name, value, f"one of {', '.join(choice.replace('_', '-') for choice in choices)}")
+
+
+def _coerced(name: str, value: Any, hint: Any) -> Any:
+    """Return `value` as the type the field declares, from a string (command line) or a TOML value."""
+    kinds = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = kinds[0]
+    try:
+        if kind is bool and isinstance(value, bool):
+            return value
+        if kind is str and isinstance(value, str):
+            return value
+        if kind is int and not isinstance(value, (bool, float)):
+            return int(value)
+        if kind is float and not isinstance(value, bool) and math.isfinite(float(value)):
+            return float(value)
+        if typing.get_origin(kind) is tuple:
+            return tuple(int(size) for size in (value.split("x") if isinstance(value, str) else value))
+    except (TypeError, ValueError, AttributeError):
+        pass
+    words = {bool: "true or false", str: "a text", int: "an integer", float: "a finite number"}
+    raise InputError(name, value, words.get(kind, "sizes such as 3x32x32"))

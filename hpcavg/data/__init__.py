@@ -1,0 +1,1 @@
+"""Which samples a learner sees, and in which order."""

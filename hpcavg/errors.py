@@ -1,0 +1,46 @@
+"""Exceptions that mean: the user's input is wrong."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """A value from outside that cannot be used.
+
+    Parameters
+    ----------
+    option : the argument's name as Python spells it, for example ``"group_size"``.
+    value : what was given.
+    allowed : what would have been accepted, in a few words.
+    """
+
+    def __init__(self, option: str, value: object, allowed: str) -> None:
+        super().__init__(option, value, allowed)
+        self.option, self.value, self.allowed = option, value, allowed
+
+    def __str__(self) -> str:
+        return f"{self.option}={self.value!r}: allowed is {self.allowed}"
+
+    def as_option(self) -> str:
+        """Return the same line with the name as the command line spells it."""
+        return f"--{self.option.replace('_', '-')} {self.value}: allowed is {self.allowed}"
+
+
+class UsageError(InputError):
+    """A command line that cannot be read at all: an unknown option, a missing value."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("arguments", message, "what --help lists")
+        self.args = (message,)
+
+    def as_option(self) -> str:
+        """Return the message."""
+        return str(self.value)
+
+
+def require_integer(option: str, value: object, minimum: int, maximum: int | None = None) -> None:
+    """Raise `InputError` unless `value` is an integer in ``minimum..maximum`` (no upper bound when None)."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value >= minimum and (maximum is None or value <= maximum):
+            return
+    upper = "" if maximum is None else f" and at most {maximum}"
+    raise InputError(option, value, f"an integer of at least {minimum}{upper}")

@@ -1,0 +1,32 @@
+"""Learning-rate schedules over a run, from torch's own."""
+
+from __future__ import annotations
+
+import torch
+from torch.optim import lr_scheduler
+
+from hpcavg.config import Config
+
+
+def build(config: Config, optimizer: torch.optim.Optimizer, total_steps: int) -> lr_scheduler.LRScheduler | None:
+    """Return the scheduler to step after every training step, None where the rate is constant.
+
+    With warm-up the rate rises in a straight line over the first ``config.warmup_steps``, and the schedule fills the
+    steps that are left.
+    """
+    warmup = min(config.warmup_steps, total_steps - 1)
+    steps = total_steps - warmup
+    main: lr_scheduler.LRScheduler | None = None
+    if config.schedule == "step":
+        main = lr_scheduler.StepLR(optimizer, config.decay_steps or -(-steps // 3), gamma=config.decay_factor)
+    elif config.schedule == "cosine":
+        main = lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    elif config.schedule == "one-cycle":
+        # One step more than is taken: torch refuses to be stepped after its last value.
+        main = lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps + 1, cycle_momentum=False)
+    if not warmup:
+        return main
+    rise = lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=warmup)
+    if main is None:
+        return rise
+    return lr_scheduler.SequentialLR(optimizer, [rise, main], milestones=[warmup])

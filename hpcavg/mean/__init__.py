@@ -1,0 +1,36 @@
+"""WHO: engines that take means over the learners of a scope, behind one small interface."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from hpcavg.errors import InputError
+from hpcavg.mean.mpi import MpiEngine
+from hpcavg.schedule import Scope
+from hpcavg.topology import Topology
+
+ENGINES = {"mpi": MpiEngine}
+
+
+class Engine(Protocol):
+    """Takes means over the learners of a scope."""
+
+    name: str
+
+    def mean(self, rows: Tensor, out: Tensor, scope: Scope) -> None:
+        """Write the mean over all learners in `scope` to `out`.
+
+        rows : shape (learners, numel), this rank's learners. out : shape (numel,), same dtype and device; for a single
+        learner it may be ``rows[0]`` itself. Collective over the scope; every rank gets the same bits.
+        """
+
+
+def select(name: str, topology: Topology) -> Engine:
+    """Return the engine called `name`; ``"auto"`` picks one."""
+    if name == "auto":
+        return MpiEngine(topology)
+    if name not in ENGINES:
+        raise InputError("engine", name, f"one of auto, {', '.join(ENGINES)}")
+    return ENGINES[name](topology)

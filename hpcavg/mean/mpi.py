@@ -1,0 +1,56 @@
+"""The portable engine: MPI_Allreduce in place over the flat buffer."""
+
+from __future__ import annotations
+
+import torch
+from mpi4py import MPI
+from torch import Tensor
+
+from hpcavg.schedule import Scope
+from hpcavg.topology import Topology
+
+# MPI counts are 32-bit C integers here (Open MPI 5 has no MPI_Allreduce_c).
+MAX_CHUNK_ELEMENTS = 2**31 - 1
+# Dtypes and devices that MPI cannot reduce pass through host memory a piece at a time: 16 MiB of float32.
+_STAGING_ELEMENTS = 4 * 2**20
+
+
+class MpiEngine:
+    """Means by MPI_Allreduce, in place, in chunks of at most `max_chunk_elements`.
+
+    float32 and float64 on the CPU are reduced where they lie. Everything else goes through a small host buffer and is
+    summed in float32: half precision, which MPI has no type for, and other devices.
+    """
+
+    name = "mpi"
+
+    def __init__(self, topology: Topology, max_chunk_elements: int = MAX_CHUNK_ELEMENTS) -> None:
+        self._topology = topology
+        self._max_chunk_elements = max_chunk_elements
+
+    def mean(self, rows: Tensor, out: Tensor, scope: Scope) -> None:
+        """Write the mean over the learners in `scope` to `out`; see `hpcavg.mean.Engine`."""
+        num_local_learners = rows.shape[0]
+        if num_local_learners > 1:
+            torch.sum(rows, dim=0, out=out)
+        elif out.data_ptr() != rows.data_ptr():
+            out.copy_(rows[0])
+        if out.is_complex():
+            out = torch.view_as_real(out).view(-1)
+        comm = self._topology.comm(scope)
+        num_learners = comm.Get_size() * num_local_learners
+        if num_learners > 1:
+            self._average(comm, out, num_learners)
+
+    def _average(self, comm: MPI.Intracomm, values: Tensor, num_learners: int) -> None:
+        """Sum `values` over `comm` and divide by `num_learners`: a product with 1/n would round twice."""
+        if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
+            for chunk in values.split(self._max_chunk_elements):
+                comm.Allreduce(MPI.IN_PLACE, chunk.numpy(), MPI.SUM)
+                chunk.div_(num_learners)
+            return
+        dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+        for chunk in values.split(min(_STAGING_ELEMENTS, self._max_chunk_elements)):
+            staged = chunk.to("cpu", dtype)
+            comm.Allreduce(MPI.IN_PLACE, staged.numpy(), MPI.SUM)
+            chunk.copy_(staged.div_(num_learners))

@@ -1,0 +1,62 @@
+"""What becomes of the local optimizers' state (momentum, Adam's moments) at a global mean."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from mpi4py import MPI
+from torch import Tensor
+
+from hpcavg.flat import FlatBuffer
+from hpcavg.mean import Engine
+from hpcavg.schedule import Scope
+from hpcavg.topology import Topology
+
+POLICIES = ("keep", "average", "reset")
+
+
+class StateAverager:
+    """Averages the optimizer's state tensors that have a parameter's shape, over all learners.
+
+    A parameter's state is averaged where every learner has it (a learner whose gradient was None has none yet); step
+    counters are not averaged. The state becomes views of a flat buffer, remade when the set of tensors changes.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, topology: Topology) -> None:
+        self._optimizer = optimizer
+        self._topology = topology
+        self._names: list[str] = []
+        self.flat = FlatBuffer([])
+
+    def average(self, engine: Engine) -> int:
+        """Average the state in place; return the bytes this learner brought in. Collective over all learners."""
+        found = self._tensors()
+        common = self._common(found)
+        tensors = {f"{index}.{name}": tensor for (index, name), tensor in found.items() if index in common}
+        if list(tensors) != self._names or any(
+            slot.tensors[0] is not tensor for slot, tensor in zip(self.flat, tensors.values(), strict=True)
+        ):
+            self.flat, self._names = FlatBuffer(tensors.items()), list(tensors)
+        self.flat.refresh()
+        for array in self.flat.arrays:
+            engine.mean(array, array[0], Scope.GLOBAL)
+        return self.flat.num_bytes
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _tensors(self) -> dict[tuple[int, str], Tensor]:
+        """Return the state tensors by parameter index and name."""
+        return {
+            (index, name): value
+            for index, parameter in enumerate(self._parameters())
+            for name, value in sorted(self._optimizer.state.get(parameter, {}).items())
+            if isinstance(value, Tensor) and value.shape == parameter.shape and name != "step"
+        }
+
+    def _common(self, found: dict[tuple[int, str], Tensor]) -> set[int]:
+        """Return the parameters that have state on every learner."""
+        present = np.zeros(len(self._parameters()), dtype=np.uint8)
+        present[[index for index, _ in found]] = 1
+        self._topology.world.Allreduce(MPI.IN_PLACE, present, MPI.MIN)
+        return set(np.flatnonzero(present).tolist())

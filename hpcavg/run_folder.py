@@ -1,0 +1,83 @@
+"""A run's folder: what it was configured with, where it ran, and how it ended."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import tomli_w
+import torch
+from mpi4py import MPI
+
+import hpcavg
+from hpcavg.config import Config
+from hpcavg.errors import InputError
+
+
+def create(config: Config, task_name: str) -> Path:
+    """Make the folder with its ``metrics`` and ``checkpoints``, and return it.
+
+    Raises `InputError` when it cannot be written or holds another run.
+    """
+    algorithm = config.algorithm.replace("_", "-")
+    label = re.sub(r"[^A-Za-z0-9_.-]+", "-", task_name)
+    path = Path(config.output or f"runs/{label}-{algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")
+    attempt = 1
+    while config.output is None and path.exists():  # two runs started within a second
+        attempt += 1
+        path = path.with_name(f"{path.name.partition('~')[0]}~{attempt}")
+    try:
+        if path.is_dir() and any(path.iterdir()):
+            raise InputError("output", path, "a new or empty folder; this one holds files, such as those of another run")
+        (path / "metrics").mkdir(parents=True)
+        (path / "checkpoints").mkdir()
+    except OSError as error:
+        raise InputError("output", path, f"a folder that can be written ({error.strerror})") from error
+    return path
+
+
+def write_start(path: Path, config: Config, nodes: list[str], threads: int, device: str) -> None:
+    """Write ``config.toml``, which can be fed back as --config, and ``environment.json``."""
+    options = {name: value for name, value in config.as_toml().items() if name != "output"}
+    (path / "config.toml").write_text(tomli_w.dumps(options))
+    environment = {
+        "hpcavg": hpcavg.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "h5py": h5py.__version__,
+        "hdf5": h5py.version.hdf5_version,
+        "mpi4py": sys.modules["mpi4py"].__version__,
+        "mpi_library": MPI.Get_library_version().strip("\0\n "),
+        "platform": platform.platform(),
+        "nodes": nodes,
+        "threads_per_rank": threads,
+        "device": device,
+        "git_revision": _git_revision(),
+        "command": sys.argv,
+    }
+    write_json(path / "environment.json", environment)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write `values` to `path` as JSON, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(values, indent=2) + "\n")
+    partial.replace(path)
+
+
+def _git_revision() -> str | None:
+    """Return the revision of the checkout that hpcavg runs from, with a plus sign where it was changed."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,81 @@
+"""Tasks: a model, its data, a loss and an accuracy. Built in by name, or the user's own from a Python file."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+
+from hpcavg.config import Config
+from hpcavg.errors import InputError
+from hpcavg.tasks import digits, synthetic
+from hpcavg.tasks.task import Data, Task, count_correct
+
+__all__ = ["BUILT_IN", "Data", "Task", "count_correct", "load", "load_data", "refused"]
+
+BUILT_IN = {"digits": digits.task, "synthetic": synthetic.task}
+
+
+def load(config: Config) -> Task:
+    """Return the task that ``config.task`` names: a built-in name, or ``path/to/file.py:function``.
+
+    The function is called with the configuration and returns a `Task`. Raises `InputError` when there is no such task,
+    when the file or function cannot be used, or when the function raises.
+    """
+    if config.task in BUILT_IN:
+        return BUILT_IN[config.task](config)
+    path_text, separator, function_name = config.task.rpartition(":")
+    path = Path(path_text)
+    if not separator or path.suffix != ".py":
+        raise InputError("task", config.task, f"one of {', '.join(BUILT_IN)}, or path/to/file.py:function")
+    if not path.is_file():
+        raise InputError("task", config.task, "a file that exists, as path/to/file.py:function")
+    try:
+        module = _import_file(path)
+    except Exception as error:
+        raise refused(config.task, error) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise InputError("task", config.task, f"a function of that file; it has no {function_name!r}")
+    try:
+        task = function(config)
+    except InputError:
+        raise
+    except Exception as error:
+        raise refused(config.task, error) from error
+    if not isinstance(task, Task):
+        raise InputError("task", config.task, f"a function that returns a hpcavg.tasks.Task, not {type(task).__name__}")
+    return task
+
+
+def load_data(task: Task) -> Data:
+    """Return the task's data, read and checked; raises `InputError` where the task cannot give it."""
+    try:
+        data = task.load_data()
+    except InputError:
+        raise
+    except Exception as error:
+        raise refused(task.name, error) from error
+    data.check(task.name)
+    return data
+
+
+def _import_file(path: Path) -> object:
+    name = f"hpcavg_task_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def refused(name: str, error: Exception) -> InputError:
+    """Return the one-line error for a task that raised `error`, with the place where it did."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    message = " ".join(str(error).split())
+    return InputError(
+        "task", name, f"a task that does not raise; {last.filename}:{last.lineno}: {type(error).__name__}: {message}"
+    )

@@ -1,0 +1,58 @@
+"""What a task is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from hpcavg.errors import InputError
+
+
+class Data(NamedTuple):
+    """Training and test samples as arrays whose first axis counts samples. Loaded once per node, shared by its ranks."""
+
+    train_inputs: NDArray[Any]
+    train_targets: NDArray[Any]
+    test_inputs: NDArray[Any]
+    test_targets: NDArray[Any]
+
+    def check(self, name: str) -> None:
+        """Raise `InputError` unless inputs and targets are arrays of the same, non-zero number of samples."""
+        for field, array in self._asdict().items():
+            if not isinstance(array, np.ndarray) or array.ndim < 1 or len(array) < 1 or array.dtype.hasobject:
+                raise InputError("task", name, f"data whose {field} is a NumPy array of numbers with at least one sample")
+        for part in ("train", "test"):
+            inputs, targets = len(getattr(self, f"{part}_inputs")), len(getattr(self, f"{part}_targets"))
+            if inputs != targets:
+                raise InputError("task", name, f"one target per input; {part} has {inputs} inputs, {targets} targets")
+
+
+def count_correct(output: Tensor, target: Tensor) -> Tensor:
+    """Return how many rows of `output`, shape (batch, classes), have their maximum at `target`, shape (batch,)."""
+    return (output.argmax(dim=1) == target).sum()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A learning problem.
+
+    Attributes
+    ----------
+    name : used in the run's folder name and reports.
+    build_model : returns the model, freshly initialised; called once on every rank, after torch has been seeded.
+    load_data : returns the data; called on one rank of every node.
+    loss : maps (output, target) to the mean loss over the batch, a scalar tensor.
+    count_correct : maps (output, target) to the number of correct predictions; None where accuracy has no meaning.
+    """
+
+    name: str
+    build_model: Callable[[], nn.Module]
+    load_data: Callable[[], Data]
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    count_correct: Callable[[Tensor, Tensor], Tensor] | None = count_correct

@@ -1,0 +1,338 @@
+"""The training run: set up together, loop, evaluate the mean model, leave a record."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mpi4py import MPI
+from torch import Tensor, nn
+
+from hpcavg import checkpoint, eager, learning_rate, placement, run_folder, tasks
+from hpcavg.averager import Averager
+from hpcavg.config import Config
+from hpcavg.data.partition import PARTITIONS, Indices, batches, num_batches, shard_size
+from hpcavg.errors import InputError
+from hpcavg.metrics import Recorder, file_name, write_view
+from hpcavg.node_memory import share_array
+from hpcavg.progress import Display, display
+from hpcavg.summary import Summary, show
+from hpcavg.tasks import Data, Task
+from hpcavg.topology import Topology
+
+_EVALUATION_BATCH = 1024
+
+
+@dataclass
+class _Seconds:
+    """Where this rank's time went."""
+
+    compute_s: float = 0.0
+    data_s: float = 0.0
+    averaging_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Score:
+    """Mean loss and accuracy over the test samples a rank, or all ranks, looked at; accuracy is NaN without one."""
+
+    loss: float
+    accuracy: float
+
+
+class Trainer:
+    """One learner of a training run: everything the loop needs, set up in agreement with the other ranks.
+
+    Raises `InputError` on every rank when any rank finds the configuration, the task or its data unusable; nothing has
+    been written then.
+    """
+
+    def __init__(self, config: Config, topology: Topology) -> None:
+        self.config, self.topology = config, topology
+        self.device = topology.do_together(lambda: placement.choose_device(config.device, topology.node_rank))
+        self.threads = config.threads or placement.num_threads(topology.node)
+        torch.set_num_threads(self.threads)
+        self.task = topology.do_together(lambda: tasks.load(config))
+        self.data = _load_data(self.task, topology)
+        self._check_batch_size()
+        torch.manual_seed(config.seed)
+        self.dtype = getattr(torch, config.dtype)
+        self.model = topology.do_together(self._build_model)
+        self.optimizer = self._build_optimizer()
+        self.averager = Averager(
+            self.model,
+            self.optimizer,
+            config.rule(),
+            topology,
+            engine=config.engine,
+            buffers=config.buffers,
+            optimizer_state=config.optimizer_state,
+            seed=config.seed,
+        )
+        # From here on learners differ: dropout and other random layers draw from the learner's own stream.
+        torch.manual_seed(self.averager.generator.initial_seed())
+        self.steps_per_epoch = num_batches(len(self.data.train_inputs), topology.num_learners, config.batch_size)
+        self.total_steps = config.steps or (config.epochs or 0) * self.steps_per_epoch
+        self.scheduler = learning_rate.build(config, self.optimizer, self.total_steps)
+        self.seconds = _Seconds()
+        self.samples = 0
+
+    def _check_batch_size(self) -> None:
+        samples, learners = len(self.data.train_inputs), self.topology.num_learners
+        share = shard_size(samples, learners)
+        if self.config.batch_size > share:
+            raise InputError(
+                "batch_size",
+                self.config.batch_size,
+                f"at most {share}, a learner's share of {samples} samples over {learners} learners",
+            )
+
+    def _build_model(self) -> nn.Module:
+        try:
+            return self.task.build_model().to(self.device, self.dtype)
+        except InputError:
+            raise
+        except Exception as error:
+            raise tasks.refused(self.task.name, error) from error
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        config, parameters = self.config, self.model.parameters()
+        common = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+        if config.optimizer == "sgd":
+            return torch.optim.SGD(parameters, momentum=config.momentum, nesterov=config.nesterov, **common)
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        return kinds[config.optimizer](parameters, **common)
+
+    # -- data -----------------------------------------------------------------------------------------------------
+
+    def epoch_indices(self, epoch: int) -> Indices:
+        """Return the samples this learner sees in `epoch`, in order."""
+        config, topology = self.config, self.topology
+        return PARTITIONS[config.partition](
+            len(self.data.train_inputs), topology.num_learners, topology.rank, config.batch_size, config.seed, epoch
+        )
+
+    def to_device(self, array: Any) -> Tensor:
+        """Return samples as a tensor on the learner's device, floating-point ones in the run's dtype."""
+        tensor = torch.from_numpy(array)
+        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(self.device, dtype)
+
+    def train_inputs(self, epoch: int) -> Iterator[Tensor]:
+        """Yield the inputs of one epoch without training on them, to re-estimate BatchNorm statistics."""
+        for index in batches(self.epoch_indices(epoch), self.config.batch_size):
+            yield self.to_device(self.data.train_inputs[index])
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self, recorder: Recorder, shown: Display) -> tuple[float, _Score, _Score]:
+        """Train to the end; return the last epoch's training loss and the scores of the mean and of the learners."""
+        epoch = 0
+        while True:
+            train_loss = self._run_epoch(epoch, recorder, shown)
+            epoch += 1
+            is_last = self.averager.progress.step >= self.total_steps
+            mean, learners = self._evaluate_epoch(epoch, is_last)
+            train_loss = self.topology.world.allreduce(train_loss) / self.topology.num_learners
+            step = self.averager.progress.step
+            self._record_averages(recorder)
+            recorder.record(
+                "evaluation", step, epoch, train_loss, mean.loss, mean.accuracy, learners.loss, learners.accuracy
+            )
+            recorder.flush()
+            shown.line(
+                f"epoch {epoch:3d}  step {step:6d}  train loss {train_loss:.4f}  test loss {mean.loss:.4f}"
+                f"  accuracy {mean.accuracy:.4f}  (learners {learners.accuracy:.4f})"
+            )
+            if is_last:
+                return train_loss, mean, learners
+
+    def _run_epoch(self, epoch: int, recorder: Recorder, shown: Display) -> float:
+        """Train on one epoch, or what the run's last step leaves of it; return this learner's mean loss."""
+        self.model.train()
+        losses = []
+        before = time.perf_counter()
+        for index in batches(self.epoch_indices(epoch), self.config.batch_size):
+            inputs = self.to_device(self.data.train_inputs[index])
+            targets = self.to_device(self.data.train_targets[index])
+            ready = time.perf_counter()
+            rate = self.optimizer.param_groups[0]["lr"]
+            self.optimizer.zero_grad()
+            loss = self.task.loss(self.model(inputs), targets)
+            loss.backward()
+            self.averager.step(loss)
+            if self.scheduler is not None:
+                self.scheduler.step()
+            losses.append(loss.detach())
+            averaging_s = self._record_averages(recorder)
+            after = time.perf_counter()
+            data_s, compute_s = ready - before, after - ready - averaging_s
+            step = self.averager.progress.step
+            recorder.record("step", step, epoch + 1, losses[-1], rate, compute_s, data_s, averaging_s)
+            self.seconds.compute_s += compute_s
+            self.seconds.data_s += data_s
+            self.seconds.averaging_s += averaging_s
+            self.samples += len(index)
+            shown.advance()
+            if step >= self.total_steps:
+                break
+            before = time.perf_counter()
+        return float(torch.stack(losses).double().mean())
+
+    def _record_averages(self, recorder: Recorder) -> float:
+        """Move the averager's events into the metrics; return the seconds they blocked this learner."""
+        blocked_s = 0.0
+        events = self.averager.events
+        while events:
+            event = events.popleft()
+            blocked_s += event.blocked_s
+            recorder.record(
+                "averaging",
+                event.step,
+                event.scope.value,
+                event.started_s,
+                event.blocked_s,
+                event.in_flight_s,
+                event.num_bytes,
+                event.consensus_distance,
+            )
+        return blocked_s
+
+    def _evaluate_epoch(self, epoch: int, is_last: bool) -> tuple[_Score, _Score]:
+        """Return the scores of the mean model and of the learners' own; after the last epoch the mean is final."""
+        learners = self._evaluate()
+        inputs = self.train_inputs(epoch) if self.config.buffers == "recompute" else None
+        if is_last:
+            self.averager.finish(inputs)
+            return self._evaluate(), learners
+        with self.averager.mean_model(inputs):
+            return self._evaluate(), learners
+
+    def _evaluate(self) -> _Score:
+        """Return loss and accuracy over the test set, each rank's model on its own part of it."""
+        samples = np.arange(len(self.data.test_inputs))[self.topology.rank :: self.topology.num_learners]
+        total_loss = total_correct = 0.0
+        self.model.eval()
+        with torch.no_grad():
+            for index in batches(samples, _EVALUATION_BATCH):
+                output = self.model(self.to_device(self.data.test_inputs[index]))
+                targets = self.to_device(self.data.test_targets[index])
+                total_loss += float(self.task.loss(output, targets)) * len(index)
+                if self.task.count_correct is not None:
+                    total_correct += float(self.task.count_correct(output, targets))
+        totals = np.array([total_loss, total_correct])
+        self.topology.world.Allreduce(MPI.IN_PLACE, totals)
+        loss, accuracy = totals / len(self.data.test_inputs)
+        return _Score(float(loss), float(accuracy) if self.task.count_correct is not None else float("nan"))
+
+
+def train(config: Config) -> Path:
+    """Train as `config` says and return the run's folder. Collective over all ranks.
+
+    Raises `InputError` on every rank when the input cannot be used.
+    """
+    eager.defer_compiler_import()
+    topology = Topology(group_size=config.group_size)
+    topology.wait_all()
+    trainer = Trainer(config, topology)
+    path = _create_folder(trainer)
+    startup_s = topology.world.allreduce(_process_age_s(), MPI.MAX)
+    attributes = {"algorithm": config.algorithm, "task": trainer.task.name, "rank": topology.rank, "seed": config.seed}
+    attributes |= {"num_learners": topology.num_learners, "group": topology.group, "node": MPI.Get_processor_name()}
+    recorder = Recorder(path / "metrics" / file_name(topology.rank), attributes, config.flush_seconds)
+    shown = display(topology.rank, trainer.total_steps)
+    shown.line(
+        f"{config.algorithm.replace('_', '-')} on {trainer.task.name}: {topology.num_learners} learners in"
+        f" {topology.num_groups} groups on {topology.num_nodes} nodes, {trainer.total_steps} steps; {path}"
+    )
+    started = time.perf_counter()
+    try:
+        train_loss, mean, learners = trainer.run(recorder, shown)
+    finally:
+        shown.close()
+        recorder.close()
+    wall_s = time.perf_counter() - started
+    state = trainer.model.state_dict()
+    summary = _summarise(trainer, train_loss, mean, learners, wall_s=wall_s, startup_s=startup_s)
+    if topology.rank == 0:
+        checkpoint.save_model(path / "checkpoints" / "final.h5", state)
+        run_folder.write_json(path / "summary.json", summary)
+        show([(path, summary)])
+    topology.free()
+    return path
+
+
+def _load_data(task: Task, topology: Topology) -> Data:
+    """Return the task's data in memory that the node's ranks share; one rank of each node loads it."""
+    own = topology.do_together(lambda: tasks.load_data(task) if topology.node_rank == 0 else None)
+    topology.wait_all()
+    return Data(*(share_array(topology.node, None if own is None else own[field]) for field in range(len(Data._fields))))
+
+
+def _create_folder(trainer: Trainer) -> Path:
+    config, topology = trainer.config, trainer.topology
+    path, error = None, None
+    if topology.rank == 0:
+        try:
+            path = run_folder.create(config, trainer.task.name)
+        except InputError as raised:
+            error = raised
+    topology.agree(error)
+    path = topology.world.bcast(path, root=0)
+    nodes = topology.world.gather(MPI.Get_processor_name(), root=0)
+    if topology.rank == 0:
+        run_folder.write_start(path, config, sorted(set(nodes)), trainer.threads, str(trainer.device))
+        write_view(path / "metrics", topology.num_learners)
+    return path
+
+
+def _summarise(
+    trainer: Trainer, train_loss: float, mean: _Score, learners: _Score, wall_s: float, startup_s: float
+) -> Summary:
+    """Return the run's summary; times are means over the ranks. Collective."""
+    topology, totals, seconds = trainer.topology, trainer.averager.totals, trainer.seconds
+    sums = np.array([seconds.compute_s, seconds.data_s, totals.blocked_s, totals.in_flight_s, wall_s, trainer.samples])
+    topology.world.Allreduce(MPI.IN_PLACE, sums)
+    compute_s, data_s, blocked_s, in_flight_s, wall_s, _ = (sums / topology.num_learners).tolist()
+    is_delayed = in_flight_s > blocked_s
+    return Summary(
+        algorithm=trainer.config.algorithm,
+        task=trainer.task.name,
+        num_learners=topology.num_learners,
+        num_ranks=topology.world.Get_size(),
+        num_nodes=topology.num_nodes,
+        group_size=max(topology.group_sizes.values()),
+        steps=trainer.averager.progress.step,
+        epochs=trainer.averager.progress.step / trainer.steps_per_epoch,
+        samples=int(sums[-1]),
+        train_loss=train_loss,
+        test_loss=mean.loss,
+        test_accuracy=None if np.isnan(mean.accuracy) else mean.accuracy,
+        learner_test_loss=learners.loss,
+        learner_test_accuracy=None if np.isnan(learners.accuracy) else learners.accuracy,
+        global_averages=totals.global_averages,
+        local_averages=totals.local_averages,
+        bytes_averaged=totals.bytes_averaged,
+        wall_s=wall_s,
+        compute_s=compute_s,
+        data_s=data_s,
+        averaging_blocked_s=blocked_s,
+        hidden_fraction=1 - blocked_s / in_flight_s if is_delayed else None,
+        startup_s=startup_s,
+        seed=trainer.config.seed,
+        parameters_sha256=checkpoint.digest(trainer.model.state_dict()),
+        completed=True,
+    )
+
+
+def _process_age_s() -> float:
+    """Return the seconds since this process was started, interpreter and imports included."""
+    with open("/proc/self/stat") as file:
+        started_ticks = int(file.read().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
