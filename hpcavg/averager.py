@@ -15,11 +15,11 @@ from torch import Tensor
 
 from hpcavg.errors import InputError
 from hpcavg.flat import FlatBuffer
+from hpcavg.gradients import GradientBuffer
 from hpcavg.mean import select
 from hpcavg.merge import Merge, replace
 from hpcavg.optimizer_state import POLICIES as STATE_POLICIES
 from hpcavg.optimizer_state import StateAverager
-from hpcavg.gradients import GradientBuffer
 from hpcavg.rule import Rule
 from hpcavg.schedule import Progress, Scope
 from hpcavg.topology import Topology
@@ -179,8 +179,8 @@ class Averager:
         """Take the optimizer's step and whatever averaging is due. Collective where a mean is due.
 
         loss : the step's training loss, for rules whose period follows it; the others ignore it.
-        scaler : an AMP gradient scaler; ``scaler.step`` is called instead of ``optimizer.step`` (``scaler.update`` stays
-            with the caller). A step it skips counts all the same, so that the learners stay together.
+        scaler : an AMP gradient scaler; ``scaler.step`` is called instead of ``optimizer.step``; ``scaler.update``
+            stays with the caller. A step it skips counts all the same, so that the learners stay together.
         closure : passed to optimizers that need one.
         """
         progress = self.progress
@@ -287,9 +287,7 @@ class Averager:
 
     def _record(self, scope: Scope, started: float, num_bytes: int) -> None:
         blocked_s = time.perf_counter() - started
-        self.events.append(
-            Event(self.progress.step, scope, started - self._start_s, blocked_s, blocked_s, num_bytes)
-        )
+        self.events.append(Event(self.progress.step, scope, started - self._start_s, blocked_s, blocked_s, num_bytes))
         if scope is Scope.LOCAL:
             self.totals.local_averages += 1
         else:

@@ -40,5 +40,5 @@ def digest(state: Mapping[str, Tensor]) -> str:
     sha = hashlib.sha256()
     for name, tensor in state.items():
         sha.update(name.encode())
-        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()

@@ -50,11 +50,16 @@ class Config:
     engine: str = _option("auto", _AVERAGING, "how means are taken", ("auto", "mpi"))
 
     task: str = _option("digits", _TASK, "digits, synthetic, or path/to/file.py:function")
-    model: str = _option("mlp", _TASK, "network of the built-in tasks", ("mlp", "cnn"))
+    model: str = _option("cnn", _TASK, "network of the built-in tasks", ("mlp", "cnn"))
     partition: str = _option(
-        "shard", _TASK, "shard: disjoint parts, reshuffled every epoch; shared: all sample the whole set", ("shard", "shared")
+        "shard",
+        _TASK,
+        "shard: disjoint parts, reshuffled every epoch; shared: all sample the whole set",
+        ("shard", "shared"),
     )
-    image_shape: tuple[int, ...] = _option((3, 32, 32), _TASK, "channels x height x width of synthetic images, as 3x32x32")
+    image_shape: tuple[int, ...] = _option(
+        (3, 32, 32), _TASK, "channels x height x width of synthetic images, as 3x32x32"
+    )
     num_classes: int = _option(10, _TASK, "classes of synthetic images")
     num_samples: int = _option(10_000, _TASK, "synthetic training images")
 

@@ -40,4 +40,4 @@ def defer_compiler_import() -> None:
     if _NAME not in sys.modules:
         stand_in = _StandIn(_NAME)
         sys.modules[_NAME] = stand_in
-        torch._dynamo = stand_in  # type: ignore[assignment]
+        torch._dynamo = stand_in

@@ -39,8 +39,7 @@ class UsageError(InputError):
 
 def require_integer(option: str, value: object, minimum: int, maximum: int | None = None) -> None:
     """Raise `InputError` unless `value` is an integer in ``minimum..maximum`` (no upper bound when None)."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value >= minimum and (maximum is None or value <= maximum):
-            return
-    upper = "" if maximum is None else f" and at most {maximum}"
-    raise InputError(option, value, f"an integer of at least {minimum}{upper}")
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or value < minimum or (maximum is not None and value > maximum):  # type: ignore[operator]
+        upper = "" if maximum is None else f" and at most {maximum}"
+        raise InputError(option, value, f"an integer of at least {minimum}{upper}")

@@ -5,6 +5,7 @@ A mean over learners is then one collective on one array, and there is nothing t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -38,8 +39,8 @@ class FlatBuffer:
 
     Parameters
     ----------
-    named : pairs of name and tensor. Tensors over the same memory (tied weights) take one slot. Values, shapes and dense
-        strides (channels-last, say) are kept; other strides become contiguous.
+    named : pairs of name and tensor. Tensors over the same memory (tied weights) take one slot. Values, shapes
+        and dense strides (channels-last, say) are kept; other strides become contiguous.
     learners : rows of the arrays; the tensors are views of row 0.
 
     Attributes
@@ -142,7 +143,7 @@ def _refuse_partial_overlap(entries: list[tuple[str, Tensor]]) -> None:
             start = tensor.data_ptr()
             ranges.append((str(tensor.device), start, start + span * tensor.element_size(), name))
     ranges.sort()
-    for (device, _, end, name), (next_device, start, _, next_name) in zip(ranges, ranges[1:], strict=False):
+    for (device, _, end, name), (next_device, start, _, next_name) in itertools.pairwise(ranges):
         if device == next_device and start < end:
             raise InputError("model", f"{name} over {next_name}", "parameters that share all of their memory or none")
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 # Several parallel file systems refuse HDF5's locks; every rank writes a file of its own and readers use SWMR.
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
-import h5py  # noqa: E402
+import h5py
 
 
 class Column(NamedTuple):

@@ -21,7 +21,7 @@ class _Segment(NamedTuple):
     dtype: str
 
 
-def share_array(node: MPI.Intracomm, array: NDArray[np.generic] | None) -> NDArray[np.generic]:
+def share_array(node: MPI.Comm, array: NDArray[np.generic] | None) -> NDArray[np.generic]:
     """Return rank 0's `array` on every rank of `node`, in memory that all of them map.
 
     `array` is read on rank 0 of `node` only; the others pass None. The segment's name is removed before this returns,

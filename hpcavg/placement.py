@@ -10,7 +10,7 @@ from mpi4py import MPI
 from hpcavg.errors import InputError
 
 
-def num_threads(node: MPI.Intracomm) -> int:
+def num_threads(node: MPI.Comm) -> int:
     """Return the torch threads for this rank: its cores, shared evenly with the ranks of the node that run on them too.
 
     Collective over `node`.

@@ -13,7 +13,7 @@ from hpcavg.errors import InputError
 from hpcavg.metrics import read_view
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 _SMOOTHED_POINTS = 200
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ def create(config: Config, task_name: str) -> Path:
         path = path.with_name(f"{path.name.partition('~')[0]}~{attempt}")
     try:
         if path.is_dir() and any(path.iterdir()):
-            raise InputError("output", path, "a new or empty folder; this one holds files, such as those of another run")
+            raise InputError(
+                "output", path, "a new or empty folder; this one holds files, such as those of another run"
+            )
         (path / "metrics").mkdir(parents=True)
         (path / "checkpoints").mkdir()
     except OSError as error:
@@ -67,7 +70,7 @@ def write_start(path: Path, config: Config, nodes: list[str], threads: int, devi
     write_json(path / "environment.json", environment)
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write `values` to `path` as JSON, whole or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(values, indent=2) + "\n")

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
@@ -42,6 +43,7 @@ class Topology:
         ranks on this node. `cross` joins the groups: one communicator for every local rank.
     rank, num_learners : this learner's index and their number.
     group, num_groups : index of the local group and number of groups.
+    group_sizes : the number of learners in each group, by the group's lowest rank.
     num_nodes, node_rank : number of nodes, and this rank's index on its own.
 
     Raises `InputError` on every rank when `group_size` is not within 1..P.
@@ -57,15 +59,13 @@ class Topology:
         self.node = self.world.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
         self.node_rank: int = self.node.Get_rank()
         # The lowest rank of a group names it, so consecutive and node groups need no separate numbering.
-        if group_size is None:
-            first = self.node.allreduce(self.rank, MPI.MIN)
-        else:
-            first = self.rank - self.rank % group_size
+        first_on_node = self.node.allreduce(self.rank, MPI.MIN)
+        first = first_on_node if group_size is None else self.rank - self.rank % group_size
         self.local = self.world.Split(color=first, key=self.rank)
         self.group_sizes = self._sizes(first)
-        self.group = sorted(self.group_sizes).index(first)
+        self.group = list(self.group_sizes).index(first)
         self.num_groups = len(self.group_sizes)
-        self.num_nodes = len(self._sizes(self.node.allreduce(self.rank, MPI.MIN)))
+        self.num_nodes = len(self._sizes(first_on_node))
         self.cross = self.world.Split(color=self.local.Get_rank(), key=self.group)
         self._comms = {Scope.LOCAL: self.local, Scope.GLOBAL: self.world}
         self._is_free = False
@@ -73,11 +73,10 @@ class Topology:
         install_abort_hook()
 
     def _sizes(self, first: int) -> dict[int, int]:
-        """Return the number of ranks that gave each value of `first`."""
-        firsts = self.world.allgather(first)
-        return {value: firsts.count(value) for value in sorted(set(firsts))}
+        """Return how many ranks gave each value of `first`, in rising order of the values."""
+        return dict(sorted(Counter(self.world.allgather(first)).items()))
 
-    def comm(self, scope: Scope) -> MPI.Intracomm:
+    def comm(self, scope: Scope) -> MPI.Comm:
         """Return the communicator of the learners in `scope`."""
         return self._comms[scope]
 
@@ -97,12 +96,6 @@ class Topology:
         self.agree(error)
         return result  # type: ignore[return-value]  # it is set where agree() returns
 
-    def wait_all(self) -> None:
-        """Wait for every rank, asleep: a busy-polling barrier would take the cores from those still starting up."""
-        request = self.world.Ibarrier()
-        while not request.Test():
-            time.sleep(0.005)
-
     def free(self) -> None:
         """Free the communicators; safe to call twice, called at exit."""
         atexit.unregister(self.free)
@@ -111,6 +104,13 @@ class Topology:
         self._is_free = True
         for comm in (self.cross, self.local, self.node, self.world):
             comm.Free()
+
+
+def wait_asleep(comm: MPI.Comm) -> None:
+    """Wait for every rank of `comm`, asleep: a busy-polling barrier would take the cores from ranks still starting."""
+    request = comm.Ibarrier()
+    while not request.Test():
+        time.sleep(0.005)
 
 
 def install_abort_hook() -> None:

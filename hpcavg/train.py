@@ -24,7 +24,7 @@ from hpcavg.node_memory import share_array
 from hpcavg.progress import Display, display
 from hpcavg.summary import Summary, show
 from hpcavg.tasks import Data, Task
-from hpcavg.topology import Topology
+from hpcavg.topology import Topology, wait_asleep
 
 _EVALUATION_BATCH = 1024
 
@@ -103,11 +103,11 @@ class Trainer:
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         config, parameters = self.config, self.model.parameters()
-        common = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+        rate, decay = config.learning_rate, config.weight_decay
         if config.optimizer == "sgd":
-            return torch.optim.SGD(parameters, momentum=config.momentum, nesterov=config.nesterov, **common)
-        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-        return kinds[config.optimizer](parameters, **common)
+            return torch.optim.SGD(parameters, rate, config.momentum, weight_decay=decay, nesterov=config.nesterov)
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        return kind(parameters, rate, weight_decay=decay)
 
     # -- data -----------------------------------------------------------------------------------------------------
 
@@ -238,8 +238,8 @@ def train(config: Config) -> Path:
     Raises `InputError` on every rank when the input cannot be used.
     """
     eager.defer_compiler_import()
+    wait_asleep(MPI.COMM_WORLD)
     topology = Topology(group_size=config.group_size)
-    topology.wait_all()
     trainer = Trainer(config, topology)
     path = _create_folder(trainer)
     startup_s = topology.world.allreduce(_process_age_s(), MPI.MAX)
@@ -270,9 +270,17 @@ def train(config: Config) -> Path:
 
 def _load_data(task: Task, topology: Topology) -> Data:
     """Return the task's data in memory that the node's ranks share; one rank of each node loads it."""
-    own = topology.do_together(lambda: tasks.load_data(task) if topology.node_rank == 0 else None)
-    topology.wait_all()
-    return Data(*(share_array(topology.node, None if own is None else own[field]) for field in range(len(Data._fields))))
+    own, error = None, None
+    if topology.node_rank == 0:
+        try:
+            own = tasks.load_data(task)
+        except InputError as raised:
+            error = raised
+    wait_asleep(topology.node)
+    topology.agree(error)
+    return Data(
+        *(share_array(topology.node, None if own is None else own[field]) for field in range(len(Data._fields)))
+    )
 
 
 def _create_folder(trainer: Trainer) -> Path:
@@ -285,7 +293,7 @@ def _create_folder(trainer: Trainer) -> Path:
             error = raised
     topology.agree(error)
     path = topology.world.bcast(path, root=0)
-    nodes = topology.world.gather(MPI.Get_processor_name(), root=0)
+    nodes = topology.world.allgather(MPI.Get_processor_name())
     if topology.rank == 0:
         run_folder.write_start(path, config, sorted(set(nodes)), trainer.threads, str(trainer.device))
         write_view(path / "metrics", topology.num_learners)

@@ -42,7 +42,7 @@ class MpiEngine:
         if num_learners > 1:
             self._average(comm, out, num_learners)
 
-    def _average(self, comm: MPI.Intracomm, values: Tensor, num_learners: int) -> None:
+    def _average(self, comm: MPI.Comm, values: Tensor, num_learners: int) -> None:
         """Sum `values` over `comm` and divide by `num_learners`: a product with 1/n would round twice."""
         if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
             for chunk in values.split(self._max_chunk_elements):

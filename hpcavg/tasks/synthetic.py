@@ -20,7 +20,7 @@ def task(config: Config) -> Task:
 
 
 def load_data(shape: tuple[int, ...], num_classes: int, num_samples: int, seed: int) -> Data:
-    """Return images that are their class's pattern plus noise of the same strength, float32; a fifth more for testing."""
+    """Return images, float32: their class's pattern plus noise of the same strength. A fifth more are for testing."""
     generator = np.random.default_rng(seed)
     patterns = generator.standard_normal((num_classes, *shape), dtype=np.float32)
     num_test = -(-num_samples // 5)

