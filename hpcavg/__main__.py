@@ -22,7 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit status."""
     command, rest = cli.split_command(sys.argv[1:] if arguments is None else arguments)
     if command == "train" and not cli.wants_help(rest):
-        _leave(_train(rest))
+        try:
+            status = _train(rest)
+        except SystemExit as error:  # a rank that left quietly would leave the others waiting
+            raise RuntimeError(f"sys.exit({error.code}) was called during training") from error
+        _leave(status)
     sys.exit(_without_mpi(command, rest))
 
 
@@ -42,7 +46,10 @@ def _without_mpi(command: str, arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    """Parse on rank 0, train on all; return the exit status, the same on every rank."""
+    """Parse on rank 0, train on all; return the exit status, the same on every rank.
+
+    Any exception but an `InputError` before the training starts ends the whole job, by the abort hook.
+    """
     # Collecting garbage while thousands of modules are created costs a fifth of the start-up and finds nothing.
     gc.disable()
     from mpi4py import MPI
@@ -60,20 +67,19 @@ def _train(arguments: list[str]) -> int:
             error = raised
     config, error = world.bcast((config, error), root=0)
     try:
-        if config is None:
+        if error is not None:
             raise error
-        from hpcavg.train import train
+        from hpcavg.train import Trainer
 
         gc.enable()
         gc.freeze()
-        train(config)
-    except InputError as raised:
+        trainer = Trainer(config)
+    except InputError as raised:  # every rank has the same
         # Ranks that each believe to be alone are all rank 0: the launcher's own count tells the first.
         if world.Get_rank() == 0 and launcher_rank() == 0:
             _print_error(raised)
         return EXIT_INPUT_ERROR
-    except SystemExit as raised:
-        raise RuntimeError(f"the task called sys.exit({raised.code})") from raised
+    trainer.train()
     return 0
 
 

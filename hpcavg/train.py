@@ -53,8 +53,11 @@ class Trainer:
     been written then.
     """
 
-    def __init__(self, config: Config, topology: Topology) -> None:
-        self.config, self.topology = config, topology
+    def __init__(self, config: Config) -> None:
+        eager.defer_compiler_import()
+        wait_asleep(MPI.COMM_WORLD)
+        self.config = config
+        self.topology = topology = Topology(group_size=config.group_size)
         self.device = topology.do_together(lambda: placement.choose_device(config.device, topology.node_rank))
         self.threads = config.threads or placement.num_threads(topology.node)
         torch.set_num_threads(self.threads)
@@ -82,6 +85,33 @@ class Trainer:
         self.scheduler = learning_rate.build(config, self.optimizer, self.total_steps)
         self.seconds = _Seconds()
         self.samples = 0
+        self.path = self._create_folder()
+
+    def train(self) -> None:
+        """Train to the end and leave the run's record in `path`. Collective."""
+        config, topology = self.config, self.topology
+        startup_s = topology.world.allreduce(_process_age_s(), MPI.MAX)
+        recorder = Recorder(self.path / "metrics" / file_name(topology.rank), self._attributes(), config.flush_seconds)
+        shown = display(topology.rank, self.total_steps)
+        shown.line(
+            f"{config.algorithm.replace('_', '-')} on {self.task.name}: {topology.num_learners} learners,"
+            f" {topology.num_groups} local groups, {topology.num_nodes} nodes; {self.total_steps} steps; {self.path}"
+        )
+        started = time.perf_counter()
+        try:
+            train_loss, mean, learners = self._run(recorder, shown)
+        finally:
+            shown.close()
+            recorder.close()
+        wall_s = time.perf_counter() - started
+        summary = self._summarise(train_loss, mean, learners, wall_s, startup_s)
+        if topology.rank == 0:
+            checkpoint.save_model(self.path / "checkpoints" / "final.h5", self.model.state_dict())
+            run_folder.write_json(self.path / "summary.json", summary)
+            show([(self.path, summary)])
+        topology.free()
+
+    # -- set-up ---------------------------------------------------------------------------------------------------
 
     def _check_batch_size(self) -> None:
         samples, learners = len(self.data.train_inputs), self.topology.num_learners
@@ -109,6 +139,31 @@ class Trainer:
         kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
         return kind(parameters, rate, weight_decay=decay)
 
+    def _create_folder(self) -> Path:
+        """Make the run's folder on rank 0, with what is known at the start; return its path on every rank."""
+        topology = self.topology
+        path = topology.do_together(
+            lambda: run_folder.create(self.config, self.task.name) if topology.rank == 0 else None
+        )
+        path = topology.world.bcast(path, root=0)
+        nodes = topology.world.allgather(MPI.Get_processor_name())
+        if topology.rank == 0:
+            run_folder.write_start(path, self.config, sorted(set(nodes)), self.threads, str(self.device))
+            write_view(path / "metrics", topology.num_learners)
+        return path
+
+    def _attributes(self) -> dict[str, object]:
+        topology = self.topology
+        return {
+            "algorithm": self.config.algorithm,
+            "task": self.task.name,
+            "seed": self.config.seed,
+            "num_learners": topology.num_learners,
+            "rank": topology.rank,
+            "group": topology.group,
+            "node": MPI.Get_processor_name(),
+        }
+
     # -- data -----------------------------------------------------------------------------------------------------
 
     def epoch_indices(self, epoch: int) -> Indices:
@@ -131,7 +186,7 @@ class Trainer:
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
-    def run(self, recorder: Recorder, shown: Display) -> tuple[float, _Score, _Score]:
+    def _run(self, recorder: Recorder, shown: Display) -> tuple[float, _Score, _Score]:
         """Train to the end; return the last epoch's training loss and the scores of the mean and of the learners."""
         epoch = 0
         while True:
@@ -231,41 +286,43 @@ class Trainer:
         loss, accuracy = totals / len(self.data.test_inputs)
         return _Score(float(loss), float(accuracy) if self.task.count_correct is not None else float("nan"))
 
+    # -- the record -----------------------------------------------------------------------------------------------
 
-def train(config: Config) -> Path:
-    """Train as `config` says and return the run's folder. Collective over all ranks.
-
-    Raises `InputError` on every rank when the input cannot be used.
-    """
-    eager.defer_compiler_import()
-    wait_asleep(MPI.COMM_WORLD)
-    topology = Topology(group_size=config.group_size)
-    trainer = Trainer(config, topology)
-    path = _create_folder(trainer)
-    startup_s = topology.world.allreduce(_process_age_s(), MPI.MAX)
-    attributes = {"algorithm": config.algorithm, "task": trainer.task.name, "rank": topology.rank, "seed": config.seed}
-    attributes |= {"num_learners": topology.num_learners, "group": topology.group, "node": MPI.Get_processor_name()}
-    recorder = Recorder(path / "metrics" / file_name(topology.rank), attributes, config.flush_seconds)
-    shown = display(topology.rank, trainer.total_steps)
-    shown.line(
-        f"{config.algorithm.replace('_', '-')} on {trainer.task.name}: {topology.num_learners} learners in"
-        f" {topology.num_groups} groups on {topology.num_nodes} nodes, {trainer.total_steps} steps; {path}"
-    )
-    started = time.perf_counter()
-    try:
-        train_loss, mean, learners = trainer.run(recorder, shown)
-    finally:
-        shown.close()
-        recorder.close()
-    wall_s = time.perf_counter() - started
-    state = trainer.model.state_dict()
-    summary = _summarise(trainer, train_loss, mean, learners, wall_s=wall_s, startup_s=startup_s)
-    if topology.rank == 0:
-        checkpoint.save_model(path / "checkpoints" / "final.h5", state)
-        run_folder.write_json(path / "summary.json", summary)
-        show([(path, summary)])
-    topology.free()
-    return path
+    def _summarise(self, train_loss: float, mean: _Score, learners: _Score, wall_s: float, startup_s: float) -> Summary:
+        """Return the run's summary; times are means over the ranks. Collective."""
+        topology, totals, seconds = self.topology, self.averager.totals, self.seconds
+        sums = np.array([seconds.compute_s, seconds.data_s, totals.blocked_s, totals.in_flight_s, wall_s, self.samples])
+        topology.world.Allreduce(MPI.IN_PLACE, sums)
+        compute_s, data_s, blocked_s, in_flight_s, wall_s, _ = (sums / topology.num_learners).tolist()
+        is_delayed = in_flight_s > blocked_s
+        return Summary(
+            algorithm=self.config.algorithm,
+            task=self.task.name,
+            num_learners=topology.num_learners,
+            num_ranks=topology.world.Get_size(),
+            num_nodes=topology.num_nodes,
+            group_size=max(topology.group_sizes.values()),
+            steps=self.averager.progress.step,
+            epochs=self.averager.progress.step / self.steps_per_epoch,
+            samples=int(sums[-1]),
+            train_loss=train_loss,
+            test_loss=mean.loss,
+            test_accuracy=None if np.isnan(mean.accuracy) else mean.accuracy,
+            learner_test_loss=learners.loss,
+            learner_test_accuracy=None if np.isnan(learners.accuracy) else learners.accuracy,
+            global_averages=totals.global_averages,
+            local_averages=totals.local_averages,
+            bytes_averaged=totals.bytes_averaged,
+            wall_s=wall_s,
+            compute_s=compute_s,
+            data_s=data_s,
+            averaging_blocked_s=blocked_s,
+            hidden_fraction=1 - blocked_s / in_flight_s if is_delayed else None,
+            startup_s=startup_s,
+            seed=self.config.seed,
+            parameters_sha256=checkpoint.digest(self.model.state_dict()),
+            completed=True,
+        )
 
 
 def _load_data(task: Task, topology: Topology) -> Data:
@@ -280,62 +337,6 @@ def _load_data(task: Task, topology: Topology) -> Data:
     topology.agree(error)
     return Data(
         *(share_array(topology.node, None if own is None else own[field]) for field in range(len(Data._fields)))
-    )
-
-
-def _create_folder(trainer: Trainer) -> Path:
-    config, topology = trainer.config, trainer.topology
-    path, error = None, None
-    if topology.rank == 0:
-        try:
-            path = run_folder.create(config, trainer.task.name)
-        except InputError as raised:
-            error = raised
-    topology.agree(error)
-    path = topology.world.bcast(path, root=0)
-    nodes = topology.world.allgather(MPI.Get_processor_name())
-    if topology.rank == 0:
-        run_folder.write_start(path, config, sorted(set(nodes)), trainer.threads, str(trainer.device))
-        write_view(path / "metrics", topology.num_learners)
-    return path
-
-
-def _summarise(
-    trainer: Trainer, train_loss: float, mean: _Score, learners: _Score, wall_s: float, startup_s: float
-) -> Summary:
-    """Return the run's summary; times are means over the ranks. Collective."""
-    topology, totals, seconds = trainer.topology, trainer.averager.totals, trainer.seconds
-    sums = np.array([seconds.compute_s, seconds.data_s, totals.blocked_s, totals.in_flight_s, wall_s, trainer.samples])
-    topology.world.Allreduce(MPI.IN_PLACE, sums)
-    compute_s, data_s, blocked_s, in_flight_s, wall_s, _ = (sums / topology.num_learners).tolist()
-    is_delayed = in_flight_s > blocked_s
-    return Summary(
-        algorithm=trainer.config.algorithm,
-        task=trainer.task.name,
-        num_learners=topology.num_learners,
-        num_ranks=topology.world.Get_size(),
-        num_nodes=topology.num_nodes,
-        group_size=max(topology.group_sizes.values()),
-        steps=trainer.averager.progress.step,
-        epochs=trainer.averager.progress.step / trainer.steps_per_epoch,
-        samples=int(sums[-1]),
-        train_loss=train_loss,
-        test_loss=mean.loss,
-        test_accuracy=None if np.isnan(mean.accuracy) else mean.accuracy,
-        learner_test_loss=learners.loss,
-        learner_test_accuracy=None if np.isnan(learners.accuracy) else learners.accuracy,
-        global_averages=totals.global_averages,
-        local_averages=totals.local_averages,
-        bytes_averaged=totals.bytes_averaged,
-        wall_s=wall_s,
-        compute_s=compute_s,
-        data_s=data_s,
-        averaging_blocked_s=blocked_s,
-        hidden_fraction=1 - blocked_s / in_flight_s if is_delayed else None,
-        startup_s=startup_s,
-        seed=trainer.config.seed,
-        parameters_sha256=checkpoint.digest(trainer.model.state_dict()),
-        completed=True,
     )
 
 

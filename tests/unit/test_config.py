@@ -1,0 +1,85 @@
+"""Options: precedence, refusals, and the way through a file and back."""
+
+import pytest
+import tomli_w
+
+from hpcavg import cli
+from hpcavg.config import Config, from_sources
+from hpcavg.errors import InputError, UsageError
+
+
+def test_defaults_are_resolved():
+    config = Config()
+    assert (config.algorithm, config.k1, config.k2, config.epochs, config.steps) == ("hier_avg", 4, 32, 20, None)
+
+
+def test_options_beat_the_file_and_the_file_beats_defaults(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('algorithm = "k-avg"\nk = 5\nlearning-rate = 0.5\nepochs = 3\n')
+    config = cli.parse_train(["--config", str(path), "--k", "7", "--steps", "9"])
+    assert (config.algorithm, config.k, config.learning_rate, config.epochs, config.steps) == ("k_avg", 7, 0.5, None, 9)
+
+
+def test_the_resolved_configuration_can_be_fed_back(tmp_path):
+    config = cli.parse_train(["--algorithm", "post-local-sgd", "--image-shape", "1x4x4", "--nesterov", "--steps", "5"])
+    path = tmp_path / "config.toml"
+    path.write_text(tomli_w.dumps(config.as_toml()))
+    assert from_sources(str(path), {}) == config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--algorithm fancy", "--algorithm fancy: allowed is one of sgd"),
+        ("--k1 0", "--k1 0: allowed is an integer of at least 1"),
+        ("--k1 64", "--k1 64: allowed is an integer of at least 1 and at most k2 = 32"),
+        ("--k1 four", "--k1 four: allowed is an integer"),
+        ("--k1 2.5", "--k1 2.5: allowed is an integer"),
+        ("--algorithm k-avg --k1 4", "--k1 4: allowed is nothing here: k_avg takes only k"),
+        ("--learning-rate -1", "--learning-rate -1.0: allowed is a positive number"),
+        ("--learning-rate nan", "--learning-rate nan: allowed is a finite number"),
+        ("--momentum 1", "--momentum 1.0: allowed is a number of at least 0 and below 1"),
+        ("--nesterov --momentum 0", "--nesterov True: allowed is false where momentum is 0"),
+        ("--batch-size 0", "--batch-size 0: allowed is an integer of at least 1"),
+        ("--group-size 0", "--group-size 0: allowed is an integer of at least 1"),
+        ("--epochs 1 --steps 1", "--steps 1: allowed is unset where epochs is given"),
+        ("--image-shape 3x32", "--image-shape (3, 32): allowed is channels x height x width, as 3x32x32"),
+        ("--image-shape 3xx2", "--image-shape 3xx2: allowed is sizes such as 3x32x32"),
+        ("--seed -1", "--seed -1: allowed is an integer of at least 0"),
+        ("--algoritm k-avg", "--algoritm: no such option; near it: --algorithm"),
+        ("stray", "stray: no such option; --help lists them"),
+        ("--k", "argument --k: expected one argument"),
+        ("--config nowhere.toml", "--config nowhere.toml: allowed is a file that can be read"),
+    ],
+)
+def test_one_line_names_option_value_and_what_is_allowed(arguments, message):
+    with pytest.raises(InputError) as caught:
+        cli.parse_train(arguments.split())
+    assert caught.value.as_option().startswith(message)
+    assert "\n" not in caught.value.as_option()
+
+
+def test_an_unknown_option_in_a_file_lists_the_valid_ones(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("learning_rat = 0.1\n")
+    with pytest.raises(InputError, match=r"'learning_rat' is none of algorithm, .*learning_rate, ") as caught:
+        from_sources(str(path), {})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["k1 = [", "k1 = 1.5", 'learning_rate = "fast"', "nesterov = 1", "task = 3", "[k]\nk1=1"])
+def test_files_with_wrong_values_are_refused_in_one_line(tmp_path, text):
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        from_sources(str(path), {})
+    assert "\n" not in caught.value.as_option()
+
+
+def test_input_errors_travel_between_ranks():
+    import pickle
+
+    for error in (InputError("k", 0, "1"), UsageError("no such option")):
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error)
+        assert again.as_option() == error.as_option()

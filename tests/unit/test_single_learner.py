@@ -1,0 +1,184 @@
+"""One learner is plain PyTorch, bit for bit (identity 1); policies and checkpoints on one rank."""
+
+import pytest
+import torch
+from mpi4py import MPI
+from torch import nn
+
+from hpcavg import Averager, Topology, algorithms
+from hpcavg.errors import InputError
+from hpcavg.models import build
+
+RULES = {
+    "sgd": algorithms.sgd(),
+    "sync_sgd": algorithms.sync_sgd(),
+    "sync_sgd gradients": algorithms.sync_sgd(variant="gradients"),
+    "one_shot": algorithms.one_shot(),
+    "k_avg": algorithms.k_avg(3),
+    "hier_avg": algorithms.hier_avg(2, 5),
+    "post_local_sgd": algorithms.post_local_sgd(4, 3),
+}
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01),
+}
+
+
+@pytest.fixture
+def topology():
+    made = Topology(MPI.COMM_SELF)
+    yield made
+    made.free()
+
+
+def make(optimizer, seed=0):
+    torch.manual_seed(seed)
+    model = build("cnn", (1, 8, 8), 10)
+    return model, OPTIMIZERS[optimizer](model.parameters())
+
+
+def data(num_batches, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(num_batches):
+        inputs = torch.randn(8, 1, 8, 8, generator=generator)
+        yield inputs, torch.randint(10, (8,), generator=generator)
+
+
+def train(model, optimizer, step, batches):
+    for inputs, targets in batches:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        step()
+
+
+@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_one_learner_is_a_hand_written_loop_bit_for_bit(rule, optimizer_name, topology):
+    by_hand, optimizer = make(optimizer_name)
+    train(by_hand, optimizer, optimizer.step, data(12))
+    model, optimizer = make(optimizer_name)
+    averager = Averager(model, optimizer, rule, topology)
+    train(model, optimizer, averager.step, data(12))
+    averager.finish()
+    for (name, ours), theirs in zip(model.state_dict().items(), by_hand.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_torchs_own_random_numbers_are_left_alone(topology):
+    model, optimizer = make("sgd")
+    before = torch.get_rng_state()
+    Averager(model, optimizer, algorithms.sgd(), topology, seed=5)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_mean_model_leaves_the_model_as_it_was(topology):
+    model, optimizer = make("sgd")
+    averager = Averager(model, optimizer, algorithms.k_avg(4), topology)
+    train(model, optimizer, averager.step, data(2))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    num_events = len(averager.events)
+    with averager.mean_model() as mean:
+        assert mean is model
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert len(averager.events) == num_events
+
+
+def test_resetting_the_optimizer_clears_its_state_at_global_means(topology):
+    model, optimizer = make("sgd")
+    averager = Averager(model, optimizer, algorithms.hier_avg(1, 3), topology, optimizer_state="reset")
+    train(model, optimizer, averager.step, data(2))
+    assert len(optimizer.state) == len(list(model.parameters()))
+    train(model, optimizer, averager.step, data(1))
+    assert len(optimizer.state) == 0
+
+
+def test_recomputed_statistics_are_those_of_the_batches(topology):
+    model, optimizer = make("sgd")
+    averager = Averager(model, optimizer, algorithms.k_avg(2), topology, buffers="recompute")
+    train(model, optimizer, averager.step, data(3))
+    inputs = torch.randn(16, 1, 8, 8)
+    averager.finish([inputs])
+    seen = model[0](inputs)
+    assert torch.allclose(model[1].running_mean, seen.mean(dim=(0, 2, 3)), atol=1e-6)
+    assert torch.allclose(model[1].running_var, seen.var(dim=(0, 2, 3)), atol=1e-5)
+
+
+def test_recompute_without_batches_is_refused(topology):
+    model, optimizer = make("sgd")
+    averager = Averager(model, optimizer, algorithms.sgd(), topology, buffers="recompute")
+    with pytest.raises(InputError, match="batches"):
+        averager.finish()
+
+
+@pytest.mark.parametrize(
+    "argument", [{"buffers": "some"}, {"optimizer_state": "some"}, {"engine": "fast"}], ids=lambda a: next(iter(a))
+)
+def test_unknown_policies_are_refused(argument, topology):
+    model, optimizer = make("sgd")
+    with pytest.raises(InputError, match="'some'|'fast'"):
+        Averager(model, optimizer, algorithms.sgd(), topology, **argument)
+
+
+def test_a_resumed_run_is_bit_identical(topology):
+    whole, whole_optimizer = make("sgd")
+    averager = Averager(whole, whole_optimizer, algorithms.hier_avg(2, 5), topology)
+    train(whole, whole_optimizer, averager.step, data(9))
+
+    model, optimizer = make("sgd")
+    first = Averager(model, optimizer, algorithms.hier_avg(2, 5), topology)
+    batches = list(data(9))
+    train(model, optimizer, first.step, batches[:4])
+    states = model.state_dict(), optimizer.state_dict(), first.state_dict()
+
+    model, optimizer = make("sgd", seed=9)
+    second = Averager(model, optimizer, algorithms.hier_avg(2, 5), topology)
+    model.load_state_dict(states[0])
+    optimizer.load_state_dict(states[1])
+    second.load_state_dict(states[2])
+    train(model, optimizer, second.step, batches[4:])
+    assert second.progress == averager.progress
+    assert second.totals.global_averages == averager.totals.global_averages == 1
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True))
+
+
+def test_a_state_of_another_rule_is_refused(topology):
+    model, optimizer = make("sgd")
+    state = Averager(model, optimizer, algorithms.k_avg(4), topology).state_dict()
+    with pytest.raises(InputError, match="k_avg"):
+        Averager(model, optimizer, algorithms.k_avg(5), topology).load_state_dict(state)
+
+
+def test_a_skipped_amp_update_counts_as_a_step(topology):
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    averager = Averager(model, optimizer, algorithms.k_avg(2), topology)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = model.weight.detach().clone()
+    for value in (float("inf"), 1.0):
+        optimizer.zero_grad()
+        scaler.scale(model(torch.full((1, 2), value)).sum()).backward()
+        averager.step(scaler=scaler)
+        scaler.update()
+        if value == float("inf"):
+            assert torch.equal(model.weight, before)
+    assert not torch.equal(model.weight, before)
+    assert averager.progress.step == 2
+    assert averager.totals.global_averages == 1
+
+
+def test_a_closure_reaches_the_optimizer(topology):
+    x = nn.Parameter(torch.tensor([4.0]))
+    optimizer = torch.optim.LBFGS([x], line_search_fn="strong_wolfe")
+    averager = Averager(nn.Module(), optimizer, algorithms.k_avg(1), topology)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = ((x - 1) ** 2).sum()
+        loss.backward()
+        return loss
+
+    averager.step(closure=closure)
+    assert x.item() == pytest.approx(1.0)

@@ -1,0 +1,81 @@
+"""The modules' order, their weight, and that every public name says what it is."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import hpcavg
+
+PACKAGE = Path(hpcavg.__file__).parent
+
+# A module may import modules of lower levels, and those of its own level only within its own folder.
+LEVELS = [
+    {"hpcavg", "hpcavg.errors"},
+    {"hpcavg.schedule", "hpcavg.merge"},
+    {"hpcavg.rule"},
+    {"hpcavg.algorithms", "hpcavg.topology", "hpcavg.flat", "hpcavg.eager", "hpcavg.node_memory"},
+    {"hpcavg.mean", "hpcavg.mean.mpi", "hpcavg.config", "hpcavg.metrics", "hpcavg.progress"},
+    {"hpcavg.gradients", "hpcavg.optimizer_state", "hpcavg.models", "hpcavg.placement", "hpcavg.cli", "hpcavg.summary"},
+    {"hpcavg.averager", "hpcavg.data", "hpcavg.data.partition", "hpcavg.learning_rate", "hpcavg.checkpoint"},
+    {"hpcavg.tasks", "hpcavg.tasks.task", "hpcavg.tasks.digits", "hpcavg.tasks.synthetic", "hpcavg.run_folder"},
+    {"hpcavg.train", "hpcavg.report"},
+    {"hpcavg.__main__"},
+]
+LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def imported(tree):
+    """Yield (line, module) of every import of the package."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in LEVEL else node.module for name in names]
+        else:
+            continue
+        yield from ((node.lineno, name) for name in names if name.split(".")[0] == "hpcavg")
+
+
+def test_imports_point_downward():
+    wrong = []
+    for module, path in modules():
+        for line, name in imported(ast.parse(path.read_text())):
+            same_room = module.rpartition(".")[0] or module
+            allowed = LEVEL[name] < LEVEL[module] or (
+                LEVEL[name] == LEVEL[module] and name.startswith((f"{module}.", f"{same_room}.")) and "." in same_room
+            )
+            if not allowed and name.rpartition(".")[0] != module:
+                wrong.append(f"{path.name}:{line} {module} -> {name}")
+    assert wrong == []
+
+
+def test_every_module_has_a_level():
+    assert {module for module, _ in modules()} == set(LEVEL)
+
+
+def test_no_module_outgrows_its_room():
+    assert [path.name for _, path in modules() if len(path.read_text().splitlines()) > 400] == []
+
+
+def loaded_after(statement):
+    program = f"import sys\n{statement}\nprint(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_the_command_line_needs_neither_torch_nor_mpi():
+    loaded = loaded_after("import hpcavg.cli; hpcavg.cli.train_parser().format_help(); hpcavg.algorithms.hier_avg()")
+    assert not loaded & {"torch", "mpi4py.MPI", "numpy", "h5py"}
+
+
+def test_a_rank_imports_no_library_that_only_rank_0_needs():
+    loaded = loaded_after("import hpcavg.train")
+    assert "torch" in loaded
+    assert not loaded & {"sklearn", "matplotlib", "rich", "sympy"}
