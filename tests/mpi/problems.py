@@ -1,0 +1,120 @@
+"""Problems for the oracle comparisons: gradients for all learners in NumPy, and the same model in torch."""
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Quadratic:
+    """Deterministic; every learner has its own minimum and curvature."""
+
+    def __init__(self, num_learners):
+        generator = np.random.default_rng(11)
+        self.x0 = generator.standard_normal(7)
+        self.curvature = generator.uniform(0.5, 2.0, (num_learners, 7))
+        self.minimum = generator.standard_normal((num_learners, 7))
+
+    def gradient(self, x, t):
+        return self.curvature * (x - self.minimum)
+
+    def module(self):
+        return Vector(self.x0)
+
+    def loss(self, module, learner, t):
+        curvature, minimum = torch.tensor(self.curvature[learner]), torch.tensor(self.minimum[learner])
+        return 0.5 * (curvature * (module.x - minimum) ** 2).sum()
+
+
+class Logistic:
+    """Logistic regression on mini-batches of a seeded set, a different batch for every learner and step."""
+
+    batch = 5
+
+    def __init__(self, num_learners):
+        generator = np.random.default_rng(12)
+        self.num_learners = num_learners
+        self.inputs = generator.standard_normal((60, 6))
+        self.labels = np.sign(generator.standard_normal(60))
+        self.x0 = generator.standard_normal(6)
+
+    def batch_of(self, learner, t):
+        return np.random.default_rng([13, learner, t]).integers(60, size=self.batch)
+
+    def gradient(self, x, t):
+        gradients = np.empty_like(x)
+        for learner in range(self.num_learners):
+            index = self.batch_of(learner, t)
+            a, y = self.inputs[index], self.labels[index]
+            gradients[learner] = (-(y / (1 + np.exp(y * (a @ x[learner])))) @ a) / self.batch
+        return gradients
+
+    def module(self):
+        return Vector(self.x0)
+
+    def loss(self, module, learner, t):
+        index = self.batch_of(learner, t)
+        a, y = torch.tensor(self.inputs[index]), torch.tensor(self.labels[index])
+        return nn.functional.softplus(-y * (a @ module.x)).mean()
+
+
+class TwoLayers:
+    """A network with one hidden tanh layer and squared error; its parameters are four tensors of odd sizes."""
+
+    shapes = ((5, 3), (5,), (2, 5), (2,))
+
+    def __init__(self, num_learners):
+        generator = np.random.default_rng(14)
+        self.num_learners = num_learners
+        self.inputs = generator.standard_normal((40, 3))
+        self.targets = generator.standard_normal((40, 2))
+        self.x0 = 0.5 * generator.standard_normal(sum(int(np.prod(shape)) for shape in self.shapes))
+
+    def batch_of(self, learner, t):
+        return np.random.default_rng([15, learner, t]).integers(40, size=4)
+
+    def unpack(self, x):
+        parts, start = [], 0
+        for shape in self.shapes:
+            parts.append(x[start : start + int(np.prod(shape))].reshape(shape))
+            start += parts[-1].size
+        return parts
+
+    def gradient(self, x, t):
+        gradients = np.empty_like(x)
+        for learner in range(self.num_learners):
+            index = self.batch_of(learner, t)
+            inputs, targets = self.inputs[index], self.targets[index]
+            w1, b1, w2, b2 = self.unpack(x[learner])
+            hidden = np.tanh(inputs @ w1.T + b1)
+            error = 2 * (hidden @ w2.T + b2 - targets) / targets.size
+            back = (error @ w2) * (1 - hidden**2)
+            parts = [back.T @ inputs, back.sum(axis=0), error.T @ hidden, error.sum(axis=0)]
+            gradients[learner] = np.concatenate([part.ravel() for part in parts])
+        return gradients
+
+    def module(self):
+        module = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+        with torch.no_grad():
+            for parameter, values in zip(module.parameters(), self.unpack(self.x0), strict=True):
+                parameter.copy_(torch.tensor(values))
+        return module
+
+    def loss(self, module, learner, t):
+        index = self.batch_of(learner, t)
+        return nn.functional.mse_loss(module(torch.tensor(self.inputs[index])), torch.tensor(self.targets[index]))
+
+
+class Vector(nn.Module):
+    """One parameter vector."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.x = nn.Parameter(torch.tensor(values, dtype=torch.float64))
+
+
+PROBLEMS = {"quadratic": Quadratic, "logistic": Logistic, "two_layers": TwoLayers}
+
+
+def values_of(module):
+    """Return all parameters of `module` as one NumPy vector (a copy)."""
+    return torch.cat([p.detach().reshape(-1) for p in module.parameters()]).numpy().copy()

@@ -1,0 +1,345 @@
+"""The averager on real ranks: hand-worked steps, identities, policies, awkward models."""
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import nn
+
+from hpcavg import Averager, InputError, Topology, algorithms
+from tests.mpi.problems import Logistic, Vector, values_of
+
+pytestmark = pytest.mark.mpi
+
+
+def trajectory(world, rule, num_steps, group_size=None, rate=0.1, momentum=0.0):
+    """Return this learner's parameters after every step of logistic regression, and the final mean."""
+    problem = Logistic(world.Get_size())
+    module = problem.module()
+    optimizer = torch.optim.SGD(module.parameters(), lr=rate, momentum=momentum)
+    topology = Topology(world, group_size)
+    averager = Averager(module, optimizer, rule, topology)
+    steps = []
+    for t in range(1, num_steps + 1):
+        optimizer.zero_grad()
+        problem.loss(module, world.Get_rank(), t).backward()
+        averager.step()
+        steps.append(values_of(module))
+    averager.finish()
+    topology.free()
+    return np.array(steps), values_of(module)
+
+
+def assert_same(one, other):
+    assert np.array_equal(one[0], other[0])
+    assert np.array_equal(one[1], other[1])
+
+
+def test_a_worked_example(world):
+    """Learner j adds 2 j + 1 a step, so P learners have the mean P a step: with two, (1, 3) -> (2, 6) -> 4 -> ..."""
+    rank, size = world.Get_rank(), world.Get_size()
+    model = Vector(np.zeros(3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    topology = Topology(world)
+    averager = Averager(model, optimizer, algorithms.k_avg(2), topology)
+    own = 2 * rank + 1
+    found = []
+    for _ in range(4):
+        model.x.grad = torch.full((3,), -float(own), dtype=torch.float64)
+        averager.step()
+        found.append(model.x.tolist())
+    assert found == [[own] * 3, [2 * size] * 3, [2 * size + own] * 3, [4 * size] * 3]
+    assert averager.totals.global_averages == 2
+    assert [event.step for event in averager.events] == [2, 4]
+    topology.free()
+
+
+def test_hierarchical_worked_example(world):
+    """K1 = 1, K2 = 3, groups of 2: learner j adds j a step, so the group of 2g and 2g + 1 has mean 2g + 1/2 a step."""
+    rank, size = world.Get_rank(), world.Get_size()
+    topology = Topology(world, min(2, size))
+    model = Vector(np.zeros(1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    averager = Averager(model, optimizer, algorithms.hier_avg(1, 3), topology)
+    peers = [j for j in range(size) if j // 2 == rank // 2] if size > 1 else [0]
+    group = sum(peers) / len(peers)
+    found = []
+    for _ in range(4):
+        model.x.grad = torch.tensor([-float(rank)], dtype=torch.float64)
+        averager.step()
+        found.append(model.x.item())
+    overall = (size - 1) / 2
+    assert found == pytest.approx([group, 2 * group, 3 * overall, 3 * overall + group], abs=1e-12)
+    assert (averager.totals.local_averages, averager.totals.global_averages) == (3, 1)
+    topology.free()
+
+
+@settings(max_examples=12)
+@given(k=st.integers(1, 9), num_steps=st.integers(1, 24), group_size=st.integers(1, 8))
+def test_equal_periods_make_hier_avg_k_avg(world, k, num_steps, group_size):
+    group_size = min(group_size, world.Get_size())
+    assert_same(
+        trajectory(world, algorithms.hier_avg(k, k), num_steps, group_size),
+        trajectory(world, algorithms.k_avg(k), num_steps),
+    )
+
+
+@settings(max_examples=12)
+@given(k1=st.integers(1, 6), extra=st.integers(0, 7), num_steps=st.integers(1, 24))
+def test_groups_of_one_make_hier_avg_k_avg(world, k1, extra, num_steps):
+    k2 = k1 + extra
+    assert_same(
+        trajectory(world, algorithms.hier_avg(k1, k2), num_steps, 1), trajectory(world, algorithms.k_avg(k2), num_steps)
+    )
+
+
+@settings(max_examples=8)
+@given(num_steps=st.integers(1, 20), momentum=st.sampled_from([0.0, 0.9]))
+def test_averaging_at_every_step_is_one_algorithm_by_many_names(world, num_steps, momentum):
+    reference = trajectory(world, algorithms.sync_sgd(), num_steps, momentum=momentum)
+    for rule in (algorithms.k_avg(1), algorithms.hier_avg(1, 1), algorithms.post_local_sgd(num_steps, 5)):
+        assert_same(trajectory(world, rule, num_steps, momentum=momentum), reference)
+    by_gradients = trajectory(world, algorithms.sync_sgd("gradients"), num_steps, momentum=momentum)
+    assert np.allclose(by_gradients[0], reference[0], rtol=1e-13, atol=1e-13)
+
+
+@settings(max_examples=6)
+@given(k=st.integers(1, 6), num_steps=st.integers(1, 20))
+def test_switching_at_step_0_is_k_avg_and_a_period_of_the_whole_run_is_one_shot(world, k, num_steps):
+    assert_same(
+        trajectory(world, algorithms.post_local_sgd(0, k), num_steps), trajectory(world, algorithms.k_avg(k), num_steps)
+    )
+    whole = trajectory(world, algorithms.k_avg(num_steps), num_steps)
+    once = trajectory(world, algorithms.one_shot(), num_steps)
+    assert np.array_equal(whole[0][:-1], once[0][:-1])
+    assert np.array_equal(whole[1], once[1])
+
+
+def test_sync_sgd_equals_one_learner_with_the_whole_batch(world):
+    """Identity 3, with float64 to 1e-12: P learners with batch B, one with P B, the same samples."""
+    size = world.Get_size()
+    found, _ = trajectory(world, algorithms.sync_sgd(), 100, momentum=0.9)
+    problem = Logistic(size)
+    module = problem.module()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    for t in range(1, 101):
+        index = np.concatenate([problem.batch_of(learner, t) for learner in range(size)])
+        a, y = torch.tensor(problem.inputs[index]), torch.tensor(problem.labels[index])
+        optimizer.zero_grad()
+        nn.functional.softplus(-y * (a @ module.x)).mean().backward()
+        optimizer.step()
+        assert np.linalg.norm(found[t - 1] - values_of(module)) <= 1e-12 * np.linalg.norm(values_of(module))
+
+
+def test_all_learners_start_at_rank_0s_parameters_and_end_equal(world):
+    torch.manual_seed(world.Get_rank())
+    model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Linear(3, 2, dtype=torch.float32))
+    topology = Topology(world)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    averager = Averager(model, optimizer, algorithms.one_shot(), topology)
+    torch.manual_seed(0)
+    expected = nn.Linear(5, 3).weight
+    assert torch.equal(model[0].weight, expected)
+    torch.manual_seed(100 + world.Get_rank())
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(4, 5)).sum().backward()
+        averager.step()
+    own = model[0].weight.detach().clone()
+    everyone = [torch.tensor(values) for values in world.allgather(own.tolist())]
+    averager.finish()
+    assert torch.allclose(model[0].weight, torch.stack(everyone).mean(dim=0), atol=1e-6)
+    state = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
+    assert world.bcast(state) == state
+    topology.free()
+
+
+class Awkward(nn.Module):
+    """Frozen in the middle, tied, transposed, zero-sized, half precision, and a part that only some ranks use."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.frozen = nn.Linear(3, 3)
+        self.frozen.requires_grad_(False)
+        self.tied = nn.Linear(3, 3, bias=False)
+        self.tied.weight = self.first.weight
+        self.transposed = nn.Parameter(torch.randn(5, 3).t())
+        self.empty = nn.Parameter(torch.zeros(0, 4))
+        self.sixteen_bits = nn.Parameter(torch.randn(7).to(torch.bfloat16))
+        self.sixty_four_bits = nn.Parameter(torch.randn(5, dtype=torch.float64))
+        self.seldom = nn.Linear(3, 3)
+
+    def forward(self, x, use_seldom):
+        y = self.tied(self.frozen(self.first(x))) @ self.transposed.new_ones(3, 3)
+        y = y.sum() + (self.transposed**2).sum() + self.sixteen_bits.float().pow(2).sum() + self.sixty_four_bits.pow(2).sum().float()
+        return y + self.seldom(x).sum() if use_seldom else y
+
+
+@pytest.mark.parametrize("rule", [algorithms.k_avg(2), algorithms.sync_sgd("gradients")], ids=["k_avg", "gradients"])
+def test_awkward_models_are_averaged_whole(world, rule):
+    rank = world.Get_rank()
+    torch.manual_seed(3)
+    model = Awkward()
+    frozen = model.frozen.weight.clone()
+    groups = [{"params": [model.first.weight, model.transposed]}, {"params": [model.first.bias], "lr": 0.01}]
+    rest = [model.sixteen_bits, model.sixty_four_bits, model.empty, *model.seldom.parameters()]
+    optimizer = torch.optim.SGD([*groups, {"params": rest}], lr=0.02)
+    topology = Topology(world)
+    averager = Averager(model, optimizer, rule, topology)
+    torch.manual_seed(rank)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3), use_seldom=rank == 0).backward()
+        averager.step()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().double().tolist()
+        assert world.bcast(values) == values, name
+    assert model.tied.weight is model.first.weight
+    assert torch.equal(model.frozen.weight, frozen)
+    topology.free()
+
+
+def test_a_parameter_whose_gradient_is_none_on_one_rank_is_averaged(world):
+    rank, size = world.Get_rank(), world.Get_size()
+    model = Vector(np.zeros(2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    topology = Topology(world)
+    averager = Averager(model, optimizer, algorithms.k_avg(1), topology)
+    model.x.grad = torch.full((2,), -float(size), dtype=torch.float64) if rank == 0 else None
+    averager.step()
+    assert model.x.tolist() == [1.0, 1.0]
+    topology.free()
+
+
+def test_a_gradient_that_is_none_everywhere_stays_none(world):
+    model = nn.ModuleDict({"used": nn.Linear(2, 1), "unused": nn.Linear(2, 1)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5)
+    topology = Topology(world)
+    averager = Averager(model, optimizer, algorithms.sync_sgd("gradients"), topology)
+    before = model["unused"].weight.clone()
+    model["used"](torch.ones(1, 2)).sum().backward()
+    averager.step()
+    assert model["unused"].weight.grad is None
+    assert torch.equal(model["unused"].weight, before)
+    topology.free()
+
+
+def batch_norm_learners(world, **policies):
+    """Train a BatchNorm model for two steps on inputs that differ by learner, with a global mean at the second."""
+    rank = world.Get_rank()
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    topology = Topology(world)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    averager = Averager(model, optimizer, algorithms.k_avg(2), topology, **policies)
+    torch.manual_seed(10 + rank)
+    own = []
+    for step in (1, 2):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4) + rank).pow(2).mean().backward()
+        if step == 2:
+            own = [model[1].running_mean.clone()]
+        averager.step()
+    return model, optimizer, averager, own[0]
+
+
+def test_buffers_are_averaged_by_default_and_kept_on_request(world):
+    model, _, averager, own = batch_norm_learners(world)
+    everyone = torch.tensor(world.allgather(own.tolist()))
+    assert torch.allclose(model[1].running_mean, everyone.mean(dim=0), atol=1e-6)
+    assert model[1].num_batches_tracked.item() == 2
+    averager.topology.free()
+    model, _, averager, own = batch_norm_learners(world, buffers="keep")
+    assert torch.equal(model[1].running_mean, own)
+    averager.topology.free()
+
+
+def test_recomputed_buffers_are_equal_on_all_learners(world):
+    model, _, averager, _ = batch_norm_learners(world, buffers="recompute")
+    batches = [torch.randn(8, 4) for _ in range(3)]
+    averager.finish(batches)
+    values = model[1].running_var.tolist()
+    assert world.bcast(values) == values
+    averager.topology.free()
+
+
+@pytest.mark.parametrize("policy", ["keep", "average"])
+def test_momentum_is_kept_or_averaged(world, policy):
+    model, optimizer, averager, _ = batch_norm_learners(world, optimizer_state=policy)
+    momentum = optimizer.state[model[0].weight]["momentum_buffer"].flatten().tolist()
+    equal = all(world.allgather(world.bcast(momentum) == momentum))
+    assert equal == (policy == "average" or world.Get_size() == 1)
+    averager.topology.free()
+
+
+def test_averaged_state_is_the_mean_also_when_some_learners_have_none(world):
+    rank, size = world.Get_rank(), world.Get_size()
+    everywhere, somewhere = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.Adam([everywhere, somewhere], lr=0.1)
+    topology = Topology(world)
+    averager = Averager(nn.Module(), optimizer, algorithms.k_avg(1), topology, optimizer_state="average")
+    everywhere.grad = torch.full((3,), float(rank))
+    somewhere.grad = torch.ones(3) if rank == 0 else None
+    averager.step()
+    mean = 0.1 * (size - 1) / 2
+    assert optimizer.state[everywhere]["exp_avg"].tolist() == pytest.approx([mean] * 3, abs=1e-7)
+    assert (somewhere in optimizer.state) == (rank == 0)
+    if size == 1 or rank == 0:
+        assert optimizer.state[somewhere]["exp_avg"].tolist() == pytest.approx([0.1] * 3)
+    topology.free()
+
+
+def test_different_models_are_refused_on_every_rank(world):
+    rank, size = world.Get_rank(), world.Get_size()
+    model = nn.Linear(3, 3 if rank < size - 1 or size == 1 else 4)
+    topology = Topology(world)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if size == 1:
+        Averager(model, optimizer, algorithms.sgd(), topology)
+    else:
+        with pytest.raises(InputError, match=f"weight.*on rank {size - 1}"):
+            Averager(model, optimizer, algorithms.sgd(), topology)
+    topology.free()
+
+
+def test_an_unusable_model_on_one_rank_is_refused_on_every_rank(world):
+    rank = world.Get_rank()
+    model = nn.LazyLinear(3) if rank == 0 else nn.Linear(3, 3)
+    topology = Topology(world)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(InputError, match="lazy"):
+        Averager(model, optimizer, algorithms.sgd(), topology)
+    topology.free()
+
+
+def test_the_mean_model_is_the_mean_and_then_gone(world):
+    rank, size = world.Get_rank(), world.Get_size()
+    model = Vector(np.zeros(4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    topology = Topology(world)
+    averager = Averager(model, optimizer, algorithms.one_shot(), topology)
+    model.x.grad = torch.full((4,), -float(rank), dtype=torch.float64)
+    averager.step()
+    with averager.mean_model() as mean:
+        assert mean.x.tolist() == pytest.approx([(size - 1) / 2] * 4)
+    assert model.x.tolist() == [rank] * 4
+    averager.finish()
+    assert model.x.tolist() == pytest.approx([(size - 1) / 2] * 4)
+    assert averager.totals.global_averages == 1
+    topology.free()
+
+
+def test_finish_takes_no_second_mean_of_equal_learners(world):
+    model = Vector(np.zeros(2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    topology = Topology(world)
+    averager = Averager(model, optimizer, algorithms.k_avg(1), topology)
+    model.x.grad = torch.full((2,), 0.1 * (world.Get_rank() + 1), dtype=torch.float64)
+    averager.step()
+    before = model.x.tolist()
+    averager.finish()
+    assert model.x.tolist() == before
+    assert averager.totals.global_averages == 1
+    topology.free()

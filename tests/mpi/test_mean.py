@@ -1,0 +1,101 @@
+"""Engines: the same mean whatever the size, dtype and chunking."""
+
+import numpy as np
+import pytest
+import torch
+
+from hpcavg import InputError, Topology
+from hpcavg.mean import ENGINES, select
+from hpcavg.mean.mpi import MpiEngine
+from hpcavg.schedule import Scope
+
+pytestmark = pytest.mark.mpi
+
+SIZES = [0, 1, 2, 3, 7, 64, 1009]
+
+
+def rows_of(rank, numel, dtype, learners=1):
+    generator = torch.Generator().manual_seed(100 * numel + rank)
+    return torch.randn(learners, numel, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def everyone(topology, numel, dtype, learners=1):
+    return torch.cat([rows_of(j, numel, dtype, learners) for j in range(topology.num_learners)]).double()
+
+
+@pytest.fixture
+def topology(world):
+    made = Topology(world, min(2, world.Get_size()))
+    yield made
+    made.free()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64], ids=str)
+@pytest.mark.parametrize("name", ENGINES)
+def test_means_of_any_size_and_dtype(topology, name, dtype):
+    engine = ENGINES[name](topology)
+    tolerance = 4 * torch.finfo(dtype).eps
+    for numel in SIZES:
+        if dtype.is_complex:
+            own = torch.complex(*(rows_of(topology.rank, numel, torch.float32) for _ in range(2)))
+            expected = everyone(topology, numel, torch.float32).mean(dim=0)
+            expected = torch.complex(expected, expected)
+        else:
+            own = rows_of(topology.rank, numel, dtype)
+            expected = everyone(topology, numel, dtype).mean(dim=0)
+        out = torch.empty_like(own[0])
+        before = own.clone()
+        engine.mean(own, out, Scope.GLOBAL)
+        assert torch.equal(own, before)
+        assert torch.allclose(out.to(expected.dtype), expected, rtol=tolerance, atol=tolerance)
+        engine.mean(own, own[0], Scope.GLOBAL)  # in place: the same bits
+        assert torch.equal(own[0], out)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_chunks_reach_every_element(topology, chunk, dtype):
+    for numel in SIZES:
+        whole, parts = (rows_of(topology.rank, numel, dtype)[0] for _ in range(2))
+        MpiEngine(topology).mean(whole[None], whole, Scope.GLOBAL)
+        MpiEngine(topology, max_chunk_elements=chunk).mean(parts[None], parts, Scope.GLOBAL)
+        expected = everyone(topology, numel, dtype).mean(dim=0)
+        tolerance = 4 * torch.finfo(dtype).eps
+        assert torch.allclose(parts.double(), expected, rtol=tolerance, atol=tolerance)
+        assert torch.allclose(parts.double(), whole.double(), rtol=tolerance, atol=tolerance)
+
+
+def test_local_means_are_over_the_group(topology):
+    rows = torch.full((1, 3), float(topology.rank))
+    select("auto", topology).mean(rows, rows[0], Scope.LOCAL)
+    members = topology.local.allgather(topology.rank)
+    assert rows[0].tolist() == [sum(members) / len(members)] * 3
+
+
+def test_several_learners_in_a_rank_count_each(topology):
+    rows = rows_of(topology.rank, 13, torch.float64, learners=3)
+    out = torch.empty(13, dtype=torch.float64)
+    select("mpi", topology).mean(rows, out, Scope.GLOBAL)
+    expected = everyone(topology, 13, torch.float64, learners=3).mean(dim=0)
+    assert torch.allclose(out, expected, rtol=1e-15, atol=1e-15)
+
+
+def test_every_rank_gets_the_same_bits_and_repeats_do_not_change_them(topology, world):
+    results = []
+    for _ in range(3):
+        rows = rows_of(topology.rank, 1009, torch.float32)
+        select("mpi", topology).mean(rows, rows[0], Scope.GLOBAL)
+        results.append(rows.numpy().tobytes())
+    assert len({*results, *world.allgather(results[0])}) == 1
+
+
+def test_equal_values_have_themselves_as_mean_within_an_ulp(topology):
+    rows = rows_of(0, 1009, torch.float32)
+    before = rows.clone().numpy()
+    select("mpi", topology).mean(rows, rows[0], Scope.GLOBAL)
+    assert (np.abs(rows.numpy() - before) <= np.spacing(np.abs(before)) * topology.num_learners).all()
+
+
+def test_an_unknown_engine_is_refused(topology):
+    with pytest.raises(InputError, match="engine='fast': allowed is one of auto, mpi"):
+        select("fast", topology)
