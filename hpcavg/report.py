@@ -38,7 +38,7 @@ def plot(runs: Sequence[tuple[Path, summary.Summary]], target: Path) -> None:
             steps = read_view(path / "metrics", "step")
             evaluations = read_view(path / "metrics", "evaluation")
         except OSError as error:
-            raise InputError("DIR", path, f"a run with readable metrics ({error})") from error
+            raise InputError("folder", path, f"a run with readable metrics ({error})") from error
         label = f"{run['algorithm'].replace('_', '-')} ({path.name})"
         loss = np.nanmean(steps["loss"], axis=0)
         width = max(1, len(loss) // _SMOOTHED_POINTS)

@@ -48,9 +48,9 @@ def read(folder: Path) -> Summary:
         return json.loads((folder / "summary.json").read_text())
     except OSError as error:
         allowed = f"the folder of a finished run (summary.json: {error.strerror})"
-        raise InputError("DIR", folder, allowed) from error
+        raise InputError("folder", folder, allowed) from error
     except ValueError as error:
-        raise InputError("DIR", folder, f"a run whose summary.json is JSON ({error})") from error
+        raise InputError("folder", folder, f"a run whose summary.json is JSON ({error})") from error
 
 
 def rows(path: Path, summary: Summary) -> list[tuple[str, str]]:

@@ -57,6 +57,9 @@ def load_data(task: Task) -> Data:
         raise
     except Exception as error:
         raise refused(task.name, error) from error
+    if not isinstance(data, Data):
+        kind = type(data).__name__
+        raise InputError("task", task.name, f"a function load_data that returns a hpcavg.tasks.Data, not {kind}")
     data.check(task.name)
     return data
 

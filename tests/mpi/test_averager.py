@@ -173,7 +173,12 @@ class Awkward(nn.Module):
 
     def forward(self, x, use_seldom):
         y = self.tied(self.frozen(self.first(x))) @ self.transposed.new_ones(3, 3)
-        y = y.sum() + (self.transposed**2).sum() + self.sixteen_bits.float().pow(2).sum() + self.sixty_four_bits.pow(2).sum().float()
+        y = (
+            y.sum()
+            + (self.transposed**2).sum()
+            + self.sixteen_bits.float().pow(2).sum()
+            + self.sixty_four_bits.pow(2).sum().float()
+        )
         return y + self.seldom(x).sum() if use_seldom else y
 
 

@@ -11,6 +11,7 @@ from hpcavg.schedule import Scope
 
 pytestmark = pytest.mark.mpi
 
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
 SIZES = [0, 1, 2, 3, 7, 64, 1009]
 
 
@@ -30,7 +31,9 @@ def topology(world):
     made.free()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64], ids=str
+)
 @pytest.mark.parametrize("name", ENGINES)
 def test_means_of_any_size_and_dtype(topology, name, dtype):
     engine = ENGINES[name](topology)

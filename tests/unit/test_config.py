@@ -67,7 +67,9 @@ def test_an_unknown_option_in_a_file_lists_the_valid_ones(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["k1 = [", "k1 = 1.5", 'learning_rate = "fast"', "nesterov = 1", "task = 3", "[k]\nk1=1"])
+@pytest.mark.parametrize(
+    "text", ["k1 = [", "k1 = 1.5", 'learning_rate = "fast"', "nesterov = 1", "task = 3", "[k]\nk1=1"]
+)
 def test_files_with_wrong_values_are_refused_in_one_line(tmp_path, text):
     path = tmp_path / "run.toml"
     path.write_text(text)

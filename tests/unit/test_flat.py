@@ -1,5 +1,7 @@
 """Parameters as views of one array per dtype."""
 
+import itertools
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -40,7 +42,7 @@ def test_any_shapes_lie_one_after_another_on_cache_lines(shapes):
     flat = FlatBuffer(named(*tensors))
     assert all(torch.equal(t, v) and t.shape == v.shape for t, v in zip(tensors, values, strict=True))
     occupied = sorted((t.data_ptr(), t.numel() * 4) for t in tensors if t.numel())
-    for (start, size), (following, _) in zip(occupied, occupied[1:], strict=False):
+    for (start, size), (following, _) in itertools.pairwise(occupied):
         assert start + size <= following
     for start, _ in occupied:
         assert (start - flat.arrays[0].data_ptr()) % 64 == 0

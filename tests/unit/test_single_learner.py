@@ -118,7 +118,7 @@ def test_recompute_without_batches_is_refused(topology):
 )
 def test_unknown_policies_are_refused(argument, topology):
     model, optimizer = make("sgd")
-    with pytest.raises(InputError, match="'some'|'fast'"):
+    with pytest.raises(InputError, match=r"'(some|fast)'"):
         Averager(model, optimizer, algorithms.sgd(), topology, **argument)
 
 

@@ -67,7 +67,9 @@ def test_no_module_outgrows_its_room():
 
 def loaded_after(statement):
     program = f"import sys\n{statement}\nprint(*sys.modules)"
-    return set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split())
+    return set(
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    )
 
 
 def test_the_command_line_needs_neither_torch_nor_mpi():

@@ -1,0 +1,76 @@
+"""Runs hpcavg as a user would, in an mpirun of its own with a deadline."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+FLAGS = ["--oversubscribe", "--bind-to", "none"]
+
+
+@dataclass
+class Result:
+    status: int
+    out: str
+    err: str
+    wall_s: float
+
+    @property
+    def own_lines(self):
+        """What hpcavg itself wrote to standard error, without the launcher's account of how ranks ended."""
+        return [line for line in self.err.splitlines() if "hpcavg" in line or "Error" in line or "Traceback" in line]
+
+
+def mpirun():
+    found = os.environ.get("MPIRUN") or str(Path(sys.executable).parent / "mpirun")
+    return found if Path(found).exists() else shutil.which("mpirun")
+
+
+def environment(**changes):
+    root = {f"{part}_ALLOW_RUN_AS_ROOT{more}": "1" for part in ("OMPI", "PRTE") for more in ("", "_CONFIRM")}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_COMM", "PMIX", "SLURM"))}
+    return {**kept, **root, "OMPI_MCA_osc": "^ucx", "OMP_NUM_THREADS": "1", **changes}
+
+
+def start(ranks, arguments, **changes):
+    command = [sys.executable, "-m", "hpcavg", *map(str, arguments)]
+    if ranks:
+        command = [mpirun(), "-np", str(ranks), *FLAGS, *command]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**changes),
+        start_new_session=True,
+    )
+
+
+def run(ranks, arguments, timeout=60, **changes):
+    """Run hpcavg on `ranks` ranks (0: without mpirun); fail when it has not ended after `timeout` seconds."""
+    started = time.monotonic()
+    process = start(ranks, arguments, **changes)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        raise AssertionError(f"still running after {timeout} s\n{out}\n{err}") from None
+    return Result(process.returncode, out, err, time.monotonic() - started)
+
+
+def pid_of_rank(folder, rank):
+    """Return the process id of a rank of the run that writes to `folder`."""
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            variables = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:  # not a process, or one that has just ended
+            continue
+        if str(folder).encode() in words and f"OMPI_COMM_WORLD_RANK={rank}".encode() in variables:
+            return int(entry.name)
+    raise AssertionError(f"no rank {rank} of {folder}")

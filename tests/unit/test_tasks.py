@@ -1,0 +1,130 @@
+"""Tasks: the built-in ones, the user's own, and what is said of those that cannot be used."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from hpcavg import tasks
+from hpcavg.config import Config
+from hpcavg.errors import InputError
+from hpcavg.placement import choose_device
+from hpcavg.tasks import Data, digits, synthetic
+
+OWN = """
+from hpcavg.tasks import digits
+def good(config):
+    return digits.task(config)
+def not_a_task(config):
+    return 3
+def raises(config):
+    return 1 / 0
+"""
+
+
+def test_digits_are_split_once_and_for_all():
+    data = digits.load_data()
+    assert data.train_inputs.shape == (1440, 1, 8, 8)
+    assert data.test_inputs.shape == (357, 1, 8, 8)
+    assert data.train_inputs.dtype == np.float32
+    assert (data.train_inputs.min(), data.train_inputs.max()) == (0, 1)
+    assert np.bincount(data.train_targets).min() > 100
+    again = digits.load_data()
+    assert all(np.array_equal(a, b) for a, b in zip(data, again, strict=True))
+    train = {image.tobytes() for image in data.train_inputs}
+    assert not train & {image.tobytes() for image in data.test_inputs}
+
+
+def test_synthetic_images_have_the_asked_shape_and_can_be_told_apart():
+    data = synthetic.load_data((2, 6, 5), 3, 3000, seed=1)
+    assert data.train_inputs.shape == (3000, 2, 6, 5)
+    assert len(data.test_inputs) == 600
+    means = np.stack([data.train_inputs[data.train_targets == c].mean(axis=0).ravel() for c in range(3)])
+    nearest = (data.test_inputs.reshape(600, -1) @ means.T - (means**2).sum(axis=1) / 2).argmax(axis=1)
+    assert (nearest == data.test_targets).mean() > 0.95
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("task", ["digits", "synthetic"])
+def test_models_fit_their_task(task, model):
+    loaded = tasks.load(Config(task=task, model=model, num_samples=20))
+    data = tasks.load_data(loaded)
+    output = loaded.build_model()(torch.from_numpy(data.train_inputs[:4]))
+    targets = torch.from_numpy(data.train_targets[:4])
+    assert output.shape == (4, 10)
+    loaded.loss(output, targets).backward()
+    assert 0 <= int(loaded.count_correct(output, targets)) <= 4
+
+
+def test_a_users_own_task(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    assert tasks.load(Config(task=f"{path}:good")).name == "digits"
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        ("not_a_task", "a function that returns a hpcavg.tasks.Task, not int"),
+        ("raises", "mine.py:8: ZeroDivisionError: division by zero"),
+        ("absent", "a function of that file; it has no 'absent'"),
+    ],
+)
+def test_a_task_that_cannot_be_used(tmp_path, function, says):
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    with pytest.raises(InputError) as caught:
+        tasks.load(Config(task=f"{path}:{function}"))
+    assert caught.value.option == "task"
+    assert says in str(caught.value)
+
+
+def test_a_file_with_a_syntax_error(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def task(config:\n")
+    with pytest.raises(InputError, match="SyntaxError"):
+        tasks.load(Config(task=f"{path}:task"))
+
+
+@pytest.mark.parametrize("name", ["fancy", "fancy:task", "nowhere.py:task", "nowhere.py"])
+def test_no_such_task(name):
+    with pytest.raises(InputError, match=r"path/to/file\.py:function"):
+        tasks.load(Config(task=name))
+
+
+def fail():
+    raise OSError("no such\nfile")
+
+
+@pytest.mark.parametrize(
+    ("load", "says"),
+    [
+        (fail, "OSError: no such file"),
+        (lambda: Data([1], np.ones(1), np.ones(1), np.ones(1)), "whose train_inputs is a NumPy array"),
+        (lambda: Data(np.ones(2), np.ones(3), np.ones(1), np.ones(1)), "train has 2 inputs, 3 targets"),
+        (lambda: Data(np.ones(2), np.ones(2), np.ones(0), np.ones(0)), "whose test_inputs"),
+        (lambda: None, "a function load_data that returns a hpcavg.tasks.Data"),
+    ],
+)
+def test_data_that_cannot_be_used(load, says):
+    task = dataclasses.replace(digits.task(Config()), load_data=load)
+    with pytest.raises(InputError) as caught:
+        tasks.load_data(task)
+    assert says in str(caught.value)
+
+
+def test_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert choose_device("auto", 3) == torch.device("cpu")
+    with pytest.raises(InputError, match="no CUDA device"):
+        choose_device("cuda", 0)
+
+
+def test_ranks_of_a_node_take_turns_on_its_gpus(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert [choose_device("auto", rank).index for rank in range(6)] == [0, 1, 2, 3, 0, 1]
+    assert len(chosen) == 6
+    assert choose_device("cpu", 0) == torch.device("cpu")
