@@ -1,14 +1,11 @@
 """Sphinx settings. The help text in the pages is the program's own, taken when the pages are built."""
 
-import sys
 from pathlib import Path
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
 
 import hpcavg
 from hpcavg import cli
 
+HERE = Path(__file__).parent
 project = "hpcavg"
 author = "the hpcavg developers"
 version = release = hpcavg.__version__

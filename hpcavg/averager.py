@@ -178,8 +178,10 @@ class Averager:
     ) -> None:
         """Take the optimizer's step and whatever averaging is due. Collective where a mean is due.
 
+        Parameters
+        ----------
         loss : the step's training loss, for rules whose period follows it; the others ignore it.
-        scaler : an AMP gradient scaler; ``scaler.step`` is called instead of ``optimizer.step``; ``scaler.update``
+        scaler : an AMP gradient scaler; ``scaler.step`` is called instead of ``optimizer.step``, and ``scaler.update``
             stays with the caller. A step it skips counts all the same, so that the learners stay together.
         closure : passed to optimizers that need one.
         """
