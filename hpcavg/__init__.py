@@ -6,6 +6,14 @@ The names below are imported when they are first used, so that ``python -m hpcav
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hpcavg import algorithms
+    from hpcavg.averager import Averager
+    from hpcavg.errors import InputError
+    from hpcavg.flat import FlatBuffer
+    from hpcavg.topology import Topology
 
 __version__ = "0.1.0"
 

@@ -10,10 +10,12 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from hpcavg import cli
-from hpcavg.errors import InputError
+from hpcavg.config import Config
+from hpcavg.errors import InputError, require_integer
 
 EXIT_INPUT_ERROR = 2
 
@@ -54,7 +56,7 @@ def _train(arguments: list[str]) -> int:
     gc.disable()
     from mpi4py import MPI
 
-    from hpcavg.topology import check_ranks, install_abort_hook, launcher_rank
+    from hpcavg.topology import install_abort_hook, launcher_rank
 
     install_abort_hook()
     world = MPI.COMM_WORLD
@@ -62,7 +64,7 @@ def _train(arguments: list[str]) -> int:
     if world.Get_rank() == 0:
         try:
             config = cli.parse_train(arguments)
-            check_ranks(world.Get_size(), config.expect_ranks)
+            _check_early(config, world.Get_size())
         except InputError as raised:
             error = raised
     config, error = world.bcast((config, error), root=0)
@@ -81,6 +83,18 @@ def _train(arguments: list[str]) -> int:
         return EXIT_INPUT_ERROR
     trainer.train()
     return 0
+
+
+def _check_early(config: Config, num_ranks: int) -> None:
+    """Raise `InputError` for what can be known before every rank has spent seconds on importing torch."""
+    from hpcavg import run_folder
+    from hpcavg.topology import check_ranks
+
+    check_ranks(num_ranks, config.expect_ranks)
+    if config.group_size is not None:
+        require_integer("group_size", config.group_size, 1, num_ranks)
+    if config.output is not None:
+        run_folder.check(Path(config.output))
 
 
 def _print_error(error: InputError) -> None:

@@ -28,6 +28,7 @@ def _option(default: Any, section: str, help: str, choices: tuple[str, ...] | No
     return dataclasses.field(default=default, metadata={"section": section, "help": help, "choices": choices})
 
 
+BUILT_IN_TASKS = ("digits", "synthetic")
 _AVERAGING, _TASK, _OPTIMIZER, _RUN = "averaging", "task", "optimizer", "run"
 
 
@@ -49,7 +50,7 @@ class Config:
     optimizer_state: str = _option("keep", _AVERAGING, "momentum at a global mean", ("keep", "average", "reset"))
     engine: str = _option("auto", _AVERAGING, "how means are taken", ("auto", "mpi"))
 
-    task: str = _option("digits", _TASK, "digits, synthetic, or path/to/file.py:function")
+    task: str = _option("digits", _TASK, f"{', '.join(BUILT_IN_TASKS)}, or path/to/file.py:function")
     model: str = _option("cnn", _TASK, "network of the built-in tasks", ("mlp", "cnn"))
     partition: str = _option(
         "shard",
@@ -110,12 +111,21 @@ class Config:
         self._require("nesterov", not self.nesterov or self.momentum > 0, "false where momentum is 0")
         shape = self.image_shape
         self._require("image_shape", len(shape) == 3 and min(shape) >= 1, "channels x height x width, as 3x32x32")
+        self._check_task()
         if self.epochs is not None and self.steps is not None:
             raise InputError("steps", self.steps, "unset where epochs is given")
         if self.epochs is None and self.steps is None:
             object.__setattr__(self, "epochs", 20)
         for name, value in self.rule().options.items():
             object.__setattr__(self, name, value)
+
+    def _check_task(self) -> None:
+        if self.task in BUILT_IN_TASKS:
+            return
+        path, separator, _ = self.task.rpartition(":")
+        is_python = bool(separator) and path.endswith(".py")
+        self._require("task", is_python, f"one of {', '.join(BUILT_IN_TASKS)}, or path/to/file.py:function")
+        self._require("task", Path(path).is_file(), "a file that exists, as path/to/file.py:function")
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import tomli_w
-import torch
 from mpi4py import MPI
 
 import hpcavg
@@ -35,16 +34,31 @@ def create(config: Config, task_name: str) -> Path:
     while config.output is None and path.exists():  # two runs started within a second
         attempt += 1
         path = path.with_name(f"{path.name.partition('~')[0]}~{attempt}")
+    check(path)
     try:
-        if path.is_dir() and any(path.iterdir()):
-            raise InputError(
-                "output", path, "a new or empty folder; this one holds files, such as those of another run"
-            )
         (path / "metrics").mkdir(parents=True)
         (path / "checkpoints").mkdir()
     except OSError as error:
-        raise InputError("output", path, f"a folder that can be written ({error.strerror})") from error
+        raise _unwritable(path, str(error.strerror)) from error
     return path
+
+
+def check(path: Path) -> None:
+    """Raise `InputError` when `path` cannot become a run's folder; nothing is written."""
+    try:
+        if path.is_dir() and any(path.iterdir()):
+            raise InputError("output", path, "a new or empty folder; this one holds files, as another run would")
+        parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    except OSError as error:
+        raise _unwritable(path, str(error.strerror)) from error
+    if not parent.is_dir():
+        raise _unwritable(path, f"{parent} is a file")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise _unwritable(path, f"{parent}: permission denied")
+
+
+def _unwritable(path: Path, reason: str) -> InputError:
+    return InputError("output", path, f"a folder that can be written ({reason})")
 
 
 def write_start(path: Path, config: Config, nodes: list[str], threads: int, device: str) -> None:
@@ -54,11 +68,7 @@ def write_start(path: Path, config: Config, nodes: list[str], threads: int, devi
     environment = {
         "hpcavg": hpcavg.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "h5py": h5py.__version__,
-        "hdf5": h5py.version.hdf5_version,
-        "mpi4py": sys.modules["mpi4py"].__version__,
+        **{name: metadata.version(name) for name in ("torch", "numpy", "h5py", "mpi4py")},
         "mpi_library": MPI.Get_library_version().strip("\0\n "),
         "platform": platform.platform(),
         "nodes": nodes,
