@@ -77,7 +77,7 @@ class Averager:
     """Model averaging for a training loop: call `step` where the loop called ``optimizer.step``.
 
     The parameters that require a gradient, in the model or in the optimizer, become views of one flat buffer per
-    dtype, and learner 0's values go to every learner. Frozen parameters are not touched.
+    dtype, and rank 0's values go to every learner. Frozen parameters are not touched: give every rank the same.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -81,7 +82,10 @@ def write_start(path: Path, config: Config, nodes: list[str], threads: int, devi
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write `values` to `path` as JSON, whole or not at all."""
+    """Write `values` to `path` as JSON, whole or not at all; NaN and infinity, unknown to JSON, become null."""
+    values = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(values, indent=2) + "\n")
     partial.replace(path)

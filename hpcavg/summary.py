@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -12,7 +14,10 @@ from hpcavg.progress import is_terminal
 
 
 class Summary(TypedDict):
-    """The contents of ``summary.json``. Seconds are means over the ranks; bytes are those of one learner."""
+    """The contents of ``summary.json``. Seconds are means over the ranks; bytes are those of one learner.
+
+    Losses and accuracies may be NaN, in the file null: a run that diverged, a task without accuracy.
+    """
 
     algorithm: str
     task: str
@@ -25,9 +30,9 @@ class Summary(TypedDict):
     samples: int
     train_loss: float
     test_loss: float
-    test_accuracy: float | None
+    test_accuracy: float
     learner_test_loss: float
-    learner_test_accuracy: float | None
+    learner_test_accuracy: float
     global_averages: int
     local_averages: int
     bytes_averaged: int
@@ -44,25 +49,36 @@ class Summary(TypedDict):
 
 def read(folder: Path) -> Summary:
     """Return a run's summary; raises `InputError` where the folder has none that can be read."""
+    kinds = typing.get_type_hints(Summary)
     try:
-        return json.loads((folder / "summary.json").read_text())
+        values = json.loads((folder / "summary.json").read_text())
     except OSError as error:
         allowed = f"the folder of a finished run (summary.json: {error.strerror})"
         raise InputError("folder", folder, allowed) from error
     except ValueError as error:
         raise InputError("folder", folder, f"a run whose summary.json is JSON ({error})") from error
+    missing = kinds.keys() - values if isinstance(values, dict) else kinds.keys()
+    if missing:
+        raise InputError("folder", folder, f"a run whose summary.json has {', '.join(sorted(missing))}")
+    numbers = {name: math.nan if values[name] is None else values[name] for name in kinds if kinds[name] is float}
+    return typing.cast(Summary, values | numbers)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return for example ``1 node`` or ``2 nodes``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def rows(path: Path, summary: Summary) -> list[tuple[str, str]]:
     """Return the table of a run as pairs of label and text."""
-    accuracy = summary["test_accuracy"]
-    own = summary["learner_test_accuracy"]
+    learners, group_size = counted(summary["num_learners"], "learner"), summary["group_size"]
     return [
         ("algorithm", summary["algorithm"].replace("_", "-")),
         ("task", summary["task"]),
-        ("learners", f"{summary['num_learners']} in groups of {summary['group_size']}, {summary['num_nodes']} nodes"),
+        ("learners", f"{learners} in groups of {group_size}, {counted(summary['num_nodes'], 'node')}"),
         ("steps", f"{summary['steps']} ({summary['epochs']:.1f} epochs, {summary['samples']} samples)"),
-        ("test accuracy", "-" if accuracy is None else f"{accuracy:.4f}" + ("" if own is None else f" ({own:.4f})")),
+        ("test accuracy", f"{summary['test_accuracy']:.4f}"),
+        ("of the learners' own", f"{summary['learner_test_accuracy']:.4f}"),
         ("test loss", f"{summary['test_loss']:.4f}"),
         ("train loss", f"{summary['train_loss']:.4f}"),
         ("global averages", str(summary["global_averages"])),

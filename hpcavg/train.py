@@ -22,7 +22,7 @@ from hpcavg.errors import InputError
 from hpcavg.metrics import Recorder, file_name, write_view
 from hpcavg.node_memory import share_array
 from hpcavg.progress import Display, display
-from hpcavg.summary import Summary, show
+from hpcavg.summary import Summary, counted, show
 from hpcavg.tasks import Data, Task
 from hpcavg.topology import Topology, wait_asleep
 
@@ -31,11 +31,10 @@ _EVALUATION_BATCH = 1024
 
 @dataclass
 class _Seconds:
-    """Where this rank's time went."""
+    """Where this rank's time went, beside its averages."""
 
     compute_s: float = 0.0
     data_s: float = 0.0
-    averaging_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,9 @@ class Trainer:
         recorder = Recorder(self.path / "metrics" / file_name(topology.rank), self._attributes(), config.flush_seconds)
         shown = display(topology.rank, self.total_steps)
         shown.line(
-            f"{config.algorithm.replace('_', '-')} on {self.task.name}: {topology.num_learners} learners,"
-            f" {topology.num_groups} local groups, {topology.num_nodes} nodes; {self.total_steps} steps; {self.path}"
+            f"{config.algorithm.replace('_', '-')} on {self.task.name}: {counted(topology.num_learners, 'learner')},"
+            f" {counted(topology.num_groups, 'local group')}, {counted(topology.num_nodes, 'node')};"
+            f" {counted(self.total_steps, 'step')}; {self.path}"
         )
         started = time.perf_counter()
         try:
@@ -201,10 +201,10 @@ class Trainer:
                 "evaluation", step, epoch, train_loss, mean.loss, mean.accuracy, learners.loss, learners.accuracy
             )
             recorder.flush()
-            shown.line(
-                f"epoch {epoch:3d}  step {step:6d}  train loss {train_loss:.4f}  test loss {mean.loss:.4f}"
-                f"  accuracy {mean.accuracy:.4f}  (learners {learners.accuracy:.4f})"
-            )
+            line = f"epoch {epoch:3d}  step {step:6d}  train loss {train_loss:.4f}  test loss {mean.loss:.4f}"
+            if self.task.count_correct is not None:
+                line += f"  accuracy {mean.accuracy:.4f}  (learners {learners.accuracy:.4f})"
+            shown.line(line)
             if is_last:
                 return train_loss, mean, learners
 
@@ -232,7 +232,6 @@ class Trainer:
             recorder.record("step", step, epoch + 1, losses[-1], rate, compute_s, data_s, averaging_s)
             self.seconds.compute_s += compute_s
             self.seconds.data_s += data_s
-            self.seconds.averaging_s += averaging_s
             self.samples += len(index)
             shown.advance()
             if step >= self.total_steps:
@@ -307,9 +306,9 @@ class Trainer:
             samples=int(sums[-1]),
             train_loss=train_loss,
             test_loss=mean.loss,
-            test_accuracy=None if np.isnan(mean.accuracy) else mean.accuracy,
+            test_accuracy=mean.accuracy,
             learner_test_loss=learners.loss,
-            learner_test_accuracy=None if np.isnan(learners.accuracy) else learners.accuracy,
+            learner_test_accuracy=learners.accuracy,
             global_averages=totals.global_averages,
             local_averages=totals.local_averages,
             bytes_averaged=totals.bytes_averaged,
