@@ -26,7 +26,14 @@ def sync_sgd(variant: Literal["parameters", "gradients"] = "parameters") -> Rule
     """
     if variant not in ("parameters", "gradients"):
         raise InputError("variant", variant, "parameters or gradients")
-    return Rule("sync_sgd", "baseline", every(1), averages=variant, options={"variant": variant})
+    return Rule(
+        "sync_sgd",
+        "baseline",
+        every(1),
+        averages=variant,
+        before_step=variant == "gradients",
+        options={"variant": variant},
+    )
 
 
 def one_shot() -> Rule:
@@ -49,6 +56,18 @@ def hier_avg(k1: int = 4, k2: int = 32) -> Rule:
     return Rule("hier_avg", "Hier-AVG, Algorithm 1", hierarchical(k1, k2), options={"k1": k1, "k2": k2})
 
 
+def pr_sgd(interval: int = 8) -> Rule:
+    """Every `interval` steps the global mean, then the step by the learner's own gradient (PR-SGD, Algorithm 1, eq. 2).
+
+    The gradient is the one taken at the learner's own parameters, before they were replaced by the mean; right after
+    the step the learners differ again.
+    """
+    require_integer("interval", interval, 1)
+    return Rule(
+        "pr_sgd", "PR-SGD, Algorithm 1, eq. (2)", every(interval), before_step=True, options={"interval": interval}
+    )
+
+
 def post_local_sgd(switch_step: int = 100, k: int = 8) -> Rule:
     """`sync_sgd` up to step `switch_step`, then `k_avg(k)` (Lin et al. 2018).
 
@@ -61,7 +80,8 @@ def post_local_sgd(switch_step: int = 100, k: int = 8) -> Rule:
 
 
 ALGORITHMS: dict[str, Callable[..., Rule]] = {
-    constructor.__name__: constructor for constructor in (sgd, sync_sgd, one_shot, k_avg, hier_avg, post_local_sgd)
+    constructor.__name__: constructor
+    for constructor in (sgd, sync_sgd, one_shot, k_avg, hier_avg, pr_sgd, post_local_sgd)
 }
 
 

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -59,18 +59,6 @@ class Totals:
     bytes_averaged: int = 0
     blocked_s: float = 0.0
     in_flight_s: float = 0.0
-
-
-@dataclass
-class _Part:
-    """Tensors that are averaged together and merged the same way."""
-
-    flat: FlatBuffer
-    how: Merge
-    states: list[dict[str, Tensor]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.states = [self.how.init(array) for array in self.flat.arrays]
 
 
 class Averager:
@@ -134,9 +122,8 @@ class Averager:
         for flat in flats:
             for array in flat.arrays:
                 self._broadcast(array)
-        self._parts = [_Part(self._parameters, algorithm.how)]
-        if buffers == "average":
-            self._parts.append(_Part(self._buffers, replace))
+        self._averaged = [self._parameters, self._buffers] if buffers == "average" else [self._parameters]
+        self._merge_states = [algorithm.how.init(array) for array in self._parameters.arrays]
         self._gradients = GradientBuffer(self._parameters, topology) if algorithm.averages == "gradients" else None
         self._state = StateAverager(optimizer, topology)
 
@@ -188,8 +175,8 @@ class Averager:
         progress = self.progress
         progress.step += 1
         due = self.algorithm.when(progress)
-        if self._gradients is not None and due is not None:
-            self._average_gradients(self._gradients, due)
+        if due is not None and self.algorithm.before_step:
+            self._average(due)
         if scaler is not None:
             scaler.step(self.optimizer)
         elif closure is not None:
@@ -197,12 +184,11 @@ class Averager:
         else:
             self.optimizer.step()
         self._learners_agree = False
-        if due is not None:
-            if self._gradients is None:
-                self._average(due)
-            if due is Scope.GLOBAL:
-                progress.round += 1
-                progress.round_step = progress.step
+        if due is not None and not self.algorithm.before_step:
+            self._average(due)
+        if due is Scope.GLOBAL:
+            progress.round += 1
+            progress.round_step = progress.step
 
     def finish(self, batches: Iterable[Any] | None = None) -> None:
         """Take the final global mean: every learner then holds the run's model. Collective over all learners.
@@ -210,7 +196,8 @@ class Averager:
         batches : training inputs, needed where buffers are recomputed; see `recompute_buffers`.
         """
         if not self._learners_agree:
-            self._average(Scope.GLOBAL, how=replace)
+            started = time.perf_counter()
+            self._record(Scope.GLOBAL, started, self._average_parameters(Scope.GLOBAL, replace))
         if self._buffer_policy == "recompute":
             if batches is None:
                 raise InputError("batches", None, "training batches, because buffers='recompute'")
@@ -227,8 +214,8 @@ class Averager:
         saved = [flat.snapshot() for flat in flats]
         try:
             if not self._learners_agree:
-                for part in self._parts:
-                    self._take_mean(part.flat)
+                for flat in self._averaged:
+                    self._take_mean(flat)
             if self._buffer_policy == "recompute" and batches is not None:
                 self.recompute_buffers(batches)
             yield self.model
@@ -247,24 +234,39 @@ class Averager:
 
     # -- means ----------------------------------------------------------------------------------------------------
 
-    def _average(self, scope: Scope, how: Merge | None = None) -> None:
-        """Take the mean over `scope` and merge it: by the rule where it is global, by replacing where it is local."""
+    def _average(self, scope: Scope) -> None:
+        """Take the mean that is due, of what the rule averages."""
         started = time.perf_counter()
+        if self._gradients is None:
+            num_bytes = self._average_parameters(scope, self.algorithm.how)
+        else:
+            self._parameters.refresh()
+            self._gradients.average(self.engine, scope)
+            num_bytes = self._gradients.num_bytes
+        self._record(scope, started, num_bytes)
+
+    def _average_parameters(self, scope: Scope, how: Merge) -> int:
+        """Take the mean over `scope` and merge it; return the bytes this learner brought in.
+
+        A global mean of the parameters is merged by `how`; local means and buffers are replaced.
+        """
         num_bytes = 0
         with torch.no_grad():
-            for part in self._parts:
-                merge = replace if scope is Scope.LOCAL else how or part.how
-                part.flat.refresh()
-                num_bytes += part.flat.num_bytes
-                for array, state in zip(part.flat.arrays, part.states, strict=True):
-                    self._mean_and_merge(array, scope, merge, state)
-            if scope is Scope.GLOBAL:
-                if self._state_policy == "average":
-                    num_bytes += self._state.average(self.engine)
-                elif self._state_policy == "reset":
-                    self.optimizer.state.clear()
-                self._learners_agree = (how or self.algorithm.how).overwrites
-        self._record(scope, started, num_bytes)
+            for flat in self._averaged:
+                flat.refresh()
+                num_bytes += flat.num_bytes
+                for index, array in enumerate(flat.arrays):
+                    if scope is Scope.GLOBAL and flat is self._parameters:
+                        self._mean_and_merge(array, scope, how, self._merge_states[index])
+                    else:
+                        self._mean_and_merge(array, scope, replace, {})
+        if scope is Scope.GLOBAL:
+            if self._state_policy == "average":
+                num_bytes += self._state.average(self.engine)
+            elif self._state_policy == "reset":
+                self.optimizer.state.clear()
+            self._learners_agree = how.overwrites
+        return num_bytes
 
     def _take_mean(self, flat: FlatBuffer) -> None:
         """Replace the tensors of `flat` by their mean over all learners."""
@@ -280,12 +282,6 @@ class Averager:
             mean = torch.empty_like(array[0])
             self.engine.mean(array, mean, scope)
             merge.apply(array, mean, state)
-
-    def _average_gradients(self, gradients: GradientBuffer, scope: Scope) -> None:
-        started = time.perf_counter()
-        self._parameters.refresh()
-        gradients.average(self.engine, scope)
-        self._record(scope, started, gradients.num_bytes)
 
     def _record(self, scope: Scope, started: float, num_bytes: int) -> None:
         blocked_s = time.perf_counter() - started
@@ -308,7 +304,7 @@ class Averager:
             "progress": asdict(self.progress),
             "totals": asdict(self.totals),
             "generator": self.generator.get_state(),
-            "merge": [[dict(state) for state in part.states] for part in self._parts],
+            "merge": [dict(state) for state in self._merge_states],
             "learners_agree": self._learners_agree,
         }
 
@@ -320,8 +316,7 @@ class Averager:
         self.progress = Progress(**state["progress"])
         self.totals = Totals(**state["totals"])
         self.generator.set_state(state["generator"])
-        for part, saved in zip(self._parts, state["merge"], strict=True):
-            for own, values in zip(part.states, saved, strict=True):
-                for key, value in values.items():
-                    own[key].copy_(value)
+        for own, saved in zip(self._merge_states, state["merge"], strict=True):
+            for key, value in saved.items():
+                own[key].copy_(value)
         self._learners_agree = state["learners_agree"]

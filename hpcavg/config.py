@@ -43,6 +43,7 @@ class Config:
     k: int | None = _option(None, _AVERAGING, "steps between global means (k-avg, post-local-sgd)")
     k1: int | None = _option(None, _AVERAGING, "steps between local means (hier-avg)")
     k2: int | None = _option(None, _AVERAGING, "steps between global means (hier-avg)")
+    interval: int | None = _option(None, _AVERAGING, "steps between global means (pr-sgd)")
     switch_step: int | None = _option(None, _AVERAGING, "last step that averages at every step (post-local-sgd)")
     variant: str | None = _option(None, _AVERAGING, "parameters or gradients (sync-sgd)")
     group_size: int | None = _option(None, _AVERAGING, "ranks in a local group; unset: the ranks of a node")
@@ -95,7 +96,18 @@ class Config:
             if choices is not None:
                 value = _chosen(field.name, value, choices)
             object.__setattr__(self, field.name, value)
-        for name in ("k", "k1", "k2", "group_size", "decay_steps", "epochs", "steps", "threads", "expect_ranks"):
+        for name in (
+            "k",
+            "k1",
+            "k2",
+            "interval",
+            "group_size",
+            "decay_steps",
+            "epochs",
+            "steps",
+            "threads",
+            "expect_ranks",
+        ):
             if getattr(self, name) is not None:
                 require_integer(name, getattr(self, name), 1)
         for name in ("num_samples", "batch_size"):

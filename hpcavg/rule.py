@@ -19,7 +19,8 @@ class Rule:
     source : paper and equation.
     when : which mean is due at a step; its scope says over WHO.
     how : how a global mean is merged; local means always replace.
-    averages : what is averaged: the parameters after the optimizer's step, or the gradients before it.
+    averages : what is averaged: the parameters or the gradients.
+    before_step : the mean comes before the optimizer's step, which then parts the learners again, instead of after it.
     options : the arguments the rule was made with.
     """
 
@@ -28,4 +29,5 @@ class Rule:
     when: Schedule
     how: Merge = replace
     averages: Literal["parameters", "gradients"] = "parameters"
+    before_step: bool = False
     options: dict[str, object] = field(default_factory=dict)

@@ -55,6 +55,25 @@ def test_a_worked_example(world):
     topology.free()
 
 
+def test_pr_sgd_averages_before_the_step(world):
+    """Learner j adds 2 j + 1 a step; with two and I = 2: (1, 3), mean 2 -> (3, 5), (4, 8), mean 6 -> (7, 9)."""
+    rank, size = world.Get_rank(), world.Get_size()
+    model = Vector(np.zeros(1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    topology = Topology(world)
+    averager = Averager(model, optimizer, algorithms.pr_sgd(2), topology)
+    own = 2 * rank + 1
+    found = []
+    for _ in range(4):
+        model.x.grad = torch.tensor([-float(own)], dtype=torch.float64)
+        averager.step()
+        found.append(model.x.item())
+    assert found == [own, size + own, size + 2 * own, 3 * size + own]
+    averager.finish()
+    assert model.x.item() == 4 * size
+    topology.free()
+
+
 def test_hierarchical_worked_example(world):
     """K1 = 1, K2 = 3, groups of 2: learner j adds j a step, so the group of 2g and 2g + 1 has mean 2g + 1/2 a step."""
     rank, size = world.Get_rank(), world.Get_size()
@@ -102,6 +121,26 @@ def test_averaging_at_every_step_is_one_algorithm_by_many_names(world, num_steps
         assert_same(trajectory(world, rule, num_steps, momentum=momentum), reference)
     by_gradients = trajectory(world, algorithms.sync_sgd("gradients"), num_steps, momentum=momentum)
     assert np.allclose(by_gradients[0], reference[0], rtol=1e-13, atol=1e-13)
+
+
+def test_the_mean_of_pr_sgd_is_the_mean_of_k_avg_on_a_linear_field(world):
+    """PR-SGD eq. (5): with constant gradients the mean moves by their mean, whenever it is taken."""
+    rank, size = world.Get_rank(), world.Get_size()
+    means = []
+    for rule in (algorithms.pr_sgd(3), algorithms.k_avg(3)):
+        model = Vector(np.zeros(2))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        topology = Topology(world)
+        averager = Averager(model, optimizer, rule, topology)
+        for _ in range(8):
+            model.x.grad = torch.tensor([float(rank), 1.0], dtype=torch.float64)
+            averager.step()
+        averager.finish()
+        means.append(model.x.tolist())
+        topology.free()
+    expected = [-0.5 * 8 * (size - 1) / 2, -4.0]
+    assert means[0] == pytest.approx(expected, abs=1e-12)
+    assert means[1] == pytest.approx(expected, abs=1e-12)
 
 
 @settings(max_examples=6)

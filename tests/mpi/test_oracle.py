@@ -19,6 +19,7 @@ RULES = [
     ("k_avg", {"k": 7}, 1),
     ("hier_avg", {"k1": 2, "k2": 8}, 2),
     ("hier_avg", {"k1": 3, "k2": 10}, 3),
+    ("pr_sgd", {"interval": 5}, 1),
     ("post_local_sgd", {"switch_step": 50, "k": 6}, 1),
 ]
 OPTIMIZERS = {

@@ -81,6 +81,8 @@ def run(name, options, optimizer, x0, gradient, num_steps, num_learners, group_s
         g = gradient(x, t)
         if name == "sync_sgd" and options.get("variant") == "gradients":
             x = optimizer.step(x, global_mean(g))
+        elif name == "pr_sgd":  # eq. (2): the gradient is the one at the learner's own x^{t-1}
+            x = optimizer.step(global_mean(x) if t % options["interval"] == 0 else x, g)
         else:
             x = after_step(name, options, t, optimizer.step(x, g), group_size)
         trajectory.append(x.copy())

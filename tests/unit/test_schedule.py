@@ -56,6 +56,7 @@ def test_switch_counts_steps_from_the_start_of_the_run():
         (lambda: algorithms.hier_avg(0, 4), "k1"),
         (lambda: algorithms.hier_avg(5, 4), "k1"),
         (lambda: algorithms.hier_avg(1, 0), "k2"),
+        (lambda: algorithms.pr_sgd(0), "interval"),
         (lambda: algorithms.post_local_sgd(-1, 4), "switch_step"),
         (lambda: algorithms.sync_sgd("both"), "variant"),
         (lambda: algorithms.build("k_avg", {"k1": 3}), "k1"),

@@ -16,6 +16,7 @@ RULES = {
     "one_shot": algorithms.one_shot(),
     "k_avg": algorithms.k_avg(3),
     "hier_avg": algorithms.hier_avg(2, 5),
+    "pr_sgd": algorithms.pr_sgd(3),
     "post_local_sgd": algorithms.post_local_sgd(4, 3),
 }
 OPTIMIZERS = {
