@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 NP ?= 4
-ARGS ?= --group-size 2
+ARGS ?= --group-size $(if $(filter 1,$(NP)),1,2)
 TEST_RANKS ?= 1 2 3 4 8
 
 # MPI=wheel takes Open MPI from a Python package; MPI=system builds mpi4py against the mpicc on the PATH.
@@ -39,7 +39,8 @@ $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
 	@rm -f .venv/.installed-*
 	$(BIN)/pip install -q -c constraints.txt $(MPI4PY)
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev,docs]'
+# The plain path file that `compat` leaves also works in the folder above, where ./hpcavg looks like a package.
+	$(BIN)/pip install -q -c constraints.txt --config-settings editable_mode=compat -e '.[dev,docs]'
 	@touch $@
 
 run: $(INSTALLED)

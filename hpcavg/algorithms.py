@@ -90,11 +90,16 @@ def option_names(name: str) -> tuple[str, ...]:
     return tuple(inspect.signature(ALGORITHMS[name]).parameters)
 
 
+def all_option_names() -> list[str]:
+    """Return the arguments of all algorithms."""
+    return sorted({option for name in ALGORITHMS for option in option_names(name)})
+
+
 def build(name: str, options: dict[str, Any]) -> Rule:
     """Return the rule of algorithm `name`; `options` it does not take are refused by name."""
     accepted = option_names(name)
     for option, value in options.items():
         if option not in accepted:
             takes = f"only {', '.join(accepted)}" if accepted else "no such option"
-            raise InputError(option, value, f"nothing here: {name} takes {takes}")
+            raise InputError(option, value, f"left out: {name} takes {takes}")
     return ALGORITHMS[name](**options)

@@ -65,7 +65,8 @@ class Averager:
     """Model averaging for a training loop: call `step` where the loop called ``optimizer.step``.
 
     The parameters that require a gradient, in the model or in the optimizer, become views of one flat buffer per
-    dtype, and rank 0's values go to every learner. Frozen parameters are not touched: give every rank the same.
+    dtype. Every learner starts from rank 0's parameters and buffers, the frozen ones too; frozen parameters are then
+    left alone, and it is an error to unfreeze one later.
 
     Parameters
     ----------
@@ -74,7 +75,8 @@ class Averager:
     topology : the learners.
     engine : how means are taken: ``"auto"`` or a name in `hpcavg.mean.ENGINES`.
     buffers : what happens to floating-point buffers (BatchNorm statistics): ``"average"`` them with the parameters,
-        ``"keep"`` each learner's own, or ``"recompute"`` them on the averaged model where it is evaluated.
+        ``"keep"`` each learner's own to the end, or ``"recompute"`` them on the averaged model, for which
+        `finish` needs batches.
     optimizer_state : at a global mean ``"keep"`` each learner's state, ``"average"`` it, or ``"reset"`` it.
     seed : seeds `generator`, this learner's own stream of random numbers; torch's default generator is left alone.
 
@@ -83,7 +85,7 @@ class Averager:
     events : the latest means taken, oldest first; the caller may clear it. totals : sums over all of them.
     progress : steps taken. generator : this learner's ``torch.Generator``.
 
-    Raises `InputError` on every rank for an unknown policy or engine, or when the learners' models differ.
+    Raises `InputError` on every rank for an unknown policy or engine, or when the learners' models differ in form.
     """
 
     def __init__(
@@ -97,6 +99,8 @@ class Averager:
         optimizer_state: str = "keep",
         seed: int = 0,
     ) -> None:
+        if not isinstance(algorithm, Rule):
+            raise InputError("algorithm", algorithm, "a rule of hpcavg.algorithms, such as algorithms.k_avg(8)")
         if buffers not in BUFFER_POLICIES:
             raise InputError("buffers", buffers, f"one of {', '.join(BUFFER_POLICIES)}")
         if optimizer_state not in STATE_POLICIES:
@@ -119,9 +123,11 @@ class Averager:
         flats = topology.do_together(self._make_flat_buffers)
         self._parameters, self._buffers = flats
         self._check_same_on_all_learners()
-        for flat in flats:
-            for array in flat.arrays:
-                self._broadcast(array)
+        self._frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
+        for array in (*self._parameters.arrays, *self._buffers.arrays):
+            self._broadcast(array)
+        for _, tensor in (*self._frozen, *model.named_buffers()):
+            self._broadcast(tensor)
         self._averaged = [self._parameters, self._buffers] if buffers == "average" else [self._parameters]
         self._merge_states = [algorithm.how.init(array) for array in self._parameters.arrays]
         self._gradients = GradientBuffer(self._parameters, topology) if algorithm.averages == "gradients" else None
@@ -148,11 +154,12 @@ class Averager:
             error = InputError("model", f"{here} on rank {self.topology.rank}", f"{there}, as on rank 0")
         self.topology.agree(error)
 
-    def _broadcast(self, array: Tensor) -> None:
-        host = array.detach().view(-1).view(torch.uint8).cpu()
+    def _broadcast(self, tensor: Tensor) -> None:
+        """Give every learner rank 0's values of `tensor`."""
+        host = tensor.detach().cpu().reshape(-1).view(torch.uint8)
         for chunk in host.split(2**30):
             self.topology.world.Bcast(chunk.numpy(), root=0)
-        array.copy_(host.view(array.dtype).view_as(array))
+        tensor.detach().copy_(host.view(tensor.dtype).view(tensor.shape))
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -170,8 +177,11 @@ class Averager:
         loss : the step's training loss, for rules whose period follows it; the others ignore it.
         scaler : an AMP gradient scaler; ``scaler.step`` is called instead of ``optimizer.step``, and ``scaler.update``
             stays with the caller. A step it skips counts all the same, so that the learners stay together.
-        closure : passed to optimizers that need one.
+        closure : passed to optimizers that need one. Refused where a mean comes before the step: the closure would
+            take its gradients anew, after it.
         """
+        if closure is not None and self.algorithm.before_step:
+            raise InputError("closure", closure, f"left out: {self.algorithm.name} averages before the step")
         progress = self.progress
         progress.step += 1
         due = self.algorithm.when(progress)
@@ -193,7 +203,8 @@ class Averager:
     def finish(self, batches: Iterable[Any] | None = None) -> None:
         """Take the final global mean: every learner then holds the run's model. Collective over all learners.
 
-        batches : training inputs, needed where buffers are recomputed; see `recompute_buffers`.
+        It is left out where the last step took it. batches : training inputs, needed where buffers are recomputed; see
+        `recompute_buffers`.
         """
         if not self._learners_agree:
             started = time.perf_counter()
@@ -251,6 +262,11 @@ class Averager:
         A global mean of the parameters is merged by `how`; local means and buffers are replaced.
         """
         num_bytes = 0
+        for name, parameter in self._frozen:
+            if parameter.requires_grad:
+                raise InputError(
+                    "model", name, "frozen as when it was handed over; unfreeze before making the Averager"
+                )
         with torch.no_grad():
             for flat in self._averaged:
                 flat.refresh()

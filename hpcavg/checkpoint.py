@@ -7,16 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
+import numpy as np
 import torch
 from torch import Tensor
 
 
 def save_model(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write a state_dict, one dataset per tensor. Dtypes that HDF5 does not know are stored as their bytes."""
+    """Write a state_dict, one dataset per tensor; dtypes that NumPy does not know (bfloat16) as their bytes."""
     with h5py.File(path, "x") as file:
         for name, tensor in state.items():
             tensor = tensor.detach().cpu().contiguous()
-            dataset = file.create_dataset(name, data=tensor.reshape(-1).view(torch.uint8).numpy())
+            try:
+                values = tensor.numpy()
+            except TypeError:
+                values = tensor.reshape(-1).view(torch.uint8).numpy()
+            dataset = file.create_dataset(name, data=values)
             dataset.attrs["dtype"] = str(tensor.dtype).removeprefix("torch.")
             dataset.attrs["shape"] = tensor.shape
 
@@ -29,7 +34,9 @@ def load_model(path: Path | str) -> dict[str, Tensor]:
         def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
             if isinstance(item, h5py.Dataset):
                 dtype = getattr(torch, item.attrs["dtype"])
-                state[name] = torch.from_numpy(item[...]).view(dtype).reshape(tuple(map(int, item.attrs["shape"])))
+                values = torch.from_numpy(np.asarray(item[...]))
+                values = values if values.dtype == dtype else values.view(dtype)
+                state[name] = values.reshape(tuple(map(int, item.attrs["shape"])))
 
         file.visititems(visit)
     return state

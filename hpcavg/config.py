@@ -105,17 +105,18 @@ class Config:
             "decay_steps",
             "epochs",
             "steps",
-            "threads",
             "expect_ranks",
         ):
             if getattr(self, name) is not None:
                 require_integer(name, getattr(self, name), 1)
         for name in ("num_samples", "batch_size"):
             require_integer(name, getattr(self, name), 1)
+        if self.threads is not None:
+            require_integer("threads", self.threads, 1, 1024)
         require_integer("num_classes", self.num_classes, 2)
         require_integer("warmup_steps", self.warmup_steps, 0)
         require_integer("seed", self.seed, 0, 2**63 - 1)
-        self._require("learning_rate", self.learning_rate > 0, "a positive number")
+        self._require("learning_rate", 0 < self.learning_rate < 1e30, "a positive number below 1e30")
         self._require("momentum", 0 <= self.momentum < 1, "a number of at least 0 and below 1")
         self._require("weight_decay", self.weight_decay >= 0, "a number of at least 0")
         self._require("decay_factor", 0 < self.decay_factor <= 1, "a number above 0 and at most 1")
@@ -134,10 +135,12 @@ class Config:
     def _check_task(self) -> None:
         if self.task in BUILT_IN_TASKS:
             return
-        path, separator, _ = self.task.rpartition(":")
+        path, separator, function = self.task.rpartition(":")
         is_python = bool(separator) and path.endswith(".py")
         self._require("task", is_python, f"one of {', '.join(BUILT_IN_TASKS)}, or path/to/file.py:function")
         self._require("task", Path(path).is_file(), "a file that exists, as path/to/file.py:function")
+        # Absolute, so that a run's config.toml can be given back from anywhere.
+        object.__setattr__(self, "task", f"{Path(path).resolve()}:{function}")
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
@@ -145,8 +148,7 @@ class Config:
 
     def rule(self) -> Rule:
         """Return the averaging rule that the options describe."""
-        names = {name for algorithm in algorithms.ALGORITHMS for name in algorithms.option_names(algorithm)}
-        given = {name: value for name in sorted(names) if (value := getattr(self, name)) is not None}
+        given = {name: value for name in algorithms.all_option_names() if (value := getattr(self, name)) is not None}
         return algorithms.build(self.algorithm, given)
 
     def as_toml(self) -> dict[str, Any]:
@@ -162,11 +164,18 @@ def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
     Raises `InputError` for a file that cannot be read or holds an unknown option.
     """
     values = {} if path is None else _read_toml(path)
+    if "algorithm" in options and _algorithm(options["algorithm"]) != _algorithm(values.get("algorithm")):
+        # Another algorithm than the file's does not take the file's algorithm options.
+        values = {name: value for name, value in values.items() if name not in algorithms.all_option_names()}
     if "epochs" in options:  # the command line's choice of run length replaces the file's
         values.pop("steps", None)
     if "steps" in options:
         values.pop("epochs", None)
     return Config(**{**values, **options})
+
+
+def _algorithm(name: object) -> object:
+    return name.replace("-", "_") if isinstance(name, str) else name
 
 
 def _read_toml(path: str) -> dict[str, Any]:

@@ -18,11 +18,11 @@ class InputError(ValueError):
         self.option, self.value, self.allowed = option, value, allowed
 
     def __str__(self) -> str:
-        return f"{self.option}={self.value!r}: allowed is {self.allowed}"
+        return f"{self.option}={self.value!r}: must be {self.allowed}"
 
     def as_option(self) -> str:
         """Return the same line with the name as the command line spells it."""
-        return f"--{self.option.replace('_', '-')} {self.value}: allowed is {self.allowed}"
+        return f"--{self.option.replace('_', '-')} {self.value}: must be {self.allowed}"
 
 
 class UsageError(InputError):

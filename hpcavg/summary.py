@@ -71,6 +71,8 @@ def counted(number: int, noun: str) -> str:
 
 def rows(path: Path, summary: Summary) -> list[tuple[str, str]]:
     """Return the table of a run as pairs of label and text."""
+    from rich.filesize import decimal
+
     learners, group_size = counted(summary["num_learners"], "learner"), summary["group_size"]
     return [
         ("algorithm", summary["algorithm"].replace("_", "-")),
@@ -83,7 +85,7 @@ def rows(path: Path, summary: Summary) -> list[tuple[str, str]]:
         ("train loss", f"{summary['train_loss']:.4f}"),
         ("global averages", str(summary["global_averages"])),
         ("local averages", str(summary["local_averages"])),
-        ("averaged per learner", f"{summary['bytes_averaged'] / 1e6:.1f} MB"),
+        ("averaged per learner", decimal(summary["bytes_averaged"])),
         ("blocked by averaging", f"{summary['averaging_blocked_s']:.2f} s"),
         ("wall time", f"{summary['wall_s']:.2f} s (start-up {summary['startup_s']:.1f} s)"),
         ("folder", str(path)),

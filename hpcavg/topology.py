@@ -50,6 +50,7 @@ class Topology:
     """
 
     def __init__(self, comm: MPI.Intracomm | None = None, group_size: int | None = None) -> None:
+        install_abort_hook()
         comm = MPI.COMM_WORLD if comm is None else comm
         if group_size is not None:
             require_integer("group_size", group_size, 1, comm.Get_size())
@@ -70,7 +71,6 @@ class Topology:
         self._comms = {Scope.LOCAL: self.local, Scope.GLOBAL: self.world}
         self._is_free = False
         atexit.register(self.free)
-        install_abort_hook()
 
     def _sizes(self, first: int) -> dict[int, int]:
         """Return how many ranks gave each value of `first`, in rising order of the values."""
@@ -150,7 +150,6 @@ def check_ranks(num_ranks: int, expected: int | None) -> None:
     for name in _LAUNCHER_SIZES:
         if os.environ.get(name, "").isdigit():
             if num_ranks == 1 < int(os.environ[name]):
-                raise InputError(
-                    "expect_ranks", "unset", f"{os.environ[name]} ranks as {name} says, but MPI sees 1 alone; {cure}"
-                )
+                allowed = f"given, or the {os.environ[name]} ranks of {name} seen by MPI too: MPI sees 1 alone; {cure}"
+                raise InputError("expect_ranks", "unset", allowed)
             return

@@ -104,6 +104,8 @@ class Trainer:
             shown.close()
             recorder.close()
         wall_s = time.perf_counter() - started
+        if not np.isfinite(train_loss):
+            shown.line(f"warning: the training loss is {train_loss}; the run has diverged")
         summary = self._summarise(train_loss, mean, learners, wall_s, startup_s)
         if topology.rank == 0:
             checkpoint.save_model(self.path / "checkpoints" / "final.h5", self.model.state_dict())
@@ -125,11 +127,16 @@ class Trainer:
 
     def _build_model(self) -> nn.Module:
         try:
-            return self.task.build_model().to(self.device, self.dtype)
+            model = self.task.build_model()
         except InputError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise tasks.refused(self.task.name, error) from error
+        if not isinstance(model, nn.Module) or not any(p.requires_grad for p in model.parameters()):
+            raise InputError(
+                "task", self.task.name, "a task whose build_model returns a module with parameters to train"
+            )
+        return model.to(self.device, self.dtype)
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         config, parameters = self.config, self.model.parameters()

@@ -28,7 +28,7 @@ def load(config: Config) -> Task:
     path, _, function_name = config.task.rpartition(":")
     try:
         module = _import_file(Path(path))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise refused(config.task, error) from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -37,7 +37,7 @@ def load(config: Config) -> Task:
         task = function(config)
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise refused(config.task, error) from error
     if not isinstance(task, Task):
         raise InputError("task", config.task, f"a function that returns a hpcavg.tasks.Task, not {type(task).__name__}")
@@ -50,7 +50,7 @@ def load_data(task: Task) -> Data:
         data = task.load_data()
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise refused(task.name, error) from error
     if not isinstance(data, Data):
         kind = type(data).__name__
@@ -70,7 +70,7 @@ def _import_file(path: Path) -> object:
     return module
 
 
-def refused(name: str, error: Exception) -> InputError:
+def refused(name: str, error: BaseException) -> InputError:
     """Return the one-line error for a task that raised `error`, with the place where it did."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     message = " ".join(str(error).split())

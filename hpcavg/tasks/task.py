@@ -25,7 +25,8 @@ class Data(NamedTuple):
     def check(self, name: str) -> None:
         """Raise `InputError` unless inputs and targets are arrays of the same, non-zero number of samples."""
         for field, array in self._asdict().items():
-            if not isinstance(array, np.ndarray) or array.ndim < 1 or len(array) < 1 or array.dtype.hasobject:
+            is_numbers = isinstance(array, np.ndarray) and array.dtype.kind in "biuf" and array.dtype.isnative
+            if not is_numbers or array.ndim < 1 or len(array) < 1:
                 raise InputError(
                     "task", name, f"data whose {field} is a NumPy array of numbers with at least one sample"
                 )
@@ -37,6 +38,8 @@ class Data(NamedTuple):
 
 def count_correct(output: Tensor, target: Tensor) -> Tensor:
     """Return how many rows of `output`, shape (batch, classes), have their maximum at `target`, shape (batch,)."""
+    if target.shape != output.shape[:1]:
+        raise ValueError(f"targets of shape {tuple(target.shape)} for outputs of shape {tuple(output.shape)}")
     return (output.argmax(dim=1) == target).sum()
 
 

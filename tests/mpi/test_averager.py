@@ -194,6 +194,50 @@ def test_all_learners_start_at_rank_0s_parameters_and_end_equal(world):
     topology.free()
 
 
+def test_frozen_layers_and_counters_start_equal_and_are_left_alone(world):
+    torch.manual_seed(world.Get_rank())
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    model[0].requires_grad_(False)
+    model[1].num_batches_tracked.fill_(7 + world.Get_rank())
+    optimizer = torch.optim.SGD(model[1:].parameters(), lr=0.1)
+    topology = Topology(world)
+    averager = Averager(model, optimizer, algorithms.k_avg(2), topology)
+    assert model[1].num_batches_tracked.item() == 7
+    frozen = model[0].weight.tolist()
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3)).sum().backward()
+        averager.step()
+    averager.finish()
+    assert model[0].weight.tolist() == frozen == world.bcast(frozen)
+    state = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
+    assert world.bcast(state) == state
+    topology.free()
+
+
+def test_unfreezing_later_is_an_error_that_names_the_parameter(world):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    topology = Topology(world)
+    averager = Averager(model, optimizer, algorithms.k_avg(1), topology)
+    model[0].requires_grad_(True)
+    model(torch.ones(1, 2)).sum().backward()
+    with pytest.raises(InputError, match=r"0\.weight"):
+        averager.step()
+    topology.free()
+
+
+@pytest.mark.parametrize("rule", [algorithms.sync_sgd("gradients"), algorithms.pr_sgd(1)], ids=["gradients", "pr_sgd"])
+def test_a_closure_is_refused_where_the_mean_comes_first(world, rule):
+    model = Vector(np.zeros(1))
+    topology = Topology(world)
+    averager = Averager(model, torch.optim.LBFGS(model.parameters()), rule, topology)
+    with pytest.raises(InputError, match="closure"):
+        averager.step(closure=lambda: 0.0)
+    topology.free()
+
+
 class Awkward(nn.Module):
     """Frozen in the middle, tied, transposed, zero-sized, half precision, and a part that only some ranks use."""
 

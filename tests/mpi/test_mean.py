@@ -100,5 +100,5 @@ def test_equal_values_have_themselves_as_mean_within_an_ulp(topology):
 
 
 def test_an_unknown_engine_is_refused(topology):
-    with pytest.raises(InputError, match="engine='fast': allowed is one of auto, mpi"):
+    with pytest.raises(InputError, match="engine='fast': must be one of auto, mpi"):
         select("fast", topology)

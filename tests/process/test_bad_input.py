@@ -35,23 +35,23 @@ def refused(folder, arguments, ranks=4):
     [
         (
             "--algorithm fancy",
-            "--algorithm fancy: allowed is one of sgd, sync-sgd, one-shot, k-avg",
+            "--algorithm fancy: must be one of sgd, sync-sgd, one-shot, k-avg",
         ),
-        ("--k1 0", "--k1 0: allowed is an integer of at least 1"),
-        ("--k1 64 --k2 32", "--k1 64: allowed is an integer of at least 1 and at most k2 = 32"),
-        ("--learning-rate -0.1", "--learning-rate -0.1: allowed is a positive number"),
-        ("--group-size 0", "--group-size 0: allowed is an integer of at least 1"),
-        ("--group-size 5", "--group-size 5: allowed is an integer of at least 1 and at most 4"),
+        ("--k1 0", "--k1 0: must be an integer of at least 1"),
+        ("--k1 64 --k2 32", "--k1 64: must be an integer of at least 1 and at most k2 = 32"),
+        ("--learning-rate -0.1", "--learning-rate -0.1: must be a positive number"),
+        ("--group-size 0", "--group-size 0: must be an integer of at least 1"),
+        ("--group-size 5", "--group-size 5: must be an integer of at least 1 and at most 4"),
         (
             "--batch-size 361",
-            "--batch-size 361: allowed is at most 360, a learner's share of 1440 samples over 4 learners",
+            "--batch-size 361: must be at most 360, a learner's share of 1440 samples over 4 learners",
         ),
         (
             "--task nowhere.py:task",
-            "--task nowhere.py:task: allowed is a file that exists, as path/to/file.py:function",
+            "--task nowhere.py:task: must be a file that exists, as path/to/file.py:function",
         ),
-        ("--model cnn --model 3", "--model 3: allowed is one of mlp, cnn"),
-        ("--expect-ranks 8", "--expect-ranks 8: allowed is the number of ranks that MPI sees, 4"),
+        ("--model cnn --model 3", "--model 3: must be one of mlp, cnn"),
+        ("--expect-ranks 8", "--expect-ranks 8: must be the number of ranks that MPI sees, 4"),
     ],
 )
 def test_one_line_and_status_2(tmp_path, arguments, line):
@@ -83,21 +83,21 @@ def test_a_task_that_cannot_be_used(tmp_path, function, says):
 def test_an_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     line = refused(tmp_path, ["--output", tmp_path / "file" / "run"])
-    assert line.startswith(f"--output {tmp_path}/file/run: allowed is a folder that can be written")
+    assert line.startswith(f"--output {tmp_path}/file/run: must be a folder that can be written")
 
 
 def test_an_output_that_holds_another_run(tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "summary.json").write_text("{}")
     line = refused(tmp_path, ["--output", tmp_path / "old"])
-    assert line.startswith(f"--output {tmp_path}/old: allowed is a new or empty folder")
+    assert line.startswith(f"--output {tmp_path}/old: must be a new or empty folder")
     assert sorted(path.name for path in (tmp_path / "old").iterdir()) == ["summary.json"]
 
 
 def test_the_report_of_no_run(tmp_path):
     result = run(0, ["report", tmp_path / "none"])
     assert result.status == 2
-    assert result.err.startswith(f"hpcavg: error: --folder {tmp_path}/none: allowed is the folder of a finished run")
+    assert result.err.startswith(f"hpcavg: error: --folder {tmp_path}/none: must be the folder of a finished run")
     assert result.err.count("\n") == 1
 
 

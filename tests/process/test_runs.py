@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -109,6 +110,19 @@ def test_the_report_prints_a_table_and_draws_the_curves(default_run, tmp_path):
     assert result.status == 0, result.err
     assert result.out.count(f"{summary['test_accuracy']:.4f}") >= 2
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_that_cannot_be_drawn_or_is_not_whole(default_run, tmp_path):
+    folder, _, _ = default_run
+    result = run(0, ["report", folder, "--output", tmp_path / "curves.odd"])
+    assert result.status == 2
+    assert "Traceback" not in result.err
+    partial = tmp_path / "partial"
+    shutil.copytree(folder, partial)
+    (partial / "metrics" / "rank-00001.h5").unlink()
+    result = run(0, ["report", partial])
+    assert result.status == 0
+    assert "has no metrics of 1 rank, first of rank 1" in result.out
 
 
 def test_sync_sgd_on_4_ranks_is_one_rank_with_4_times_the_batch(tmp_path):

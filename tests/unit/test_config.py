@@ -20,6 +20,21 @@ def test_options_beat_the_file_and_the_file_beats_defaults(tmp_path):
     assert (config.algorithm, config.k, config.learning_rate, config.epochs, config.steps) == ("k_avg", 7, 0.5, None, 9)
 
 
+def test_another_algorithm_drops_the_files_algorithm_options(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(tomli_w.dumps(Config(learning_rate=0.3).as_toml()))
+    config = cli.parse_train(["--config", str(path), "--algorithm", "k-avg"])
+    assert (config.algorithm, config.k, config.k1, config.learning_rate) == ("k_avg", 8, None, 0.3)
+    same = cli.parse_train(["--config", str(path), "--algorithm", "hier-avg", "--k1", "2"])
+    assert (same.k1, same.k2) == (2, 32)
+
+
+def test_a_task_file_is_found_again_from_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert Config(task="mine.py:task").task == f"{tmp_path}/mine.py:task"
+
+
 def test_the_resolved_configuration_can_be_fed_back(tmp_path):
     config = cli.parse_train(["--algorithm", "post-local-sgd", "--image-shape", "1x4x4", "--nesterov", "--steps", "5"])
     path = tmp_path / "config.toml"
@@ -30,26 +45,26 @@ def test_the_resolved_configuration_can_be_fed_back(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--algorithm fancy", "--algorithm fancy: allowed is one of sgd"),
-        ("--k1 0", "--k1 0: allowed is an integer of at least 1"),
-        ("--k1 64", "--k1 64: allowed is an integer of at least 1 and at most k2 = 32"),
-        ("--k1 four", "--k1 four: allowed is an integer"),
-        ("--k1 2.5", "--k1 2.5: allowed is an integer"),
-        ("--algorithm k-avg --k1 4", "--k1 4: allowed is nothing here: k_avg takes only k"),
-        ("--learning-rate -1", "--learning-rate -1.0: allowed is a positive number"),
-        ("--learning-rate nan", "--learning-rate nan: allowed is a finite number"),
-        ("--momentum 1", "--momentum 1.0: allowed is a number of at least 0 and below 1"),
-        ("--nesterov --momentum 0", "--nesterov True: allowed is false where momentum is 0"),
-        ("--batch-size 0", "--batch-size 0: allowed is an integer of at least 1"),
-        ("--group-size 0", "--group-size 0: allowed is an integer of at least 1"),
-        ("--epochs 1 --steps 1", "--steps 1: allowed is unset where epochs is given"),
-        ("--image-shape 3x32", "--image-shape (3, 32): allowed is channels x height x width, as 3x32x32"),
-        ("--image-shape 3xx2", "--image-shape 3xx2: allowed is sizes such as 3x32x32"),
-        ("--seed -1", "--seed -1: allowed is an integer of at least 0"),
+        ("--algorithm fancy", "--algorithm fancy: must be one of sgd"),
+        ("--k1 0", "--k1 0: must be an integer of at least 1"),
+        ("--k1 64", "--k1 64: must be an integer of at least 1 and at most k2 = 32"),
+        ("--k1 four", "--k1 four: must be an integer"),
+        ("--k1 2.5", "--k1 2.5: must be an integer"),
+        ("--algorithm k-avg --k1 4", "--k1 4: must be left out: k_avg takes only k"),
+        ("--learning-rate -1", "--learning-rate -1.0: must be a positive number below 1e30"),
+        ("--learning-rate nan", "--learning-rate nan: must be a finite number"),
+        ("--momentum 1", "--momentum 1.0: must be a number of at least 0 and below 1"),
+        ("--nesterov --momentum 0", "--nesterov True: must be false where momentum is 0"),
+        ("--batch-size 0", "--batch-size 0: must be an integer of at least 1"),
+        ("--group-size 0", "--group-size 0: must be an integer of at least 1"),
+        ("--epochs 1 --steps 1", "--steps 1: must be unset where epochs is given"),
+        ("--image-shape 3x32", "--image-shape (3, 32): must be channels x height x width, as 3x32x32"),
+        ("--image-shape 3xx2", "--image-shape 3xx2: must be sizes such as 3x32x32"),
+        ("--seed -1", "--seed -1: must be an integer of at least 0"),
         ("--algoritm k-avg", "--algoritm: no such option; near it: --algorithm"),
         ("stray", "stray: no such option; --help lists them"),
         ("--k", "argument --k: expected one argument"),
-        ("--config nowhere.toml", "--config nowhere.toml: allowed is a file that can be read"),
+        ("--config nowhere.toml", "--config nowhere.toml: must be a file that can be read"),
     ],
 )
 def test_one_line_names_option_value_and_what_is_allowed(arguments, message):

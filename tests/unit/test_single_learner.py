@@ -123,6 +123,12 @@ def test_unknown_policies_are_refused(argument, topology):
         Averager(model, optimizer, algorithms.sgd(), topology, **argument)
 
 
+def test_a_name_is_no_algorithm(topology):
+    model, optimizer = make("sgd")
+    with pytest.raises(InputError, match=r"algorithms\.k_avg"):
+        Averager(model, optimizer, "k_avg", topology)
+
+
 def test_a_resumed_run_is_bit_identical(topology):
     whole, whole_optimizer = make("sgd")
     averager = Averager(whole, whole_optimizer, algorithms.hier_avg(2, 5), topology)

@@ -1,6 +1,7 @@
 """Tasks: the built-in ones, the user's own, and what is said of those that cannot be used."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -104,6 +105,8 @@ def fail():
         (lambda: Data([1], np.ones(1), np.ones(1), np.ones(1)), "whose train_inputs is a NumPy array"),
         (lambda: Data(np.ones(2), np.ones(3), np.ones(1), np.ones(1)), "train has 2 inputs, 3 targets"),
         (lambda: Data(np.ones(2), np.ones(2), np.ones(0), np.ones(0)), "whose test_inputs"),
+        (lambda: Data(np.array(["a"]), np.ones(1), np.ones(1), np.ones(1)), "whose train_inputs is a NumPy array"),
+        (lambda: sys.exit(3), "SystemExit: 3"),
         (lambda: None, "a function load_data that returns a hpcavg.tasks.Data"),
     ],
 )
@@ -128,3 +131,8 @@ def test_ranks_of_a_node_take_turns_on_its_gpus(monkeypatch):
     assert [choose_device("auto", rank).index for rank in range(6)] == [0, 1, 2, 3, 0, 1]
     assert len(chosen) == 6
     assert choose_device("cpu", 0) == torch.device("cpu")
+
+
+def test_targets_of_another_shape_are_not_counted():
+    with pytest.raises(ValueError, match="targets of shape"):
+        tasks.count_correct(torch.zeros(4, 3), torch.zeros(4, 1))
