@@ -16,6 +16,7 @@ from typing import NoReturn
 from hpcavg import cli
 from hpcavg.config import Config
 from hpcavg.errors import InputError, require_integer
+from hpcavg.launcher import check_ranks, launcher_rank
 
 EXIT_INPUT_ERROR = 2
 
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _without_mpi(command: str, arguments: list[str]) -> int:
+    if launcher_rank() != 0:  # under mpirun one text is enough
+        return 0
     try:
         if command == "report":
             options = cli.report_parser().parse_args(arguments)
@@ -56,7 +59,7 @@ def _train(arguments: list[str]) -> int:
     gc.disable()
     from mpi4py import MPI
 
-    from hpcavg.topology import install_abort_hook, launcher_rank
+    from hpcavg.topology import install_abort_hook
 
     install_abort_hook()
     world = MPI.COMM_WORLD
@@ -88,7 +91,6 @@ def _train(arguments: list[str]) -> int:
 def _check_early(config: Config, num_ranks: int) -> None:
     """Raise `InputError` for what can be known before every rank has spent seconds on importing torch."""
     from hpcavg import run_folder
-    from hpcavg.topology import check_ranks
 
     check_ranks(num_ranks, config.expect_ranks)
     if config.group_size is not None:

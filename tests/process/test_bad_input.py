@@ -94,6 +94,12 @@ def test_an_output_that_holds_another_run(tmp_path):
     assert sorted(path.name for path in (tmp_path / "old").iterdir()) == ["summary.json"]
 
 
+def test_the_help_is_printed_once():
+    result = run(4, ["--help"])
+    assert result.status == 0
+    assert result.out.count("usage:") == 1
+
+
 def test_the_report_of_no_run(tmp_path):
     result = run(0, ["report", tmp_path / "none"])
     assert result.status == 2

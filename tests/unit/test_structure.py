@@ -13,7 +13,7 @@ PACKAGE = Path(hpcavg.__file__).parent
 LEVELS = [
     {"hpcavg", "hpcavg.errors"},
     {"hpcavg.schedule", "hpcavg.merge"},
-    {"hpcavg.rule"},
+    {"hpcavg.rule", "hpcavg.launcher"},
     {"hpcavg.algorithms", "hpcavg.topology", "hpcavg.flat", "hpcavg.eager", "hpcavg.node_memory"},
     {"hpcavg.mean", "hpcavg.mean.mpi", "hpcavg.config", "hpcavg.metrics", "hpcavg.progress"},
     {"hpcavg.gradients", "hpcavg.optimizer_state", "hpcavg.models", "hpcavg.placement", "hpcavg.cli", "hpcavg.summary"},
