@@ -151,6 +151,7 @@ def test_switching_at_step_0_is_k_avg_and_a_period_of_the_whole_run_is_one_shot(
     )
     whole = trajectory(world, algorithms.k_avg(num_steps), num_steps)
     once = trajectory(world, algorithms.one_shot(), num_steps)
+    assert_same(trajectory(world, algorithms.sgd(), num_steps), once)
     assert np.array_equal(whole[0][:-1], once[0][:-1])
     assert np.array_equal(whole[1], once[1])
 

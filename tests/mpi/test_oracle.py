@@ -12,7 +12,6 @@ pytestmark = pytest.mark.mpi
 
 STEPS = 200
 RULES = [
-    ("sgd", {}, 1),
     ("one_shot", {}, 1),
     ("sync_sgd", {}, 1),
     ("sync_sgd", {"variant": "gradients"}, 1),

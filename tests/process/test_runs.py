@@ -90,8 +90,6 @@ def test_the_same_command_gives_the_same_bits(default_run, tmp_path):
     folder, summary, _ = default_run
     again, _ = trained(tmp_path / "again", 4, ["--config", folder / "config.toml"])
     assert again["parameters_sha256"] == summary["parameters_sha256"]
-    other, _ = trained(tmp_path / "other", 4, ["--config", folder / "config.toml", "--seed", 1])
-    assert other["parameters_sha256"] != summary["parameters_sha256"]
 
 
 def test_the_model_file_holds_the_model(default_run):
