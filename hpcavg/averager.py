@@ -122,11 +122,10 @@ class Averager:
 
         flats = topology.do_together(self._make_flat_buffers)
         self._parameters, self._buffers = flats
-        self._check_same_on_all_learners()
         self._frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
-        for array in (*self._parameters.arrays, *self._buffers.arrays):
-            self._broadcast(array)
-        for _, tensor in (*self._frozen, *model.named_buffers()):
+        unaveraged = [*self._frozen, *((name, b) for name, b in model.named_buffers() if not b.is_floating_point())]
+        self._check_same_on_all_learners(unaveraged)
+        for tensor in (*self._parameters.arrays, *self._buffers.arrays, *(tensor for _, tensor in unaveraged)):
             self._broadcast(tensor)
         self._averaged = [self._parameters, self._buffers] if buffers == "average" else [self._parameters]
         self._merge_states = [algorithm.how.init(array) for array in self._parameters.arrays]
@@ -142,8 +141,9 @@ class Averager:
         buffers = [(name, b) for name, b in self.model.named_buffers() if b.is_floating_point()]
         return FlatBuffer(named), FlatBuffer(buffers)
 
-    def _check_same_on_all_learners(self) -> None:
+    def _check_same_on_all_learners(self, unaveraged: list[tuple[str, Tensor]]) -> None:
         own = self._parameters.signature() + self._buffers.signature()
+        own += [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in unaveraged]
         first = self.topology.world.bcast(own, root=0)
         error = None
         if own != first:

@@ -56,14 +56,15 @@ def train_parser() -> argparse.ArgumentParser:
     hints = typing.get_type_hints(Config)
     for field in dataclasses.fields(Config):
         section = field.metadata["section"]
-        group = sections.setdefault(section, None) or parser.add_argument_group(section)
-        sections[section] = group
+        if section not in sections:
+            sections[section] = parser.add_argument_group(section)
+        group = sections[section]
         flag = f"--{field.name.replace('_', '-')}"
         text = field.metadata["help"]
         choices = field.metadata["choices"]
         if choices:
             text += f": {', '.join(choice.replace('_', '-') for choice in choices)}"
-        default = Config.__dataclass_fields__[field.name].default
+        default = field.default
         if default is not None:
             shown = "x".join(map(str, default)) if isinstance(default, tuple) else str(default).replace("_", "-")
             text += f" [{shown}]"

@@ -164,18 +164,15 @@ def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
     Raises `InputError` for a file that cannot be read or holds an unknown option.
     """
     values = {} if path is None else _read_toml(path)
-    if "algorithm" in options and _algorithm(options["algorithm"]) != _algorithm(values.get("algorithm")):
-        # Another algorithm than the file's does not take the file's algorithm options.
-        values = {name: value for name, value in values.items() if name not in algorithms.all_option_names()}
+    chosen = str(options.get("algorithm")).replace("-", "_")
+    if chosen in algorithms.ALGORITHMS:  # the command line's choice leaves out what it does not take of the file's
+        foreign = set(algorithms.all_option_names()) - set(algorithms.option_names(chosen))
+        values = {name: value for name, value in values.items() if name not in foreign}
     if "epochs" in options:  # the command line's choice of run length replaces the file's
         values.pop("steps", None)
     if "steps" in options:
         values.pop("epochs", None)
     return Config(**{**values, **options})
-
-
-def _algorithm(name: object) -> object:
-    return name.replace("-", "_") if isinstance(name, str) else name
 
 
 def _read_toml(path: str) -> dict[str, Any]:

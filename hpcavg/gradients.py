@@ -20,24 +20,22 @@ class GradientBuffer:
     """
 
     def __init__(self, parameters: FlatBuffer, topology: Topology) -> None:
-        self._slots = list(parameters)
+        self._tensors = [tensor for slot in parameters for tensor in slot.tensors]
         self._topology = topology
-        self._flat = FlatBuffer([(slot.name, torch.zeros_like(slot.view)) for slot in self._slots])
+        self._flat = FlatBuffer((str(index), torch.zeros_like(t)) for index, t in enumerate(self._tensors))
         self.num_bytes = self._flat.num_bytes
 
     def average(self, engine: Engine, scope: Scope) -> None:
         """Replace every learner's gradients by their mean over `scope`. Collective over the scope."""
-        present = np.zeros(len(self._slots), dtype=np.uint8)
-        for index, (slot, packed) in enumerate(zip(self._slots, self._flat, strict=True)):
-            gradients = [p.grad for p in slot.tensors if p.grad is not None]
-            present[index] = bool(gradients)
-            if not gradients:
+        present = np.array([tensor.grad is not None for tensor in self._tensors], dtype=np.uint8)
+        for tensor, packed in zip(self._tensors, self._flat, strict=True):
+            if tensor.grad is None:
                 packed.view.zero_()
-            elif gradients[0].data_ptr() != packed.view.data_ptr():
-                packed.view.copy_(gradients[0])
+            elif tensor.grad.data_ptr() != packed.view.data_ptr():
+                packed.view.copy_(tensor.grad)
         self._topology.comm(scope).Allreduce(MPI.IN_PLACE, present, MPI.MAX)
         for array in self._flat.arrays:
             engine.mean(array, array[0], scope)
-        for index, (slot, packed) in enumerate(zip(self._slots, self._flat, strict=True)):
-            if present[index]:
-                slot.tensors[0].grad = packed.view
+        for tensor, packed, is_present in zip(self._tensors, self._flat, present, strict=True):
+            if is_present:
+                tensor.grad = packed.view

@@ -83,12 +83,13 @@ class Topology:
                 raise first
 
     def do_together(self, action: Callable[[], _T]) -> _T:
-        """Run `action` on every rank; an `InputError` on any of them is raised on all."""
+        """Run `action` on every rank, waiting asleep for all; an `InputError` on any of them is raised on all."""
         result, error = None, None
         try:
             result = action()
         except InputError as raised:
             error = raised
+        wait_asleep(self.world)
         self.agree(error)
         return result  # type: ignore[return-value]  # it is set where agree() returns
 

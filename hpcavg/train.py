@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from mpi4py import MPI
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpcavg import checkpoint, eager, learning_rate, placement, run_folder, tasks
 from hpcavg.averager import Averager
@@ -65,7 +65,7 @@ class Trainer:
         self._check_batch_size()
         torch.manual_seed(config.seed)
         self.dtype = getattr(torch, config.dtype)
-        self.model = topology.do_together(self._build_model)
+        self.model = topology.do_together(lambda: tasks.build_model(self.task)).to(self.device, self.dtype)
         self.optimizer = self._build_optimizer()
         self.averager = Averager(
             self.model,
@@ -124,19 +124,6 @@ class Trainer:
                 self.config.batch_size,
                 f"at most {share}, a learner's share of {samples} samples over {learners} learners",
             )
-
-    def _build_model(self) -> nn.Module:
-        try:
-            model = self.task.build_model()
-        except InputError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise tasks.refused(self.task.name, error) from error
-        if not isinstance(model, nn.Module) or not any(p.requires_grad for p in model.parameters()):
-            raise InputError(
-                "task", self.task.name, "a task whose build_model returns a module with parameters to train"
-            )
-        return model.to(self.device, self.dtype)
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         config, parameters = self.config, self.model.parameters()
@@ -333,14 +320,7 @@ class Trainer:
 
 def _load_data(task: Task, topology: Topology) -> Data:
     """Return the task's data in memory that the node's ranks share; one rank of each node loads it."""
-    own, error = None, None
-    if topology.node_rank == 0:
-        try:
-            own = tasks.load_data(task)
-        except InputError as raised:
-            error = raised
-    wait_asleep(topology.node)
-    topology.agree(error)
+    own = topology.do_together(lambda: tasks.load_data(task) if topology.node_rank == 0 else None)
     return Data(
         *(share_array(topology.node, None if own is None else own[field]) for field in range(len(Data._fields)))
     )

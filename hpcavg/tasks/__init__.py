@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from hpcavg.config import Config
 from hpcavg.errors import InputError
 from hpcavg.tasks import digits, synthetic
 from hpcavg.tasks.task import Data, Task, count_correct
 
-__all__ = ["BUILT_IN", "Data", "Task", "count_correct", "load", "load_data", "refused"]
+__all__ = ["BUILT_IN", "Data", "Task", "build_model", "count_correct", "load", "load_data"]
 
 BUILT_IN = {"digits": digits.task, "synthetic": synthetic.task}
 
@@ -26,19 +30,11 @@ def load(config: Config) -> Task:
     if config.task in BUILT_IN:
         return BUILT_IN[config.task](config)
     path, _, function_name = config.task.rpartition(":")
-    try:
-        module = _import_file(Path(path))
-    except (Exception, SystemExit) as error:
-        raise refused(config.task, error) from error
+    module = _guarded(config.task, _import_file, Path(path))
     function = getattr(module, function_name, None)
     if not callable(function):
         raise InputError("task", config.task, f"a function of that file; it has no {function_name!r}")
-    try:
-        task = function(config)
-    except InputError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise refused(config.task, error) from error
+    task = _guarded(config.task, function, config)
     if not isinstance(task, Task):
         raise InputError("task", config.task, f"a function that returns a hpcavg.tasks.Task, not {type(task).__name__}")
     return task
@@ -46,17 +42,20 @@ def load(config: Config) -> Task:
 
 def load_data(task: Task) -> Data:
     """Return the task's data, read and checked; raises `InputError` where the task cannot give it."""
-    try:
-        data = task.load_data()
-    except InputError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise refused(task.name, error) from error
+    data = _guarded(task.name, task.load_data)
     if not isinstance(data, Data):
         kind = type(data).__name__
         raise InputError("task", task.name, f"a function load_data that returns a hpcavg.tasks.Data, not {kind}")
     data.check(task.name)
     return data
+
+
+def build_model(task: Task) -> nn.Module:
+    """Return the task's model; raises `InputError` where the task cannot give one that can be trained."""
+    model = _guarded(task.name, task.build_model)
+    if not isinstance(model, nn.Module) or not any(p.requires_grad for p in model.parameters()):
+        raise InputError("task", task.name, "a task whose build_model returns a module with parameters to train")
+    return model
 
 
 def _import_file(path: Path) -> object:
@@ -70,10 +69,14 @@ def _import_file(path: Path) -> object:
     return module
 
 
-def refused(name: str, error: BaseException) -> InputError:
-    """Return the one-line error for a task that raised `error`, with the place where it did."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    message = " ".join(str(error).split())
-    return InputError(
-        "task", name, f"a task that does not raise; {last.filename}:{last.lineno}: {type(error).__name__}: {message}"
-    )
+def _guarded(name: str, function: Callable[..., Any], *arguments: object) -> Any:
+    """Call the user's `function`; whatever it raises becomes one line that says where."""
+    try:
+        return function(*arguments)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        allowed = f"a task that does not raise; {last.filename}:{last.lineno}: {reason}"
+        raise InputError("task", name, allowed) from error

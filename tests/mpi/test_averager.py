@@ -302,6 +302,18 @@ def test_a_parameter_whose_gradient_is_none_on_one_rank_is_averaged(world):
     topology.free()
 
 
+def test_two_parameters_over_the_same_memory_have_gradients_of_their_own(world):
+    memory = torch.zeros(2, dtype=torch.float64)
+    one, two = nn.Parameter(memory), nn.Parameter(memory)
+    topology = Topology(world)
+    averager = Averager(nn.Module(), torch.optim.SGD([one, two], lr=1.0), algorithms.sync_sgd("gradients"), topology)
+    one.grad, two.grad = (torch.full((2,), value * (world.Get_rank() + 1), dtype=torch.float64) for value in (1.0, 2.0))
+    averager.step()
+    expected = -3.0 * (world.Get_size() + 1) / 2
+    assert one.tolist() == two.tolist() == pytest.approx([expected] * 2)
+    topology.free()
+
+
 def test_a_gradient_that_is_none_everywhere_stays_none(world):
     model = nn.ModuleDict({"used": nn.Linear(2, 1), "unused": nn.Linear(2, 1)})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5)

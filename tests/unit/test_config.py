@@ -27,6 +27,9 @@ def test_another_algorithm_drops_the_files_algorithm_options(tmp_path):
     assert (config.algorithm, config.k, config.k1, config.learning_rate) == ("k_avg", 8, None, 0.3)
     same = cli.parse_train(["--config", str(path), "--algorithm", "hier-avg", "--k1", "2"])
     assert (same.k1, same.k2) == (2, 32)
+    path.write_text("k1 = 2\nk = 5\n")
+    assert cli.parse_train(["--config", str(path), "--algorithm", "hier-avg"]).k1 == 2
+    assert cli.parse_train(["--config", str(path), "--algorithm", "k-avg"]).k == 5
 
 
 def test_a_task_file_is_found_again_from_another_folder(tmp_path, monkeypatch):
