@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from hpcavg import cli
 from hpcavg.config import Config
-from hpcavg.errors import InputError, require_integer
+from hpcavg.errors import InputError
 from hpcavg.launcher import check_ranks, launcher_rank
 
 EXIT_INPUT_ERROR = 2
@@ -91,10 +91,10 @@ def _train(arguments: list[str]) -> int:
 def _check_early(config: Config, num_ranks: int) -> None:
     """Raise `InputError` for what can be known before every rank has spent seconds on importing torch."""
     from hpcavg import run_folder
+    from hpcavg.topology import check_sizes
 
     check_ranks(num_ranks, config.expect_ranks)
-    if config.group_size is not None:
-        require_integer("group_size", config.group_size, 1, num_ranks)
+    check_sizes(num_ranks, config.group_size, config.servers)
     if config.output is not None:
         run_folder.check(Path(config.output))
 

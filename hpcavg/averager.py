@@ -7,58 +7,27 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from hpcavg.errors import InputError
+from hpcavg.asynchronous import Server, Worker
+from hpcavg.averaging import Averaging
+from hpcavg.errors import InputError, require_integer
+from hpcavg.events import Arrival, Event, Totals
 from hpcavg.flat import FlatBuffer
-from hpcavg.gradients import GradientBuffer
 from hpcavg.mean import select
-from hpcavg.merge import Merge, replace
 from hpcavg.optimizer_state import POLICIES as STATE_POLICIES
-from hpcavg.optimizer_state import StateAverager
+from hpcavg.replica import Replica
 from hpcavg.rule import Rule
-from hpcavg.schedule import Progress, Scope
+from hpcavg.schedule import Progress, Run, Scope
 from hpcavg.topology import Topology
 
 BUFFER_POLICIES = ("average", "keep", "recompute")
-
-
-@dataclass(frozen=True)
-class Event:
-    """One mean that was taken.
-
-    Attributes
-    ----------
-    step : the step it belongs to. scope : over whom.
-    started_s : when it started, in seconds since the averager was made.
-    blocked_s : how long this learner could not compute because of it.
-    in_flight_s : from its start until it was there; equal to `blocked_s` for a blocking mean.
-    num_bytes : what this learner brought into it.
-    consensus_distance : (1/P) Σ ||x_j - x̄||² before the mean was merged; NaN where it was not measured.
-    """
-
-    step: int
-    scope: Scope
-    started_s: float
-    blocked_s: float
-    in_flight_s: float
-    num_bytes: int
-    consensus_distance: float = math.nan
-
-
-@dataclass
-class Totals:
-    """Sums over all events of a run."""
-
-    local_averages: int = 0
-    global_averages: int = 0
-    bytes_averaged: int = 0
-    blocked_s: float = 0.0
-    in_flight_s: float = 0.0
 
 
 class Averager:
@@ -72,20 +41,24 @@ class Averager:
     ----------
     model, optimizer : any module and any torch optimizer over its parameters; the same on every rank.
     algorithm : a rule from `hpcavg.algorithms`.
-    topology : the learners.
+    topology : the learners, and the servers of an asynchronous algorithm.
     engine : how means are taken: ``"auto"`` or a name in `hpcavg.mean.ENGINES`.
     buffers : what happens to floating-point buffers (BatchNorm statistics): ``"average"`` them with the parameters,
         ``"keep"`` each learner's own to the end, or ``"recompute"`` them on the averaged model, for which
         `finish` needs batches.
     optimizer_state : at a global mean ``"keep"`` each learner's state, ``"average"`` it, or ``"reset"`` it.
     seed : seeds `generator`, this learner's own stream of random numbers; torch's default generator is left alone.
+    total_steps, batch_size : steps and samples per step of every learner, for `done` and for rules that follow them.
+    measure_distance : measure the consensus distance also at means that are formed in the parameters' place, for the
+        price of a copy; elsewhere it is measured anyway.
 
     Attributes
     ----------
-    events : the latest means taken, oldest first; the caller may clear it. totals : sums over all of them.
+    events : the latest means and exchanges, oldest first; the caller may clear it. totals : sums over all of them.
     progress : steps taken. generator : this learner's ``torch.Generator``.
 
-    Raises `InputError` on every rank for an unknown policy or engine, or when the learners' models differ in form.
+    Raises `InputError` on every rank for an unknown policy or engine, for what does not go together, or when the
+    learners' models differ in form.
     """
 
     def __init__(
@@ -98,13 +71,11 @@ class Averager:
         buffers: str = "average",
         optimizer_state: str = "keep",
         seed: int = 0,
+        total_steps: int | None = None,
+        batch_size: int | None = None,
+        measure_distance: bool = False,
     ) -> None:
-        if not isinstance(algorithm, Rule):
-            raise InputError("algorithm", algorithm, "a rule of hpcavg.algorithms, such as algorithms.k_avg(8)")
-        if buffers not in BUFFER_POLICIES:
-            raise InputError("buffers", buffers, f"one of {', '.join(BUFFER_POLICIES)}")
-        if optimizer_state not in STATE_POLICIES:
-            raise InputError("optimizer_state", optimizer_state, f"one of {', '.join(STATE_POLICIES)}")
+        _check(algorithm, topology, buffers, optimizer_state, total_steps, batch_size)
         self.model = model
         self.optimizer = optimizer
         self.algorithm = algorithm
@@ -115,51 +86,63 @@ class Averager:
         self.totals = Totals()
         # Odd multiplier: distinct for every learner of a seed, and far apart for neighbouring seeds.
         self.generator = torch.Generator().manual_seed((seed * 1_000_003 + topology.rank) % 2**63)
+        self._run = run = Run(topology.num_learners, topology.rank, total_steps, batch_size)
+        self._due = algorithm.when(run)
+        self._rate = None if algorithm.rate is None else algorithm.rate(run)
+        self._set_up_optimizer()
+        self._first_rates = [float(group["lr"]) for group in optimizer.param_groups]
         self._buffer_policy = buffers
-        self._state_policy = optimizer_state
-        self._start_s = time.perf_counter()
-        self._learners_agree = False
+        self._replica = replica = Replica(model, optimizer, topology)
+        self._averaging = Averaging(
+            algorithm,
+            self.engine,
+            topology,
+            optimizer,
+            replica.parameters,
+            replica.buffers if buffers == "average" else FlatBuffer([]),
+            optimizer_state,
+            measure_distance,
+        )
+        self._worker: Worker | None = None
+        self._server: Server | None = None
+        if topology.is_server:
+            self._server = Server(replica.parameters, topology)
+        elif algorithm.server is not None:
+            self._worker = Worker(algorithm.server, replica.parameters, topology)
+        self._loss_sum: float | Tensor = 0.0
+        self._step_seconds: list[float] = []
+        self._step_started = self._round_started = time.perf_counter()
 
-        flats = topology.do_together(self._make_flat_buffers)
-        self._parameters, self._buffers = flats
-        self._frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
-        unaveraged = [*self._frozen, *((name, b) for name, b in model.named_buffers() if not b.is_floating_point())]
-        self._check_same_on_all_learners(unaveraged)
-        for tensor in (*self._parameters.arrays, *self._buffers.arrays, *(tensor for _, tensor in unaveraged)):
-            self._broadcast(tensor)
-        self._averaged = [self._parameters, self._buffers] if buffers == "average" else [self._parameters]
-        self._merge_states = [algorithm.how.init(array) for array in self._parameters.arrays]
-        self._gradients = GradientBuffer(self._parameters, topology) if algorithm.averages == "gradients" else None
-        self._state = StateAverager(optimizer, topology)
+    def _set_up_optimizer(self) -> None:
+        """Give the optimizer the settings that the rule asks for."""
+        for group in self.optimizer.param_groups:
+            for name, value in self.algorithm.optimizer.items():
+                if name not in group:
+                    kind = type(self.optimizer).__name__
+                    raise InputError(
+                        "optimizer", kind, f"torch.optim.SGD, which has the {name} of {self.algorithm.name}"
+                    )
+                group[name] = value
 
-    # -- construction ---------------------------------------------------------------------------------------------
+    # -- where the run stands -------------------------------------------------------------------------------------
 
-    def _make_flat_buffers(self) -> tuple[FlatBuffer, FlatBuffer]:
-        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        for index, group in enumerate(self.optimizer.param_groups):
-            named += [(f"optimizer.{index}.{i}", p) for i, p in enumerate(group["params"]) if p.requires_grad]
-        buffers = [(name, b) for name, b in self.model.named_buffers() if b.is_floating_point()]
-        return FlatBuffer(named), FlatBuffer(buffers)
+    @property
+    def agreed_step(self) -> float | None:
+        """Steps taken by every learner, or by the mean learner where they go at their own pace.
 
-    def _check_same_on_all_learners(self, unaveraged: list[tuple[str, Tensor]]) -> None:
-        own = self._parameters.signature() + self._buffers.signature()
-        own += [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in unaveraged]
-        first = self.topology.world.bcast(own, root=0)
-        error = None
-        if own != first:
-            here, there = next(
-                (pair for pair in zip(own, first, strict=False) if pair[0] != pair[1]),
-                (f"{len(own)} tensors", f"{len(first)} tensors"),
-            )
-            error = InputError("model", f"{here} on rank {self.topology.rank}", f"{there}, as on rank 0")
-        self.topology.agree(error)
+        None while learners may be anywhere, which is between the means of a rule with own pace; whatever all of them
+        do together must wait until it is a number.
+        """
+        progress = self.progress
+        if not self.algorithm.own_pace:
+            return progress.step
+        return progress.mean_step if progress.step == progress.round_step else None
 
-    def _broadcast(self, tensor: Tensor) -> None:
-        """Give every learner rank 0's values of `tensor`."""
-        host = tensor.detach().cpu().reshape(-1).view(torch.uint8)
-        for chunk in host.split(2**30):
-            self.topology.world.Bcast(chunk.numpy(), root=0)
-        tensor.detach().copy_(host.view(tensor.dtype).view(tensor.shape))
+    @property
+    def done(self) -> bool:
+        """Whether `total_steps` have been taken, by all learners alike; always on a server, which takes none."""
+        step, total_steps = self.agreed_step, self._run.total_steps
+        return self.topology.is_server or (step is not None and total_steps is not None and step >= total_steps)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -180,53 +163,90 @@ class Averager:
         closure : passed to optimizers that need one. Refused where a mean comes before the step: the closure would
             take its gradients anew, after it.
         """
-        if closure is not None and self.algorithm.before_step:
-            raise InputError("closure", closure, f"left out: {self.algorithm.name} averages before the step")
-        progress = self.progress
+        self._check_step(loss, closure)
+        rule, progress, averaging = self.algorithm, self.progress, self._averaging
         progress.step += 1
-        due = self.algorithm.when(progress)
-        if due is not None and self.algorithm.before_step:
-            self._average(due)
+        self._watch(loss)
+        due = self._due(progress)
+        if due is not None:
+            self._replica.check_frozen()
+            if rule.before_step:
+                self._record(averaging.take(due, progress))
         if scaler is not None:
             scaler.step(self.optimizer)
         elif closure is not None:
             self.optimizer.step(closure)
         else:
             self.optimizer.step()
-        self._learners_agree = False
-        if due is not None and not self.algorithm.before_step:
-            self._average(due)
+        averaging.learners_agree = False
+        if averaging.merge_step == progress.step:
+            self._record(averaging.merge())
+        if due is Scope.GLOBAL and rule.delay_steps:
+            averaging.start(progress)
+        elif due is not None and not rule.before_step:
+            self._record(averaging.take(due, progress))
         if due is Scope.GLOBAL:
-            progress.round += 1
-            progress.round_step = progress.step
+            self._end_round()
+        if self._worker is not None:
+            event = self._worker.exchange(progress)
+            if event is not None:
+                self._record(event)
+                self._end_round()
 
     def finish(self, batches: Iterable[Any] | None = None) -> None:
-        """Take the final global mean: every learner then holds the run's model. Collective over all learners.
+        """Merge what is in flight and take the final global mean: every learner then holds the run's model.
 
-        It is left out where the last step took it. batches : training inputs, needed where buffers are recomputed; see
+        Collective over everyone; a server serves until then. The mean is left out where the last step took it. The
+        model of an asynchronous run is the centre. batches : training inputs, needed where buffers are recomputed; see
         `recompute_buffers`.
         """
-        if not self._learners_agree:
-            started = time.perf_counter()
-            self._record(Scope.GLOBAL, started, self._average_parameters(Scope.GLOBAL, replace))
+        averaging = self._averaging
+        if self._server is not None:
+            for _ in self.serve():
+                pass
+            self._server.finish()
+            return
+        if averaging.merge_step is not None:
+            self._record(averaging.merge())
+        if self._worker is not None:
+            self._worker.finish(self.progress)
+            if self._buffer_policy == "average":
+                averaging.replace_by_mean(self._replica.buffers)
+        elif not averaging.learners_agree:
+            self._replica.check_frozen()
+            self._record(averaging.take_final(self.progress))
+        averaging.learners_agree = True
         if self._buffer_policy == "recompute":
             if batches is None:
                 raise InputError("batches", None, "training batches, because buffers='recompute'")
             self.recompute_buffers(batches)
 
+    def serve(self) -> Iterator[Arrival]:
+        """On a server, serve until every learner has called `finish`, yielding every update; elsewhere yield nothing.
+
+        `finish` serves, too; this is for who wants to see the updates come in.
+        """
+        if self._server is not None:
+            yield from self._server.serve()
+
     @contextmanager
     def mean_model(self, batches: Iterable[Any] | None = None) -> Iterator[torch.nn.Module]:
         """Let the model hold the mean over all learners inside the block; afterwards it is what it was, bit for bit.
 
-        Collective over all learners. Needs room for one more copy of the parameters. It is no part of the algorithm:
-        it appears neither in `events` nor in `totals`.
+        Of an asynchronous run it is the centre. Collective over all learners. Needs room for one more copy of the
+        parameters. It is no part of the algorithm: it appears neither in `events` nor in `totals`.
         """
-        flats = (self._parameters, self._buffers)
+        averaging, replica = self._averaging, self._replica
+        flats = (replica.parameters, replica.buffers)
         saved = [flat.snapshot() for flat in flats]
         try:
-            if not self._learners_agree:
-                for flat in self._averaged:
-                    self._take_mean(flat)
+            if not averaging.learners_agree:
+                if self._worker is not None:
+                    self._worker.look()
+                else:
+                    averaging.replace_by_mean(replica.parameters)
+                if self._buffer_policy == "average":
+                    averaging.replace_by_mean(replica.buffers)
             if self._buffer_policy == "recompute" and batches is not None:
                 self.recompute_buffers(batches)
             yield self.model
@@ -241,87 +261,81 @@ class Averager:
         """
         with torch.no_grad():
             torch.optim.swa_utils.update_bn(batches, self.model)
-            self._take_mean(self._buffers)
+            self._averaging.replace_by_mean(self._replica.buffers)
 
-    # -- means ----------------------------------------------------------------------------------------------------
+    # -- what rules follow ----------------------------------------------------------------------------------------
 
-    def _average(self, scope: Scope) -> None:
-        """Take the mean that is due, of what the rule averages."""
-        started = time.perf_counter()
-        if self._gradients is None:
-            num_bytes = self._average_parameters(scope, self.algorithm.how)
-        else:
-            self._parameters.refresh()
-            self._gradients.average(self.engine, scope)
-            num_bytes = self._gradients.num_bytes
-        self._record(scope, started, num_bytes)
+    def _check_step(self, loss: float | Tensor | None, closure: Callable[[], float] | None) -> None:
+        rule = self.algorithm
+        if closure is not None and rule.before_step:
+            raise InputError("closure", closure, f"left out: {rule.name} averages before the step")
+        if loss is None and rule.agrees_on == "loss":
+            raise InputError("loss", None, f"the step's training loss, which the periods of {rule.name} follow")
+        if self.topology.is_server:
+            raise InputError(
+                "rank", self.topology.rank, "a learner: servers take no steps; loop while not averager.done"
+            )
 
-    def _average_parameters(self, scope: Scope, how: Merge) -> int:
-        """Take the mean over `scope` and merge it; return the bytes this learner brought in.
+    def _watch(self, loss: float | Tensor | None) -> None:
+        """Keep what the round's schedule and rate follow: time, speed, loss; set the rate."""
+        rule, progress = self.algorithm, self.progress
+        now = time.perf_counter()
+        progress.round_seconds = now - self._round_started
+        if rule.agrees_on == "speed" and progress.round == 0:
+            self._step_seconds.append(now - self._step_started)
+            self._step_started = now
+        elif rule.agrees_on == "loss" and loss is not None:
+            self._loss_sum = self._loss_sum + (loss.detach().double() if isinstance(loss, Tensor) else float(loss))
+        if self._rate is not None:
+            for group, first_rate in zip(self.optimizer.param_groups, self._first_rates, strict=True):
+                group["lr"] = self._rate(progress, first_rate)
 
-        A global mean of the parameters is merged by `how`; local means and buffers are replaced.
-        """
-        num_bytes = 0
-        for name, parameter in self._frozen:
-            if parameter.requires_grad:
-                raise InputError(
-                    "model", name, "frozen as when it was handed over; unfreeze before making the Averager"
-                )
-        with torch.no_grad():
-            for flat in self._averaged:
-                flat.refresh()
-                num_bytes += flat.num_bytes
-                for index, array in enumerate(flat.arrays):
-                    if scope is Scope.GLOBAL and flat is self._parameters:
-                        self._mean_and_merge(array, scope, how, self._merge_states[index])
-                    else:
-                        self._mean_and_merge(array, scope, replace, {})
-        if scope is Scope.GLOBAL:
-            if self._state_policy == "average":
-                num_bytes += self._state.average(self.engine)
-            elif self._state_policy == "reset":
-                self.optimizer.state.clear()
-            self._learners_agree = how.overwrites
-        return num_bytes
+    def _end_round(self) -> None:
+        progress = self.progress
+        if self.algorithm.own_pace or self.algorithm.agrees_on != "nothing":
+            self._agree_on_round()
+        progress.round += 1
+        progress.round_step = progress.step
+        self._round_started = time.perf_counter()
 
-    def _take_mean(self, flat: FlatBuffer) -> None:
-        """Replace the tensors of `flat` by their mean over all learners."""
-        with torch.no_grad():
-            flat.refresh()
-            for array in flat.arrays:
-                self._mean_and_merge(array, Scope.GLOBAL, replace, {})
+    def _agree_on_round(self) -> None:
+        """Tell all learners this one's loss over the round, seconds per step and steps; draw the same conclusions."""
+        progress = self.progress
+        loss = float(self._loss_sum) / (progress.step - progress.round_step)
+        # The median: a first step that warms caches up says nothing of the learner's speed.
+        seconds = median(self._step_seconds) if self._step_seconds else math.nan
+        own = np.array([loss, seconds, progress.step])
+        told = np.empty((self.topology.num_learners, len(own)))
+        self.topology.world.Allgather(own, told)
+        loss, _, progress.mean_step = map(float, told.mean(axis=0))
+        if self.algorithm.agrees_on == "loss":
+            progress.first_loss = loss if progress.first_loss is None else progress.first_loss
+            progress.loss = loss
+            self._loss_sum = 0.0
+        elif self.algorithm.agrees_on == "speed" and progress.round == 0:
+            progress.relative_speed = float(told[:, 1].max() / seconds)
 
-    def _mean_and_merge(self, array: Tensor, scope: Scope, merge: Merge, state: dict[str, Tensor]) -> None:
-        if merge.overwrites and array.shape[0] == 1:
-            self.engine.mean(array, array[0], scope)  # formed in place: no copy, nothing left to merge
-        else:
-            mean = torch.empty_like(array[0])
-            self.engine.mean(array, mean, scope)
-            merge.apply(array, mean, state)
-
-    def _record(self, scope: Scope, started: float, num_bytes: int) -> None:
-        blocked_s = time.perf_counter() - started
-        self.events.append(Event(self.progress.step, scope, started - self._start_s, blocked_s, blocked_s, num_bytes))
-        if scope is Scope.LOCAL:
-            self.totals.local_averages += 1
-        else:
-            self.totals.global_averages += 1
-        self.totals.bytes_averaged += num_bytes
-        self.totals.blocked_s += blocked_s
-        self.totals.in_flight_s += blocked_s
+    def _record(self, event: Event) -> None:
+        self.events.append(event)
+        self.totals.add(event)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs beside the states of model and optimizer, as plain values and tensors."""
+        """Return what a resumed run needs beside the states of model and optimizer, as plain values and tensors.
+
+        A mean in flight is waited for, kept, and merged when it is due. Asynchronous algorithms keep their state on
+        servers and in messages; it is not in here.
+        """
         return {
             "algorithm": self.algorithm.name,
             "options": dict(self.algorithm.options),
             "progress": asdict(self.progress),
             "totals": asdict(self.totals),
             "generator": self.generator.get_state(),
-            "merge": [dict(state) for state in self._merge_states],
-            "learners_agree": self._learners_agree,
+            "first_rates": list(self._first_rates),
+            "loss_sum": float(self._loss_sum),
+            "averaging": self._averaging.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -332,7 +346,31 @@ class Averager:
         self.progress = Progress(**state["progress"])
         self.totals = Totals(**state["totals"])
         self.generator.set_state(state["generator"])
-        for own, saved in zip(self._merge_states, state["merge"], strict=True):
-            for key, value in saved.items():
-                own[key].copy_(value)
-        self._learners_agree = state["learners_agree"]
+        self._first_rates = list(state["first_rates"])
+        self._loss_sum = state["loss_sum"]
+        self._averaging.load_state_dict(state["averaging"])
+        self._round_started = time.perf_counter() - self.progress.round_seconds
+
+
+def _check(
+    rule: Rule, topology: Topology, buffers: str, optimizer_state: str, total_steps: int | None, batch_size: int | None
+) -> None:
+    """Raise `InputError` for what cannot be used or does not go together."""
+    if not isinstance(rule, Rule):
+        raise InputError("algorithm", rule, "a rule of hpcavg.algorithms, such as algorithms.k_avg(8)")
+    for option, value, policies in (
+        ("buffers", buffers, BUFFER_POLICIES),
+        ("optimizer_state", optimizer_state, STATE_POLICIES),
+    ):
+        if value not in policies:
+            raise InputError(option, value, f"one of {', '.join(policies)}")
+    for option, number in (("total_steps", total_steps), ("batch_size", batch_size)):
+        if number is not None:
+            require_integer(option, number, 1)
+    if rule.server is None and topology.num_servers:
+        raise InputError("num_servers", topology.num_servers, f"0: {rule.name} has no use for servers")
+    if rule.server is not None:
+        if not topology.num_servers:
+            raise InputError("num_servers", 0, f"at least 1: {rule.name} exchanges with servers")
+        if optimizer_state != "keep":
+            raise InputError("optimizer_state", optimizer_state, f"keep: {rule.name} takes no global means")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import hpcavg
+from hpcavg import algorithms
 from hpcavg.config import Config, from_sources
 from hpcavg.errors import UsageError
 
@@ -45,7 +46,9 @@ def train_parser() -> argparse.ArgumentParser:
         prog="hpcavg",
         usage="python -m hpcavg [train|report] [--config FILE.toml] [options]",
         description=f"Train a neural network by model averaging over MPI.\n\ncommands:\n{commands}",
-        epilog="Options come from the defaults, then the TOML file, then the command line.",
+        epilog="Options come from the defaults, then the TOML file, then the command line.\n\n"
+        "algorithms, with their options and defaults (M: the size of the model, P: the number of learners)\n"
+        f"{algorithms.describe()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,

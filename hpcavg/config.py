@@ -5,16 +5,19 @@ The command line, TOML files and the resolved ``config.toml`` of a run are all m
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import re
 import sys
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcavg import algorithms
+from hpcavg import algorithms, catalogue
 from hpcavg.errors import InputError, require_integer
 from hpcavg.rule import Rule
 
@@ -26,6 +29,11 @@ else:
 
 def _option(default: Any, section: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
     return dataclasses.field(default=default, metadata={"section": section, "help": help, "choices": choices})
+
+
+def _averaging(name: str) -> Any:
+    """Return the field of an algorithm's argument; None leaves it to the algorithm."""
+    return _option(None, _AVERAGING, catalogue.option_help(name))
 
 
 BUILT_IN_TASKS = ("digits", "synthetic")
@@ -40,16 +48,40 @@ class Config:
     """
 
     algorithm: str = _option("hier_avg", _AVERAGING, "averaging algorithm", tuple(algorithms.ALGORITHMS))
-    k: int | None = _option(None, _AVERAGING, "steps between global means (k-avg, post-local-sgd)")
-    k1: int | None = _option(None, _AVERAGING, "steps between local means (hier-avg)")
-    k2: int | None = _option(None, _AVERAGING, "steps between global means (hier-avg)")
-    interval: int | None = _option(None, _AVERAGING, "steps between global means (pr-sgd)")
-    switch_step: int | None = _option(None, _AVERAGING, "last step that averages at every step (post-local-sgd)")
-    variant: str | None = _option(None, _AVERAGING, "parameters or gradients (sync-sgd)")
+    k: int | None = _averaging("k")
+    k1: int | None = _averaging("k1")
+    k2: int | None = _averaging("k2")
+    interval: int | None = _averaging("interval")
+    local_steps: tuple[int, ...] | str | None = _averaging("local_steps")
+    base_steps: int | None = _averaging("base_steps")
+    epoch_seconds: float | None = _averaging("epoch_seconds")
+    tau: int | str | None = _averaging("tau")
+    delay: int | None = _averaging("delay")
+    xi: float | None = _averaging("xi")
+    tau0: int | None = _averaging("tau0")
+    growth: str | None = _averaging("growth")
+    alpha: float | None = _averaging("alpha")
+    rounds: int | None = _averaging("rounds")
+    mu: float | None = _averaging("mu")
+    shift: float | None = _averaging("shift")
+    switch_step: int | None = _averaging("switch_step")
+    variant: str | None = _averaging("variant")
+    beta: float | None = _averaging("beta")
+    h: int | None = _averaging("h")
+    outer_lr: float | None = _averaging("outer_lr")
+    outer_momentum: float | None = _averaging("outer_momentum")
+    n_push: int | None = _averaging("n_push")
+    n_fetch: int | None = _averaging("n_fetch")
+    num_servers: int | None = _option(
+        None, _AVERAGING, "ranks that serve parameters, of the last; unset: 1 where the algorithm has a server"
+    )
     group_size: int | None = _option(None, _AVERAGING, "ranks in a local group; unset: the ranks of a node")
     buffers: str = _option("average", _AVERAGING, "BatchNorm statistics at a mean", ("average", "keep", "recompute"))
     optimizer_state: str = _option("keep", _AVERAGING, "momentum at a global mean", ("keep", "average", "reset"))
     engine: str = _option("auto", _AVERAGING, "how means are taken", ("auto", "mpi"))
+    consensus_distance: bool = _option(
+        False, _AVERAGING, "measure how far learners are apart also at means that replace, for the price of a copy"
+    )
 
     task: str = _option("digits", _TASK, f"{', '.join(BUILT_IN_TASKS)}, or path/to/file.py:function")
     model: str = _option("cnn", _TASK, "network of the built-in tasks", ("mlp", "cnn"))
@@ -67,7 +99,7 @@ class Config:
 
     optimizer: str = _option("sgd", _OPTIMIZER, "local optimizer", ("sgd", "adam", "adamw"))
     learning_rate: float = _option(0.05, _OPTIMIZER, "learning rate at its highest")
-    momentum: float = _option(0.9, _OPTIMIZER, "momentum of sgd, in [0, 1)")
+    momentum: float = _option(0.9, _OPTIMIZER, catalogue.OPTIONS["momentum"])
     nesterov: bool = _option(False, _OPTIMIZER, "Nesterov's momentum")
     weight_decay: float = _option(1e-4, _OPTIMIZER, "weight decay")
     schedule: str = _option(
@@ -96,17 +128,7 @@ class Config:
             if choices is not None:
                 value = _chosen(field.name, value, choices)
             object.__setattr__(self, field.name, value)
-        for name in (
-            "k",
-            "k1",
-            "k2",
-            "interval",
-            "group_size",
-            "decay_steps",
-            "epochs",
-            "steps",
-            "expect_ranks",
-        ):
+        for name in ("group_size", "decay_steps", "epochs", "steps", "expect_ranks"):
             if getattr(self, name) is not None:
                 require_integer(name, getattr(self, name), 1)
         for name in ("num_samples", "batch_size"):
@@ -129,8 +151,26 @@ class Config:
             raise InputError("steps", self.steps, "unset where epochs is given")
         if self.epochs is None and self.steps is None:
             object.__setattr__(self, "epochs", 20)
-        for name, value in self.rule().options.items():
+        self._check_algorithm()
+
+    def _check_algorithm(self) -> None:
+        """Check what the algorithm asks of other options, and resolve its own."""
+        rule = self.rule()
+        label = self.algorithm.replace("_", "-")
+        for name, value in {**rule.options, **rule.optimizer}.items():
             object.__setattr__(self, name, value)
+        self._require("optimizer", not rule.optimizer or self.optimizer == "sgd", f"sgd for {label}")
+        if rule.rate is not None:
+            self._require("schedule", self.schedule == "constant", f"constant: {label} sets the learning rate")
+            self._require("warmup_steps", self.warmup_steps == 0, f"0: {label} sets the learning rate")
+        if self.num_servers is not None:
+            require_integer("num_servers", self.num_servers, 0 if rule.server is None else 1)
+            self._require("num_servers", rule.server is not None or not self.num_servers, f"0 for {label}")
+
+    @property
+    def servers(self) -> int:
+        """Ranks that serve parameters instead of learning."""
+        return self.num_servers or int(self.rule().server is not None)
 
     def _check_task(self) -> None:
         if self.task in BUILT_IN_TASKS:
@@ -148,14 +188,21 @@ class Config:
 
     def rule(self) -> Rule:
         """Return the averaging rule that the options describe."""
-        given = {name: value for name in algorithms.all_option_names() if (value := getattr(self, name)) is not None}
-        return algorithms.build(self.algorithm, given)
+        own = algorithms.option_names(self.algorithm)
+        given = {name: getattr(self, name) for name in {*_algorithm_options(), *own}}
+        return algorithms.build(self.algorithm, {name: value for name, value in given.items() if value is not None})
 
     def as_toml(self) -> dict[str, Any]:
         """Return the options that are set, as a TOML file holds them."""
         values = dataclasses.asdict(self)
         values["image_shape"] = "x".join(map(str, self.image_shape))
         return {name: value for name, value in values.items() if value is not None}
+
+
+def _algorithm_options() -> set[str]:
+    """Return the options that are arguments of algorithms and nothing else."""
+    sections = {field.name: field.metadata["section"] for field in dataclasses.fields(Config)}
+    return {name for name in algorithms.all_option_names() if sections[name] == _AVERAGING}
 
 
 def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
@@ -166,7 +213,7 @@ def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
     values = {} if path is None else _read_toml(path)
     chosen = str(options.get("algorithm")).replace("-", "_")
     if chosen in algorithms.ALGORITHMS:  # the command line's choice leaves out what it does not take of the file's
-        foreign = set(algorithms.all_option_names()) - set(algorithms.option_names(chosen))
+        foreign = _algorithm_options() - set(algorithms.option_names(chosen))
         values = {name: value for name, value in values.items() if name not in foreign}
     if "epochs" in options:  # the command line's choice of run length replaces the file's
         values.pop("steps", None)
@@ -201,22 +248,29 @@ def _chosen(name: str, value: str, choices: tuple[str, ...]) -> str:
 
 def _coerced(name: str, value: Any, hint: Any) -> Any:
     """Return `value` as the type the field declares, from a string (command line) or a TOML value."""
-    kinds = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
+    kinds = _kinds(hint)
     if value is None and type(None) in kinds:
         return None
-    kind = kinds[0]
-    try:
-        if kind is bool and isinstance(value, bool):
-            return value
-        if kind is str and isinstance(value, str):
-            return value
-        if kind is int and not isinstance(value, (bool, float)):
-            return int(value)
-        if kind is float and not isinstance(value, bool) and math.isfinite(float(value)):
-            return float(value)
-        if typing.get_origin(kind) is tuple:
-            return tuple(int(size) for size in (value.split("x") if isinstance(value, str) else value))
-    except (TypeError, ValueError, AttributeError):
-        pass
+    for kind in kinds:
+        with contextlib.suppress(TypeError, ValueError, AttributeError):
+            return _read(value, kind)
     words = {bool: "true or false", str: "a text", int: "an integer", float: "a finite number"}
-    raise InputError(name, value, words.get(kind, "sizes such as 3x32x32"))
+    raise InputError(name, value, words.get(kinds[0], "sizes such as 3x32x32"))
+
+
+def _read(value: Any, kind: Any) -> Any:
+    """Return `value` as `kind`; raises where it is something else."""
+    if typing.get_origin(kind) is tuple:
+        return tuple(int(part) for part in (re.split("[x,]", value) if isinstance(value, str) else value))
+    if kind in (bool, str):
+        if isinstance(value, kind):
+            return value
+    elif not isinstance(value, bool) and not (kind is int and isinstance(value, float)) and math.isfinite(kind(value)):
+        return kind(value)
+    raise TypeError(value)
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union of types, or the type alone."""
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return typing.get_args(hint) if is_union else (hint,)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 
 class InputError(ValueError):
     """A value from outside that cannot be used.
@@ -43,3 +46,10 @@ def require_integer(option: str, value: object, minimum: int, maximum: int | Non
     if not is_integer or value < minimum or (maximum is not None and value > maximum):  # type: ignore[operator]
         upper = "" if maximum is None else f" and at most {maximum}"
         raise InputError(option, value, f"an integer of at least {minimum}{upper}")
+
+
+def require_number(option: str, value: object, holds: Callable[[float], bool], allowed: str) -> None:
+    """Raise `InputError` unless `value` is a finite number for which `holds` is true; `allowed` says which."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not holds(value):  # type: ignore[arg-type]
+        raise InputError(option, value, allowed)

@@ -11,32 +11,105 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+State = dict[str, "Tensor"]
+
 
 class Merge(Protocol):
     """One way of putting a mean into the parameters."""
 
     overwrites: bool
     """True if the result is the mean itself, whatever the parameters were: it may then be formed in their place."""
+    agrees: bool
+    """True if learners that merged the same mean hold the same parameters afterwards."""
 
-    def init(self, x: Tensor) -> dict[str, Tensor]:
+    def init(self, x: Tensor) -> State:
         """Return the state that goes with parameters `x`, shape (learners, numel)."""
 
-    def apply(self, x: Tensor, mean: Tensor, state: dict[str, Tensor]) -> None:
-        """Merge `mean`, shape (numel,), into every row of `x`."""
+    def apply(self, x: Tensor, mean: Tensor, state: State, rate: float) -> None:
+        """Merge `mean`, shape (numel,), into every row of `x`. rate : the local optimizer's learning rate."""
 
 
 class Replace:
     """x = mean: what every blocking algorithm of the five papers does."""
 
     overwrites = True
+    agrees = True
 
-    def init(self, x: Tensor) -> dict[str, Tensor]:
+    def init(self, x: Tensor) -> State:
         """Keep nothing."""
         return {}
 
-    def apply(self, x: Tensor, mean: Tensor, state: dict[str, Tensor]) -> None:
+    def apply(self, x: Tensor, mean: Tensor, state: State, rate: float) -> None:
         """Copy the mean into every row; free of cost where it was formed in place."""
         x.copy_(mean)  # x_j = mean
+
+
+class Blend:
+    """x = ξ x + (1 - ξ) mean (DaSGD, eq. 4)."""
+
+    overwrites = False
+    agrees = False
+
+    def __init__(self, xi: float) -> None:
+        self.xi = xi
+
+    def init(self, x: Tensor) -> State:
+        """Keep nothing."""
+        return {}
+
+    def apply(self, x: Tensor, mean: Tensor, state: State, rate: float) -> None:
+        """Blend every row with the mean."""
+        x.mul_(self.xi).add_(mean, alpha=1 - self.xi)  # x_j = ξ x_j + (1 - ξ) mean
+
+
+class OuterMomentum:
+    """An optimizer of its own steps from the last merge's result, the anchor, along Δ = anchor - mean.
+
+    Without momentum and at an outer rate of 1 the result is the mean itself, bit for bit.
+
+    Parameters
+    ----------
+    outer_rate : its learning rate (α in SlowMo). momentum : its momentum (β in SlowMo).
+    nesterov : Nesterov's form, as DiLoCo; otherwise the heavy ball, as SlowMo.
+    per_rate : the momentum is kept per unit of the local learning rate γ, as SlowMo, and so follows its changes.
+    """
+
+    overwrites = False
+    agrees = True
+
+    def __init__(self, outer_rate: float, momentum: float, nesterov: bool, per_rate: bool) -> None:
+        self.outer_rate = outer_rate
+        self.momentum = momentum
+        self.nesterov = nesterov
+        self.per_rate = per_rate
+
+    def init(self, x: Tensor) -> State:
+        """Return the anchor, the momentum v (none where its factor is 0) and the local rate that v was scaled by."""
+        import torch
+
+        state = {"anchor": x[0].clone()}
+        if self.momentum:
+            state |= {"momentum": torch.zeros_like(x[0]), "rate": torch.zeros((), dtype=torch.float64)}
+        return state
+
+    def apply(self, x: Tensor, mean: Tensor, state: State, rate: float) -> None:
+        """Step from the anchor and make the result the next anchor and every row."""
+        anchor, weight = state["anchor"], self.outer_rate
+        if not self.momentum:
+            anchor.lerp_(mean, weight)  # x = anchor - α Δ
+        else:
+            # SlowMo's u = β u + Δ/γ, x = anchor - α γ u, with v = γ u: no division by a rate that may be 0.
+            velocity, factor = state["momentum"], self.momentum
+            if self.per_rate and rate > 0:
+                last_rate = float(state["rate"])
+                velocity.mul_(rate / last_rate if last_rate > 0 else 1.0)
+                state["rate"].fill_(rate)
+            velocity.mul_(factor).add_(anchor).sub_(mean)  # v = β v + Δ
+            if self.nesterov:
+                anchor.lerp_(mean, weight).sub_(velocity, alpha=weight * factor)  # x = anchor - α (Δ + β v)
+            else:
+                anchor.sub_(velocity, alpha=weight)  # x = anchor - α v
+        x.copy_(anchor)
 
 
 replace = Replace()

@@ -24,61 +24,71 @@ _T = TypeVar("_T")
 
 
 class Topology:
-    """The learners of a run and the communicators between them. One rank is one learner.
+    """The learners of a run, the servers beside them, and the communicators between them.
+
+    A rank is a learner, except the last `num_servers`, which hold the parameters of an asynchronous algorithm.
 
     Parameters
     ----------
     comm : the communicator of all learners, ``MPI.COMM_WORLD`` when None. It is duplicated; the original stays free
         for the caller.
     group_size : None makes a local group of the ranks that share a node; S makes groups of S consecutive ranks. S need
-        not divide the number of ranks: the last group is then smaller.
+        not divide the number of learners: the last group is then smaller.
+    num_servers : ranks that serve parameters instead of learning, taken from the end.
 
     Attributes
     ----------
-    world, local, cross, node : all learners; this learner's group; the learners with the same rank in each group; the
-        ranks on this node. `cross` joins the groups: one communicator for every local rank.
-    rank, num_learners : this learner's index and their number.
+    everyone : all ranks. On a learner `world`, `local` and `cross` are all learners; its group; the learners with the
+        same rank in each group: `cross` joins the groups, one communicator for every local rank. On a server they are
+        the same among the servers. node : the ranks on this node.
+    rank : this rank's index in `everyone`; learners come first, so it is a learner's index too.
+    num_learners, num_servers, is_server : how many there are of each, and which this rank is.
     group, num_groups : index of the local group and number of groups.
     group_sizes : the number of learners in each group, by the group's lowest rank.
     num_nodes, node_rank : number of nodes, and this rank's index on its own.
 
-    Raises `InputError` on every rank when `group_size` is not within 1..P.
+    Raises `InputError` on every rank when `group_size` is not within 1..P or no learner is left.
     """
 
-    def __init__(self, comm: MPI.Intracomm | None = None, group_size: int | None = None) -> None:
+    def __init__(self, comm: MPI.Intracomm | None = None, group_size: int | None = None, num_servers: int = 0) -> None:
         install_abort_hook()
         comm = MPI.COMM_WORLD if comm is None else comm
-        if group_size is not None:
-            require_integer("group_size", group_size, 1, comm.Get_size())
-        self.world = comm.Dup()
-        self.rank: int = self.world.Get_rank()
-        self.num_learners: int = self.world.Get_size()
-        self.node = self.world.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
+        check_sizes(comm.Get_size(), group_size, num_servers)
+        self.everyone = comm.Dup()
+        self.rank: int = self.everyone.Get_rank()
+        self.num_servers = num_servers
+        self.num_learners: int = self.everyone.Get_size() - num_servers
+        self.is_server = self.rank >= self.num_learners
+        self.world = self.everyone.Split(color=int(self.is_server), key=self.rank)
+        self.node = self.everyone.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
         self.node_rank: int = self.node.Get_rank()
         # The lowest rank of a group names it, so consecutive and node groups need no separate numbering.
         first_on_node = self.node.allreduce(self.rank, MPI.MIN)
         first = first_on_node if group_size is None else self.rank - self.rank % group_size
         self.local = self.world.Split(color=first, key=self.rank)
-        self.group_sizes = self._sizes(first)
+        self.group_sizes = dict(sorted(Counter(self.world.allgather(first)).items()))
         self.group = list(self.group_sizes).index(first)
         self.num_groups = len(self.group_sizes)
-        self.num_nodes = len(self._sizes(first_on_node))
+        self.num_nodes = len(set(self.everyone.allgather(first_on_node)))
         self.cross = self.world.Split(color=self.local.Get_rank(), key=self.group)
-        self._comms = {Scope.LOCAL: self.local, Scope.GLOBAL: self.world}
+        self._comms = {Scope.LOCAL: self.local, Scope.GLOBAL: self.world, Scope.SERVER: self.everyone}
+        self._background_comms: dict[Scope, MPI.Comm] = {}
         self._is_free = False
         atexit.register(self.free)
 
-    def _sizes(self, first: int) -> dict[int, int]:
-        """Return how many ranks gave each value of `first`, in rising order of the values."""
-        return dict(sorted(Counter(self.world.allgather(first)).items()))
-
     def comm(self, scope: Scope) -> MPI.Comm:
-        """Return the communicator of the learners in `scope`."""
+        """Return the communicator of the ranks in `scope`."""
         return self._comms[scope]
+
+    def background_comm(self, scope: Scope) -> MPI.Comm:
+        """Return a communicator of the same ranks for what goes on beside `comm`. Collective at its first call."""
+        if scope not in self._background_comms:
+            self._background_comms[scope] = self._comms[scope].Dup()
+        return self._background_comms[scope]
 
     def agree(self, error: InputError | None) -> None:
         """Raise the same `InputError` on every rank if any rank brings one; the lowest rank's is taken."""
-        for first in self.world.allgather(error):
+        for first in self.everyone.allgather(error):
             if first is not None:
                 raise first
 
@@ -89,7 +99,7 @@ class Topology:
             result = action()
         except InputError as raised:
             error = raised
-        wait_asleep(self.world)
+        wait_asleep(self.everyone)
         self.agree(error)
         return result  # type: ignore[return-value]  # it is set where agree() returns
 
@@ -99,15 +109,28 @@ class Topology:
         if self._is_free or MPI.Is_finalized():
             return
         self._is_free = True
-        for comm in (self.cross, self.local, self.node, self.world):
+        for comm in (*self._background_comms.values(), self.cross, self.local, self.node, self.world, self.everyone):
             comm.Free()
+
+
+def check_sizes(num_ranks: int, group_size: int | None, num_servers: int) -> None:
+    """Raise `InputError` where `num_ranks` cannot be split so."""
+    if num_servers >= num_ranks:
+        raise InputError("num_servers", num_servers, f"below the number of ranks, {num_ranks}: some must learn")
+    require_integer("num_servers", num_servers, 0)
+    if group_size is not None:
+        require_integer("group_size", group_size, 1, num_ranks - num_servers)
 
 
 def wait_asleep(comm: MPI.Comm) -> None:
     """Wait for every rank of `comm`, asleep: a busy-polling barrier would take the cores from ranks still starting."""
-    request = comm.Ibarrier()
+    complete_asleep(comm.Ibarrier(), 0.005)
+
+
+def complete_asleep(request: MPI.Request, interval_s: float = 0.0001) -> None:
+    """Wait for `request`, asleep between two looks at it `interval_s` apart."""
     while not request.Test():
-        time.sleep(0.005)
+        time.sleep(interval_s)
 
 
 def install_abort_hook() -> None:

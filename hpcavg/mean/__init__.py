@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 from hpcavg.errors import InputError
 from hpcavg.mean.mpi import MpiEngine
+from hpcavg.mean.pending import Arrived, Pending
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
+
+__all__ = ["ENGINES", "Arrived", "Engine", "Pending", "select"]
 
 ENGINES = {"mpi": MpiEngine}
 
@@ -24,6 +28,12 @@ class Engine(Protocol):
 
         rows : shape (learners, numel), this rank's learners. out : shape (numel,), same dtype and device; for a single
         learner it may be ``rows[0]`` itself. Collective over the scope; every rank gets the same bits.
+        """
+
+    def start(self, arrays: Sequence[Tensor], scope: Scope) -> Pending:
+        """Start the mean of every one of `arrays` as they are now, and return at once.
+
+        Each has shape (learners, numel) and may change while the mean is on its way. Collective over the scope.
         """
 
 

@@ -1,11 +1,14 @@
-"""The portable engine: MPI_Allreduce in place over the flat buffer."""
+"""The portable engine: MPI_Allreduce in place over the flat buffer, MPI_Iallreduce on a copy for delayed means."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from mpi4py import MPI
 from torch import Tensor
 
+from hpcavg.mean.pending import Pending
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
 
@@ -35,22 +38,56 @@ class MpiEngine:
             torch.sum(rows, dim=0, out=out)
         elif out.data_ptr() != rows.data_ptr():
             out.copy_(rows[0])
-        if out.is_complex():
-            out = torch.view_as_real(out).view(-1)
         comm = self._topology.comm(scope)
         num_learners = comm.Get_size() * num_local_learners
         if num_learners > 1:
-            self._average(comm, out, num_learners)
+            self._average(comm, _as_real(out), num_learners)
 
     def _average(self, comm: MPI.Comm, values: Tensor, num_learners: int) -> None:
         """Sum `values` over `comm` and divide by `num_learners`: a product with 1/n would round twice."""
-        if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
+        if _is_reducible(values):
             for chunk in values.split(self._max_chunk_elements):
                 comm.Allreduce(MPI.IN_PLACE, chunk.numpy(), MPI.SUM)
                 chunk.div_(num_learners)
             return
-        dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
         for chunk in values.split(min(_STAGING_ELEMENTS, self._max_chunk_elements)):
-            staged = chunk.to("cpu", dtype)
+            staged = _staged(chunk)
             comm.Allreduce(MPI.IN_PLACE, staged.numpy(), MPI.SUM)
             chunk.copy_(staged.div_(num_learners))
+
+    def start(self, arrays: Sequence[Tensor], scope: Scope) -> Pending:
+        """Start the means of `arrays` over the learners in `scope`; see `hpcavg.mean.Engine`.
+
+        What is in flight lies in host memory always: non-blocking reductions do not take a GPU's.
+        """
+        comm = self._topology.background_comm(scope)
+        sums = [rows.sum(dim=0) if rows.shape[0] > 1 else rows[0].clone() for rows in arrays]
+        reals = [_as_real(total) for total in sums]
+        staged = [values if _is_reducible(values) else _staged(values) for values in reals]
+        requests = [
+            comm.Iallreduce(MPI.IN_PLACE, chunk.numpy(), MPI.SUM)
+            for values in staged
+            for chunk in values.split(self._max_chunk_elements)
+        ]
+
+        def collect() -> list[Tensor]:
+            for rows, values, total in zip(arrays, staged, reals, strict=True):
+                values.div_(comm.Get_size() * rows.shape[0])
+                if values is not total:
+                    total.copy_(values)
+            return sums
+
+        return Pending(requests, collect)
+
+
+def _as_real(values: Tensor) -> Tensor:
+    return torch.view_as_real(values).view(-1) if values.is_complex() else values
+
+
+def _is_reducible(values: Tensor) -> bool:
+    return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
+
+
+def _staged(values: Tensor) -> Tensor:
+    """Return a copy in host memory of a dtype that MPI can sum."""
+    return values.to("cpu", torch.float64 if values.dtype == torch.float64 else torch.float32)

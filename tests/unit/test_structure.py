@@ -11,12 +11,12 @@ PACKAGE = Path(hpcavg.__file__).parent
 
 # A module may import modules of lower levels, and those of its own level only within its own folder.
 LEVELS = [
-    {"hpcavg", "hpcavg.errors"},
-    {"hpcavg.schedule", "hpcavg.merge"},
-    {"hpcavg.rule", "hpcavg.launcher"},
-    {"hpcavg.algorithms", "hpcavg.topology", "hpcavg.flat", "hpcavg.eager", "hpcavg.node_memory"},
-    {"hpcavg.mean", "hpcavg.mean.mpi", "hpcavg.config", "hpcavg.metrics", "hpcavg.progress"},
-    {"hpcavg.gradients", "hpcavg.optimizer_state", "hpcavg.models", "hpcavg.placement", "hpcavg.cli", "hpcavg.summary"},
+    {"hpcavg", "hpcavg.errors", "hpcavg.merge", "hpcavg.schedule"},
+    {"hpcavg.rule", "hpcavg.launcher", "hpcavg.events"},
+    {"hpcavg.catalogue", "hpcavg.topology", "hpcavg.flat", "hpcavg.eager", "hpcavg.node_memory"},
+    {"hpcavg.algorithms", "hpcavg.mean", "hpcavg.mean.mpi", "hpcavg.mean.pending", "hpcavg.metrics", "hpcavg.progress"},
+    {"hpcavg.config", "hpcavg.gradients", "hpcavg.optimizer_state", "hpcavg.replica", "hpcavg.asynchronous"},
+    {"hpcavg.averaging", "hpcavg.models", "hpcavg.placement", "hpcavg.cli", "hpcavg.summary"},
     {"hpcavg.averager", "hpcavg.data", "hpcavg.data.partition", "hpcavg.learning_rate", "hpcavg.checkpoint"},
     {"hpcavg.tasks", "hpcavg.tasks.task", "hpcavg.tasks.digits", "hpcavg.tasks.synthetic", "hpcavg.run_folder"},
     {"hpcavg.train", "hpcavg.report"},
