@@ -44,11 +44,17 @@ COLUMNS: dict[str, dict[str, Column]] = {
     "averaging": {
         "step": _COUNT,
         "scope": Column("S6", "1", b""),
+        "period_steps": _COUNT,
         "started_s": _SECONDS,
         "blocked_s": _SECONDS,
         "in_flight_s": _SECONDS,
         "bytes": Column("i8", "byte", -1),
         "consensus_distance": _NUMBER,
+    },
+    "arrival": {
+        "learner": _COUNT,
+        "arrived_s": _SECONDS,
+        "staleness": _COUNT,
     },
     "evaluation": {
         "step": _COUNT,

@@ -14,7 +14,10 @@ from hpcavg.progress import is_terminal
 
 
 class Summary(TypedDict):
-    """The contents of ``summary.json``. Seconds are means over the ranks; bytes are those of one learner.
+    """The contents of ``summary.json``. Seconds, bytes and counts of averages are means over the learners.
+
+    Staleness is that of an asynchronous run's updates, null elsewhere. The consensus distance, (1/P) Σ ||x_j - x̄||², is
+    that of the last global mean at which it was measured, null where it never was.
 
     Losses and accuracies may be NaN, in the file null: a run that diverged, a task without accuracy.
     """
@@ -22,12 +25,14 @@ class Summary(TypedDict):
     algorithm: str
     task: str
     num_learners: int
+    num_servers: int
     num_ranks: int
     num_nodes: int
     group_size: int
     steps: int
     epochs: float
     samples: int
+    samples_per_learner: list[int]
     train_loss: float
     test_loss: float
     test_accuracy: float
@@ -35,6 +40,10 @@ class Summary(TypedDict):
     learner_test_accuracy: float
     global_averages: int
     local_averages: int
+    exchanges: int
+    staleness_mean: float | None
+    staleness_max: int | None
+    consensus_distance: float | None
     bytes_averaged: int
     wall_s: float
     compute_s: float
@@ -74,17 +83,23 @@ def rows(path: Path, summary: Summary) -> list[tuple[str, str]]:
     from rich.filesize import decimal
 
     learners, group_size = counted(summary["num_learners"], "learner"), summary["group_size"]
+    servers = f" and {counted(summary['num_servers'], 'server')}" if summary["num_servers"] else ""
+    samples = summary["samples_per_learner"]
+    spread = f"{min(samples)} to {max(samples)}" if min(samples) < max(samples) else f"{samples[0]}"
+    staleness = "" if summary["staleness_mean"] is None else f", staleness {summary['staleness_mean']:.1f}"
     return [
         ("algorithm", summary["algorithm"].replace("_", "-")),
         ("task", summary["task"]),
-        ("learners", f"{learners} in groups of {group_size}, {counted(summary['num_nodes'], 'node')}"),
+        ("learners", f"{learners} in groups of {group_size}{servers}, {counted(summary['num_nodes'], 'node')}"),
         ("steps", f"{summary['steps']} ({summary['epochs']:.1f} epochs, {summary['samples']} samples)"),
+        ("samples per learner", spread),
         ("test accuracy", f"{summary['test_accuracy']:.4f}"),
         ("of the learners' own", f"{summary['learner_test_accuracy']:.4f}"),
         ("test loss", f"{summary['test_loss']:.4f}"),
         ("train loss", f"{summary['train_loss']:.4f}"),
         ("global averages", str(summary["global_averages"])),
         ("local averages", str(summary["local_averages"])),
+        ("exchanges with servers", f"{summary['exchanges']}{staleness}" if summary["exchanges"] else "0"),
         ("averaged per learner", decimal(summary["bytes_averaged"])),
         ("blocked by averaging", f"{summary['averaging_blocked_s']:.2f} s"),
         ("wall time", f"{summary['wall_s']:.2f} s (start-up {summary['startup_s']:.1f} s)"),
