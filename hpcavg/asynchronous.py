@@ -25,7 +25,7 @@ from hpcavg.events import Arrival, Event
 from hpcavg.flat import FlatBuffer
 from hpcavg.rule import ServerExchange
 from hpcavg.schedule import Progress, Scope
-from hpcavg.topology import Topology, complete_asleep, wait_asleep
+from hpcavg.topology import Topology, complete_asleep, wait_asleep, wait_until
 
 _FETCH, _PEEK, _CENTRE, _PUSH, _DONE = range(1, 6)
 _UNIT_BYTES = 8  # messages are counted in these: 16 GiB for a server's slice, since MPI's counts are 32-bit
@@ -201,11 +201,16 @@ class Worker:
         for array, counted in zip(self._parameters.arrays, self._counted, strict=False):  # EAMSGD counts nothing
             counted.copy_(array)
 
+    def flush(self) -> None:
+        """Wait until the servers have applied all that was sent: they answer in order."""
+        self._receive(_PEEK)
+
     def look(self) -> None:
         """Replace the parameters by the centre for an evaluation, the same on all learners, which meet here.
 
         Afterwards the caller puts its own parameters back; what is pending stays pending. Collective over the learners.
         """
+        self.flush()
         wait_asleep(self._topology.world)
         counted = [values.clone() for values in self._counted]
         if self._topology.rank == 0:
@@ -258,8 +263,7 @@ class Server:
         """Serve until every learner is done; yield every update after it was applied."""
         status = MPI.Status()
         while self._num_open:
-            while not self._comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status):
-                time.sleep(_POLL_S)
+            wait_until(lambda: self._comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status), _POLL_S)
             learner, tag = status.Get_source(), status.Get_tag()
             if tag == _PUSH:
                 self._comm.Recv(self._incoming.raw, source=learner, tag=tag)

@@ -17,6 +17,9 @@ class Quadratic:
     def gradient(self, x, t):
         return self.curvature * (x - self.minimum)
 
+    def losses(self, x, t):
+        return 0.5 * (self.curvature * (x - self.minimum) ** 2).sum(axis=1)
+
     def module(self):
         return Vector(self.x0)
 
@@ -47,6 +50,13 @@ class Logistic:
             a, y = self.inputs[index], self.labels[index]
             gradients[learner] = (-(y / (1 + np.exp(y * (a @ x[learner])))) @ a) / self.batch
         return gradients
+
+    def losses(self, x, t):
+        losses = np.empty(self.num_learners)
+        for learner in range(self.num_learners):
+            index = self.batch_of(learner, t)
+            losses[learner] = np.logaddexp(0, -self.labels[index] * (self.inputs[index] @ x[learner])).mean()
+        return losses
 
     def module(self):
         return Vector(self.x0)
@@ -91,6 +101,15 @@ class TwoLayers:
             parts = [back.T @ inputs, back.sum(axis=0), error.T @ hidden, error.sum(axis=0)]
             gradients[learner] = np.concatenate([part.ravel() for part in parts])
         return gradients
+
+    def losses(self, x, t):
+        losses = np.empty(self.num_learners)
+        for learner in range(self.num_learners):
+            index = self.batch_of(learner, t)
+            w1, b1, w2, b2 = self.unpack(x[learner])
+            output = np.tanh(self.inputs[index] @ w1.T + b1) @ w2.T + b2
+            losses[learner] = ((output - self.targets[index]) ** 2).mean()
+        return losses
 
     def module(self):
         module = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()

@@ -1,39 +1,14 @@
-"""The averager on real ranks: hand-worked steps, identities, policies, awkward models."""
+"""The averager on real ranks: hand-worked steps, policies, awkward models."""
 
-import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
 from torch import nn
 
 from hpcavg import Averager, InputError, Topology, algorithms
-from tests.mpi.problems import Logistic, Vector, values_of
+from tests.mpi.problems import Vector
 
 pytestmark = pytest.mark.mpi
-
-
-def trajectory(world, rule, num_steps, group_size=None, rate=0.1, momentum=0.0):
-    """Return this learner's parameters after every step of logistic regression, and the final mean."""
-    problem = Logistic(world.Get_size())
-    module = problem.module()
-    optimizer = torch.optim.SGD(module.parameters(), lr=rate, momentum=momentum)
-    topology = Topology(world, group_size)
-    averager = Averager(module, optimizer, rule, topology)
-    steps = []
-    for t in range(1, num_steps + 1):
-        optimizer.zero_grad()
-        problem.loss(module, world.Get_rank(), t).backward()
-        averager.step()
-        steps.append(values_of(module))
-    averager.finish()
-    topology.free()
-    return np.array(steps), values_of(module)
-
-
-def assert_same(one, other):
-    assert np.array_equal(one[0], other[0])
-    assert np.array_equal(one[1], other[1])
 
 
 def test_a_worked_example(world):
@@ -92,84 +67,6 @@ def test_hierarchical_worked_example(world):
     assert found == pytest.approx([group, 2 * group, 3 * overall, 3 * overall + group], abs=1e-12)
     assert (averager.totals.local_averages, averager.totals.global_averages) == (3, 1)
     topology.free()
-
-
-@settings(max_examples=12)
-@given(k=st.integers(1, 9), num_steps=st.integers(1, 24), group_size=st.integers(1, 8))
-def test_equal_periods_make_hier_avg_k_avg(world, k, num_steps, group_size):
-    group_size = min(group_size, world.Get_size())
-    assert_same(
-        trajectory(world, algorithms.hier_avg(k, k), num_steps, group_size),
-        trajectory(world, algorithms.k_avg(k), num_steps),
-    )
-
-
-@settings(max_examples=12)
-@given(k1=st.integers(1, 6), extra=st.integers(0, 7), num_steps=st.integers(1, 24))
-def test_groups_of_one_make_hier_avg_k_avg(world, k1, extra, num_steps):
-    k2 = k1 + extra
-    assert_same(
-        trajectory(world, algorithms.hier_avg(k1, k2), num_steps, 1), trajectory(world, algorithms.k_avg(k2), num_steps)
-    )
-
-
-@settings(max_examples=8)
-@given(num_steps=st.integers(1, 20), momentum=st.sampled_from([0.0, 0.9]))
-def test_averaging_at_every_step_is_one_algorithm_by_many_names(world, num_steps, momentum):
-    reference = trajectory(world, algorithms.sync_sgd(), num_steps, momentum=momentum)
-    for rule in (algorithms.k_avg(1), algorithms.hier_avg(1, 1), algorithms.post_local_sgd(num_steps, 5)):
-        assert_same(trajectory(world, rule, num_steps, momentum=momentum), reference)
-    by_gradients = trajectory(world, algorithms.sync_sgd("gradients"), num_steps, momentum=momentum)
-    assert np.allclose(by_gradients[0], reference[0], rtol=1e-13, atol=1e-13)
-
-
-def test_the_mean_of_pr_sgd_is_the_mean_of_k_avg_on_a_linear_field(world):
-    """PR-SGD eq. (5): with constant gradients the mean moves by their mean, whenever it is taken."""
-    rank, size = world.Get_rank(), world.Get_size()
-    means = []
-    for rule in (algorithms.pr_sgd(3), algorithms.k_avg(3)):
-        model = Vector(np.zeros(2))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-        topology = Topology(world)
-        averager = Averager(model, optimizer, rule, topology)
-        for _ in range(8):
-            model.x.grad = torch.tensor([float(rank), 1.0], dtype=torch.float64)
-            averager.step()
-        averager.finish()
-        means.append(model.x.tolist())
-        topology.free()
-    expected = [-0.5 * 8 * (size - 1) / 2, -4.0]
-    assert means[0] == pytest.approx(expected, abs=1e-12)
-    assert means[1] == pytest.approx(expected, abs=1e-12)
-
-
-@settings(max_examples=6)
-@given(k=st.integers(1, 6), num_steps=st.integers(1, 20))
-def test_switching_at_step_0_is_k_avg_and_a_period_of_the_whole_run_is_one_shot(world, k, num_steps):
-    assert_same(
-        trajectory(world, algorithms.post_local_sgd(0, k), num_steps), trajectory(world, algorithms.k_avg(k), num_steps)
-    )
-    whole = trajectory(world, algorithms.k_avg(num_steps), num_steps)
-    once = trajectory(world, algorithms.one_shot(), num_steps)
-    assert_same(trajectory(world, algorithms.sgd(), num_steps), once)
-    assert np.array_equal(whole[0][:-1], once[0][:-1])
-    assert np.array_equal(whole[1], once[1])
-
-
-def test_sync_sgd_equals_one_learner_with_the_whole_batch(world):
-    """Identity 3, with float64 to 1e-12: P learners with batch B, one with P B, the same samples."""
-    size = world.Get_size()
-    found, _ = trajectory(world, algorithms.sync_sgd(), 100, momentum=0.9)
-    problem = Logistic(size)
-    module = problem.module()
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
-    for t in range(1, 101):
-        index = np.concatenate([problem.batch_of(learner, t) for learner in range(size)])
-        a, y = torch.tensor(problem.inputs[index]), torch.tensor(problem.labels[index])
-        optimizer.zero_grad()
-        nn.functional.softplus(-y * (a @ module.x)).mean().backward()
-        optimizer.step()
-        assert np.linalg.norm(found[t - 1] - values_of(module)) <= 1e-12 * np.linalg.norm(values_of(module))
 
 
 def test_all_learners_start_at_rank_0s_parameters_and_end_equal(world):

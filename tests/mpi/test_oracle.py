@@ -11,6 +11,7 @@ from tests.oracles import synchronous
 pytestmark = pytest.mark.mpi
 
 STEPS = 200
+BATCH_SIZE = 5
 RULES = [
     ("one_shot", {}, 1),
     ("sync_sgd", {}, 1),
@@ -19,7 +20,20 @@ RULES = [
     ("hier_avg", {"k1": 2, "k2": 8}, 2),
     ("hier_avg", {"k1": 3, "k2": 10}, 3),
     ("pr_sgd", {"interval": 5}, 1),
+    ("pr_sgd_time_varying", {}, 1),
     ("post_local_sgd", {"switch_step": 50, "k": 6}, 1),
+    ("lupa", {"tau": 6}, 1),
+    ("lupa", {"tau": "auto", "mu": 0.5}, 1),
+    ("lupa", {"tau": 9, "mu": 1.0, "shift": 80.0}, 1),
+    ("ada_lupa", {"tau0": 3, "alpha": 0.4}, 1),
+    ("ada_lupa", {"tau0": 5, "rounds": 11, "mu": 0.5}, 1),
+    ("ada_lupa", {"tau0": 4, "growth": "loss"}, 1),
+    ("dasgd", {"tau": 4, "delay": 2, "xi": 0.25}, 1),
+    ("dasgd", {"tau": 6, "delay": 5, "xi": 0.0}, 1),
+    ("dasgd", {"tau": 5, "delay": 0, "xi": 0.6}, 1),
+    ("slowmo", {"k": 8, "beta": 0.6, "outer_lr": 0.9}, 1),
+    ("diloco", {"h": 9, "outer_lr": 0.7, "outer_momentum": 0.9}, 1),
+    ("diloco", {"h": 5, "outer_lr": 0.8, "outer_momentum": 0.0}, 1),
 ]
 OPTIMIZERS = {
     "plain": (lambda p: torch.optim.SGD(p, lr=0.05), lambda: synchronous.LocalSgd(0.05)),
@@ -33,9 +47,8 @@ OPTIMIZERS = {
     ),
     "adam": (lambda p: torch.optim.Adam(p, lr=0.01), lambda: synchronous.LocalAdam(0.01)),
 }
-# Every optimizer on the problem that is exact, and each of the others with two of them.
-CASES = [("quadratic", name) for name in OPTIMIZERS]
-CASES += [("logistic", "momentum"), ("logistic", "adam"), ("two_layers", "nesterov"), ("two_layers", "adam")]
+# Every rule meets every problem and every optimizer.
+CASES = [("quadratic", "plain"), ("quadratic", "momentum"), ("logistic", "nesterov"), ("two_layers", "adam")]
 
 
 @pytest.mark.parametrize(("problem_name", "optimizer_name"), CASES)
@@ -48,20 +61,56 @@ def test_agrees_with_the_oracle_at_every_step(name, options, group_size, problem
     expected = expected_mean = None
     if rank == 0:
         expected, expected_mean = synchronous.run(
-            name, options, make_local(), problem.x0, problem.gradient, STEPS, size, group_size
+            name,
+            options,
+            make_local(),
+            problem.x0,
+            problem.gradient,
+            STEPS,
+            size,
+            group_size,
+            problem.losses,
+            BATCH_SIZE,
         )
     expected, expected_mean = world.bcast((expected, expected_mean))
     module = problem.module()
     optimizer = make_optimizer(module.parameters())
     topology = Topology(world, group_size)
-    averager = Averager(module, optimizer, algorithms.build(name, options), topology)
+    rule = algorithms.build(name, options)
+    averager = Averager(module, optimizer, rule, topology, total_steps=STEPS, batch_size=BATCH_SIZE)
     for t in range(1, STEPS + 1):
         optimizer.zero_grad()
-        problem.loss(module, rank, t).backward()
-        averager.step()
+        loss = problem.loss(module, rank, t)
+        loss.backward()
+        averager.step(loss)
         assert relative_error(values_of(module), expected[t - 1, rank]) <= 1e-12, t
     averager.finish()
     assert relative_error(values_of(module), expected_mean) <= 1e-12
+    topology.free()
+
+
+@pytest.mark.parametrize("optimizer_name", ["nesterov", "adam"])
+@pytest.mark.parametrize("problem_name", PROBLEMS)
+def test_learners_at_their_own_pace_agree_with_the_oracle_after_every_round(problem_name, optimizer_name, world):
+    rank, size = world.Get_rank(), world.Get_size()
+    make_optimizer, make_local = OPTIMIZERS[optimizer_name]
+    problem = PROBLEMS[problem_name](size)
+    local_steps, rounds = [2 + 3 * learner % 5 for learner in range(size)], 50
+    expected = None
+    if rank == 0:
+        expected = synchronous.run_hetero(local_steps, make_local, problem.x0, problem.gradient, rounds)
+    expected = world.bcast(expected)
+    module = problem.module()
+    optimizer = make_optimizer(module.parameters())
+    topology = Topology(world)
+    averager = Averager(module, optimizer, algorithms.pr_sgd_hetero(local_steps=local_steps), topology)
+    for t in range(1, rounds * local_steps[rank] + 1):
+        optimizer.zero_grad()
+        problem.loss(module, rank, t).backward()
+        averager.step()
+        if averager.agreed_step is not None:
+            assert relative_error(values_of(module), expected[averager.progress.round - 1]) <= 1e-12, t
+    assert averager.progress.round == rounds
     topology.free()
 
 

@@ -136,10 +136,11 @@ class Periods:
 
 
 class LossPeriods:
-    """ADA-LUPA-SGD, eq. (11), F being the mean loss of a period; the run may stop inside a period."""
+    """ADA-LUPA-SGD, eq. (11), F being the mean loss of a period; the last is cut, so that they sum to T."""
 
-    def __init__(self, tau0):
-        self.tau0, self.end = tau0, tau0
+    def __init__(self, tau0, num_steps):
+        self.tau0, self.num_steps = tau0, num_steps
+        self.end = min(tau0, num_steps)
         self.losses, self.first = [], None
 
     def after(self, t, u):
@@ -152,7 +153,7 @@ class LossPeriods:
         factor = 1
         if 0 < self.first < math.inf and 0 < period_loss < math.inf:
             factor = max(1, math.ceil((self.first / period_loss) ** (1 / 3)))
-        self.end = t + factor * self.tau0
+        self.end = min(t + factor * self.tau0, self.num_steps)
         return global_mean(u)
 
 
@@ -220,7 +221,7 @@ def rule_and_rates(name, options, optimizer, x0, num_steps, num_learners, batch_
         tau = lupa_tau(num_steps, num_learners, batch_size) if options["tau"] == "auto" else options["tau"]
         rule, longest = Periods([tau] * (num_steps // tau)), tau
     elif name == "ada_lupa" and options.get("growth") == "loss":
-        rule, longest = LossPeriods(options["tau0"]), None
+        rule, longest = LossPeriods(options["tau0"], num_steps), None
     elif name == "ada_lupa":
         if "rounds" in options:
             periods = ada_lupa_periods_of_rounds(options["tau0"], options["rounds"], num_steps)
