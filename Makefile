@@ -1,4 +1,5 @@
 # make run    installs what is missing and trains the embedded example on NP ranks
+# make compare  trains the embedded example with every algorithm and prints one table
 # make test   runs every test; make check adds lint, types and documentation, and is what CI runs
 
 PYTHON ?= python3
@@ -31,7 +32,7 @@ export OMP_NUM_THREADS ?= 1
 export OMPI_MCA_osc ?= ^ucx
 export MPIRUN
 
-.PHONY: install run test check lint types docs clean
+.PHONY: install run compare test check lint types docs clean
 
 install: $(INSTALLED)
 
@@ -45,6 +46,9 @@ $(INSTALLED): setup.cfg constraints.txt
 
 run: $(INSTALLED)
 	$(MPIRUN) -np $(NP) $(MPIRUN_FLAGS) $(BIN)/python -m hpcavg $(ARGS)
+
+compare: $(INSTALLED)
+	MPIRUN_FLAGS="$(MPIRUN_FLAGS)" $(BIN)/python -m benchmarks.compare_algorithms --ranks $(NP)
 
 test: $(INSTALLED)
 	$(BIN)/pytest -q tests/unit tests/process

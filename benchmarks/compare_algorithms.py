@@ -57,7 +57,18 @@ def _run(name: str, ranks: int, folder: Path, passed_on: list[str]) -> summary.S
 
 def _table(results: list[summary.Summary]) -> Table:
     table = Table()
-    heads = ("algorithm", "learners", "accuracy", "test loss", "train loss", "global", "local", "exchanges", "MB", "blocked")
+    heads = (
+        "algorithm",
+        "learners",
+        "accuracy",
+        "test loss",
+        "train loss",
+        "global",
+        "local",
+        "exchanges",
+        "MB",
+        "blocked",
+    )
     for head in heads:
         table.add_column(head, justify="left" if head == "algorithm" else "right")
     for result in results:

@@ -122,23 +122,23 @@ def pr_sgd_time_varying() -> Rule:
 
 @algorithm
 def pr_sgd_hetero(
-    local_steps: Sequence[int] | Literal["auto"] | None = None,
+    local_steps: Sequence[int] | Literal["auto"] = "auto",
     base_steps: int = 8,
     epoch_seconds: float | None = None,
 ) -> Rule:
     """Rounds in which every learner takes as many steps as suit its speed (PR-SGD, Algorithm 3).
 
-    local_steps : I_i of every learner; or ``"auto"``, the default: every learner takes `base_steps` in the first round,
-        from then on the slowest does, and the others more in proportion to the speed they showed.
+    local_steps : I_i of every learner; or ``"auto"``: every learner takes `base_steps` in the first round, from then on
+        the slowest does, and the others more in proportion to the speed they showed.
     epoch_seconds : in place of `local_steps`: a learner steps until so much time has passed, at least once.
     """
     require_integer("base_steps", base_steps, 1)
     if epoch_seconds is not None:
         require_number("epoch_seconds", epoch_seconds, lambda s: s > 0, "a positive number of seconds")
-        if local_steps is not None:
+        if local_steps != "auto":
             raise InputError("epoch_seconds", epoch_seconds, f"unset where local_steps = {local_steps}")
         return Rule(always(in_seconds(epoch_seconds)), own_pace=True)
-    if local_steps is None or local_steps == "auto":
+    if local_steps == "auto":
         when = always(in_rounds(speed_length(base_steps)))
         return Rule(when, agrees_on="speed", own_pace=True)
     steps_of = _local_steps(local_steps)

@@ -179,7 +179,7 @@ class Averaging:
             flight.period_steps,
             flight.started - self._made,
             flight.blocked_s + time.perf_counter() - entered,
-            flight.pending.done_s - flight.started,
+            (flight.pending.done_s or entered) - flight.started,
             flight.num_bytes,
             distance,
         )

@@ -214,6 +214,8 @@ def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
     chosen = str(options.get("algorithm")).replace("-", "_")
     if chosen in algorithms.ALGORITHMS:  # the command line's choice leaves out what it does not take of the file's
         foreign = _algorithm_options() - set(algorithms.option_names(chosen))
+        if algorithms.ALGORITHMS[chosen]().server is None:
+            foreign.add("num_servers")
         values = {name: value for name, value in values.items() if name not in foreign}
     if "epochs" in options:  # the command line's choice of run length replaces the file's
         values.pop("steps", None)

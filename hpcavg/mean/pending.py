@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -9,12 +11,14 @@ from collections.abc import Callable, Sequence
 from mpi4py import MPI
 from torch import Tensor
 
+from hpcavg.topology import wait_until
+
 # Long enough to leave the core to the computation, short against any reduction that is worth hiding.
 _POLL_S = 0.0005
 
 
 class Pending:
-    """A mean on its way, driven by a thread of its own that sleeps between two looks at it.
+    """A mean on its way. Any thread may look after it; only one does at a time.
 
     Parameters
     ----------
@@ -22,24 +26,26 @@ class Pending:
 
     Attributes
     ----------
-    done_s : when the mean was there, on the clock of `time.perf_counter`; only to be read after `wait`.
+    done_s : when the mean was there, on the clock of `time.perf_counter`; None while it is on its way.
     """
 
     def __init__(self, requests: Sequence[MPI.Request], collect: Callable[[], list[Tensor]]) -> None:
         self._requests = list(requests)
         self._collect = collect
-        self.done_s = time.perf_counter()
-        self._thread = threading.Thread(target=self._drive, name="hpcavg mean in flight")
-        self._thread.start()
+        self._lock = threading.Lock()
+        self.done_s: float | None = None
+        _driver.drive(self)
 
-    def _drive(self) -> None:
-        while not MPI.Request.Testall(self._requests):
-            time.sleep(_POLL_S)
-        self.done_s = time.perf_counter()
+    def test(self) -> bool:
+        """Let MPI make progress; return whether the mean is there."""
+        with self._lock:
+            if self.done_s is None and MPI.Request.Testall(self._requests):
+                self.done_s = time.perf_counter()
+        return self.done_s is not None
 
     def wait(self) -> list[Tensor]:
         """Return the mean of every array, shape (numel,), waiting for it where need be. To be called once."""
-        self._thread.join()
+        wait_until(self.test, _POLL_S / 10)
         return self._collect()
 
 
@@ -53,3 +59,34 @@ class Arrived:
     def wait(self) -> list[Tensor]:
         """Return the mean of every array."""
         return self._means
+
+
+class _Driver:
+    """The one thread that looks after means on their way, asleep between two looks and while there is none."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+
+    def drive(self, pending: Pending) -> None:
+        """Look after `pending` until it is there."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="hpcavg means on their way", daemon=True)
+            self._thread.start()
+            atexit.register(self._stop)  # before MPI is finalised: it must not be called after
+        self._queue.put(pending)
+
+    def _run(self) -> None:
+        while (pending := self._queue.get()) is not None:
+            while not self._stopped and not pending.test():
+                time.sleep(_POLL_S)
+
+    def _stop(self) -> None:
+        self._stopped = True
+        self._queue.put(None)
+        if self._thread is not None:
+            self._thread.join()
+
+
+_driver = _Driver()

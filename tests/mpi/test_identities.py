@@ -156,7 +156,7 @@ def test_one_group_of_all_makes_every_mean_of_hier_avg_a_global_one(world, k1, e
 # -- 3: a mean at every step --------------------------------------------------------------------------------------
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(k=periods, num_steps=lengths, group_size=group_sizes, momentum=momenta)
 def test_averaging_at_every_step_is_one_algorithm_by_many_names(world, k, num_steps, group_size, momentum):
     reference = trajectory(world, algorithms.sync_sgd(), num_steps, momentum=momentum)
@@ -199,7 +199,7 @@ SAME_AS_K_AVG = {
 }
 
 
-@settings(max_examples=6)
+@settings(max_examples=5)
 @given(k=periods, num_steps=lengths, group_size=group_sizes, momentum=momenta)
 def test_k_avg_by_other_names(world, k, num_steps, group_size, momentum):
     expected = trajectory(world, algorithms.k_avg(k), num_steps, momentum=momentum)

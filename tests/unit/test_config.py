@@ -45,6 +45,22 @@ def test_the_resolved_configuration_can_be_fed_back(tmp_path):
     assert from_sources(str(path), {}) == config
 
 
+def test_options_of_several_kinds_come_back_from_the_file(tmp_path):
+    for arguments in (
+        "--algorithm pr-sgd-hetero --local-steps 9,9,3",
+        "--algorithm pr-sgd-hetero --epoch-seconds 0.5",
+        "--algorithm lupa --tau auto --mu 0.5",
+        "--algorithm eamsgd --momentum 0.5 --num-servers 2",
+    ):
+        config = cli.parse_train(arguments.split())
+        path = tmp_path / "config.toml"
+        path.write_text(tomli_w.dumps(config.as_toml()))
+        assert from_sources(str(path), {}) == config
+    assert (config.momentum, config.nesterov, config.servers) == (0.5, True, 2)
+    assert cli.parse_train(["--algorithm", "downpour"]).servers == 1
+    assert cli.parse_train(["--config", str(path), "--algorithm", "k-avg"]).momentum == 0.5
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -54,6 +70,15 @@ def test_the_resolved_configuration_can_be_fed_back(tmp_path):
         ("--k1 four", "--k1 four: must be an integer"),
         ("--k1 2.5", "--k1 2.5: must be an integer"),
         ("--algorithm k-avg --k1 4", "--k1 4: must be left out: k_avg takes only k"),
+        ("--algorithm dasgd --tau 4 --delay 4", "--delay 4: must be an integer of at least 0 and below tau = 4"),
+        ("--algorithm k-avg --num-servers 1", "--num-servers 1: must be 0 for k-avg"),
+        ("--algorithm eamsgd --num-servers 0", "--num-servers 0: must be an integer of at least 1"),
+        ("--algorithm eamsgd --optimizer adam", "--optimizer adam: must be sgd for eamsgd"),
+        ("--algorithm lupa --mu 1 --schedule cosine", "--schedule cosine: must be constant: lupa sets"),
+        ("--algorithm pr-sgd-time-varying --warmup-steps 3", "--warmup-steps 3: must be 0: pr-sgd-time-varying sets"),
+        ("--algorithm lupa --tau many", "--tau many: must be an integer of at least 1, or auto"),
+        ("--algorithm pr-sgd-hetero --local-steps 3,0", "--local-steps 0: must be an integer of at least 1"),
+        ("--algorithm pr-sgd-hetero --local-steps fast", "--local-steps fast: must be a list of integers"),
         ("--learning-rate -1", "--learning-rate -1.0: must be a positive number below 1e30"),
         ("--learning-rate nan", "--learning-rate nan: must be a finite number"),
         ("--momentum 1", "--momentum 1.0: must be a number of at least 0 and below 1"),

@@ -18,6 +18,13 @@ RULES = {
     "hier_avg": algorithms.hier_avg(2, 5),
     "pr_sgd": algorithms.pr_sgd(3),
     "post_local_sgd": algorithms.post_local_sgd(4, 3),
+    "pr_sgd_hetero": algorithms.pr_sgd_hetero(local_steps=[3]),
+    "lupa": algorithms.lupa(3),
+    "ada_lupa": algorithms.ada_lupa(2),
+    "ada_lupa by loss": algorithms.ada_lupa(2, growth="loss"),
+    "dasgd at once": algorithms.dasgd(3, delay=0, xi=0),
+    "slowmo without momentum": algorithms.slowmo(3, beta=0),
+    "diloco without momentum": algorithms.diloco(3, outer_lr=1, outer_momentum=0),
 }
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
@@ -48,21 +55,57 @@ def data(num_batches, seed=1):
 def train(model, optimizer, step, batches):
     for inputs, targets in batches:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(inputs), targets).backward()
-        step()
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+        loss.backward()
+        step(loss)
 
 
 @pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_one_learner_is_a_hand_written_loop_bit_for_bit(rule, optimizer_name, topology):
     by_hand, optimizer = make(optimizer_name)
-    train(by_hand, optimizer, optimizer.step, data(12))
+    train(by_hand, optimizer, lambda loss: optimizer.step(), data(12))
     model, optimizer = make(optimizer_name)
     averager = Averager(model, optimizer, rule, topology)
     train(model, optimizer, averager.step, data(12))
     averager.finish()
     for (name, ours), theirs in zip(model.state_dict().items(), by_hand.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+def test_one_learner_is_blended_with_its_own_past_by_dasgd(topology):
+    by_hand, optimizer = make("sgd")
+    train(by_hand, optimizer, lambda loss: optimizer.step(), data(12))
+    model, optimizer = make("sgd")
+    train(model, optimizer, Averager(model, optimizer, algorithms.dasgd(3, delay=1), topology).step, data(12))
+    assert not torch.allclose(model[0].weight, by_hand[0].weight)
+
+
+RATES = {  # of steps 1 to 12, by hand
+    "pr_sgd_time_varying": (
+        algorithms.pr_sgd_time_varying(),
+        [0.1 * 1 / s ** (2 / 3) for s in (1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7)],
+    ),
+    "lupa": (algorithms.lupa(3, mu=8.0), [4 / (8.0 * (t + 7)) for t in range(12)]),
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_one_learner_at_the_rates_of_the_theory_is_a_hand_written_loop_bit_for_bit(name, topology):
+    rule, rates = RATES[name]
+    by_hand, optimizer = make("sgd")
+    remaining = iter(rates)
+
+    def step_by_hand(loss):
+        optimizer.param_groups[0]["lr"] = next(remaining)
+        optimizer.step()
+
+    train(by_hand, optimizer, step_by_hand, data(12))
+    model, own_optimizer = make("sgd")
+    averager = Averager(model, own_optimizer, rule, topology, total_steps=12)
+    train(model, own_optimizer, averager.step, data(12))
+    averager.finish()
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), by_hand.parameters(), strict=True))
 
 
 def test_torchs_own_random_numbers_are_left_alone(topology):

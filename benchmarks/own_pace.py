@@ -1,0 +1,84 @@
+"""What a slow rank costs the others, with rounds of equal steps and with rounds at each learner's own pace.
+
+    mpirun -np 4 python -m benchmarks.own_pace [--slowdown 3] [--step-ms 5] [--seconds 12] [--json FILE]
+
+A step is a sleep, so that ranks that share cores do not slow each other; rank 0 sleeps `--slowdown` times as long. The
+share of time that fast ranks wait is measured for PR-SGD with a wall-clock budget, for PR-SGD with measured steps, and
+for K-AVG at the mean period of the first; for measured steps also how far they are from the true ratio of speeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hpcavg import Averager, Topology, algorithms
+from hpcavg.rule import Rule
+
+
+def measure(rule: Rule, topology: Topology, step_s: float, seconds: float) -> dict[str, list[float]]:
+    """Train for about `seconds` until a mean; return every rank's share of time waited, steps per round and steps."""
+    parameter = torch.nn.Parameter(torch.zeros(10_000))
+    averager = Averager(torch.nn.Module(), torch.optim.SGD([parameter], lr=0.1), rule, topology)
+    parameter.grad = torch.zeros_like(parameter)
+    started, rounds = time.perf_counter(), 0
+    while True:
+        time.sleep(step_s)
+        averager.step()
+        if averager.progress.round > rounds:
+            rounds = averager.progress.round
+            if topology.world.bcast(time.perf_counter() - started > seconds):
+                break
+    wall_s = time.perf_counter() - started
+    averager.finish()
+    return {
+        "waited": topology.world.allgather(averager.totals.blocked_s / wall_s),
+        "period": topology.world.allgather(averager.events[-1].period_steps),
+        "steps_per_round": topology.world.allgather(averager.progress.step / rounds),
+        "steps_per_s": topology.world.allgather(averager.progress.step / wall_s),
+    }
+
+
+def main() -> None:
+    """Run the three and print a table on rank 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slowdown", type=float, default=3.0)
+    parser.add_argument("--step-ms", type=float, default=5.0)
+    parser.add_argument("--budget-s", type=float, default=0.5, help="PR-SGD's wall-clock budget")
+    parser.add_argument("--seconds", type=float, default=12.0, help="how long each algorithm runs")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    topology = Topology()
+    step_s = options.step_ms / 1000 * (options.slowdown if topology.rank == 0 else 1.0)
+    results = {
+        "wall clock": measure(
+            algorithms.pr_sgd_hetero(epoch_seconds=options.budget_s), topology, step_s, options.seconds
+        )
+    }
+    mean_period = round(float(np.mean(results["wall clock"]["steps_per_round"])))
+    results[f"k_avg({mean_period})"] = measure(algorithms.k_avg(mean_period), topology, step_s, options.seconds)
+    results["auto"] = measure(algorithms.pr_sgd_hetero(base_steps=16), topology, step_s, options.seconds)
+    if topology.rank != 0:
+        return
+    print(f"{topology.num_learners} ranks, rank 0 slowed {options.slowdown:g}-fold; step {options.step_ms:g} ms")
+    print(f"{'':14}{'fast ranks wait':>18}{'rank 0 waits':>14}{'steps/s, all':>14}  steps of the last round")
+    for name, result in results.items():
+        fast = result["waited"][1:]
+        print(
+            f"{name:14}{min(fast):>8.1%} to{max(fast):>7.1%}{result['waited'][0]:>14.1%}"
+            f"{sum(result['steps_per_s']):>14.0f}  {result['period']}"
+        )
+    auto = np.array(results["auto"]["period"])
+    error = np.abs(auto[1:] / auto[0] / options.slowdown - 1).max()
+    print(f"auto: I_i / I_0 within {error:.1%} of the true ratio {options.slowdown:g}")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
