@@ -26,6 +26,9 @@ RULES: dict[str, Rule] = {
     "k_avg": algorithms.k_avg(NEVER),
     "hier_avg": algorithms.hier_avg(NEVER - 1, NEVER),
     "post_local_sgd": algorithms.post_local_sgd(0, NEVER),
+    "ada_lupa": algorithms.ada_lupa(NEVER, mu=1.0, shift=9.0),
+    "pr_sgd_hetero": algorithms.pr_sgd_hetero(epoch_seconds=float(NEVER)),
+    "dasgd": algorithms.dasgd(NEVER, 2),
 }
 
 

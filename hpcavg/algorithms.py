@@ -174,11 +174,14 @@ def lupa(tau: int | Literal["auto"] = 16, mu: float | None = None, shift: float 
         _require_period("tau", tau, "an integer of at least 1, or auto")
     _check_rate(mu, shift)
 
-    def length(run: Run) -> RoundLength:
-        steps = _automatic_period(run) if tau == "auto" else tau
-        return lambda progress: steps
+    def period(run: Run) -> int:
+        return _automatic_period(run) if tau == "auto" else tau
 
-    return Rule(lambda run: in_rounds(length(run)), rate=_inverse_time(mu, shift, length))
+    def when(run: Run) -> Schedule:
+        steps = period(run)
+        return in_rounds(lambda progress: steps)
+
+    return Rule(when, rate=_inverse_time(mu, shift, period))
 
 
 def _automatic_period(run: Run) -> int:
@@ -220,14 +223,14 @@ def ada_lupa(
         def when(run: Run) -> Schedule:
             return in_rounds(cut_at_end(loss_length(tau0), run.total_steps))
 
-        return Rule(when, agrees_on="loss", rate=_inverse_time(mu, shift, lambda run: loss_length(tau0)))
+        return Rule(when, agrees_on="loss", rate=_inverse_time(mu, shift, lambda run: tau0))
     if rounds is not None:
         require_integer("rounds", rounds, 1)
         if alpha is not None:
             raise InputError("rounds", rounds, f"unset where alpha = {alpha}")
     elif alpha is not None:
         require_number("alpha", alpha, lambda a: a >= 0, "a number of at least 0")
-    # The decimal that was written, not the binary number nearest to it: 1.1 times 10 rounds up to 11.
+    # The decimal that was written, not the binary number nearest to it: (1 + 1.1) 10 is 21.
     ratio = Fraction(str(DEFAULT_GROWTH if alpha is None else alpha))
 
     def length(run: Run) -> RoundLength:
@@ -235,7 +238,15 @@ def ada_lupa(
             return linear_length(tau0, ratio.numerator, ratio.denominator)
         return filling_length(tau0, rounds, _steps_filled_by(rounds, tau0, run))
 
-    return Rule(lambda run: in_rounds(cut_at_end(length(run), run.total_steps)), rate=_inverse_time(mu, shift, length))
+    def when_growing(run: Run) -> Schedule:
+        return in_rounds(cut_at_end(length(run), run.total_steps))
+
+    def longest(run: Run) -> int:
+        if run.total_steps is None:
+            raise InputError("total_steps", None, "the steps of the run, or give shift, because mu sets the rate")
+        return longest_round(length(run), run.total_steps)
+
+    return Rule(when_growing, rate=_inverse_time(mu, shift, longest))
 
 
 def _steps_filled_by(rounds: int, tau0: int, run: Run) -> int:
@@ -259,21 +270,11 @@ def _check_rate(mu: float | None, shift: float | None) -> None:
             raise InputError("shift", shift, "unset where mu is")
 
 
-def _inverse_time(
-    mu: float | None, shift: float | None, length: Callable[[Run], RoundLength]
-) -> Callable[[Run], Rate] | None:
-    """Return what makes the rate 4/(μ (t + a)) for a run, None without μ; a is the longest round + 4 if unset."""
+def _inverse_time(mu: float | None, shift: float | None, longest: Callable[[Run], int]) -> Callable[[Run], Rate] | None:
+    """Return what makes the rate 4/(μ (t + a)) for a run, None without μ; a is the longest period + 4 if unset."""
     if mu is None:
         return None
-
-    def rate(run: Run) -> Rate:
-        if shift is not None:
-            return inverse_time_rate(mu, shift)
-        if run.total_steps is None:
-            raise InputError("total_steps", None, "the steps of the run, or give shift, because mu sets the rate")
-        return inverse_time_rate(mu, longest_round(length(run), run.total_steps) + 4)
-
-    return rate
+    return lambda run: inverse_time_rate(mu, longest(run) + 4 if shift is None else shift)
 
 
 # -- means that are not simply taken ------------------------------------------------------------------------------

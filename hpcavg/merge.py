@@ -95,12 +95,12 @@ class OuterMomentum:
     def apply(self, x: Tensor, mean: Tensor, state: State, rate: float) -> None:
         """Step from the anchor and make the result the next anchor and every row."""
         anchor, weight = state["anchor"], self.outer_rate
-        if not self.momentum:
+        if not self.momentum or (self.per_rate and rate == 0):  # γ u is 0 where γ is
             anchor.lerp_(mean, weight)  # x = anchor - α Δ
         else:
             # SlowMo's u = β u + Δ/γ, x = anchor - α γ u, with v = γ u: no division by a rate that may be 0.
             velocity, factor = state["momentum"], self.momentum
-            if self.per_rate and rate > 0:
+            if self.per_rate:
                 last_rate = float(state["rate"])
                 velocity.mul_(rate / last_rate if last_rate > 0 else 1.0)
                 state["rate"].fill_(rate)

@@ -194,11 +194,7 @@ def longest_round(length: RoundLength, total_steps: int) -> int:
 def _ceil_cube_root(numerator: float, denominator: float) -> int:
     """Return the smallest integer m >= 1 with m³ >= numerator / denominator; exact for integers."""
     m = max(1, math.ceil((numerator / denominator) ** (1 / 3)))
-    while m > 1 and (m - 1) ** 3 * denominator >= numerator:
-        m -= 1
-    while m**3 * denominator < numerator:
-        m += 1
-    return m
+    return m + (m**3 * denominator < numerator)  # the root may have been rounded down to an integer
 
 
 # -- learning rates that the theory couples to the algorithm ------------------------------------------------------

@@ -25,7 +25,7 @@ periods = st.integers(1, 7)
 lengths = st.integers(5, 16)
 group_sizes = st.integers(1, 8)
 momenta = st.sampled_from([0.0, 0.9])
-shares = st.sampled_from([0.0, 0.25, 0.6])
+shares = st.sampled_from([0.25, 0.0, 0.6])
 
 
 def trajectory(comm, rule, num_steps, group_size=1, momentum=0.0, total_steps=None, problem=None):

@@ -1,10 +1,11 @@
-"""Every rule against the NumPy oracle: three problems, several optimizers, 200 steps, on all ranks."""
+"""Every rule against the NumPy oracle: three problems, three optimizers, 200 steps, on all ranks."""
 
 import numpy as np
 import pytest
 import torch
 
 from hpcavg import Averager, Topology, algorithms
+from hpcavg.topology import wait_asleep
 from tests.mpi.problems import PROBLEMS, values_of
 from tests.oracles import synchronous
 
@@ -36,7 +37,6 @@ RULES = [
     ("diloco", {"h": 5, "outer_lr": 0.8, "outer_momentum": 0.0}, 1),
 ]
 OPTIMIZERS = {
-    "plain": (lambda p: torch.optim.SGD(p, lr=0.05), lambda: synchronous.LocalSgd(0.05)),
     "momentum": (
         lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=0.01),
         lambda: synchronous.LocalSgd(0.02, momentum=0.9, weight_decay=0.01),
@@ -48,7 +48,7 @@ OPTIMIZERS = {
     "adam": (lambda p: torch.optim.Adam(p, lr=0.01), lambda: synchronous.LocalAdam(0.01)),
 }
 # Every rule meets every problem and every optimizer.
-CASES = [("quadratic", "plain"), ("quadratic", "momentum"), ("logistic", "nesterov"), ("two_layers", "adam")]
+CASES = [("quadratic", "momentum"), ("logistic", "nesterov"), ("two_layers", "adam")]
 
 
 @pytest.mark.parametrize(("problem_name", "optimizer_name"), CASES)
@@ -72,6 +72,7 @@ def test_agrees_with_the_oracle_at_every_step(name, options, group_size, problem
             problem.losses,
             BATCH_SIZE,
         )
+    wait_asleep(world)
     expected, expected_mean = world.bcast((expected, expected_mean))
     module = problem.module()
     optimizer = make_optimizer(module.parameters())
@@ -89,8 +90,7 @@ def test_agrees_with_the_oracle_at_every_step(name, options, group_size, problem
     topology.free()
 
 
-@pytest.mark.parametrize("optimizer_name", ["nesterov", "adam"])
-@pytest.mark.parametrize("problem_name", PROBLEMS)
+@pytest.mark.parametrize(("problem_name", "optimizer_name"), CASES)
 def test_learners_at_their_own_pace_agree_with_the_oracle_after_every_round(problem_name, optimizer_name, world):
     rank, size = world.Get_rank(), world.Get_size()
     make_optimizer, make_local = OPTIMIZERS[optimizer_name]
@@ -99,6 +99,7 @@ def test_learners_at_their_own_pace_agree_with_the_oracle_after_every_round(prob
     expected = None
     if rank == 0:
         expected = synchronous.run_hetero(local_steps, make_local, problem.x0, problem.gradient, rounds)
+    wait_asleep(world)
     expected = world.bcast(expected)
     module = problem.module()
     optimizer = make_optimizer(module.parameters())

@@ -71,7 +71,6 @@ def test_slow_momentum_starts_at_a_rate_of_0_as_if_it_had_not_begun():
     assert follow(slowmo(0.5, 0.5), 10.0, [10.0, 8.0, 8.0], [0.0, 0.5, 0.25]) == [10.0, 9.0, 8.25]
 
 
-@pytest.mark.xfail(strict=True, reason="the momentum of the last rate above 0 goes on moving the parameters")
 def test_slow_momentum_does_not_move_at_a_rate_of_0():
     """x = anchor - outer_lr gamma u with gamma = 0; learners that did not move have their anchor as the mean."""
     assert follow(slowmo(0.5, 0.5), 10.0, [8.0, 9.0], [0.5, 0.0]) == [9.0, 9.0]

@@ -20,7 +20,7 @@ def test_rows_columns_units_and_attributes(tmp_path):
     recorder = Recorder(tmp_path / file_name(0), {"algorithm": "k_avg"}, flush_s=3600)
     for step in range(1, 2000):
         recorder.record("step", *step_row(step))
-    recorder.record("averaging", 2, "global", 0.1, 0.2, 0.2, 400, np.nan)
+    recorder.record("averaging", 2, "global", 2, 0.1, 0.2, 0.2, 400, np.nan)
     recorder.close()
     recorder.close()
     with h5py.File(tmp_path / "rank-00000.h5", "r") as file:

@@ -11,7 +11,7 @@ from hpcavg.errors import InputError
 
 
 def example(**changes):
-    kinds = {str: "k_avg", int: 3, float: 0.5, bool: True}
+    kinds = {str: "k_avg", int: 3, float: 0.5, bool: True, list[int]: [3, 4, 3]}
     return {name: kinds.get(kind) for name, kind in typing.get_type_hints(summary.Summary).items()} | changes
 
 
@@ -38,5 +38,5 @@ def test_the_table_has_a_column_per_run(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "k-avg" in printed
     assert "hier-avg" in printed
-    assert "3 learners in groups of 3, 3 nodes" in printed
+    assert "3 learners in groups of 3 and 3 servers, 3 nodes" in printed
     assert summary.counted(1, "node") == "1 node"
