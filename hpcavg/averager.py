@@ -92,7 +92,7 @@ class Averager:
         self._set_up_optimizer()
         self._first_rates = [float(group["lr"]) for group in optimizer.param_groups]
         self._buffer_policy = buffers
-        self._replica = replica = Replica(model, optimizer, topology)
+        self._replica = replica = Replica(model, optimizer, topology, self.engine)
         self._averaging = Averaging(
             algorithm,
             self.engine,

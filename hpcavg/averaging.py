@@ -75,7 +75,7 @@ class Averaging:
         self._measure_distance = measure_distance
         self._state = StateAverager(optimizer, topology)
         self._merge_states = [rule.how.init(array) for array in parameters.arrays]
-        self._gradients = GradientBuffer(parameters, topology) if rule.averages == "gradients" else None
+        self._gradients = GradientBuffer(parameters, topology, engine) if rule.averages == "gradients" else None
         self._in_flight: _InFlight | None = None
         self._made = time.perf_counter()
 
@@ -86,7 +86,7 @@ class Averaging:
         started = time.perf_counter()
         if self._gradients is not None:
             self._parameters.refresh()
-            self._gradients.average(self._engine, scope)
+            self._gradients.average(scope)
             num_bytes, distance = self._gradients.num_bytes, math.nan
         else:
             is_global = scope is Scope.GLOBAL

@@ -89,6 +89,22 @@ class FlatBuffer:
             for tensor in slot.tensors:
                 tensor.data = slot.view
 
+    def move_to(self, arrays: list[Tensor]) -> None:
+        """Let `arrays`, of the same shapes and dtypes, take the place of the arrays; values move along."""
+        homes = {}
+        for old, new in zip(self.arrays, arrays, strict=True):
+            if new is not old:
+                new.copy_(old)
+            homes[old.dtype, old.device] = (old, new)
+        moved = []
+        for slot in self.slots:
+            old, new = homes[slot.view.dtype, slot.view.device]
+            offset = slot.view.storage_offset() - old.storage_offset() + new.storage_offset()
+            view = new.as_strided(slot.view.shape, slot.view.stride(), offset)
+            moved.append(Slot(slot.name, slot.tensors, view))
+        self.arrays, self.slots = list(arrays), moved
+        self._point_into_arrays()
+
     @property
     def num_bytes(self) -> int:
         """Bytes of one learner's row over all arrays: what one learner brings into a mean."""

@@ -19,13 +19,15 @@ class GradientBuffer:
     weight decay and momentum leave its parameter alone, as they would on one process.
     """
 
-    def __init__(self, parameters: FlatBuffer, topology: Topology) -> None:
+    def __init__(self, parameters: FlatBuffer, topology: Topology, engine: Engine) -> None:
         self._tensors = [tensor for slot in parameters for tensor in slot.tensors]
         self._topology = topology
         self._flat = FlatBuffer((str(index), torch.zeros_like(t)) for index, t in enumerate(self._tensors))
+        self._flat.move_to([engine.home(array) for array in self._flat.arrays])
+        self._engine = engine
         self.num_bytes = self._flat.num_bytes
 
-    def average(self, engine: Engine, scope: Scope) -> None:
+    def average(self, scope: Scope) -> None:
         """Replace every learner's gradients by their mean over `scope`. Collective over the scope."""
         present = np.array([tensor.grad is not None for tensor in self._tensors], dtype=np.uint8)
         for tensor, packed in zip(self._tensors, self._flat, strict=True):
@@ -35,7 +37,7 @@ class GradientBuffer:
                 packed.view.copy_(tensor.grad)
         self._topology.comm(scope).Allreduce(MPI.IN_PLACE, present, MPI.MAX)
         for array in self._flat.arrays:
-            engine.mean(array, array[0], scope)
+            self._engine.mean(array, array[0], scope)
         for tensor, packed, is_present in zip(self._tensors, self._flat, present, strict=True):
             if is_present:
                 tensor.grad = packed.view

@@ -6,7 +6,6 @@ import math
 import mmap
 import os
 import tempfile
-from typing import NamedTuple
 
 import numpy as np
 from mpi4py import MPI
@@ -15,40 +14,44 @@ from numpy.typing import NDArray
 _FOLDERS = ("/dev/shm", tempfile.gettempdir())
 
 
-class _Segment(NamedTuple):
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
+def shared_memory(node: MPI.Comm, num_bytes: int) -> mmap.mmap:
+    """Return `num_bytes` of zeros that every rank of `node` maps. Collective; `num_bytes` is rank 0's.
+
+    The file behind it has lost its name before this returns, so nothing is left behind however the job ends. Raises
+    OSError on every rank where no folder has the room.
+    """
+    descriptor, path, error = -1, "", None
+    if node.Get_rank() == 0:
+        try:
+            descriptor, path = _create_file(num_bytes)
+        except OSError as raised:
+            error = str(raised)
+    num_bytes, path, error = node.bcast((num_bytes, path, error), root=0)
+    if error is not None:
+        raise OSError(error)
+    if descriptor < 0:
+        descriptor = os.open(path, os.O_RDWR)
+    memory = mmap.mmap(descriptor, max(num_bytes, 1))
+    os.close(descriptor)
+    node.Barrier()  # all have it mapped
+    if node.Get_rank() == 0:
+        os.unlink(path)
+    return memory
 
 
 def share_array(node: MPI.Comm, array: NDArray[np.generic] | None) -> NDArray[np.generic]:
     """Return rank 0's `array` on every rank of `node`, in memory that all of them map.
 
-    `array` is read on rank 0 of `node` only; the others pass None. The segment's name is removed before this returns,
-    so nothing is left behind however the job ends. Raises OSError on every rank where no folder has the room.
+    `array` is read on rank 0 of `node` only; the others pass None. Raises OSError as `shared_memory` does.
     """
-    descriptor, segment, error = -1, None, None
-    if node.Get_rank() == 0:
-        assert array is not None
-        try:
-            descriptor, path = _create_file(array.nbytes)
-            segment = _Segment(path, array.shape, array.dtype.str)
-        except OSError as raised:
-            error = str(raised)
-    segment, error = node.bcast((segment, error), root=0)
-    if error is not None or segment is None:
-        raise OSError(error)
-    if descriptor < 0:
-        descriptor = os.open(segment.path, os.O_RDWR)
-    num_bytes = math.prod(segment.shape) * np.dtype(segment.dtype).itemsize
-    memory = mmap.mmap(descriptor, max(num_bytes, 1))
-    os.close(descriptor)
-    shared = np.frombuffer(memory, dtype=segment.dtype, count=math.prod(segment.shape)).reshape(segment.shape)
+    form = node.bcast(None if array is None else (array.shape, array.dtype.str, array.nbytes), root=0)
+    assert form is not None
+    shape, dtype, num_bytes = form
+    memory = shared_memory(node, num_bytes)
+    shared = np.frombuffer(memory, dtype=dtype, count=math.prod(shape)).reshape(shape)
     if array is not None and node.Get_rank() == 0:
         shared[...] = array
-    node.Barrier()  # all have it mapped, and it is filled
-    if node.Get_rank() == 0:
-        os.unlink(segment.path)
+    node.Barrier()  # it is filled
     return shared
 
 

@@ -7,13 +7,15 @@ from torch import Tensor
 
 from hpcavg.errors import InputError
 from hpcavg.flat import FlatBuffer
+from hpcavg.mean import Engine
 from hpcavg.topology import Topology
 
 
 class Replica:
     """The tensors of a model, and of an optimizer over more than the model, on one rank. Collective over everyone.
 
-    Every rank gets rank 0's values, those of frozen parameters and integer buffers included.
+    Every rank gets rank 0's values, those of frozen parameters and integer buffers included. What is averaged lives
+    where the engine wants it.
 
     Attributes
     ----------
@@ -22,12 +24,16 @@ class Replica:
     Raises `InputError` on every rank where the models differ in form or cannot be flattened.
     """
 
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, topology: Topology) -> None:
+    def __init__(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, topology: Topology, engine: Engine
+    ) -> None:
         self._topology = topology
         self.parameters, self.buffers = topology.do_together(lambda: _flatten(model, optimizer))
         self._frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
         unaveraged = [*self._frozen, *((name, b) for name, b in model.named_buffers() if not b.is_floating_point())]
         self._check_same(unaveraged)
+        for flat in (self.parameters, self.buffers):
+            flat.move_to([engine.home(array) for array in flat.arrays])
         for tensor in (*self.parameters.arrays, *self.buffers.arrays, *(tensor for _, tensor in unaveraged)):
             self._broadcast(tensor)
 
@@ -58,7 +64,8 @@ class Replica:
         host = tensor.detach().cpu().reshape(-1).view(torch.uint8)
         for chunk in host.split(2**30):
             self._topology.everyone.Bcast(chunk.numpy(), root=0)
-        tensor.detach().copy_(host.view(tensor.dtype).view(tensor.shape))
+        if host.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(host.view(tensor.dtype).view(tensor.shape))
 
 
 def _flatten(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[FlatBuffer, FlatBuffer]:

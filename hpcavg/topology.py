@@ -40,7 +40,7 @@ class Topology:
     ----------
     everyone : all ranks. On a learner `world`, `local` and `cross` are all learners; its group; the learners with the
         same rank in each group: `cross` joins the groups, one communicator for every local rank. On a server they are
-        the same among the servers. node : the ranks on this node.
+        the same among the servers. node : the ranks on this node. peers : those of `world` among them.
     rank : this rank's index in `everyone`; learners come first, so it is a learner's index too.
     num_learners, num_servers, is_server : how many there are of each, and which this rank is.
     group, num_groups : index of the local group and number of groups.
@@ -62,6 +62,7 @@ class Topology:
         self.world = self.everyone.Split(color=int(self.is_server), key=self.rank)
         self.node = self.everyone.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
         self.node_rank: int = self.node.Get_rank()
+        self.peers = self.world.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
         # The lowest rank of a group names it, so consecutive and node groups need no separate numbering.
         first_on_node = self.node.allreduce(self.rank, MPI.MIN)
         first = first_on_node if group_size is None else self.rank - self.rank % group_size
@@ -109,7 +110,15 @@ class Topology:
         if self._is_free or MPI.Is_finalized():
             return
         self._is_free = True
-        for comm in (*self._background_comms.values(), self.cross, self.local, self.node, self.world, self.everyone):
+        for comm in (
+            *self._background_comms.values(),
+            self.cross,
+            self.local,
+            self.peers,
+            self.node,
+            self.world,
+            self.everyone,
+        ):
             comm.Free()
 
 
@@ -150,8 +159,10 @@ def install_abort_hook() -> None:
     def abort(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         lines = traceback.format_exception(kind, error, trace)
         sys.stdout.flush()
-        sys.stderr.write(f"hpcavg: rank {MPI.COMM_WORLD.Get_rank()} failed; the job is ended\n{''.join(lines)}")
-        sys.stderr.flush()
+        # The process's own: torch.distributed calls this hook with a buffer for sys.stderr, which the abort would lose.
+        stderr = sys.__stderr__ or sys.stderr
+        stderr.write(f"hpcavg: rank {MPI.COMM_WORLD.Get_rank()} failed; the job is ended\n{''.join(lines)}")
+        stderr.flush()
         MPI.COMM_WORLD.Abort(1)
 
     def abort_from_thread(args: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -10,18 +10,23 @@ from torch import Tensor
 from hpcavg.errors import InputError
 from hpcavg.mean.mpi import MpiEngine
 from hpcavg.mean.pending import Arrived, Pending
+from hpcavg.mean.shared import SharedEngine
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
 
 __all__ = ["ENGINES", "Arrived", "Engine", "Pending", "select"]
-
-ENGINES = {"mpi": MpiEngine}
 
 
 class Engine(Protocol):
     """Takes means over the learners of a scope."""
 
     name: str
+
+    def home(self, array: Tensor) -> Tensor:
+        """Return where an array that is to be averaged should live: itself, or memory of the same form.
+
+        array : shape (learners, numel), the same on all ranks. Collective over the learners of a node.
+        """
 
     def mean(self, rows: Tensor, out: Tensor, scope: Scope) -> None:
         """Write the mean over all learners in `scope` to `out`.
@@ -37,10 +42,13 @@ class Engine(Protocol):
         """
 
 
+ENGINES: dict[str, Callable[[Topology], Engine]] = {"mpi": MpiEngine, "shared": SharedEngine}
+
+
 def select(name: str, topology: Topology) -> Engine:
-    """Return the engine called `name`; ``"auto"`` picks one."""
+    """Return the engine called `name`; ``"auto"`` picks shared memory where all learners are on one node."""
     if name == "auto":
-        return MpiEngine(topology)
+        return SharedEngine(topology) if topology.num_nodes == 1 and topology.num_learners > 1 else MpiEngine(topology)
     if name not in ENGINES:
         raise InputError("engine", name, f"one of auto, {', '.join(ENGINES)}")
     return ENGINES[name](topology)

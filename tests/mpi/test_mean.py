@@ -1,5 +1,7 @@
 """Engines: the same mean whatever the size, dtype and chunking."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from hpcavg import InputError, Topology
 from hpcavg.mean import ENGINES, select
 from hpcavg.mean.mpi import MpiEngine
+from hpcavg.mean.shared import SharedEngine
 from hpcavg.schedule import Scope
 
 pytestmark = pytest.mark.mpi
@@ -47,6 +50,8 @@ def test_means_of_any_size_and_dtype(topology, name, dtype):
             own = rows_of(topology.rank, numel, dtype)
             expected = everyone(topology, numel, dtype).mean(dim=0)
         out = torch.empty_like(own[0])
+        own, values = engine.home(own), own
+        own.copy_(values)
         before = own.clone()
         engine.mean(own, out, Scope.GLOBAL)
         assert torch.equal(own, before)
@@ -68,37 +73,69 @@ def test_chunks_reach_every_element(topology, chunk, dtype):
         assert torch.allclose(parts.double(), whole.double(), rtol=tolerance, atol=tolerance)
 
 
-def test_local_means_are_over_the_group(topology):
-    rows = torch.full((1, 3), float(topology.rank))
-    select("auto", topology).mean(rows, rows[0], Scope.LOCAL)
+@pytest.mark.parametrize("name", ENGINES)
+def test_local_means_are_over_the_group_and_groups_do_not_meet(topology, name):
+    engine = ENGINES[name](topology)
+    rows = engine.home(torch.zeros(1, 300_007))
     members = topology.local.allgather(topology.rank)
-    assert rows[0].tolist() == [sum(members) / len(members)] * 3
+    for repeat in range(5):
+        rows.fill_(float(topology.rank + repeat))
+        engine.mean(rows, rows[0], Scope.LOCAL)
+        assert (rows == sum(members) / len(members) + repeat).all()
+        rows.fill_(float(topology.rank + repeat))
+        engine.mean(rows, rows[0], Scope.GLOBAL)
+        assert (rows == (topology.num_learners - 1) / 2 + repeat).all()
 
 
-def test_several_learners_in_a_rank_count_each(topology):
-    rows = rows_of(topology.rank, 13, torch.float64, learners=3)
+@pytest.mark.parametrize("name", ENGINES)
+def test_several_learners_in_a_rank_count_each(topology, name):
+    engine = ENGINES[name](topology)
+    values = rows_of(topology.rank, 13, torch.float64, learners=3)
+    rows = engine.home(values.clone())
+    rows.copy_(values)
     out = torch.empty(13, dtype=torch.float64)
-    select("mpi", topology).mean(rows, out, Scope.GLOBAL)
+    engine.mean(rows, out, Scope.GLOBAL)
     expected = everyone(topology, 13, torch.float64, learners=3).mean(dim=0)
     assert torch.allclose(out, expected, rtol=1e-15, atol=1e-15)
 
 
-def test_every_rank_gets_the_same_bits_and_repeats_do_not_change_them(topology, world):
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_rank_gets_the_same_bits_and_repeats_do_not_change_them(topology, world, name):
+    engine = ENGINES[name](topology)
+    rows = engine.home(torch.zeros(1, 1009))
     results = []
     for _ in range(3):
-        rows = rows_of(topology.rank, 1009, torch.float32)
-        select("mpi", topology).mean(rows, rows[0], Scope.GLOBAL)
+        rows.copy_(rows_of(topology.rank, 1009, torch.float32))
+        engine.mean(rows, rows[0], Scope.GLOBAL)
         results.append(rows.numpy().tobytes())
     assert len({*results, *world.allgather(results[0])}) == 1
 
 
-def test_equal_values_have_themselves_as_mean_within_an_ulp(topology):
-    rows = rows_of(0, 1009, torch.float32)
-    before = rows.clone().numpy()
-    select("mpi", topology).mean(rows, rows[0], Scope.GLOBAL)
+@pytest.mark.parametrize("name", ENGINES)
+def test_equal_values_have_themselves_as_mean_within_an_ulp(topology, name):
+    engine = ENGINES[name](topology)
+    values = rows_of(0, 1009, torch.float32)
+    rows, before = engine.home(values.clone()), values.numpy()
+    rows.copy_(values)
+    engine.mean(rows, rows[0], Scope.GLOBAL)
     assert (np.abs(rows.numpy() - before) <= np.spacing(np.abs(before)) * topology.num_learners).all()
 
 
 def test_an_unknown_engine_is_refused(topology):
-    with pytest.raises(InputError, match="engine='fast': must be one of auto, mpi"):
+    with pytest.raises(InputError, match="engine='fast': must be one of auto, mpi, shared"):
         select("fast", topology)
+
+
+def test_shared_memory_leaves_no_name_behind(topology):
+    before = {path.name for path in Path("/dev/shm").glob("hpcavg-*")}
+    topology.world.Barrier()
+    SharedEngine(topology).home(torch.zeros(1, 1000))
+    topology.world.Barrier()
+    assert {path.name for path in Path("/dev/shm").glob("hpcavg-*")} <= before
+
+
+def test_shared_memory_is_refused_across_nodes(topology):
+    topology.num_nodes = 2
+    assert select("auto", topology).name == "mpi"
+    with pytest.raises(InputError, match="on 2 nodes"):
+        select("shared", topology)
