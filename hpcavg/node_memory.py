@@ -11,10 +11,11 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-_FOLDERS = ("/dev/shm", tempfile.gettempdir())
+MEMORY = ("/dev/shm",)
+MEMORY_OR_DISK = (*MEMORY, tempfile.gettempdir())
 
 
-def shared_memory(node: MPI.Comm, num_bytes: int) -> mmap.mmap:
+def shared_memory(node: MPI.Comm, num_bytes: int, folders: tuple[str, ...] = MEMORY) -> mmap.mmap:
     """Return `num_bytes` of zeros that every rank of `node` maps. Collective; `num_bytes` is rank 0's.
 
     The file behind it has lost its name before this returns, so nothing is left behind however the job ends. Raises
@@ -23,7 +24,7 @@ def shared_memory(node: MPI.Comm, num_bytes: int) -> mmap.mmap:
     descriptor, path, error = -1, "", None
     if node.Get_rank() == 0:
         try:
-            descriptor, path = _create_file(num_bytes)
+            descriptor, path = _create_file(num_bytes, folders)
         except OSError as raised:
             error = str(raised)
     num_bytes, path, error = node.bcast((num_bytes, path, error), root=0)
@@ -47,7 +48,7 @@ def share_array(node: MPI.Comm, array: NDArray[np.generic] | None) -> NDArray[np
     form = node.bcast(None if array is None else (array.shape, array.dtype.str, array.nbytes), root=0)
     assert form is not None
     shape, dtype, num_bytes = form
-    memory = shared_memory(node, num_bytes)
+    memory = shared_memory(node, num_bytes, MEMORY_OR_DISK)
     shared = np.frombuffer(memory, dtype=dtype, count=math.prod(shape)).reshape(shape)
     if array is not None and node.Get_rank() == 0:
         shared[...] = array
@@ -55,9 +56,9 @@ def share_array(node: MPI.Comm, array: NDArray[np.generic] | None) -> NDArray[np
     return shared
 
 
-def _create_file(num_bytes: int) -> tuple[int, str]:
+def _create_file(num_bytes: int, folders: tuple[str, ...]) -> tuple[int, str]:
     """Create a file of `num_bytes` with its room reserved, so that a full disk is an error and not a bus error."""
-    for folder in _FOLDERS:
+    for folder in folders:
         try:
             descriptor, path = tempfile.mkstemp(prefix="hpcavg-", dir=folder)
         except OSError:
@@ -68,4 +69,4 @@ def _create_file(num_bytes: int) -> tuple[int, str]:
         except OSError:
             os.close(descriptor)
             os.unlink(path)
-    raise OSError(f"no room for {num_bytes} bytes shared by the ranks of a node in {' or '.join(_FOLDERS)}")
+    raise OSError(f"no room for {num_bytes} bytes shared by the ranks of a node in {' or '.join(folders)}")

@@ -48,7 +48,9 @@ ENGINES: dict[str, Callable[[Topology], Engine]] = {"mpi": MpiEngine, "shared": 
 def select(name: str, topology: Topology) -> Engine:
     """Return the engine called `name`; ``"auto"`` picks shared memory where all learners are on one node."""
     if name == "auto":
-        return SharedEngine(topology) if topology.num_nodes == 1 and topology.num_learners > 1 else MpiEngine(topology)
+        if topology.num_nodes == 1 and topology.num_learners > 1:
+            return SharedEngine(topology, is_required=False)
+        return MpiEngine(topology)
     if name not in ENGINES:
         raise InputError("engine", name, f"one of auto, {', '.join(ENGINES)}")
     return ENGINES[name](topology)

@@ -7,6 +7,7 @@ them, into a mean beside them where it is merged. No message is sent but the two
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,14 +43,17 @@ class SharedEngine:
     """Means over learners that are all on one node, in memory they share.
 
     Arrays that `home` placed are averaged there; others, and all on other devices, go the way of `MpiEngine`.
+
+    is_required : raise where the node has no room to share; otherwise warn and go the way of `MpiEngine`.
     """
 
     name = "shared"
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, is_required: bool = True) -> None:
         if topology.num_nodes > 1:
             raise InputError("engine", self.name, f"mpi or auto: the ranks are on {topology.num_nodes} nodes")
         self._topology = topology
+        self._is_required = is_required
         self._mpi = MpiEngine(topology)
         self._members = {Scope.GLOBAL: self._find_members(Scope.GLOBAL, 0)}
         # Groups average at the same time and so need a mean each; the global one is nobody's.
@@ -73,7 +77,11 @@ class SharedEngine:
         try:
             memory = shared_memory(peers, num_rows * stride * array.element_size())
         except OSError as error:
-            raise InputError("engine", self.name, f"mpi, or give the node more shared memory ({error})") from error
+            if self._is_required:
+                raise InputError("engine", self.name, f"mpi, or give the node more shared memory ({error})") from error
+            if self._topology.rank == 0:
+                warnings.warn(f"{error}: means take the slower way of engine='mpi'", stacklevel=2)
+            return array
         memory_of_all = torch.frombuffer(memory, dtype=array.dtype)
         row_stride = stride if learners > 1 else numel  # what a plain tensor of this shape has
         rows = [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcavg import InputError, Topology
+from hpcavg import InputError, Topology, node_memory
 from hpcavg.mean import ENGINES, select
 from hpcavg.mean.mpi import MpiEngine
 from hpcavg.mean.shared import SharedEngine
@@ -139,3 +139,24 @@ def test_shared_memory_is_refused_across_nodes(topology):
     assert select("auto", topology).name == "mpi"
     with pytest.raises(InputError, match="on 2 nodes"):
         select("shared", topology)
+
+
+def test_without_room_to_share_auto_warns_and_shared_is_refused(topology, monkeypatch):
+    monkeypatch.setattr(node_memory.os, "posix_fallocate", no_room)
+    array = torch.zeros(1, 5)
+    with pytest.raises(InputError, match="more shared memory"):
+        SharedEngine(topology).home(array)
+    engine = SharedEngine(topology, is_required=False)
+    if topology.rank == 0:
+        with pytest.warns(UserWarning, match="no room for"):
+            home = engine.home(array)
+    else:
+        home = engine.home(array)
+    assert home is array
+    array.fill_(float(topology.rank))
+    engine.mean(array, array[0], Scope.GLOBAL)
+    assert array.tolist() == [[(topology.num_learners - 1) / 2] * 5]
+
+
+def no_room(*arguments):
+    raise OSError("No space left on device")
