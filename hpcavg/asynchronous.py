@@ -111,6 +111,10 @@ class Worker:
     Parameters
     ----------
     exchange : what the learner exchanges and when. parameters : its parameters. topology : learners and servers.
+
+    Attributes
+    ----------
+    is_finished : the servers have been said goodbye to; nothing can be exchanged any more.
     """
 
     def __init__(self, exchange: ServerExchange, parameters: FlatBuffer, topology: Topology) -> None:
@@ -127,6 +131,7 @@ class Worker:
         # The parameters when their changes were last counted: what has changed since is the update not yet counted.
         self._counted = [] if exchange.elasticity else [array.clone() for array in parameters.arrays]
         self._pushed_step = 0
+        self.is_finished = False
         self._made = time.perf_counter()
 
     def exchange(self, progress: Progress) -> Event | None:
@@ -160,7 +165,7 @@ class Worker:
         )
 
     def _pull_together(self, elasticity: float) -> None:
-        """E = α (x - c); x -= e, c += e, for the centre c as it was fetched."""
+        """Pull learner and centre together: e = α (x - c), x -= e, c += e, for the centre c as it was fetched."""
         self._receive(_FETCH)
         for link in self._links:
             differences = [
@@ -224,7 +229,10 @@ class Worker:
             values.copy_(saved)
 
     def finish(self, progress: Progress) -> None:
-        """Send what is pending, say goodbye, and take the final centre. Collective over everyone."""
+        """Send what is pending, say goodbye, and take the final centre. Collective over everyone, once."""
+        if self.is_finished:
+            return
+        self.is_finished = True
         with torch.no_grad():
             self._parameters.refresh()
             if self._elasticity is None and progress.step > self._pushed_step:
@@ -257,6 +265,7 @@ class Server:
         self._fetched_version = [0] * topology.num_learners
         self._parameters = parameters
         self._num_open = topology.num_learners
+        self._is_finished = False
         self._made = time.perf_counter()
 
     def serve(self) -> Iterator[Arrival]:
@@ -282,7 +291,10 @@ class Server:
             self._comm.Send(self.centre.raw, dest=learner, tag=_CENTRE)
 
     def finish(self) -> None:
-        """Share the final centre, so that this rank's model holds it, too. Collective over everyone."""
+        """Share the final centre, so that this rank's model holds it, too. Collective over everyone, once."""
+        if self._is_finished:
+            return
+        self._is_finished = True
         num_servers = self._topology.num_servers
         parts = [slices_of(self._parameters.arrays, server, num_servers) for server in range(num_servers)]
         centres = [self.centre if server == self._server else Message(slices) for server, slices in enumerate(parts)]

@@ -275,6 +275,8 @@ class Averager:
             raise InputError(
                 "rank", self.topology.rank, "a learner: servers take no steps; loop while not averager.done"
             )
+        if self._worker is not None and self._worker.is_finished:
+            raise InputError("step", self.progress.step + 1, "taken before finish: the servers have left")
 
     def _watch(self, loss: float | Tensor | None) -> None:
         """Keep what the round's schedule and rate follow: time, speed, loss; set the rate."""

@@ -228,6 +228,10 @@ def test_the_mean_model_is_the_centre_and_then_gone(world):
             assert averager.totals.exchanges == 3
         staleness = [arrival.staleness for arrival in averager.serve()]
         averager.finish()
+        averager.finish()  # nothing more to do
+        if not topology.is_server:
+            with pytest.raises(InputError, match="servers have left"):
+                averager.step()
         assert len(staleness) == (3 * topology.num_learners if topology.is_server else 0)
         topology.free()
 
