@@ -73,7 +73,7 @@ def test_the_environment_is_recorded(default_run):
     folder, _, _ = default_run
     environment = json.loads((folder / "environment.json").read_text())
     assert "Open MPI" in environment["mpi_library"]
-    assert environment["torch"] == torch.__version__
+    assert environment["torch"] == torch.__version__.partition("+")[0]
     assert len(environment["nodes"]) == 1
 
 
@@ -227,8 +227,7 @@ def test_a_killed_rank_ends_the_job_and_leaves_nothing_behind(tmp_path):
     folder = tmp_path / "run"
     process = start(4, ["--epochs", 10_000, "--flush-seconds", 0, "--output", folder])
     try:
-        wait_for(lambda: (folder / "metrics" / "rank-00002.h5").exists())
-        wait_for(lambda: (read_view(folder / "metrics", "step")["step"] > 0).sum() > 100)
+        wait_for(lambda: recorded_steps(folder) > 100)
         os.kill(pid_of_rank(folder, 2), signal.SIGKILL)
         killed = time.monotonic()
         process.communicate(timeout=20)
@@ -240,6 +239,14 @@ def test_a_killed_rank_ends_the_job_and_leaves_nothing_behind(tmp_path):
     assert process.returncode != 0
     assert [name for name in os.listdir("/dev/shm") if name.startswith("hpcavg")] == []
     assert (read_view(folder / "metrics", "step")["step"] > 0).sum() > 100
+
+
+def recorded_steps(folder):
+    """Return the steps that all ranks have recorded, 0 while a rank's file is only being made."""
+    try:
+        return (read_view(folder / "metrics", "step")["step"] > 0).sum()
+    except (OSError, RuntimeError):
+        return 0
 
 
 def wait_for(condition, seconds=60):
