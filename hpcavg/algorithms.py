@@ -149,7 +149,7 @@ def pr_sgd_hetero(
         own = steps_of[run.learner]
         return in_rounds(lambda progress: own)
 
-    return Rule(when_listed, own_pace=True)
+    return Rule(when_listed, own_pace=len(set(steps_of)) > 1)
 
 
 def _local_steps(given: object) -> tuple[int, ...]:

@@ -17,17 +17,15 @@ from torch import Tensor
 
 from hpcavg.asynchronous import Server, Worker
 from hpcavg.averaging import Averaging
-from hpcavg.errors import InputError, require_integer
+from hpcavg.errors import InputError
 from hpcavg.events import Arrival, Event, Totals
 from hpcavg.flat import FlatBuffer
 from hpcavg.mean import select
-from hpcavg.optimizer_state import POLICIES as STATE_POLICIES
+from hpcavg.policies import check
 from hpcavg.replica import Replica
 from hpcavg.rule import Rule
 from hpcavg.schedule import Progress, Run, Scope
 from hpcavg.topology import Topology
-
-BUFFER_POLICIES = ("average", "keep", "recompute")
 
 
 class Averager:
@@ -75,7 +73,7 @@ class Averager:
         batch_size: int | None = None,
         measure_distance: bool = False,
     ) -> None:
-        _check(algorithm, topology, buffers, optimizer_state, total_steps, batch_size)
+        check(algorithm, topology, buffers, optimizer_state, total_steps, batch_size)
         self.model = model
         self.optimizer = optimizer
         self.algorithm = algorithm
@@ -134,7 +132,7 @@ class Averager:
         do together must wait until it is a number.
         """
         progress = self.progress
-        if not self.algorithm.own_pace:
+        if not self.algorithm.own_pace or self.topology.num_learners == 1:
             return progress.step
         return progress.mean_step if progress.step == progress.round_step else None
 
@@ -201,6 +199,7 @@ class Averager:
         `recompute_buffers`.
         """
         averaging = self._averaging
+        self._check_together("finish")
         if self._server is not None:
             for _ in self.serve():
                 pass
@@ -237,8 +236,10 @@ class Averager:
         parameters. It is no part of the algorithm: it appears neither in `events` nor in `totals`.
         """
         averaging, replica = self._averaging, self._replica
+        self._check_together("mean_model")
         flats = (replica.parameters, replica.buffers)
         saved = [flat.snapshot() for flat in flats]
+        counters = [(buffer, buffer.clone()) for buffer in self.model.buffers() if not buffer.is_floating_point()]
         try:
             if not averaging.learners_agree:
                 if self._worker is not None:
@@ -253,6 +254,9 @@ class Averager:
         finally:
             for flat, arrays in zip(flats, saved, strict=True):
                 flat.restore(arrays)
+            for buffer, value in counters:
+                buffer.copy_(value)
+            self.restart_clock()
 
     def recompute_buffers(self, batches: Iterable[Any]) -> None:
         """Re-estimate the BatchNorm statistics of the model as it is on `batches`, then average them over all learners.
@@ -262,6 +266,10 @@ class Averager:
         with torch.no_grad():
             torch.optim.swa_utils.update_bn(batches, self.model)
             self._averaging.replace_by_mean(self._replica.buffers)
+
+    def restart_clock(self) -> None:
+        """Let the round's clock start now: what the caller did since the mean is not the learner's time to step."""
+        self._round_started = self._step_started = time.perf_counter()
 
     # -- what rules follow ----------------------------------------------------------------------------------------
 
@@ -275,8 +283,18 @@ class Averager:
             raise InputError(
                 "rank", self.topology.rank, "a learner: servers take no steps; loop while not averager.done"
             )
+        if rule.agrees_on == "loss" and isinstance(loss, Tensor) and loss.numel() != 1:
+            raise InputError(
+                "loss", f"a tensor of shape {tuple(loss.shape)}", "one number, the mean over the mini-batch"
+            )
         if self._worker is not None and self._worker.is_finished:
             raise InputError("step", self.progress.step + 1, "taken before finish: the servers have left")
+
+    def _check_together(self, what: str) -> None:
+        """Raise `InputError` where this learner is alone: the others' next mean would meet something else."""
+        if self.agreed_step is None:
+            allowed = "at a global mean, where averager.agreed_step is a number: learners go at their own pace"
+            raise InputError(what, f"called at step {self.progress.step}", allowed)
 
     def _watch(self, loss: float | Tensor | None) -> None:
         """Keep what the round's schedule and rate follow: time, speed, loss; set the rate."""
@@ -327,8 +345,9 @@ class Averager:
         """Return what a resumed run needs beside the states of model and optimizer, as plain values and tensors.
 
         A mean in flight is waited for, kept, and merged when it is due. Asynchronous algorithms keep their state on
-        servers and in messages; it is not in here.
+        servers and in messages, and they are refused.
         """
+        self._check_resumable()
         return {
             "algorithm": self.algorithm.name,
             "options": dict(self.algorithm.options),
@@ -342,6 +361,7 @@ class Averager:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned; raises `InputError` where it belongs to another rule."""
+        self._check_resumable()
         given = (state["algorithm"], state["options"])
         if given != (self.algorithm.name, dict(self.algorithm.options)):
             raise InputError("state", given, f"that of {self.algorithm.name} with {self.algorithm.options}")
@@ -353,26 +373,8 @@ class Averager:
         self._averaging.load_state_dict(state["averaging"])
         self._round_started = time.perf_counter() - self.progress.round_seconds
 
-
-def _check(
-    rule: Rule, topology: Topology, buffers: str, optimizer_state: str, total_steps: int | None, batch_size: int | None
-) -> None:
-    """Raise `InputError` for what cannot be used or does not go together."""
-    if not isinstance(rule, Rule):
-        raise InputError("algorithm", rule, "a rule of hpcavg.algorithms, such as algorithms.k_avg(8)")
-    for option, value, policies in (
-        ("buffers", buffers, BUFFER_POLICIES),
-        ("optimizer_state", optimizer_state, STATE_POLICIES),
-    ):
-        if value not in policies:
-            raise InputError(option, value, f"one of {', '.join(policies)}")
-    for option, number in (("total_steps", total_steps), ("batch_size", batch_size)):
-        if number is not None:
-            require_integer(option, number, 1)
-    if rule.server is None and topology.num_servers:
-        raise InputError("num_servers", topology.num_servers, f"0: {rule.name} has no use for servers")
-    if rule.server is not None:
-        if not topology.num_servers:
-            raise InputError("num_servers", 0, f"at least 1: {rule.name} exchanges with servers")
-        if optimizer_state != "keep":
-            raise InputError("optimizer_state", optimizer_state, f"keep: {rule.name} takes no global means")
+    def _check_resumable(self) -> None:
+        if self.algorithm.server is not None:
+            raise InputError(
+                "algorithm", self.algorithm.name, "one without servers, whose state is not on this rank alone"
+            )

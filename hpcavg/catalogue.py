@@ -31,7 +31,7 @@ OPTIONS = {
     "shift": "shift a of that rate; unset: the longest tau + 4",
     "tau0": "steps before the first mean, the shortest period",
     "growth": "what the period follows: linear or loss",
-    "alpha": "growth of the period per round, or the elasticity of eamsgd, where unset is 0.9/P",
+    "alpha": "ada-lupa: growth of the period per round, unset: 0.5; eamsgd: elasticity, unset: 0.9/P",
     "rounds": "number of periods that fill the run, in place of alpha",
     "beta": "slow momentum, in [0, 1)",
     "h": "steps between outer steps",

@@ -213,7 +213,10 @@ def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
     values = {} if path is None else _read_toml(path)
     chosen = str(options.get("algorithm")).replace("-", "_")
     if chosen in algorithms.ALGORITHMS:  # the command line's choice leaves out what it does not take of the file's
-        foreign = _algorithm_options() - set(algorithms.option_names(chosen))
+        own = set(algorithms.option_names(chosen))
+        if str(values.get("algorithm", chosen)).replace("-", "_") != chosen:
+            own = set()  # the file's are another algorithm's, also where a name is the same
+        foreign = _algorithm_options() - own
         if algorithms.ALGORITHMS[chosen]().server is None:
             foreign.add("num_servers")
         values = {name: value for name, value in values.items() if name not in foreign}
@@ -263,7 +266,9 @@ def _coerced(name: str, value: Any, hint: Any) -> Any:
 def _read(value: Any, kind: Any) -> Any:
     """Return `value` as `kind`; raises where it is something else."""
     if typing.get_origin(kind) is tuple:
-        return tuple(int(part) for part in (re.split("[x,]", value) if isinstance(value, str) else value))
+        if isinstance(value, str):
+            return tuple(int(part) for part in re.split("[x,]", value))
+        return tuple(_read(part, int) for part in value)
     if kind in (bool, str):
         if isinstance(value, kind):
             return value

@@ -43,7 +43,7 @@ COLUMNS: dict[str, dict[str, Column]] = {
     },
     "averaging": {
         "step": _COUNT,
-        "scope": Column("S6", "1", b""),
+        "scope": Column("S6", "1", bytes(6)),  # of full length, or HDF5 fills with what lies behind it
         "period_steps": _COUNT,
         "started_s": _SECONDS,
         "blocked_s": _SECONDS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import torch
 from mpi4py import MPI
@@ -30,3 +31,10 @@ def choose_device(name: str, node_rank: int) -> torch.device:
     device = torch.device("cuda", node_rank % num_gpus)
     torch.cuda.set_device(device)
     return device
+
+
+def process_age_s() -> float:
+    """Return the seconds since this process was started, interpreter and imports included."""
+    with open("/proc/self/stat") as file:
+        started_ticks = int(file.read().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")

@@ -29,6 +29,8 @@ class Replica:
     ) -> None:
         self._topology = topology
         self.parameters, self.buffers = topology.do_together(lambda: _flatten(model, optimizer))
+        self._optimizer = optimizer
+        self._num_optimized = _count(optimizer)
         self._frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
         unaveraged = [*self._frozen, *((name, b) for name, b in model.named_buffers() if not b.is_floating_point())]
         self._check_same(unaveraged)
@@ -38,7 +40,10 @@ class Replica:
             self._broadcast(tensor)
 
     def check_frozen(self) -> None:
-        """Raise `InputError` naming a parameter that was frozen when the replica was made and is so no longer."""
+        """Raise `InputError` where parameters were unfrozen, or added to the optimizer, since the replica was made."""
+        if _count(self._optimizer) != self._num_optimized:
+            given = f"{_count(self._optimizer)} parameters"
+            raise InputError("optimizer", given, f"{self._num_optimized}, as when it was handed over; add them before")
         for name, parameter in self._frozen:
             if parameter.requires_grad:
                 raise InputError(
@@ -66,6 +71,10 @@ class Replica:
             self._topology.everyone.Bcast(chunk.numpy(), root=0)
         if host.data_ptr() != tensor.data_ptr():
             tensor.detach().copy_(host.view(tensor.dtype).view(tensor.shape))
+
+
+def _count(optimizer: torch.optim.Optimizer) -> int:
+    return sum(len(group["params"]) for group in optimizer.param_groups)
 
 
 def _flatten(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[FlatBuffer, FlatBuffer]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
@@ -98,7 +97,7 @@ class Trainer:
     def train(self) -> None:
         """Train to the end and leave the run's record in `path`. Collective."""
         config, topology = self.config, self.topology
-        startup_s = topology.everyone.allreduce(_process_age_s(), MPI.MAX)
+        startup_s = topology.everyone.allreduce(placement.process_age_s(), MPI.MAX)
         recorder = Recorder(self.path / "metrics" / file_name(topology.rank), self._attributes(), config.flush_seconds)
         shown = display(topology.rank, self.total_steps)
         servers = f", {counted(topology.num_servers, 'server')}" if topology.num_servers else ""
@@ -268,6 +267,7 @@ class Trainer:
             line += f"  accuracy {mean.accuracy:.4f}  (learners {learners.accuracy:.4f})"
         shown.line(line)
         self.model.train()
+        self.averager.restart_clock()
         return train_loss, mean, learners
 
     def _serve(self, recorder: Recorder) -> None:
@@ -346,7 +346,6 @@ class Trainer:
         sums = np.array([totals.blocked_s, totals.in_flight_s, wall_s, averager.progress.step])
         topology.world.Allreduce(MPI.IN_PLACE, sums)
         blocked_s, in_flight_s, wall_s, steps = (sums / topology.num_learners).tolist()
-        is_delayed = averager.algorithm.delay_steps > 0 and in_flight_s > 0
         arrivals = sum(server.arrivals for server in servers)
         distance = sum(account.consensus_distance for account in own) / len(own)
         return Summary(
@@ -377,7 +376,9 @@ class Trainer:
             compute_s=sum(account.compute_s for account in own) / len(own),
             data_s=sum(account.data_s for account in own) / len(own),
             averaging_blocked_s=blocked_s,
-            hidden_fraction=max(0.0, 1 - blocked_s / in_flight_s) if is_delayed else None,
+            hidden_fraction=max(0.0, 1 - blocked_s / in_flight_s)
+            if averager.algorithm.delay_steps and in_flight_s
+            else None,
             startup_s=startup_s,
             seed=self.config.seed,
             parameters_sha256=checkpoint.digest(self.model.state_dict()),
@@ -391,10 +392,3 @@ def _load_data(task: Task, topology: Topology) -> Data:
     return Data(
         *(share_array(topology.node, None if own is None else own[field]) for field in range(len(Data._fields)))
     )
-
-
-def _process_age_s() -> float:
-    """Return the seconds since this process was started, interpreter and imports included."""
-    with open("/proc/self/stat") as file:
-        started_ticks = int(file.read().rpartition(")")[2].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")

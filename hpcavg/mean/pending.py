@@ -15,6 +15,8 @@ from hpcavg.topology import wait_until
 
 # Long enough to leave the core to the computation, short against any reduction that is worth hiding.
 _POLL_S = 0.0005
+# A program that ends without `finish` leaves a mean that all ranks have started: it is there in no time.
+_LAST_WAIT_S = 5.0
 
 
 class Pending:
@@ -67,6 +69,7 @@ class _Driver:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._last: Pending | None = None
         self._stopped = False
 
     def drive(self, pending: Pending) -> None:
@@ -74,7 +77,10 @@ class _Driver:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="hpcavg means on their way", daemon=True)
             self._thread.start()
-            atexit.register(self._stop)  # before MPI is finalised: it must not be called after
+        # Last in, first out: before the communicator is freed and MPI finalised, which would tear at a mean in flight.
+        atexit.unregister(self._stop)
+        atexit.register(self._stop)
+        self._last = pending
         self._queue.put(pending)
 
     def _run(self) -> None:
@@ -83,6 +89,9 @@ class _Driver:
                 time.sleep(_POLL_S)
 
     def _stop(self) -> None:
+        deadline = time.monotonic() + _LAST_WAIT_S
+        while self._last is not None and not self._last.test() and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
         self._stopped = True
         self._queue.put(None)
         if self._thread is not None:

@@ -229,6 +229,8 @@ def test_the_mean_model_is_the_centre_and_then_gone(world):
         staleness = [arrival.staleness for arrival in averager.serve()]
         averager.finish()
         averager.finish()  # nothing more to do
+        with pytest.raises(InputError, match="without servers"):
+            averager.state_dict()
         if not topology.is_server:
             with pytest.raises(InputError, match="servers have left"):
                 averager.step()

@@ -93,3 +93,25 @@ def test_periods_grow_as_the_agreed_loss_falls(world):
         averager.step()
     averager.finish()
     topology.free()
+
+
+def test_what_all_do_together_is_refused_where_a_learner_is_alone(world):
+    """The other learners' next mean would meet something else, and all would wait for ever."""
+    size, rank = world.Get_size(), world.Get_rank()
+    topology = Topology(world)
+    model = Vector(np.zeros(1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    rule = algorithms.pr_sgd_hetero(local_steps=[2 + learner for learner in range(size)])
+    averager = Averager(model, optimizer, rule, topology)
+    model.x.grad = torch.zeros(1, dtype=torch.float64)
+    averager.step()
+    if size > 1:
+        assert averager.agreed_step is None
+        with pytest.raises(InputError, match="own pace"):
+            averager.finish()
+        with pytest.raises(InputError, match="own pace"), averager.mean_model():
+            pass
+    for _ in range(1 + rank):
+        averager.step()
+    averager.finish()
+    topology.free()

@@ -54,6 +54,7 @@ def test_servers_record_every_update_that_arrives(tmp_path):
     assert arrival["staleness"][2:].mean() == pytest.approx(summary["staleness_mean"])
     averaging = read_view(metrics, "averaging")
     assert set(averaging["scope"][0]) == {b"server"}
+    assert set(averaging["scope"][3]) == {b""}
     with h5py.File(metrics / "rank-00003.h5", "r") as file:
         assert file.attrs["role"] == "server"
     report = run(0, ["report", tmp_path / "run"])

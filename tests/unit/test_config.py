@@ -128,3 +128,12 @@ def test_input_errors_travel_between_ranks():
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is type(error)
         assert again.as_option() == error.as_option()
+
+
+def test_another_algorithms_options_do_not_come_along_under_the_same_name(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(tomli_w.dumps(Config(algorithm="slowmo").as_toml()))
+    assert cli.parse_train(["--config", str(path), "--algorithm", "diloco"]).outer_lr == 0.7
+    path.write_text("algorithm = 'pr-sgd-hetero'\nlocal_steps = [3, 4.7]\n")
+    with pytest.raises(InputError, match="local_steps"):
+        cli.parse_train(["--config", str(path)])

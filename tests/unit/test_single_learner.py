@@ -232,3 +232,28 @@ def test_a_closure_reaches_the_optimizer(topology):
 
     averager.step(closure=closure)
     assert x.item() == pytest.approx(1.0)
+
+
+def test_what_changes_under_the_averager_is_noticed(topology):
+    model, optimizer = make("sgd")
+    averager = Averager(model, optimizer, algorithms.k_avg(1), topology)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+    with pytest.raises(InputError, match="as when it was handed over"):
+        averager.step()
+
+
+def test_the_mean_model_puts_counters_back_where_statistics_are_recomputed(topology):
+    model, optimizer = make("sgd")
+    averager = Averager(model, optimizer, algorithms.k_avg(5), topology, buffers="recompute")
+    train(model, optimizer, averager.step, data(3))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with averager.mean_model([torch.randn(16, 1, 8, 8)]):
+        pass
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_loss_that_is_no_number_is_refused(topology):
+    model, optimizer = make("sgd")
+    averager = Averager(model, optimizer, algorithms.ada_lupa(2, growth="loss"), topology)
+    with pytest.raises(InputError, match="one number"):
+        averager.step(torch.ones(4))

@@ -24,7 +24,7 @@ LEVELS = [
         "hpcavg.progress",
     },
     {"hpcavg.config", "hpcavg.gradients", "hpcavg.optimizer_state", "hpcavg.replica", "hpcavg.asynchronous"},
-    {"hpcavg.averaging", "hpcavg.models", "hpcavg.placement", "hpcavg.cli", "hpcavg.summary"},
+    {"hpcavg.averaging", "hpcavg.policies", "hpcavg.models", "hpcavg.placement", "hpcavg.cli", "hpcavg.summary"},
     {"hpcavg.averager", "hpcavg.data", "hpcavg.data.partition", "hpcavg.learning_rate", "hpcavg.checkpoint"},
     {"hpcavg.tasks", "hpcavg.tasks.task", "hpcavg.tasks.digits", "hpcavg.tasks.synthetic", "hpcavg.run_folder"},
     {"hpcavg.train", "hpcavg.report"},
