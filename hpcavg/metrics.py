@@ -20,7 +20,7 @@ import h5py
 
 
 class Column(NamedTuple):
-    """Type, unit and the value that stands for "not there" in the joined view."""
+    """Type, unit and the value that stands for "not there" in the joined view, None for HDF5's own."""
 
     dtype: str
     units: str
@@ -43,7 +43,7 @@ COLUMNS: dict[str, dict[str, Column]] = {
     },
     "averaging": {
         "step": _COUNT,
-        "scope": Column("S6", "1", bytes(6)),  # of full length, or HDF5 fills with what lies behind it
+        "scope": Column("S6", "1", None),  # HDF5's own: the empty text. h5py hands over texts by a wrong address
         "period_steps": _COUNT,
         "started_s": _SECONDS,
         "blocked_s": _SECONDS,
