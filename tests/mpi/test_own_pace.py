@@ -32,7 +32,7 @@ def run(world, rule, slowdown, **options):
 
 
 def test_the_measured_steps_follow_the_speeds(world):
-    averager, _ = run(world, algorithms.pr_sgd_hetero(local_steps="auto", base_steps=6), 3, total_steps=40)
+    averager, _ = run(world, algorithms.pr_sgd_hetero(local_steps="auto", base_steps=6), 3, total_steps=42)
     periods = [event.period_steps for event in averager.events]
     assert periods[0] == 6
     assert len(set(periods[1:])) == 1
