@@ -78,7 +78,7 @@ class Config:
     group_size: int | None = _option(None, _AVERAGING, "ranks in a local group; unset: the ranks of a node")
     buffers: str = _option("average", _AVERAGING, "BatchNorm statistics at a mean", ("average", "keep", "recompute"))
     optimizer_state: str = _option("keep", _AVERAGING, "momentum at a global mean", ("keep", "average", "reset"))
-    engine: str = _option("auto", _AVERAGING, "how means are taken", ("auto", "mpi", "shared"))
+    engine: str = _option("auto", _AVERAGING, "how means are taken", ("auto", "mpi", "shared", "twolevel"))
     consensus_distance: bool = _option(
         False, _AVERAGING, "measure how far learners are apart also at means that replace, for the price of a copy"
     )

@@ -60,9 +60,9 @@ class Topology:
         self.num_learners: int = self.everyone.Get_size() - num_servers
         self.is_server = self.rank >= self.num_learners
         self.world = self.everyone.Split(color=int(self.is_server), key=self.rank)
-        self.node = self.everyone.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
+        self.node = self.split_by_node(self.everyone)
         self.node_rank: int = self.node.Get_rank()
-        self.peers = self.world.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
+        self.peers = self.split_by_node(self.world)
         # The lowest rank of a group names it, so consecutive and node groups need no separate numbering.
         first_on_node = self.node.allreduce(self.rank, MPI.MIN)
         first = first_on_node if group_size is None else self.rank - self.rank % group_size
@@ -74,6 +74,7 @@ class Topology:
         self.cross = self.world.Split(color=self.local.Get_rank(), key=self.group)
         self._comms = {Scope.LOCAL: self.local, Scope.GLOBAL: self.world, Scope.SERVER: self.everyone}
         self._background_comms: dict[Scope, MPI.Comm] = {}
+        self._owned: list[MPI.Comm] = []
         self._is_free = False
         atexit.register(self.free)
 
@@ -84,8 +85,18 @@ class Topology:
     def background_comm(self, scope: Scope) -> MPI.Comm:
         """Return a communicator of the same ranks for what goes on beside `comm`. Collective at its first call."""
         if scope not in self._background_comms:
-            self._background_comms[scope] = self._comms[scope].Dup()
+            self._background_comms[scope] = self.own(self._comms[scope].Dup())
         return self._background_comms[scope]
+
+    def split_by_node(self, comm: MPI.Comm) -> MPI.Comm:
+        """Return a communicator of the ranks of `comm` on this node, in their order. Collective over `comm`."""
+        return comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.Get_rank())
+
+    def own(self, comm: MPI.Comm) -> MPI.Comm:
+        """Return `comm`, which is freed along with the topology's own communicators."""
+        if comm != MPI.COMM_NULL:
+            self._owned.append(comm)
+        return comm
 
     def agree(self, error: InputError | None) -> None:
         """Raise the same `InputError` on every rank if any rank brings one; the lowest rank's is taken."""
@@ -111,7 +122,7 @@ class Topology:
             return
         self._is_free = True
         for comm in (
-            *self._background_comms.values(),
+            *reversed(self._owned),
             self.cross,
             self.local,
             self.peers,

@@ -11,6 +11,7 @@ from hpcavg.errors import InputError
 from hpcavg.mean.mpi import MpiEngine
 from hpcavg.mean.pending import Arrived, Pending
 from hpcavg.mean.shared import SharedEngine
+from hpcavg.mean.twolevel import TwoLevelEngine
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
 
@@ -25,7 +26,8 @@ class Engine(Protocol):
     def home(self, array: Tensor) -> Tensor:
         """Return where an array that is to be averaged should live: itself, or memory of the same form.
 
-        array : shape (learners, numel), the same on all ranks. Collective over the learners of a node.
+        array : shape (learners, numel), the same on all ranks. What it holds is the caller's to copy. Collective over
+        all learners.
         """
 
     def mean(self, rows: Tensor, out: Tensor, scope: Scope) -> None:
@@ -42,15 +44,20 @@ class Engine(Protocol):
         """
 
 
-ENGINES: dict[str, Callable[[Topology], Engine]] = {"mpi": MpiEngine, "shared": SharedEngine}
+ENGINES: dict[str, Callable[[Topology], Engine]] = {
+    "mpi": MpiEngine,
+    "shared": SharedEngine,
+    "twolevel": TwoLevelEngine,
+}
 
 
 def select(name: str, topology: Topology) -> Engine:
-    """Return the engine called `name`; ``"auto"`` picks shared memory where all learners are on one node."""
+    """Return the engine called `name`; ``"auto"`` picks by where the learners are."""
     if name == "auto":
-        if topology.num_nodes == 1 and topology.num_learners > 1:
-            return SharedEngine(topology, is_required=False)
-        return MpiEngine(topology)
+        if topology.num_learners == 1:
+            return MpiEngine(topology)
+        kind = SharedEngine if topology.num_nodes == 1 else TwoLevelEngine
+        return kind(topology, is_required=False)
     if name not in ENGINES:
         raise InputError("engine", name, f"one of auto, {', '.join(ENGINES)}")
     return ENGINES[name](topology)

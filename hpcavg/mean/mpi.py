@@ -8,7 +8,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcavg.mean.pending import Pending
+from hpcavg.mean.pending import Pending, all_done
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
 
@@ -81,7 +81,7 @@ class MpiEngine:
                     total.copy_(values)
             return sums
 
-        return Pending(requests, collect)
+        return Pending(all_done(requests), collect)
 
 
 def _as_real(values: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Means on their way: something must call MPI again and again, or a non-blocking reduction makes no progress."""
+"""Means in steps: one iterator that gets a mean done piece by piece, at once or on its way beside the computation.
+
+MPI makes no progress by itself, so whoever waits for a mean, or one thread of the process, takes the steps.
+"""
 
 from __future__ import annotations
 
@@ -6,49 +9,81 @@ import atexit
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcavg.topology import wait_until
+# A mean as steps: yields whether the step got on, or found nothing but to wait for other ranks.
+Work: TypeAlias = Iterator[bool]
 
 # Long enough to leave the core to the computation, short against any reduction that is worth hiding.
 _POLL_S = 0.0005
 # A program that ends without `finish` leaves a mean that all ranks have started: it is there in no time.
 _LAST_WAIT_S = 5.0
+# Steps without progress before sleep: what takes microseconds is not slept through, and cores are left to other ranks.
+_IDLE_STEPS = 20
+
+
+def all_done(requests: Sequence[MPI.Request]) -> Work:
+    """Wait for all of `requests`."""
+    while not MPI.Request.Testall(requests):
+        yield False
+
+
+def finish(work: Work) -> None:
+    """Take all steps of `work` now."""
+    idle_steps = 0
+    for got_on in work:
+        idle_steps = 0 if got_on else idle_steps + 1
+        if idle_steps > _IDLE_STEPS:
+            time.sleep(_POLL_S / 10)
 
 
 class Pending:
-    """A mean on its way. Any thread may look after it; only one does at a time.
+    """A mean on its way. Any thread may take its steps; only one does at a time.
 
     Parameters
     ----------
-    requests : what must complete. collect : returns the mean's arrays once they have.
+    work : what is left to do. collect : returns the mean's arrays once that is done.
 
     Attributes
     ----------
     done_s : when the mean was there, on the clock of `time.perf_counter`; None while it is on its way.
     """
 
-    def __init__(self, requests: Sequence[MPI.Request], collect: Callable[[], list[Tensor]]) -> None:
-        self._requests = list(requests)
+    def __init__(self, work: Work, collect: Callable[[], list[Tensor]]) -> None:
+        self._work = work
         self._collect = collect
         self._lock = threading.Lock()
         self.done_s: float | None = None
         _driver.drive(self)
 
-    def test(self) -> bool:
-        """Let MPI make progress; return whether the mean is there."""
+    def step(self) -> bool:
+        """Take one step; return whether it got on. Nothing is left to do once `done_s` is there."""
         with self._lock:
-            if self.done_s is None and MPI.Request.Testall(self._requests):
+            if self.done_s is not None:
+                return False
+            try:
+                return next(self._work)
+            except StopIteration:
                 self.done_s = time.perf_counter()
+                return True
+
+    def test(self) -> bool:
+        """Take one step; return whether the mean is there."""
+        self.step()
         return self.done_s is not None
 
     def wait(self) -> list[Tensor]:
         """Return the mean of every array, shape (numel,), waiting for it where need be. To be called once."""
-        wait_until(self.test, _POLL_S / 10)
+        finish(self._steps())
         return self._collect()
+
+    def _steps(self) -> Work:
+        while self.done_s is None:
+            yield self.step()
 
 
 class Arrived:
@@ -85,8 +120,9 @@ class _Driver:
 
     def _run(self) -> None:
         while (pending := self._queue.get()) is not None:
-            while not self._stopped and not pending.test():
-                time.sleep(_POLL_S)
+            while not self._stopped and pending.done_s is None:
+                if not pending.step():
+                    time.sleep(_POLL_S)
 
     def _stop(self) -> None:
         deadline = time.monotonic() + _LAST_WAIT_S

@@ -2,14 +2,17 @@
 
 The flat buffers of a node's ranks lie side by side in memory that all of them map, with room for the means behind.
 Every rank averages its slice of all rows, a cache-sized piece at a time, straight into the rows where the mean replaces
-them, into a mean beside them where it is merged. No message is sent but the two barriers around it.
+them, into a mean beside them where it is merged. No message is sent but the two barriers around it; small arrays do
+with one, each rank then sums all of them for itself.
 """
 
 from __future__ import annotations
 
+import itertools
+import mmap
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,25 +21,67 @@ from torch import Tensor
 
 from hpcavg.errors import InputError
 from hpcavg.mean.mpi import MpiEngine
-from hpcavg.mean.pending import Pending
+from hpcavg.mean.pending import Pending, Work, all_done, finish
+from hpcavg.mean.wire import Wire
 from hpcavg.node_memory import shared_memory
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
 
 # 128 KiB of float32: the pieces of the mean and of a few rows fit a core's cache.
-_CHUNK_ELEMENTS = 32 * 1024
+_PIECE_ELEMENTS = 32 * 1024
+# Pieces between two looks at whether anyone else wants the interpreter.
+_PIECES_A_STEP = 8
 # Slices and rows start on multiples of this many elements: no cache line has two writers.
 _ALIGNMENT_ELEMENTS = 64
+# Up to here a second barrier costs more than summing everything on every rank.
+_SMALL_BYTES = 128 * 1024
 
 
 @dataclass(frozen=True)
-class _Members:
-    """The ranks of a scope: who this one is among them, where their rows are, and which mean they write."""
+class Members:
+    """The ranks of a scope, seen from one of them.
 
-    comm: MPI.Comm
-    index: int
+    node : those on this node. peers : their indices among the ranks of the node, which are those of their rows.
+    num_ranks : how many there are on all nodes. mean_index : which mean beside the rows is theirs.
+    num_lanes : how many ranks of each node may meet those of the others, each in a lane of its own; 0 where all are on
+    one node. lane : this rank's, if it has one. is_asleep : wait for each other asleep, in steps.
+    """
+
+    node: MPI.Comm
     peers: tuple[int, ...]
+    num_ranks: int
     mean_index: int
+    num_lanes: int = 0
+    lane: Wire | None = None
+    is_asleep: bool = False
+
+    def meet(self) -> Work:
+        """Wait until all on this node are here."""
+        if len(self.peers) == 1:
+            return
+        if self.is_asleep:
+            yield from all_done([self.node.Ibarrier()])
+        else:
+            self.node.Barrier()
+
+
+@dataclass
+class Rows:
+    """Where an array of every rank of the node lies.
+
+    blocks : shape (learners, numel), one per rank. means : shape (numel,), one per group and one for all.
+    slots : for small arrays and each scope, two copies of the blocks, used in turns; else empty. num_lanes : how many
+    lanes to use between nodes; 0 for all.
+    """
+
+    blocks: list[Tensor]
+    means: list[Tensor]
+    slots: dict[Scope, itertools.cycle[list[Tensor]]] = field(default_factory=dict)
+    num_lanes: int = 0
+
+    def of(self, peers: Sequence[int]) -> list[Tensor]:
+        """Return the rows of `peers` and of all their learners, in their order."""
+        return [row for peer in peers for row in self.blocks[peer]]
 
 
 class SharedEngine:
@@ -50,109 +95,195 @@ class SharedEngine:
     name = "shared"
 
     def __init__(self, topology: Topology, is_required: bool = True) -> None:
-        if topology.num_nodes > 1:
-            raise InputError("engine", self.name, f"mpi or auto: the ranks are on {topology.num_nodes} nodes")
         self._topology = topology
+        self._check_nodes()
         self._is_required = is_required
         self._mpi = MpiEngine(topology)
-        self._members = {Scope.GLOBAL: self._find_members(Scope.GLOBAL, 0)}
+        self._members: dict[tuple[Scope, bool], Members] = {}
         # Groups average at the same time and so need a mean each; the global one is nobody's.
-        self._members[Scope.LOCAL] = self._find_members(Scope.LOCAL, 1 + topology.group)
-        self._num_means = 1 + topology.num_groups
-        self._placed: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+        first_of_groups = sorted(set(topology.peers.allgather(topology.group)))
+        self._mean_indices = {Scope.GLOBAL: 0, Scope.LOCAL: 1 + first_of_groups.index(topology.group)}
+        self._num_means = 1 + len(first_of_groups)
+        self._placed: dict[int, Rows] = {}
+        self._copies: dict[int, Tensor] = {}
 
-    def _find_members(self, scope: Scope, mean_index: int) -> _Members:
+    def _check_nodes(self) -> None:
+        if self._topology.num_nodes > 1:
+            allowed = f"twolevel, mpi or auto: the ranks are on {self._topology.num_nodes} nodes"
+            raise InputError("engine", self.name, allowed)
+
+    def _members_of(self, scope: Scope, in_background: bool) -> Members:
+        """Return the members of `scope`. Collective over it at the first call."""
+        key = (scope, in_background)
+        if key not in self._members:
+            self._members[key] = self._find_members(scope, in_background)
+        return self._members[key]
+
+    def _find_members(self, scope: Scope, in_background: bool) -> Members:
         comm = self._topology.comm(scope)
-        peers = tuple(comm.allgather(self._topology.peers.Get_rank()))
-        return _Members(comm, comm.Get_rank(), peers, mean_index)
+        node = self._topology.own(self._topology.split_by_node(comm))
+        peers = tuple(node.allgather(self._topology.peers.Get_rank()))
+        return Members(node, peers, comm.Get_size(), self._mean_indices[scope], is_asleep=in_background)
+
+    # -- where arrays live ----------------------------------------------------------------------------------------
 
     def home(self, array: Tensor) -> Tensor:
         """Return memory of the form of `array` that the other ranks of the node read, too; see `hpcavg.mean.Engine`."""
         if array.device.type != "cpu" or array.numel() == 0:
             return array
         peers = self._topology.peers
+        num_peers = peers.Get_size()
         learners, numel = array.shape
         stride = -(-numel // _ALIGNMENT_ELEMENTS) * _ALIGNMENT_ELEMENTS
-        num_rows = peers.Get_size() * learners + self._num_means
-        try:
-            memory = shared_memory(peers, num_rows * stride * array.element_size())
-        except OSError as error:
-            if self._is_required:
-                raise InputError("engine", self.name, f"mpi, or give the node more shared memory ({error})") from error
-            if self._topology.rank == 0:
-                warnings.warn(f"{error}: means take the slower way of engine='mpi'", stacklevel=2)
+        is_small = learners * numel * array.element_size() <= _SMALL_BYTES
+        num_blocks = num_peers * (1 + (4 if is_small else 0))
+        num_rows = num_blocks * learners + self._num_means
+        memory = self._memory(num_rows * stride * array.element_size())
+        if memory is None:
             return array
         memory_of_all = torch.frombuffer(memory, dtype=array.dtype)
         row_stride = stride if learners > 1 else numel  # what a plain tensor of this shape has
-        rows = [
-            memory_of_all.as_strided((learners, numel), (row_stride, 1), peer * learners * stride)
-            for peer in range(peers.Get_size())
+        blocks = [
+            memory_of_all.as_strided((learners, numel), (row_stride, 1), block * learners * stride)
+            for block in range(num_blocks)
         ]
         means = list(memory_of_all.view(num_rows, stride)[-self._num_means :, :numel])
-        own = rows[peers.Get_rank()]
-        self._placed[own.data_ptr()] = rows, means
+        rows = Rows(blocks[:num_peers], means)
+        if is_small:
+            copies = [blocks[first : first + num_peers] for first in range(num_peers, num_blocks, num_peers)]
+            rows.slots = {Scope.LOCAL: itertools.cycle(copies[:2]), Scope.GLOBAL: itertools.cycle(copies[2:])}
+        own = blocks[peers.Get_rank()]
+        self._placed[own.data_ptr()] = rows
         return own
+
+    def _memory(self, num_bytes: int) -> mmap.mmap | None:
+        """Return memory shared by the node; None on all ranks where a node has no room and none is required."""
+        memory, error = None, ""
+        try:
+            memory = shared_memory(self._topology.peers, num_bytes)
+        except OSError as raised:
+            error = str(raised)
+        error = next(filter(None, self._topology.world.allgather(error)), "")
+        if not error:
+            return memory
+        if self._is_required:
+            raise InputError("engine", self.name, f"mpi, or give the node more shared memory ({error})")
+        if self._topology.rank == 0:
+            warnings.warn(f"{error}: means take the slower way of engine='mpi'", stacklevel=2)
+        return None
+
+    # -- means ----------------------------------------------------------------------------------------------------
 
     def mean(self, rows: Tensor, out: Tensor, scope: Scope) -> None:
         """Write the mean over the learners in `scope` to `out`; see `hpcavg.mean.Engine`."""
         placed = self._placed.get(rows.data_ptr())
-        members = self._members[scope]
-        if placed is None or len(members.peers) == 1:
+        members = self._members_of(scope, in_background=False)
+        if placed is None or members.num_ranks == 1:
             self._mpi.mean(rows, out, scope)
-            return
-        all_rows, means = placed
-        blocks = [all_rows[peer] for peer in members.peers]
-        # A mean that takes the rows' place is written into all of them while it is in cache; nothing is copied after.
-        in_place = out.data_ptr() == rows.data_ptr()
-        targets = [row for block in blocks for row in block] if in_place else [means[members.mean_index]]
-        units = -(-rows.shape[1] // _ALIGNMENT_ELEMENTS)
-        start, end = (
-            units * index // len(blocks) * _ALIGNMENT_ELEMENTS for index in (members.index, members.index + 1)
-        )
-        members.comm.Barrier()  # all rows are final, and nobody reads the last mean any more
-        _average(blocks, targets, start, min(end, rows.shape[1]))
-        members.comm.Barrier()  # the mean is complete
-        if not in_place:
-            out.copy_(targets[0])
+        elif placed.slots and not members.num_lanes:
+            self._mean_of_small(placed, rows, out, scope, members)
+        elif out.data_ptr() == rows.data_ptr():
+            finish(self._replace(placed, members))
+        else:
+            mean = placed.means[members.mean_index]
+            finish(self._average(placed, [mean], members))
+            out.copy_(mean)
 
     def start(self, arrays: Sequence[Tensor], scope: Scope) -> Pending:
-        """Start the means of `arrays` over the learners in `scope`; see `hpcavg.mean.Engine`."""
-        return self._mpi.start(arrays, scope)
+        """Start the means of `arrays` over the learners in `scope`; see `hpcavg.mean.Engine`.
+
+        They are taken in place of copies, which live as the arrays do and are kept for the next time.
+        """
+        members = self._members_of(scope, in_background=True)
+        if any(rows.data_ptr() not in self._placed for rows in arrays) or members.num_ranks == 1:
+            return self._mpi.start(arrays, scope)
+        copies = [self._copy(rows) for rows in arrays]
+        works = [self._replace(self._placed[copy.data_ptr()], members) for copy in copies]
+        return Pending(itertools.chain(*works), lambda: [copy[0] for copy in copies])
+
+    def _copy(self, rows: Tensor) -> Tensor:
+        """Return a placed copy of `rows`. Collective over the learners of the node at the first call."""
+        if rows.data_ptr() not in self._copies:
+            self._copies[rows.data_ptr()] = self.home(rows)
+        return self._copies[rows.data_ptr()].copy_(rows)
+
+    def _replace(self, rows: Rows, members: Members) -> Work:
+        """Replace the members' rows by their mean, straight into all of them while it is in cache."""
+        return self._average(rows, rows.of(members.peers), members)
+
+    def _average(self, rows: Rows, targets: list[Tensor], members: Members) -> Work:
+        """Write the mean of the members' rows to all `targets`, which may be the rows. Collective over the members."""
+        yield from members.meet()  # all rows are final, and nobody reads the last mean any more
+        yield from self._reduce(rows, targets, members)
+        yield from members.meet()  # the mean is complete
+
+    def _reduce(self, rows: Rows, targets: list[Tensor], members: Members) -> Work:
+        """Write this rank's slice of the mean of the members' rows to `targets`."""
+        own_rows = rows.of(members.peers)
+        start, end = slice_of(own_rows[0].shape[0], members.node.Get_rank(), members.node.Get_size())
+        step = _PIECES_A_STEP * _PIECE_ELEMENTS
+        for first in range(start, end, step):
+            average(own_rows, targets, first, min(first + step, end))
+            yield True
+
+    def _mean_of_small(self, placed: Rows, rows: Tensor, out: Tensor, scope: Scope, members: Members) -> None:
+        """Take the mean behind a single barrier: each rank sums all rows, of copies that the next mean leaves alone.
+
+        The copies of the mean after that are written behind its barrier, when everybody has read these.
+        """
+        copies = next(placed.slots[scope])
+        copies[self._topology.peers.Get_rank()].copy_(rows)
+        members.node.Barrier()
+        average([row for peer in members.peers for row in copies[peer]], [out], 0, out.shape[0])
 
 
-def _average(blocks: list[Tensor], targets: list[Tensor], start: int, end: int) -> None:
-    """Write the mean of all rows of `blocks`, each of shape (learners, numel), to ``[start:end]`` of all `targets`.
+def slice_of(numel: int, index: int, count: int) -> tuple[int, int]:
+    """Return the first and the last element but one of slice `index` of `count`; slices start on cache lines."""
+    units = -(-numel // _ALIGNMENT_ELEMENTS)
+    start, end = (units * i // count * _ALIGNMENT_ELEMENTS for i in (index, index + 1))
+    return min(start, numel), min(end, numel)
 
-    The order of the sum is that of the rows, whoever takes it. Targets may be the rows.
+
+def average(rows: list[Tensor], targets: list[Tensor], start: int, end: int) -> None:
+    """Write the mean of all `rows` to ``[start:end]`` of all `targets`, which may be the rows.
+
+    The order of the sum is that of the rows, whoever takes it.
     """
-    learners = [row for block in blocks for row in block]
     if targets[0].dtype in (torch.float16, torch.bfloat16):
-        _average_half(learners, targets, start, end)
+        _average_half(rows, targets, start, end)
         return
     # NumPy's calls cost a third of torch's, and pieces that fit the cache make many of them.
-    sources, results = ([tensor.numpy() for tensor in tensors] for tensors in (learners, targets))
-    count = len(learners)
-    # By a power of two a product is exact, and faster; otherwise it would round twice.
-    scale, factor = (np.multiply, 1 / count) if count & (count - 1) == 0 else (np.divide, count)
-    for first in range(start, end, _CHUNK_ELEMENTS):
-        piece = slice(first, min(first + _CHUNK_ELEMENTS, end))
+    sources, results = ([tensor.numpy() for tensor in tensors] for tensors in (rows, targets))
+    for first in range(start, end, _PIECE_ELEMENTS):
+        piece = slice(first, min(first + _PIECE_ELEMENTS, end))
         total = results[0][piece]
-        np.add(sources[0][piece], sources[1][piece], out=total)
+        if len(sources) == 1:
+            np.copyto(total, sources[0][piece])
+        else:
+            np.add(sources[0][piece], sources[1][piece], out=total)
         for source in sources[2:]:
             np.add(total, source[piece], out=total)
-        scale(total, total.dtype.type(factor), out=total)
+        divide(total, len(sources))
         for result in results[1:]:
             np.copyto(result[piece], total)
 
 
-def _average_half(learners: list[Tensor], targets: list[Tensor], start: int, end: int) -> None:
+def divide(total: np.ndarray, count: int) -> None:
+    """Divide `total` by `count` in place: by a power of two as a product, which is exact then, and faster."""
+    if count & (count - 1):
+        np.divide(total, total.dtype.type(count), out=total)
+    else:
+        np.multiply(total, total.dtype.type(1 / count), out=total)
+
+
+def _average_half(rows: list[Tensor], targets: list[Tensor], start: int, end: int) -> None:
     """Do the same for half precision, summed in float32."""
-    scratch = torch.empty(_CHUNK_ELEMENTS, dtype=torch.float32)
-    for first in range(start, end, _CHUNK_ELEMENTS):
-        piece = slice(first, min(first + _CHUNK_ELEMENTS, end))
-        total = scratch[: piece.stop - first].copy_(learners[0][piece])
-        for row in learners[1:]:
+    scratch = torch.empty(min(_PIECE_ELEMENTS, end - start), dtype=torch.float32)
+    for first in range(start, end, _PIECE_ELEMENTS):
+        piece = slice(first, min(first + _PIECE_ELEMENTS, end))
+        total = scratch[: piece.stop - first].copy_(rows[0][piece])
+        for row in rows[1:]:
             total.add_(row[piece])
-        total.div_(len(learners))
+        total.div_(len(rows))
         for target in targets:
             target[piece].copy_(total)

@@ -11,6 +11,7 @@ from hpcavg.mean import ENGINES, select
 from hpcavg.mean.mpi import MpiEngine
 from hpcavg.mean.shared import SharedEngine
 from hpcavg.schedule import Scope
+from tests.mpi.nodes import LAYOUTS, Nodes
 
 pytestmark = pytest.mark.mpi
 
@@ -34,21 +35,37 @@ def topology(world):
     made.free()
 
 
+@pytest.fixture(params=LAYOUTS)
+def nodes(world, request):
+    """Yield topologies of groups of two ranks on all kinds of nodes; with nodes of 1, groups span them."""
+    made = Nodes(world, min(2, world.Get_size()), request.param)
+    yield made
+    made.free()
+
+
+@pytest.fixture(params=ENGINES)
+def engine(nodes, request):
+    """Yield every engine on every layout that it takes."""
+    if request.param == "shared" and nodes.num_nodes > 1:
+        with pytest.raises(InputError, match=f"the ranks are on {nodes.num_nodes} nodes"):
+            SharedEngine(nodes)
+        return MpiEngine(nodes)
+    return ENGINES[request.param](nodes)
+
+
 @pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64], ids=str
 )
-@pytest.mark.parametrize("name", ENGINES)
-def test_means_of_any_size_and_dtype(topology, name, dtype):
-    engine = ENGINES[name](topology)
+def test_means_of_any_size_and_dtype(nodes, engine, dtype):
     tolerance = 4 * torch.finfo(dtype).eps
     for numel in SIZES:
         if dtype.is_complex:
-            own = torch.complex(*(rows_of(topology.rank, numel, torch.float32) for _ in range(2)))
-            expected = everyone(topology, numel, torch.float32).mean(dim=0)
+            own = torch.complex(*(rows_of(nodes.rank, numel, torch.float32) for _ in range(2)))
+            expected = everyone(nodes, numel, torch.float32).mean(dim=0)
             expected = torch.complex(expected, expected)
         else:
-            own = rows_of(topology.rank, numel, dtype)
-            expected = everyone(topology, numel, dtype).mean(dim=0)
+            own = rows_of(nodes.rank, numel, dtype)
+            expected = everyone(nodes, numel, dtype).mean(dim=0)
         out = torch.empty_like(own[0])
         own, values = engine.home(own), own
         own.copy_(values)
@@ -73,56 +90,48 @@ def test_chunks_reach_every_element(topology, chunk, dtype):
         assert torch.allclose(parts.double(), whole.double(), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_local_means_are_over_the_group_and_groups_do_not_meet(topology, name):
-    engine = ENGINES[name](topology)
+def test_local_means_are_over_the_group_and_groups_do_not_meet(nodes, engine):
     rows = engine.home(torch.zeros(1, 300_007))
-    members = topology.local.allgather(topology.rank)
+    members = nodes.local.allgather(nodes.rank)
     for repeat in range(5):
-        rows.fill_(float(topology.rank + repeat))
+        rows.fill_(float(nodes.rank + repeat))
         engine.mean(rows, rows[0], Scope.LOCAL)
         assert (rows == sum(members) / len(members) + repeat).all()
-        rows.fill_(float(topology.rank + repeat))
+        rows.fill_(float(nodes.rank + repeat))
         engine.mean(rows, rows[0], Scope.GLOBAL)
-        assert (rows == (topology.num_learners - 1) / 2 + repeat).all()
+        assert (rows == (nodes.num_learners - 1) / 2 + repeat).all()
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_several_learners_in_a_rank_count_each(topology, name):
-    engine = ENGINES[name](topology)
-    values = rows_of(topology.rank, 13, torch.float64, learners=3)
+def test_several_learners_in_a_rank_count_each(nodes, engine):
+    values = rows_of(nodes.rank, 13, torch.float64, learners=3)
     rows = engine.home(values.clone())
     rows.copy_(values)
     out = torch.empty(13, dtype=torch.float64)
     engine.mean(rows, out, Scope.GLOBAL)
-    expected = everyone(topology, 13, torch.float64, learners=3).mean(dim=0)
+    expected = everyone(nodes, 13, torch.float64, learners=3).mean(dim=0)
     assert torch.allclose(out, expected, rtol=1e-15, atol=1e-15)
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_every_rank_gets_the_same_bits_and_repeats_do_not_change_them(topology, world, name):
-    engine = ENGINES[name](topology)
+def test_every_rank_gets_the_same_bits_and_repeats_do_not_change_them(nodes, engine, world):
     rows = engine.home(torch.zeros(1, 1009))
     results = []
     for _ in range(3):
-        rows.copy_(rows_of(topology.rank, 1009, torch.float32))
+        rows.copy_(rows_of(nodes.rank, 1009, torch.float32))
         engine.mean(rows, rows[0], Scope.GLOBAL)
         results.append(rows.numpy().tobytes())
     assert len({*results, *world.allgather(results[0])}) == 1
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_equal_values_have_themselves_as_mean_within_an_ulp(topology, name):
-    engine = ENGINES[name](topology)
+def test_equal_values_have_themselves_as_mean_within_an_ulp(nodes, engine):
     values = rows_of(0, 1009, torch.float32)
     rows, before = engine.home(values.clone()), values.numpy()
     rows.copy_(values)
     engine.mean(rows, rows[0], Scope.GLOBAL)
-    assert (np.abs(rows.numpy() - before) <= np.spacing(np.abs(before)) * topology.num_learners).all()
+    assert (np.abs(rows.numpy() - before) <= np.spacing(np.abs(before)) * nodes.num_learners).all()
 
 
 def test_an_unknown_engine_is_refused(topology):
-    with pytest.raises(InputError, match="engine='fast': must be one of auto, mpi, shared"):
+    with pytest.raises(InputError, match="engine='fast': must be one of auto, mpi, shared, twolevel"):
         select("fast", topology)
 
 
@@ -136,7 +145,7 @@ def test_shared_memory_leaves_no_name_behind(topology):
 
 def test_shared_memory_is_refused_across_nodes(topology):
     topology.num_nodes = 2
-    assert select("auto", topology).name == "mpi"
+    assert select("auto", topology).name == ("twolevel" if topology.num_learners > 1 else "mpi")
     with pytest.raises(InputError, match="on 2 nodes"):
         select("shared", topology)
 

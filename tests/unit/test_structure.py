@@ -20,6 +20,8 @@ LEVELS = [
         "hpcavg.mean.mpi",
         "hpcavg.mean.pending",
         "hpcavg.mean.shared",
+        "hpcavg.mean.twolevel",
+        "hpcavg.mean.wire",
         "hpcavg.metrics",
         "hpcavg.progress",
     },

@@ -1,0 +1,22 @@
+"""Ranks of one machine, told that they are on several nodes: shared memory inside each, MPI between them."""
+
+from hpcavg import Topology
+
+# Node of every rank, by rank. The third puts one rank on the first node and up to four on the others.
+LAYOUTS = {
+    "one node": lambda rank: 0,
+    "nodes of 2": lambda rank: rank // 2,
+    "nodes of 1 and 4": lambda rank: (rank + 3) // 4,
+    "nodes of 1": lambda rank: rank,
+}
+
+
+class Nodes(Topology):
+    """A topology whose nodes are those of a layout."""
+
+    def __init__(self, world, group_size, layout):
+        self._node_index = LAYOUTS[layout](world.Get_rank())
+        super().__init__(world, group_size)
+
+    def split_by_node(self, comm):
+        return comm.Split(self._node_index, comm.Get_rank())
