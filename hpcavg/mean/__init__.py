@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from hpcavg.errors import InputError
+from hpcavg.mean.compression import WireFormat
 from hpcavg.mean.mpi import MpiEngine
 from hpcavg.mean.pending import Arrived, Pending
 from hpcavg.mean.shared import SharedEngine
@@ -15,7 +16,7 @@ from hpcavg.mean.twolevel import TwoLevelEngine
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
 
-__all__ = ["ENGINES", "Arrived", "Engine", "Pending", "select"]
+__all__ = ["ENGINES", "Arrived", "Engine", "Pending", "WireFormat", "select"]
 
 
 class Engine(Protocol):
@@ -30,14 +31,15 @@ class Engine(Protocol):
         all learners.
         """
 
-    def mean(self, rows: Tensor, out: Tensor, scope: Scope) -> None:
+    def mean(self, rows: Tensor, out: Tensor, scope: Scope, wire_format: WireFormat | None = None) -> None:
         """Write the mean over all learners in `scope` to `out`.
 
         rows : shape (learners, numel), this rank's learners. out : shape (numel,), same dtype and device; for a single
-        learner it may be ``rows[0]`` itself. Collective over the scope; every rank gets the same bits.
+        learner it may be ``rows[0]`` itself. wire_format : of what crosses nodes, for engines that have a say in it.
+        Collective over the scope; every rank gets the same bits.
         """
 
-    def start(self, arrays: Sequence[Tensor], scope: Scope) -> Pending:
+    def start(self, arrays: Sequence[Tensor], scope: Scope, wire_format: WireFormat | None = None) -> Pending:
         """Start the mean of every one of `arrays` as they are now, and return at once.
 
         Each has shape (learners, numel) and may change while the mean is on its way. Collective over the scope.

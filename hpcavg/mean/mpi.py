@@ -8,6 +8,8 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
+from hpcavg.mean.arrays import divide
+from hpcavg.mean.compression import WireFormat
 from hpcavg.mean.pending import Pending, all_done
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
@@ -35,7 +37,7 @@ class MpiEngine:
         """Return `array`: MPI reduces it where it is."""
         return array
 
-    def mean(self, rows: Tensor, out: Tensor, scope: Scope) -> None:
+    def mean(self, rows: Tensor, out: Tensor, scope: Scope, wire_format: WireFormat | None = None) -> None:
         """Write the mean over the learners in `scope` to `out`; see `hpcavg.mean.Engine`."""
         num_local_learners = rows.shape[0]
         if num_local_learners > 1:
@@ -50,16 +52,18 @@ class MpiEngine:
     def _average(self, comm: MPI.Comm, values: Tensor, num_learners: int) -> None:
         """Sum `values` over `comm` and divide by `num_learners`: a product with 1/n would round twice."""
         if _is_reducible(values):
-            for chunk in values.split(self._max_chunk_elements):
-                comm.Allreduce(MPI.IN_PLACE, chunk.numpy(), MPI.SUM)
-                chunk.div_(num_learners)
+            array = values.numpy()
+            for first in range(0, len(array), self._max_chunk_elements):
+                chunk = array[first : first + self._max_chunk_elements]
+                comm.Allreduce(MPI.IN_PLACE, chunk, MPI.SUM)
+                divide(chunk, num_learners)
             return
         for chunk in values.split(min(_STAGING_ELEMENTS, self._max_chunk_elements)):
             staged = _staged(chunk)
             comm.Allreduce(MPI.IN_PLACE, staged.numpy(), MPI.SUM)
             chunk.copy_(staged.div_(num_learners))
 
-    def start(self, arrays: Sequence[Tensor], scope: Scope) -> Pending:
+    def start(self, arrays: Sequence[Tensor], scope: Scope, wire_format: WireFormat | None = None) -> Pending:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.mean.Engine`.
 
         What is in flight lies in host memory always: non-blocking reductions do not take a GPU's.

@@ -22,8 +22,9 @@ Work: TypeAlias = Iterator[bool]
 _POLL_S = 0.0005
 # A program that ends without `finish` leaves a mean that all ranks have started: it is there in no time.
 _LAST_WAIT_S = 5.0
-# Steps without progress before sleep: what takes microseconds is not slept through, and cores are left to other ranks.
-_IDLE_STEPS = 20
+# Who has nothing else to do waits so long awake, for what takes microseconds, and then in naps: other ranks want cores.
+_AWAKE_S = 0.00005
+_NAP_S = 0.0001
 
 
 def all_done(requests: Sequence[MPI.Request]) -> Work:
@@ -34,11 +35,12 @@ def all_done(requests: Sequence[MPI.Request]) -> Work:
 
 def finish(work: Work) -> None:
     """Take all steps of `work` now."""
-    idle_steps = 0
+    last = time.perf_counter()
     for got_on in work:
-        idle_steps = 0 if got_on else idle_steps + 1
-        if idle_steps > _IDLE_STEPS:
-            time.sleep(_POLL_S / 10)
+        if got_on:
+            last = time.perf_counter()
+        elif time.perf_counter() - last > _AWAKE_S:
+            time.sleep(_NAP_S)
 
 
 class Pending:

@@ -11,15 +11,17 @@ from __future__ import annotations
 import itertools
 import mmap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import torch
 from mpi4py import MPI
 from torch import Tensor
 
 from hpcavg.errors import InputError
+from hpcavg.mean.arrays import ALIGNMENT_ELEMENTS, PIECE_ELEMENTS, Array, as_array, average, slice_of
+from hpcavg.mean.compression import Relative, WireFormat
 from hpcavg.mean.mpi import MpiEngine
 from hpcavg.mean.pending import Pending, Work, all_done, finish
 from hpcavg.mean.wire import Wire
@@ -27,12 +29,8 @@ from hpcavg.node_memory import shared_memory
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
 
-# 128 KiB of float32: the pieces of the mean and of a few rows fit a core's cache.
-_PIECE_ELEMENTS = 32 * 1024
 # Pieces between two looks at whether anyone else wants the interpreter.
 _PIECES_A_STEP = 8
-# Slices and rows start on multiples of this many elements: no cache line has two writers.
-_ALIGNMENT_ELEMENTS = 64
 # Up to here a second barrier costs more than summing everything on every rank.
 _SMALL_BYTES = 128 * 1024
 
@@ -41,18 +39,20 @@ _SMALL_BYTES = 128 * 1024
 class Members:
     """The ranks of a scope, seen from one of them.
 
+    scope : what they are the ranks of. num_ranks : how many there are on all nodes.
     node : those on this node. peers : their indices among the ranks of the node, which are those of their rows.
-    num_ranks : how many there are on all nodes. mean_index : which mean beside the rows is theirs.
+    mean_index : which mean beside the rows is theirs. is_asleep : wait for each other asleep, in steps.
     num_lanes : how many ranks of each node may meet those of the others, each in a lane of its own; 0 where all are on
-    one node. lane : this rank's, if it has one. is_asleep : wait for each other asleep, in steps.
+    one node. wire : this rank's lane, if it has one.
     """
 
+    scope: Scope
     node: MPI.Comm
     peers: tuple[int, ...]
     num_ranks: int
     mean_index: int
     num_lanes: int = 0
-    lane: Wire | None = None
+    wire: Wire | None = None
     is_asleep: bool = False
 
     def meet(self) -> Work:
@@ -70,18 +70,40 @@ class Rows:
     """Where an array of every rank of the node lies.
 
     blocks : shape (learners, numel), one per rank. means : shape (numel,), one per group and one for all.
-    slots : for small arrays and each scope, two copies of the blocks, used in turns; else empty. num_lanes : how many
-    lanes to use between nodes; 0 for all.
+    copies : for small arrays and each scope, blocks for two copies, used in turns; else empty. num_lanes : how many
+    lanes to use between nodes; 0 for all. codes : by scope, what compression knows of the last mean.
     """
 
     blocks: list[Tensor]
     means: list[Tensor]
-    slots: dict[Scope, itertools.cycle[list[Tensor]]] = field(default_factory=dict)
+    copies: dict[Scope, Sequence[list[Tensor]]] = field(default_factory=dict)
+    turns: dict[Scope, Iterator[tuple[Any, list[Array]]]] = field(default_factory=dict)
     num_lanes: int = 0
+    codes: dict[Scope, Relative] = field(default_factory=dict)
 
-    def of(self, peers: Sequence[int]) -> list[Tensor]:
+    @property
+    def learners(self) -> int:
+        """Rows of a block."""
+        return self.blocks[0].shape[0]
+
+    @property
+    def numel(self) -> int:
+        """Elements of a row."""
+        return self.blocks[0].shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What all of them are."""
+        return self.blocks[0].dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.numel * self.dtype.itemsize
+
+    def of(self, peers: Sequence[int]) -> list[Array]:
         """Return the rows of `peers` and of all their learners, in their order."""
-        return [row for peer in peers for row in self.blocks[peer]]
+        return rows_of(self.blocks, peers)
 
 
 class SharedEngine:
@@ -123,7 +145,7 @@ class SharedEngine:
         comm = self._topology.comm(scope)
         node = self._topology.own(self._topology.split_by_node(comm))
         peers = tuple(node.allgather(self._topology.peers.Get_rank()))
-        return Members(node, peers, comm.Get_size(), self._mean_indices[scope], is_asleep=in_background)
+        return Members(scope, node, peers, comm.Get_size(), self._mean_indices[scope], is_asleep=in_background)
 
     # -- where arrays live ----------------------------------------------------------------------------------------
 
@@ -134,7 +156,7 @@ class SharedEngine:
         peers = self._topology.peers
         num_peers = peers.Get_size()
         learners, numel = array.shape
-        stride = -(-numel // _ALIGNMENT_ELEMENTS) * _ALIGNMENT_ELEMENTS
+        stride = -(-numel // ALIGNMENT_ELEMENTS) * ALIGNMENT_ELEMENTS
         is_small = learners * numel * array.element_size() <= _SMALL_BYTES
         num_blocks = num_peers * (1 + (4 if is_small else 0))
         num_rows = num_blocks * learners + self._num_means
@@ -151,7 +173,7 @@ class SharedEngine:
         rows = Rows(blocks[:num_peers], means)
         if is_small:
             copies = [blocks[first : first + num_peers] for first in range(num_peers, num_blocks, num_peers)]
-            rows.slots = {Scope.LOCAL: itertools.cycle(copies[:2]), Scope.GLOBAL: itertools.cycle(copies[2:])}
+            rows.copies = {Scope.LOCAL: copies[:2], Scope.GLOBAL: copies[2:]}
         own = blocks[peers.Get_rank()]
         self._placed[own.data_ptr()] = rows
         return own
@@ -174,22 +196,22 @@ class SharedEngine:
 
     # -- means ----------------------------------------------------------------------------------------------------
 
-    def mean(self, rows: Tensor, out: Tensor, scope: Scope) -> None:
+    def mean(self, rows: Tensor, out: Tensor, scope: Scope, wire_format: WireFormat | None = None) -> None:
         """Write the mean over the learners in `scope` to `out`; see `hpcavg.mean.Engine`."""
         placed = self._placed.get(rows.data_ptr())
         members = self._members_of(scope, in_background=False)
         if placed is None or members.num_ranks == 1:
             self._mpi.mean(rows, out, scope)
-        elif placed.slots and not members.num_lanes:
-            self._mean_of_small(placed, rows, out, scope, members)
+        elif self._is_small(placed, members):
+            self._mean_of_small(placed, rows, out, members)
         elif out.data_ptr() == rows.data_ptr():
-            finish(self._replace(placed, members))
+            finish(self._replace(placed, members, wire_format))
         else:
             mean = placed.means[members.mean_index]
-            finish(self._average(placed, [mean], members))
+            finish(self._average(placed, [as_array(mean)], members, wire_format))
             out.copy_(mean)
 
-    def start(self, arrays: Sequence[Tensor], scope: Scope) -> Pending:
+    def start(self, arrays: Sequence[Tensor], scope: Scope, wire_format: WireFormat | None = None) -> Pending:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.mean.Engine`.
 
         They are taken in place of copies, which live as the arrays do and are kept for the next time.
@@ -198,7 +220,7 @@ class SharedEngine:
         if any(rows.data_ptr() not in self._placed for rows in arrays) or members.num_ranks == 1:
             return self._mpi.start(arrays, scope)
         copies = [self._copy(rows) for rows in arrays]
-        works = [self._replace(self._placed[copy.data_ptr()], members) for copy in copies]
+        works = [self._replace(self._placed[copy.data_ptr()], members, wire_format) for copy in copies]
         return Pending(itertools.chain(*works), lambda: [copy[0] for copy in copies])
 
     def _copy(self, rows: Tensor) -> Tensor:
@@ -207,83 +229,48 @@ class SharedEngine:
             self._copies[rows.data_ptr()] = self.home(rows)
         return self._copies[rows.data_ptr()].copy_(rows)
 
-    def _replace(self, rows: Rows, members: Members) -> Work:
+    def _replace(self, rows: Rows, members: Members, wire_format: WireFormat | None = None) -> Work:
         """Replace the members' rows by their mean, straight into all of them while it is in cache."""
-        return self._average(rows, rows.of(members.peers), members)
+        return self._average(rows, rows.of(members.peers), members, wire_format)
 
-    def _average(self, rows: Rows, targets: list[Tensor], members: Members) -> Work:
+    def _average(self, rows: Rows, targets: list[Array], members: Members, wire_format: WireFormat | None) -> Work:
         """Write the mean of the members' rows to all `targets`, which may be the rows. Collective over the members."""
         yield from members.meet()  # all rows are final, and nobody reads the last mean any more
-        yield from self._reduce(rows, targets, members)
+        yield from self._reduce(rows, targets, members, wire_format)
         yield from members.meet()  # the mean is complete
 
-    def _reduce(self, rows: Rows, targets: list[Tensor], members: Members) -> Work:
+    def _reduce(self, rows: Rows, targets: list[Array], members: Members, wire_format: WireFormat | None) -> Work:
         """Write this rank's slice of the mean of the members' rows to `targets`."""
         own_rows = rows.of(members.peers)
-        start, end = slice_of(own_rows[0].shape[0], members.node.Get_rank(), members.node.Get_size())
-        step = _PIECES_A_STEP * _PIECE_ELEMENTS
+        start, end = slice_of(rows.numel, members.node.Get_rank(), members.node.Get_size())
+        step = _PIECES_A_STEP * PIECE_ELEMENTS
         for first in range(start, end, step):
             average(own_rows, targets, first, min(first + step, end))
             yield True
 
-    def _mean_of_small(self, placed: Rows, rows: Tensor, out: Tensor, scope: Scope, members: Members) -> None:
+    def _is_small(self, rows: Rows, members: Members) -> bool:
+        return bool(rows.copies)
+
+    def _mean_of_small(self, placed: Rows, rows: Tensor, out: Tensor, members: Members) -> None:
         """Take the mean behind a single barrier: each rank sums all rows, of copies that the next mean leaves alone.
 
         The copies of the mean after that are written behind its barrier, when everybody has read these.
         """
-        copies = next(placed.slots[scope])
-        copies[self._topology.peers.Get_rank()].copy_(rows)
+        if members.scope not in placed.turns:
+            own = self._topology.peers.Get_rank()
+            placed.turns[members.scope] = itertools.cycle(
+                (as_array(blocks[own]), rows_of(blocks, members.peers)) for blocks in placed.copies[members.scope]
+            )
+        own_copy, copies = next(placed.turns[members.scope])
+        own_copy[...] = as_array(rows)
         members.node.Barrier()
-        average([row for peer in members.peers for row in copies[peer]], [out], 0, out.shape[0])
+        self._finish_small(placed, copies, as_array(out), members)
+
+    def _finish_small(self, rows: Rows, copies: list[Array], out: Any, members: Members) -> None:
+        """Write the mean of the members' `copies` to `out`."""
+        average(copies, [out], 0, rows.numel)
 
 
-def slice_of(numel: int, index: int, count: int) -> tuple[int, int]:
-    """Return the first and the last element but one of slice `index` of `count`; slices start on cache lines."""
-    units = -(-numel // _ALIGNMENT_ELEMENTS)
-    start, end = (units * i // count * _ALIGNMENT_ELEMENTS for i in (index, index + 1))
-    return min(start, numel), min(end, numel)
-
-
-def average(rows: list[Tensor], targets: list[Tensor], start: int, end: int) -> None:
-    """Write the mean of all `rows` to ``[start:end]`` of all `targets`, which may be the rows.
-
-    The order of the sum is that of the rows, whoever takes it.
-    """
-    if targets[0].dtype in (torch.float16, torch.bfloat16):
-        _average_half(rows, targets, start, end)
-        return
-    # NumPy's calls cost a third of torch's, and pieces that fit the cache make many of them.
-    sources, results = ([tensor.numpy() for tensor in tensors] for tensors in (rows, targets))
-    for first in range(start, end, _PIECE_ELEMENTS):
-        piece = slice(first, min(first + _PIECE_ELEMENTS, end))
-        total = results[0][piece]
-        if len(sources) == 1:
-            np.copyto(total, sources[0][piece])
-        else:
-            np.add(sources[0][piece], sources[1][piece], out=total)
-        for source in sources[2:]:
-            np.add(total, source[piece], out=total)
-        divide(total, len(sources))
-        for result in results[1:]:
-            np.copyto(result[piece], total)
-
-
-def divide(total: np.ndarray, count: int) -> None:
-    """Divide `total` by `count` in place: by a power of two as a product, which is exact then, and faster."""
-    if count & (count - 1):
-        np.divide(total, total.dtype.type(count), out=total)
-    else:
-        np.multiply(total, total.dtype.type(1 / count), out=total)
-
-
-def _average_half(rows: list[Tensor], targets: list[Tensor], start: int, end: int) -> None:
-    """Do the same for half precision, summed in float32."""
-    scratch = torch.empty(min(_PIECE_ELEMENTS, end - start), dtype=torch.float32)
-    for first in range(start, end, _PIECE_ELEMENTS):
-        piece = slice(first, min(first + _PIECE_ELEMENTS, end))
-        total = scratch[: piece.stop - first].copy_(rows[0][piece])
-        for row in rows[1:]:
-            total.add_(row[piece])
-        total.div_(len(rows))
-        for target in targets:
-            target[piece].copy_(total)
+def rows_of(blocks: Sequence[Tensor], peers: Sequence[int]) -> list[Array]:
+    """Return the rows of the blocks of `peers`, in their order."""
+    return [as_array(row) for peer in peers for row in blocks[peer]]

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
-import torch
+import numpy as np
 from mpi4py import MPI
 from torch import Tensor
 
+from hpcavg.mean.arrays import Array, Values, add_up, as_array, divide, put, slice_of, sum_dtype
+from hpcavg.mean.compression import Exact, First, Relative, WireFormat
 from hpcavg.mean.pending import Work, finish
-from hpcavg.mean.shared import Members, Rows, SharedEngine, slice_of
-from hpcavg.mean.wire import Wire
+from hpcavg.mean.shared import Members, Rows, SharedEngine
+from hpcavg.mean.wire import Transfer, Wire
 from hpcavg.schedule import Scope
-from hpcavg.topology import Topology
 
 # Of an array, as much as tells many lanes from one, and no more than a slow wire takes a second for.
 _TRIAL_BYTES = 2 * 2**20
 _TRIALS = 3
+# Up to here all nodes may send all they have to all others: it takes less time than a second message.
+_GATHERED_BYTES = 512 * 1024
 
 
 class TwoLevelEngine(SharedEngine):
@@ -32,10 +36,6 @@ class TwoLevelEngine(SharedEngine):
     """
 
     name = "twolevel"
-
-    def __init__(self, topology: Topology, is_required: bool = True) -> None:
-        super().__init__(topology, is_required)
-        self._wires: dict[MPI.Comm, Wire] = {}
 
     def _check_nodes(self) -> None:
         """Take any number of nodes."""
@@ -49,7 +49,8 @@ class TwoLevelEngine(SharedEngine):
         num_lanes = comm.allreduce(node.Get_size(), MPI.MIN)
         first = node.bcast(comm.Get_rank())
         lane = self._topology.own(comm.Split(index if index < num_lanes else MPI.UNDEFINED, first))
-        return replace(members, lane=Wire(lane) if index < num_lanes else None, num_lanes=num_lanes, is_asleep=True)
+        wire = Wire(lane) if index < num_lanes else None
+        return replace(members, wire=wire, num_lanes=num_lanes, is_asleep=True)
 
     def home(self, array: Tensor) -> Tensor:
         """Return memory of the form of `array` that the other ranks of the node read, too; see `hpcavg.mean.Engine`."""
@@ -64,7 +65,7 @@ class TwoLevelEngine(SharedEngine):
         members = self._members_of(Scope.GLOBAL, in_background=False)
         if members.num_lanes < 2:
             return members.num_lanes
-        numel = min(placed.blocks[0].shape[1], _TRIAL_BYTES // placed.blocks[0].element_size())
+        numel = min(placed.numel, _TRIAL_BYTES // placed.dtype.itemsize)
         trial = Rows([block[:, :numel] for block in placed.blocks], [])
         seconds: dict[int, float] = {}
         for trial.num_lanes in (members.num_lanes, 1):
@@ -75,31 +76,47 @@ class TwoLevelEngine(SharedEngine):
                 seconds[trial.num_lanes] = min(slowest, seconds.get(trial.num_lanes, slowest))
         return min(seconds, key=lambda lanes: seconds[lanes])
 
-    def _reduce(self, rows: Rows, targets: list[Tensor], members: Members) -> Work:
+    def _reduce(self, rows: Rows, targets: list[Array], members: Members, wire_format: WireFormat | None) -> Work:
         """Write the mean of this rank's slice to `targets`: all of it that crosses nodes crosses here."""
         if not members.num_lanes:
-            yield from super()._reduce(rows, targets, members)
+            yield from super()._reduce(rows, targets, members, wire_format)
             return
         num_lanes, index = rows.num_lanes or members.num_lanes, members.node.Get_rank()
-        if index >= num_lanes:
+        if members.wire is None or index >= num_lanes:
             return
-        assert members.lane is not None
-        own_rows = rows.of(members.peers)
-        count = members.num_ranks * rows.blocks[0].shape[0]
-        start, end = slice_of(own_rows[0].shape[0], index, num_lanes)
+        here = rows.of(members.peers)
+        start, end = slice_of(rows.numel, index, num_lanes)
+        summed_as = sum_dtype(here[0])
+        code = Exact(summed_as)
+        if wire_format is not None and summed_as.kind == "f":
+            code = rows.codes.get(members.scope) or First(start, end, summed_as, wire_format)
 
-        def read(first: int, end: int, total: Tensor) -> None:
-            total.copy_(own_rows[0][first:end])
-            for row in own_rows[1:]:
-                total.add_(row[first:end])
+        def read(first: int, end: int, total: Values) -> None:
+            add_up([row[first:end] for row in here], total)
 
-        def write(first: int, end: int, mean: Tensor) -> None:
+        def write(first: int, end: int, mean: Values) -> None:
             for target in targets:
-                target[first:end].copy_(mean)
+                put(mean, target[first:end])
 
-        yield from members.lane.mean(start, end, sum_dtype(own_rows[0].dtype), count, read, write)
+        num_learners = members.num_ranks * rows.learners
+        yield from members.wire.mean(Transfer(start, end, num_learners, len(here), read, write, code))
+        if isinstance(code, First | Relative):
+            rows.codes[members.scope] = code.next
 
+    def _is_small(self, rows: Rows, members: Members) -> bool:
+        return super()._is_small(rows, members) and rows.num_bytes * self._topology.num_nodes <= _GATHERED_BYTES
 
-def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return what rows of `dtype` are summed in."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    def _finish_small(self, rows: Rows, copies: list[Array], out: Any, members: Members) -> None:
+        """Write the mean of the `copies` of all nodes to `out`: one rank of each node sums and tells the others."""
+        if not members.num_lanes:
+            super()._finish_small(rows, copies, out, members)
+            return
+        mean = as_array(rows.means[members.mean_index])
+        if members.wire is not None and members.node.Get_rank() == 0:
+            gathered = np.empty((members.wire.num_nodes, rows.numel), dtype=sum_dtype(mean))
+            add_up(copies, gathered[members.wire.node])
+            members.wire.sum_small(gathered)
+            divide(gathered[0], members.num_ranks * rows.learners)
+            put(gathered[0], mean)
+        members.node.Barrier()
+        out[...] = mean

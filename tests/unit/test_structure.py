@@ -17,6 +17,8 @@ LEVELS = [
     {
         "hpcavg.algorithms",
         "hpcavg.mean",
+        "hpcavg.mean.arrays",
+        "hpcavg.mean.compression",
         "hpcavg.mean.mpi",
         "hpcavg.mean.pending",
         "hpcavg.mean.shared",
