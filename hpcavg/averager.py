@@ -20,8 +20,8 @@ from hpcavg.averaging import Averaging
 from hpcavg.errors import InputError
 from hpcavg.events import Arrival, Event, Totals
 from hpcavg.flat import FlatBuffer
-from hpcavg.mean import select
-from hpcavg.policies import check
+from hpcavg.mean import select, wire_format
+from hpcavg.policies import check, check_wire
 from hpcavg.replica import Replica
 from hpcavg.rule import Rule
 from hpcavg.schedule import Progress, Run, Scope
@@ -49,6 +49,9 @@ class Averager:
     total_steps, batch_size : steps and samples per step of every learner, for `done` and for rules that follow them.
     measure_distance : measure the consensus distance also at means that are formed in the parameters' place, for the
         price of a copy; elsewhere it is measured anyway.
+    wire_dtype, error_feedback : let what crosses nodes for the algorithm's means travel as ``"bfloat16"`` or
+        ``"float16"`` differences from the last mean, and add what rounding took away to the next. The final mean and
+        `mean_model` are exact. Needs ``engine="twolevel"`` or ``"auto"``; inside a node nothing is rounded.
 
     Attributes
     ----------
@@ -72,8 +75,11 @@ class Averager:
         total_steps: int | None = None,
         batch_size: int | None = None,
         measure_distance: bool = False,
+        wire_dtype: str | None = None,
+        error_feedback: bool = False,
     ) -> None:
         check(algorithm, topology, buffers, optimizer_state, total_steps, batch_size)
+        check_wire(algorithm, engine, wire_dtype)
         self.model = model
         self.optimizer = optimizer
         self.algorithm = algorithm
@@ -100,6 +106,7 @@ class Averager:
             replica.buffers if buffers == "average" else FlatBuffer([]),
             optimizer_state,
             measure_distance,
+            wire_format(wire_dtype, error_feedback),
         )
         self._worker: Worker | None = None
         self._server: Server | None = None

@@ -14,7 +14,7 @@ from hpcavg.errors import InputError
 from hpcavg.events import Event
 from hpcavg.flat import FlatBuffer
 from hpcavg.gradients import GradientBuffer
-from hpcavg.mean import Arrived, Engine, Pending
+from hpcavg.mean import Arrived, Engine, Pending, WireFormat
 from hpcavg.merge import Merge, State, replace
 from hpcavg.optimizer_state import StateAverager
 from hpcavg.rule import Rule
@@ -43,6 +43,7 @@ class Averaging:
     ----------
     rule, engine, topology, optimizer : as in `hpcavg.Averager`.
     parameters : what is averaged. buffers : what is averaged along with it, empty to leave buffers alone.
+    wire_format : of what crosses nodes for the means of the rule; all other means are exact.
     state_policy : what becomes of the optimizer's state at a global mean: keep, average or reset.
     measure_distance : measure the consensus distance also where the mean would be formed in the parameters' place,
         for the price of a copy and a pass over it.
@@ -62,6 +63,7 @@ class Averaging:
         buffers: FlatBuffer,
         state_policy: str,
         measure_distance: bool,
+        wire_format: WireFormat | None,
     ) -> None:
         if state_policy == "average" and rule.delay_steps:
             raise InputError("optimizer_state", state_policy, f"keep or reset: delay = {rule.delay_steps} hides a mean")
@@ -73,6 +75,7 @@ class Averaging:
         self._buffers = buffers
         self._state_policy = state_policy
         self._measure_distance = measure_distance
+        self._wire_format = wire_format
         self._state = StateAverager(optimizer, topology)
         self._merge_states = [rule.how.init(array) for array in parameters.arrays]
         self._gradients = GradientBuffer(parameters, topology, engine) if rule.averages == "gradients" else None
@@ -86,18 +89,18 @@ class Averaging:
         started = time.perf_counter()
         if self._gradients is not None:
             self._parameters.refresh()
-            self._gradients.average(scope)
+            self._gradients.average(scope, self._wire_format)
             num_bytes, distance = self._gradients.num_bytes, math.nan
         else:
             is_global = scope is Scope.GLOBAL
             how, how_buffers = (self._rule.how, self._rule.how_buffers) if is_global else (replace, replace)
-            num_bytes, distance = self._average(scope, how, how_buffers)
+            num_bytes, distance = self._average(scope, how, how_buffers, self._wire_format)
         return self._event(scope, progress, started, num_bytes, distance)
 
     def take_final(self, progress: Progress) -> Event:
         """Take the final mean: every learner then holds it. Collective over all learners."""
         started = time.perf_counter()
-        num_bytes, distance = self._average(Scope.GLOBAL, replace, replace)
+        num_bytes, distance = self._average(Scope.GLOBAL, replace, replace, None)
         return self._event(Scope.GLOBAL, progress, started, num_bytes, distance)
 
     def replace_by_mean(self, flat: FlatBuffer) -> None:
@@ -105,35 +108,45 @@ class Averaging:
         with torch.no_grad():
             flat.refresh()
             for array in flat.arrays:
-                self._mean_and_merge(array, Scope.GLOBAL, replace, {}, False)
+                self._mean_and_merge(array, Scope.GLOBAL, replace, {}, False, None)
 
-    def _average(self, scope: Scope, how: Merge, how_buffers: Merge) -> tuple[int, float]:
+    def _average(
+        self, scope: Scope, how: Merge, how_buffers: Merge, wire_format: WireFormat | None
+    ) -> tuple[int, float]:
         """Take and merge the mean over `scope`; return the bytes this learner brought in and its distance from it."""
         is_global = scope is Scope.GLOBAL
         distance = 0.0
         with torch.no_grad():
             self._refresh()
             for array, state in zip(self._parameters.arrays, self._merge_states, strict=True):
-                distance += self._mean_and_merge(array, scope, how, state, is_global)
+                distance += self._mean_and_merge(array, scope, how, state, is_global, wire_format)
             for array in self._buffers.arrays:
-                self._mean_and_merge(array, scope, how_buffers, {}, False)
+                self._mean_and_merge(array, scope, how_buffers, {}, False, wire_format)
         num_bytes = self._parameters.num_bytes + self._buffers.num_bytes
         if is_global:
             num_bytes += self._treat_optimizer_state()
             self.learners_agree = how.agrees
         return num_bytes, distance if is_global else math.nan
 
-    def _mean_and_merge(self, array: Tensor, scope: Scope, merge: Merge, state: State, wants_distance: bool) -> float:
+    def _mean_and_merge(
+        self,
+        array: Tensor,
+        scope: Scope,
+        merge: Merge,
+        state: State,
+        wants_distance: bool,
+        wire_format: WireFormat | None,
+    ) -> float:
         """Take the mean of `array` and merge it; return this learner's distance from it, NaN where it is not at hand.
 
         A mean that replaces is formed in the parameters' place: no copy, nothing left to merge.
         """
         in_place = merge.overwrites and array.shape[0] == 1 and not (wants_distance and self._measure_distance)
         if in_place:
-            self._engine.mean(array, array[0], scope)
+            self._engine.mean(array, array[0], scope, wire_format)
             return math.nan
         mean = torch.empty_like(array[0])
-        self._engine.mean(array, mean, scope)
+        self._engine.mean(array, mean, scope, wire_format)
         distance = _squared_distance(array, mean) if wants_distance else math.nan
         merge.apply(array, mean, state, self._rate())
         return distance
@@ -150,7 +163,8 @@ class Averaging:
         started = time.perf_counter()
         with torch.no_grad():
             self._refresh()
-            pending = self._engine.start([*self._parameters.arrays, *self._buffers.arrays], Scope.GLOBAL)
+            arrays = [*self._parameters.arrays, *self._buffers.arrays]
+            pending = self._engine.start(arrays, Scope.GLOBAL, self._wire_format)
         num_bytes = self._parameters.num_bytes + self._buffers.num_bytes
         period_steps = progress.step - progress.round_step
         blocked_s = time.perf_counter() - started

@@ -79,6 +79,12 @@ class Config:
     buffers: str = _option("average", _AVERAGING, "BatchNorm statistics at a mean", ("average", "keep", "recompute"))
     optimizer_state: str = _option("keep", _AVERAGING, "momentum at a global mean", ("keep", "average", "reset"))
     engine: str = _option("auto", _AVERAGING, "how means are taken", ("auto", "mpi", "shared", "twolevel"))
+    wire_dtype: str | None = _option(
+        None,
+        _AVERAGING,
+        "bfloat16 or float16: what differences from the last mean cross nodes as; unset: they cross as they are",
+    )
+    error_feedback: bool = _option(False, _AVERAGING, "add what --wire-dtype rounds away to the next difference")
     consensus_distance: bool = _option(
         False, _AVERAGING, "measure how far learners are apart also at means that replace, for the price of a copy"
     )
@@ -156,6 +162,10 @@ class Config:
     def _check_algorithm(self) -> None:
         """Check what the algorithm asks of other options, and resolve its own."""
         rule = self.rule()
+        if self.wire_dtype is not None:
+            object.__setattr__(self, "wire_dtype", _chosen("wire_dtype", self.wire_dtype, ("bfloat16", "float16")))
+        has_effect = self.wire_dtype is not None
+        self._require("error_feedback", has_effect or not self.error_feedback, "false without wire_dtype")
         label = self.algorithm.replace("_", "-")
         for name, value in {**rule.options, **rule.optimizer}.items():
             object.__setattr__(self, name, value)

@@ -7,7 +7,7 @@ import torch
 from mpi4py import MPI
 
 from hpcavg.flat import FlatBuffer
-from hpcavg.mean import Engine
+from hpcavg.mean import Engine, WireFormat
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
 
@@ -27,7 +27,7 @@ class GradientBuffer:
         self._engine = engine
         self.num_bytes = self._flat.num_bytes
 
-    def average(self, scope: Scope) -> None:
+    def average(self, scope: Scope, wire_format: WireFormat | None = None) -> None:
         """Replace every learner's gradients by their mean over `scope`. Collective over the scope."""
         present = np.array([tensor.grad is not None for tensor in self._tensors], dtype=np.uint8)
         for tensor, packed in zip(self._tensors, self._flat, strict=True):
@@ -37,7 +37,7 @@ class GradientBuffer:
                 packed.view.copy_(tensor.grad)
         self._topology.comm(scope).Allreduce(MPI.IN_PLACE, present, MPI.MAX)
         for array in self._flat.arrays:
-            self._engine.mean(array, array[0], scope)
+            self._engine.mean(array, array[0], scope, wire_format)
         for tensor, packed, is_present in zip(self._tensors, self._flat, present, strict=True):
             if is_present:
                 tensor.grad = packed.view

@@ -32,3 +32,13 @@ def check(
             raise InputError("num_servers", 0, f"at least 1: {rule.name} exchanges with servers")
         if optimizer_state != "keep":
             raise InputError("optimizer_state", optimizer_state, f"keep: {rule.name} takes no global means")
+
+
+def check_wire(rule: Rule, engine: str, wire_dtype: str | None) -> None:
+    """Raise `InputError` where what crosses nodes cannot be compressed."""
+    if wire_dtype is None:
+        return
+    if engine not in ("auto", "twolevel"):
+        raise InputError("wire_dtype", wire_dtype, f"left out with engine {engine}; twolevel and auto compress")
+    if rule.server is not None:
+        raise InputError("wire_dtype", wire_dtype, f"left out with {rule.name}, which takes no means")

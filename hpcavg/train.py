@@ -87,6 +87,8 @@ class Trainer:
             total_steps=self.total_steps,
             batch_size=config.batch_size,
             measure_distance=config.consensus_distance,
+            wire_dtype=config.wire_dtype,
+            error_feedback=config.error_feedback,
         )
         # From here on learners differ: dropout and other random layers draw from the learner's own stream.
         torch.manual_seed(self.averager.generator.initial_seed())

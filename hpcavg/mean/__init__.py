@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from hpcavg.errors import InputError
-from hpcavg.mean.compression import WireFormat
+from hpcavg.mean.compression import WIRE_DTYPES, WireFormat, wire_format
 from hpcavg.mean.mpi import MpiEngine
 from hpcavg.mean.pending import Arrived, Pending
 from hpcavg.mean.shared import SharedEngine
@@ -16,7 +16,7 @@ from hpcavg.mean.twolevel import TwoLevelEngine
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
 
-__all__ = ["ENGINES", "Arrived", "Engine", "Pending", "WireFormat", "select"]
+__all__ = ["ENGINES", "WIRE_DTYPES", "Arrived", "Engine", "Pending", "WireFormat", "select", "wire_format"]
 
 
 class Engine(Protocol):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpcavg.errors import InputError
 from hpcavg.mean.arrays import Values, put
 
 
@@ -27,6 +28,20 @@ class WireFormat:
 
     dtype: torch.dtype
     error_feedback: bool = False
+
+
+WIRE_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def wire_format(wire_dtype: str | None, error_feedback: bool) -> WireFormat | None:
+    """Return the format of the given names, None where all goes as it is; raises `InputError` for others."""
+    if wire_dtype is None:
+        if error_feedback:
+            raise InputError("error_feedback", error_feedback, "left out without wire_dtype: nothing is rounded")
+        return None
+    if wire_dtype not in WIRE_DTYPES:
+        raise InputError("wire_dtype", wire_dtype, f"one of {', '.join(WIRE_DTYPES)}, or left out")
+    return WireFormat(WIRE_DTYPES[wire_dtype], error_feedback)
 
 
 class Exact:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from hpcavg import InputError, Topology, node_memory
-from hpcavg.mean import ENGINES, select
+from hpcavg.mean import ENGINES, select, wire_format
 from hpcavg.mean.mpi import MpiEngine
 from hpcavg.mean.shared import SharedEngine
+from hpcavg.mean.twolevel import TwoLevelEngine
 from hpcavg.schedule import Scope
 from tests.mpi.nodes import LAYOUTS, Nodes
 
@@ -169,3 +170,87 @@ def test_without_room_to_share_auto_warns_and_shared_is_refused(topology, monkey
 
 def no_room(*arguments):
     raise OSError("No space left on device")
+
+
+WIRE_DTYPES = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+
+
+def compressed_means(nodes, wire_dtype, error_feedback, numel=200_003, rounds=6, change=0.01):
+    """Return the relative errors of means of rows that change a little after each, and what this rank holds then."""
+    engine = TwoLevelEngine(nodes)
+    rows = engine.home(torch.zeros(1, numel))
+    rows.copy_(rows_of(0, numel, torch.float32))
+    exact = rows.double()
+    errors = []
+    for round in range(rounds):
+        changes = [change * rows_of(17 * round + j, numel, torch.float64) for j in range(nodes.num_learners)]
+        rows.add_(changes[nodes.rank].float())
+        exact = exact + torch.stack(changes).mean(dim=0)
+        engine.mean(rows, rows[0], Scope.GLOBAL, wire_format(wire_dtype, error_feedback))
+        errors.append(float((rows.double() - exact).norm() / (change * nodes.num_learners**-0.5 * numel**0.5)))
+    return errors, rows.numpy().tobytes()
+
+
+@pytest.mark.parametrize("wire_dtype", WIRE_DTYPES)
+def test_compressed_means_round_changes_only_and_all_ranks_get_the_same_bits(nodes, world, wire_dtype):
+    errors, bits = compressed_means(nodes, wire_dtype, error_feedback=False)
+    assert len(set(world.allgather(bits))) == 1
+    if nodes.num_nodes == 1:
+        assert max(errors) < 1e-4
+    else:
+        # relative to the change of a mean, not to the parameters, which are a hundred times larger
+        assert errors[0] < 1e-4
+        assert 0.01 * WIRE_DTYPES[wire_dtype] < errors[1] < WIRE_DTYPES[wire_dtype] * world.Get_size() ** 0.5
+
+
+def test_error_feedback_keeps_errors_from_adding_up(nodes):
+    without, _ = compressed_means(nodes, "bfloat16", error_feedback=False, rounds=40, numel=70_003)
+    with_feedback, _ = compressed_means(nodes, "bfloat16", error_feedback=True, rounds=40, numel=70_003)
+    if nodes.num_nodes == 1:
+        assert without == with_feedback
+    else:
+        assert with_feedback[-1] < 0.5 * without[-1]
+        assert with_feedback[-1] < 2 * with_feedback[4]
+
+
+@pytest.mark.parametrize("wire_dtype", WIRE_DTYPES)
+def test_what_no_learner_changed_is_exact_on_the_wire(nodes, wire_dtype):
+    engine = TwoLevelEngine(nodes)
+    rows = engine.home(torch.zeros(1, 70_001))
+    values = rows_of(0, 70_001, torch.float32)
+    rows.copy_(values)
+    compressed = wire_format(wire_dtype, False)
+    engine.mean(rows, rows[0], Scope.GLOBAL, compressed)
+    first = rows.clone()
+    rows[:, ::2] += rows_of(nodes.rank, 35_001, torch.float32)
+    engine.mean(rows, rows[0], Scope.GLOBAL, compressed)
+    assert torch.equal(rows[:, 1::2], first[:, 1::2])
+    second = rows.clone()
+    engine.mean(rows, rows[0], Scope.GLOBAL, compressed)
+    assert torch.equal(rows, second)
+
+
+@pytest.mark.parametrize(
+    ("wire_dtype", "error_feedback", "message"),
+    [("int8", False, "wire_dtype='int8': must be one of bfloat16, float16"), (None, True, "error_feedback=True")],
+)
+def test_wire_formats_that_do_not_exist_are_refused(wire_dtype, error_feedback, message):
+    with pytest.raises(InputError, match=message):
+        wire_format(wire_dtype, error_feedback)
+
+
+@pytest.mark.parametrize("num_lanes", [1, 2])
+def test_the_number_of_lanes_does_not_change_the_bits(world, num_lanes):
+    nodes = Nodes(world, None, "nodes of 2")
+    engine = TwoLevelEngine(nodes)
+    rows = engine.home(torch.zeros(1, 150_001))
+    if (placed := engine._placed.get(rows.data_ptr())) is not None and placed.num_lanes:
+        placed.num_lanes = min(num_lanes, 2 if world.Get_size() % 2 == 0 else 1)
+    rows.copy_(rows_of(nodes.rank, 150_001, torch.float32))
+    engine.mean(rows, rows[0], Scope.GLOBAL)
+    sums = [
+        sum(rows_of(j, 150_001, torch.float32) for j in range(first, min(first + 2, world.Get_size())))
+        for first in range(0, world.Get_size(), 2)
+    ]
+    assert torch.equal(rows, sum(sums) / world.Get_size())
+    nodes.free()
