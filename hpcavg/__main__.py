@@ -24,9 +24,9 @@ EXIT_INPUT_ERROR = 2
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit status."""
     command, rest = cli.split_command(sys.argv[1:] if arguments is None else arguments)
-    if command == "train" and not cli.wants_help(rest):
+    if command != "report" and not cli.wants_help(rest):
         try:
-            status = _train(rest)
+            status = _with_mpi(command, rest)
         except SystemExit as error:  # a rank that left quietly would leave the others waiting
             raise RuntimeError(f"sys.exit({error.code}) was called during training") from error
         _leave(status)
@@ -50,8 +50,8 @@ def _without_mpi(command: str, arguments: list[str]) -> int:
     return 0
 
 
-def _train(arguments: list[str]) -> int:
-    """Parse on rank 0, train on all; return the exit status, the same on every rank.
+def _with_mpi(command: str, arguments: list[str]) -> int:
+    """Parse on rank 0, do what `command` says on all; return the exit status, the same on every rank.
 
     Any exception but an `InputError` before the training starts ends the whole job, by the abort hook.
     """
@@ -74,6 +74,11 @@ def _train(arguments: list[str]) -> int:
     try:
         if error is not None:
             raise error
+        if command == "info":
+            from hpcavg import info
+
+            info.main(config)
+            return 0
         from hpcavg.train import Trainer
 
         gc.enable()

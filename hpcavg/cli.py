@@ -16,6 +16,7 @@ from hpcavg.errors import UsageError
 
 COMMANDS = {
     "train": "train a model (the default)",
+    "info": "print where the ranks run and how means would be taken; takes the options of train",
     "report": "print the table of one or several runs and plot their curves",
 }
 
@@ -44,7 +45,7 @@ def train_parser() -> argparse.ArgumentParser:
     commands = "\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items())
     parser = _Parser(
         prog="hpcavg",
-        usage="python -m hpcavg [train|report] [--config FILE.toml] [options]",
+        usage="python -m hpcavg [train|info|report] [--config FILE.toml] [options]",
         description=f"Train a neural network by model averaging over MPI.\n\ncommands:\n{commands}",
         epilog="Options come from the defaults, then the TOML file, then the command line.\n\n"
         "algorithms, with their options and defaults (M: the size of the model, P: the number of learners)\n"
@@ -79,7 +80,7 @@ def train_parser() -> argparse.ArgumentParser:
 
 
 def parse_train(arguments: Sequence[str]) -> Config:
-    """Return the configuration that the arguments of ``train`` describe. Raises `InputError`."""
+    """Return the configuration that the arguments of ``train`` or ``info`` describe. Raises `InputError`."""
     parser = train_parser()
     known, unknown = parser.parse_known_args(arguments)
     if unknown:

@@ -23,6 +23,7 @@ class Engine(Protocol):
     """Takes means over the learners of a scope."""
 
     name: str
+    notes: list[str]  # why this engine, and what trials showed
 
     def home(self, array: Tensor) -> Tensor:
         """Return where an array that is to be averaged should live: itself, or memory of the same form.

@@ -32,6 +32,7 @@ class MpiEngine:
     def __init__(self, topology: Topology, max_chunk_elements: int = MAX_CHUNK_ELEMENTS) -> None:
         self._topology = topology
         self._max_chunk_elements = max_chunk_elements
+        self.notes: list[str] = []
 
     def home(self, array: Tensor) -> Tensor:
         """Return `array`: MPI reduces it where it is."""

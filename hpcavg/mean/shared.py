@@ -120,6 +120,7 @@ class SharedEngine:
         self._topology = topology
         self._check_nodes()
         self._is_required = is_required
+        self.notes: list[str] = []
         self._mpi = MpiEngine(topology)
         self._members: dict[tuple[Scope, bool], Members] = {}
         # Groups average at the same time and so need a mean each; the global one is nobody's.
@@ -151,6 +152,9 @@ class SharedEngine:
 
     def home(self, array: Tensor) -> Tensor:
         """Return memory of the form of `array` that the other ranks of the node read, too; see `hpcavg.mean.Engine`."""
+        return self._place(array)
+
+    def _place(self, array: Tensor) -> Tensor:
         if array.device.type != "cpu" or array.numel() == 0:
             return array
         peers = self._topology.peers
@@ -226,7 +230,8 @@ class SharedEngine:
     def _copy(self, rows: Tensor) -> Tensor:
         """Return a placed copy of `rows`. Collective over the learners of the node at the first call."""
         if rows.data_ptr() not in self._copies:
-            self._copies[rows.data_ptr()] = self.home(rows)
+            copy = self._copies[rows.data_ptr()] = self._place(rows)
+            self._placed[copy.data_ptr()].num_lanes = self._placed[rows.data_ptr()].num_lanes
         return self._copies[rows.data_ptr()].copy_(rows)
 
     def _replace(self, rows: Rows, members: Members, wire_format: WireFormat | None = None) -> Work:

@@ -74,7 +74,13 @@ class TwoLevelEngine(SharedEngine):
                 finish(self._replace(trial, members))
                 slowest = self._topology.world.allreduce(time.perf_counter() - started, MPI.MAX)
                 seconds[trial.num_lanes] = min(slowest, seconds.get(trial.num_lanes, slowest))
-        return min(seconds, key=lambda lanes: seconds[lanes])
+        fastest = min(seconds, key=lambda lanes: seconds[lanes])
+        took = ", ".join(f"{lanes}: {1000 * each:.2f} ms" for lanes, each in seconds.items())
+        num_bytes = numel * placed.dtype.itemsize
+        self.notes.append(
+            f"{fastest} lanes between nodes: {num_bytes / 1e6:.1f} MB took, by the number of lanes, {took}"
+        )
+        return fastest
 
     def _reduce(self, rows: Rows, targets: list[Array], members: Members, wire_format: WireFormat | None) -> Work:
         """Write the mean of this rank's slice to `targets`: all of it that crosses nodes crosses here."""

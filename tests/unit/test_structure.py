@@ -31,7 +31,7 @@ LEVELS = [
     {"hpcavg.averaging", "hpcavg.policies", "hpcavg.models", "hpcavg.placement", "hpcavg.cli", "hpcavg.summary"},
     {"hpcavg.averager", "hpcavg.data", "hpcavg.data.partition", "hpcavg.learning_rate", "hpcavg.checkpoint"},
     {"hpcavg.tasks", "hpcavg.tasks.task", "hpcavg.tasks.digits", "hpcavg.tasks.synthetic", "hpcavg.run_folder"},
-    {"hpcavg.train", "hpcavg.report"},
+    {"hpcavg.train", "hpcavg.report", "hpcavg.info"},
     {"hpcavg.__main__"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
