@@ -61,7 +61,7 @@ def _print(topology: Topology, engine: mean.Engine, ranks: list[dict[str, Any]])
             ", ".join(sorted({member["device"] for member in members})),
             f"{min(member['shared_bytes'] for member in members) / 2**30:.1f} GiB",
         )
-    console = Console(width=120)
+    console = Console(width=120, force_terminal=False)
     console.print(table)
     library = MPI.Get_library_version().split(",")[0].strip("\0\n ")
     threads = {MPI.THREAD_MULTIPLE: "multiple", MPI.THREAD_SERIALIZED: "serialized"}.get(MPI.Query_thread(), "none")

@@ -75,11 +75,9 @@ class TwoLevelEngine(SharedEngine):
                 slowest = self._topology.world.allreduce(time.perf_counter() - started, MPI.MAX)
                 seconds[trial.num_lanes] = min(slowest, seconds.get(trial.num_lanes, slowest))
         fastest = min(seconds, key=lambda lanes: seconds[lanes])
-        took = ", ".join(f"{lanes}: {1000 * each:.2f} ms" for lanes, each in seconds.items())
-        num_bytes = numel * placed.dtype.itemsize
-        self.notes.append(
-            f"{fastest} lanes between nodes: {num_bytes / 1e6:.1f} MB took, by the number of lanes, {took}"
-        )
+        megabytes = numel * placed.dtype.itemsize / 1e6
+        took = ", ".join(f"{1000 * each:.2f} ms with {lanes}" for lanes, each in seconds.items())
+        self.notes.append(f"lanes between nodes: {fastest}; a mean of {megabytes:.1f} MB took {took}")
         return fastest
 
     def _reduce(self, rows: Rows, targets: list[Array], members: Members, wire_format: WireFormat | None) -> Work:
