@@ -1,8 +1,8 @@
 """Means inside a node at the speed of memory: ranks read each other's parameters where they lie.
 
-The flat buffers of a node's ranks lie side by side in memory that all of them map, with room for the means behind.
-Every rank averages its slice of all rows, a cache-sized piece at a time, straight into the rows where the mean replaces
-them, into a mean beside them where it is merged. No message is sent but the two barriers around it; small arrays do
+The flat buffers of a node's ranks lie side by side in memory that all of them map. Every rank averages its slice of all
+rows, a cache-sized piece at a time, straight into the rows where the mean replaces them, into a mean beside them where
+it is merged. No message is sent but the two barriers around it; small arrays do
 with one, each rank then sums all of them for itself.
 """
 
@@ -41,7 +41,7 @@ class Members:
 
     scope : what they are the ranks of. num_ranks : how many there are on all nodes.
     node : those on this node. peers : their indices among the ranks of the node, which are those of their rows.
-    mean_index : which mean beside the rows is theirs. is_asleep : wait for each other asleep, in steps.
+    is_asleep : wait for each other asleep, in steps.
     num_lanes : how many ranks of each node may meet those of the others, each in a lane of its own; 0 where all are on
     one node. wire : this rank's lane, if it has one.
     """
@@ -50,7 +50,6 @@ class Members:
     node: MPI.Comm
     peers: tuple[int, ...]
     num_ranks: int
-    mean_index: int
     num_lanes: int = 0
     wire: Wire | None = None
     is_asleep: bool = False
@@ -69,13 +68,13 @@ class Members:
 class Rows:
     """Where an array of every rank of the node lies.
 
-    blocks : shape (learners, numel), one per rank. means : shape (numel,), one per group and one for all.
+    blocks : shape (learners, numel), one per rank. means : by scope, the mean where it does not take the rows' place.
     copies : for small arrays and each scope, blocks for two copies, used in turns; else empty. num_lanes : how many
     lanes to use between nodes; 0 for all. codes : by scope, what compression knows of the last mean.
     """
 
     blocks: list[Tensor]
-    means: list[Tensor]
+    means: dict[Scope, Tensor] = field(default_factory=dict)
     copies: dict[Scope, Sequence[list[Tensor]]] = field(default_factory=dict)
     turns: dict[Scope, Iterator[tuple[Any, list[Array]]]] = field(default_factory=dict)
     num_lanes: int = 0
@@ -123,10 +122,6 @@ class SharedEngine:
         self.notes: list[str] = []
         self._mpi = MpiEngine(topology)
         self._members: dict[tuple[Scope, bool], Members] = {}
-        # Groups average at the same time and so need a mean each; the global one is nobody's.
-        first_of_groups = sorted(set(topology.peers.allgather(topology.group)))
-        self._mean_indices = {Scope.GLOBAL: 0, Scope.LOCAL: 1 + first_of_groups.index(topology.group)}
-        self._num_means = 1 + len(first_of_groups)
         self._placed: dict[int, Rows] = {}
         self._copies: dict[int, Tensor] = {}
 
@@ -146,7 +141,7 @@ class SharedEngine:
         comm = self._topology.comm(scope)
         node = self._topology.own(self._topology.split_by_node(comm))
         peers = tuple(node.allgather(self._topology.peers.Get_rank()))
-        return Members(scope, node, peers, comm.Get_size(), self._mean_indices[scope], is_asleep=in_background)
+        return Members(scope, node, peers, comm.Get_size(), is_asleep=in_background)
 
     # -- where arrays live ----------------------------------------------------------------------------------------
 
@@ -163,8 +158,7 @@ class SharedEngine:
         stride = -(-numel // ALIGNMENT_ELEMENTS) * ALIGNMENT_ELEMENTS
         is_small = learners * numel * array.element_size() <= _SMALL_BYTES
         num_blocks = num_peers * (1 + (4 if is_small else 0))
-        num_rows = num_blocks * learners + self._num_means
-        memory = self._memory(num_rows * stride * array.element_size())
+        memory = self._memory(num_blocks * learners * stride * array.element_size())
         if memory is None:
             return array
         memory_of_all = torch.frombuffer(memory, dtype=array.dtype)
@@ -173,8 +167,7 @@ class SharedEngine:
             memory_of_all.as_strided((learners, numel), (row_stride, 1), block * learners * stride)
             for block in range(num_blocks)
         ]
-        means = list(memory_of_all.view(num_rows, stride)[-self._num_means :, :numel])
-        rows = Rows(blocks[:num_peers], means)
+        rows = Rows(blocks[:num_peers])
         if is_small:
             copies = [blocks[first : first + num_peers] for first in range(num_peers, num_blocks, num_peers)]
             rows.copies = {Scope.LOCAL: copies[:2], Scope.GLOBAL: copies[2:]}
@@ -211,7 +204,7 @@ class SharedEngine:
         elif out.data_ptr() == rows.data_ptr():
             finish(self._replace(placed, members, wire_format))
         else:
-            mean = placed.means[members.mean_index]
+            mean = self._mean_beside(placed, members)
             finish(self._average(placed, [as_array(mean)], members, wire_format))
             out.copy_(mean)
 
@@ -233,6 +226,13 @@ class SharedEngine:
             copy = self._copies[rows.data_ptr()] = self._place(rows)
             self._placed[copy.data_ptr()].num_lanes = self._placed[rows.data_ptr()].num_lanes
         return self._copies[rows.data_ptr()].copy_(rows)
+
+    def _mean_beside(self, rows: Rows, members: Members) -> Tensor:
+        """Return the memory of a mean that does not take the rows' place. Collective over the members on the node."""
+        if members.scope not in rows.means:
+            memory = shared_memory(members.node, rows.num_bytes)
+            rows.means[members.scope] = torch.frombuffer(memory, dtype=rows.dtype)
+        return rows.means[members.scope]
 
     def _replace(self, rows: Rows, members: Members, wire_format: WireFormat | None = None) -> Work:
         """Replace the members' rows by their mean, straight into all of them while it is in cache."""

@@ -66,7 +66,7 @@ class TwoLevelEngine(SharedEngine):
         if members.num_lanes < 2:
             return members.num_lanes
         numel = min(placed.numel, _TRIAL_BYTES // placed.dtype.itemsize)
-        trial = Rows([block[:, :numel] for block in placed.blocks], [])
+        trial = Rows([block[:, :numel] for block in placed.blocks])
         seconds: dict[int, float] = {}
         for trial.num_lanes in (members.num_lanes, 1):
             for _ in range(_TRIALS):
@@ -115,7 +115,7 @@ class TwoLevelEngine(SharedEngine):
         if not members.num_lanes:
             super()._finish_small(rows, copies, out, members)
             return
-        mean = as_array(rows.means[members.mean_index])
+        mean = as_array(self._mean_beside(rows, members))
         if members.wire is not None and members.node.Get_rank() == 0:
             gathered = np.empty((members.wire.num_nodes, rows.numel), dtype=sum_dtype(mean))
             add_up(copies, gathered[members.wire.node])
