@@ -15,12 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from mpi4py import MPI
 from torch import Tensor
 
 from hpcavg.errors import InputError
-from hpcavg.mean.arrays import ALIGNMENT_ELEMENTS, PIECE_ELEMENTS, Array, as_array, average, slice_of
+from hpcavg.mean.arrays import ALIGNMENT_ELEMENTS, PIECE_ELEMENTS, Array, add_up, as_array, average, divide, slice_of
 from hpcavg.mean.compression import Relative, WireFormat
 from hpcavg.mean.mpi import MpiEngine
 from hpcavg.mean.pending import Pending, Work, all_done, finish
@@ -273,7 +274,11 @@ class SharedEngine:
 
     def _finish_small(self, rows: Rows, copies: list[Array], out: Any, members: Members) -> None:
         """Write the mean of the members' `copies` to `out`."""
-        average(copies, [out], 0, rows.numel)
+        if isinstance(out, np.ndarray):
+            add_up(copies, out)
+            divide(out, len(copies))
+        else:
+            average(copies, [out], 0, rows.numel)
 
 
 def rows_of(blocks: Sequence[Tensor], peers: Sequence[int]) -> list[Array]:
