@@ -98,6 +98,24 @@ def test_local_means_are_over_the_group_and_follow_one_another_without_a_wait(to
 
 
 @every_engine
+def test_a_mean_in_another_stream_does_not_spoil_the_last(topology, name):
+    cuda = PretendCuda()
+    engine = MAKE[name](topology, cuda)
+    rows = engine.home(torch.zeros(1, 1009))
+    outs = [torch.zeros(1009) for _ in range(4)]
+    streams = []
+    for repeat, out in enumerate(outs):
+        cuda.new_stream()
+        streams.append(cuda.stream)
+        rows.fill_(float(topology.rank + repeat))
+        engine.mean(rows, out, Scope.GLOBAL)
+    topology.world.Barrier()
+    for repeat, (out, stream) in enumerate(zip(outs, streams, strict=True)):
+        stream.run(stream.place)
+        assert (out == (topology.num_learners - 1) / 2 + repeat).all()
+
+
+@every_engine
 def test_every_rank_gets_the_same_bits(topology, world, name):
     cuda = PretendCuda()
     engine = MAKE[name](topology, cuda)
@@ -158,7 +176,7 @@ def test_arrays_in_host_memory_go_to_the_host_engine_as_they_are(topology):
     assert (rows == (topology.num_learners - 1) / 2).all()
     assert (engine.start([rows], Scope.GLOBAL).wait()[0] == (topology.num_learners - 1) / 2).all()
     assert cuda.locked == []
-    assert cuda.queued == []
+    assert cuda.stream.queued == []
 
 
 def test_the_blocking_mean_waits_for_the_stream_before_mpi_looks(topology):
