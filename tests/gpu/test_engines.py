@@ -161,7 +161,8 @@ def test_engines_may_come_and_go(topology, device):
 @pytest.mark.filterwarnings("ignore:ranks cannot read each other's device memory")
 def test_auto_finds_an_engine(topology, device):
     engine, choice = select_for_device("auto", topology, device, tuple(ENGINES), lambda name: select(name, topology))
-    rows = engine.home(torch.full((1, 5), float(topology.rank), device=device))
+    rows = engine.home(torch.zeros(1, 5, device=device))
+    rows.fill_(float(topology.rank))
     engine.mean(rows, rows[0], Scope.GLOBAL)
     assert (rows == (topology.num_learners - 1) / 2).all()
     assert choice.engine == engine.name
