@@ -1,11 +1,13 @@
 # make run    installs what is missing and trains the embedded example on NP ranks
 # make compare  trains the embedded example with every algorithm and prints one table
-# make test   runs every test; make check adds lint, types and documentation, and is what CI runs
+# make test   runs every test that needs no GPU; make check adds lint, types and documentation, and is what CI runs
+# make test-gpu  runs those that need one
 
 PYTHON ?= python3
 NP ?= 4
 ARGS ?= --group-size $(if $(filter 1,$(NP)),1,2)
 TEST_RANKS ?= 1 2 3 4 8
+GPU_RANKS ?= 1 2 4
 
 # MPI=wheel takes Open MPI from a Python package; MPI=system builds mpi4py against the mpicc on the PATH.
 # The choice made at `make install` is remembered.
@@ -32,7 +34,7 @@ export OMP_NUM_THREADS ?= 1
 export OMPI_MCA_osc ?= ^ucx
 export MPIRUN
 
-.PHONY: install run compare test check lint types docs clean
+.PHONY: install run compare test test-gpu check lint types docs clean
 
 install: $(INSTALLED)
 
@@ -55,6 +57,13 @@ test: $(INSTALLED)
 	@for n in $(TEST_RANKS); do \
 	    echo "== tests/mpi on $$n ranks"; \
 	    timeout 300 $(MPIRUN) -np $$n $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py -m pytest -q --with-mpi tests/mpi || exit 1; \
+	done
+
+# Needs a GPU, which any number of ranks may share, and a torch built for it; docs/gpu.md.
+test-gpu: $(INSTALLED)
+	@for n in $(GPU_RANKS); do \
+	    echo "== tests/gpu on $$n ranks"; \
+	    timeout 600 $(MPIRUN) -np $$n $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py -m pytest -q --with-mpi tests/gpu || exit 1; \
 	done
 
 lint: $(INSTALLED)

@@ -20,7 +20,7 @@ from hpcavg.averaging import Averaging
 from hpcavg.errors import InputError
 from hpcavg.events import Arrival, Event, Totals
 from hpcavg.flat import FlatBuffer
-from hpcavg.mean import select, wire_format
+from hpcavg.mean import CPU, select, wire_format
 from hpcavg.policies import check, check_wire
 from hpcavg.replica import Replica
 from hpcavg.rule import Rule
@@ -40,7 +40,7 @@ class Averager:
     model, optimizer : any module and any torch optimizer over its parameters; the same on every rank.
     algorithm : a rule from `hpcavg.algorithms`.
     topology : the learners, and the servers of an asynchronous algorithm.
-    engine : how means are taken: ``"auto"`` or a name in `hpcavg.mean.ENGINES`.
+    engine : how means are taken: ``"auto"``, or a name in `hpcavg.mean.ENGINES` or `hpcavg.mean.DEVICE_ENGINES`.
     buffers : what happens to floating-point buffers (BatchNorm statistics): ``"average"`` them with the parameters,
         ``"keep"`` each learner's own to the end, or ``"recompute"`` them on the averaged model, for which
         `finish` needs batches.
@@ -79,12 +79,13 @@ class Averager:
         error_feedback: bool = False,
     ) -> None:
         check(algorithm, topology, buffers, optimizer_state, total_steps, batch_size)
-        check_wire(algorithm, engine, wire_dtype)
         self.model = model
         self.optimizer = optimizer
         self.algorithm = algorithm
         self.topology = topology
-        self.engine = select(engine, topology)
+        devices = (parameter.device for group in optimizer.param_groups for parameter in group["params"])
+        self.engine = select(engine, topology, next(devices, CPU))
+        check_wire(algorithm, self.engine, topology, wire_dtype)
         self.progress = Progress()
         self.events: deque[Event] = deque(maxlen=2**16)
         self.totals = Totals()

@@ -14,7 +14,7 @@ from hpcavg.errors import InputError
 from hpcavg.events import Event
 from hpcavg.flat import FlatBuffer
 from hpcavg.gradients import GradientBuffer
-from hpcavg.mean import Arrived, Engine, Pending, WireFormat
+from hpcavg.mean import Arrived, Engine, OnItsWay, WireFormat
 from hpcavg.merge import Merge, State, replace
 from hpcavg.optimizer_state import StateAverager
 from hpcavg.rule import Rule
@@ -33,7 +33,7 @@ class _InFlight:
     started: float
     blocked_s: float
     num_bytes: int
-    pending: Pending | Arrived
+    pending: OnItsWay | Arrived
 
 
 class Averaging:

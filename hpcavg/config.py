@@ -36,6 +36,7 @@ def _averaging(name: str) -> Any:
     return _option(None, _AVERAGING, catalogue.option_help(name))
 
 
+ENGINES = ("auto", "mpi", "shared", "twolevel", "staged", "cuda-aware", "cuda-ipc")
 BUILT_IN_TASKS = ("digits", "synthetic")
 _AVERAGING, _TASK, _OPTIMIZER, _RUN = "averaging", "task", "optimizer", "run"
 
@@ -78,7 +79,7 @@ class Config:
     group_size: int | None = _option(None, _AVERAGING, "ranks in a local group; unset: the ranks of a node")
     buffers: str = _option("average", _AVERAGING, "BatchNorm statistics at a mean", ("average", "keep", "recompute"))
     optimizer_state: str = _option("keep", _AVERAGING, "momentum at a global mean", ("keep", "average", "reset"))
-    engine: str = _option("auto", _AVERAGING, "how means are taken", ("auto", "mpi", "shared", "twolevel"))
+    engine: str = _option("auto", _AVERAGING, "how means are taken", ENGINES)
     wire_dtype: str | None = _option(
         None,
         _AVERAGING,

@@ -24,7 +24,9 @@ class InputError(ValueError):
         return f"{self.option}={self.value!r}: must be {self.allowed}"
 
     def as_option(self) -> str:
-        """Return the same line with the name as the command line spells it."""
+        """Return the same line with the name as the command line, or the shell for a variable, spells it."""
+        if self.option.isupper():
+            return f"{self.option}={self.value}: must be {self.allowed}"
         return f"--{self.option.replace('_', '-')} {self.value}: must be {self.allowed}"
 
 

@@ -33,7 +33,7 @@ def main(config: Config) -> None:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "shared_bytes": shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0,
     }
-    engine = topology.do_together(lambda: mean.select(config.engine, topology))
+    engine = topology.do_together(lambda: mean.select(config.engine, topology, device))
     if not topology.is_server:
         engine.home(torch.empty(1, _TRIAL_ELEMENTS, device=device))
     ranks = topology.everyone.gather(own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hpcavg.errors import InputError, require_integer
+from hpcavg.mean import Engine
 from hpcavg.optimizer_state import POLICIES as STATE_POLICIES
 from hpcavg.rule import Rule
 from hpcavg.topology import Topology
@@ -34,11 +35,11 @@ def check(
             raise InputError("optimizer_state", optimizer_state, f"keep: {rule.name} takes no global means")
 
 
-def check_wire(rule: Rule, engine: str, wire_dtype: str | None) -> None:
+def check_wire(rule: Rule, engine: Engine, topology: Topology, wire_dtype: str | None) -> None:
     """Raise `InputError` where what crosses nodes cannot be compressed."""
     if wire_dtype is None:
         return
-    if engine not in ("auto", "twolevel"):
-        raise InputError("wire_dtype", wire_dtype, f"left out with engine {engine}; twolevel and auto compress")
+    if not engine.compresses and topology.num_learners > 1:
+        raise InputError("wire_dtype", wire_dtype, f"left out with engine {engine.name}; twolevel compresses")
     if rule.server is not None:
         raise InputError("wire_dtype", wire_dtype, f"left out with {rule.name}, which takes no means")

@@ -5,18 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from hpcavg.errors import InputError
+from hpcavg.mean.choice import DEVICE_ENGINES
 from hpcavg.mean.compression import WIRE_DTYPES, WireFormat, wire_format
+from hpcavg.mean.devices import select_for_device
 from hpcavg.mean.mpi import MpiEngine
 from hpcavg.mean.pending import Arrived, Pending
 from hpcavg.mean.shared import SharedEngine
+from hpcavg.mean.staged import OnItsWay
 from hpcavg.mean.twolevel import TwoLevelEngine
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
 
-__all__ = ["ENGINES", "WIRE_DTYPES", "Arrived", "Engine", "Pending", "WireFormat", "select", "wire_format"]
+CPU = torch.device("cpu")
+
+__all__ = [
+    "CPU",
+    "DEVICE_ENGINES",
+    "ENGINES",
+    "WIRE_DTYPES",
+    "Arrived",
+    "Engine",
+    "OnItsWay",
+    "Pending",
+    "WireFormat",
+    "select",
+    "wire_format",
+]
 
 
 class Engine(Protocol):
@@ -24,6 +41,7 @@ class Engine(Protocol):
 
     name: str
     notes: list[str]  # why this engine, and what trials showed
+    compresses: bool  # what crosses nodes, if anything does, in the wire format that is asked for
 
     def home(self, array: Tensor) -> Tensor:
         """Return where an array that is to be averaged should live: itself, or memory of the same form.
@@ -40,7 +58,7 @@ class Engine(Protocol):
         Collective over the scope; every rank gets the same bits.
         """
 
-    def start(self, arrays: Sequence[Tensor], scope: Scope, wire_format: WireFormat | None = None) -> Pending:
+    def start(self, arrays: Sequence[Tensor], scope: Scope, wire_format: WireFormat | None = None) -> OnItsWay:
         """Start the mean of every one of `arrays` as they are now, and return at once.
 
         Each has shape (learners, numel) and may change while the mean is on its way. Collective over the scope.
@@ -54,13 +72,31 @@ ENGINES: dict[str, Callable[[Topology], Engine]] = {
 }
 
 
-def select(name: str, topology: Topology) -> Engine:
-    """Return the engine called `name`; ``"auto"`` picks by where the learners are."""
-    if name == "auto":
-        if topology.num_learners == 1:
-            return MpiEngine(topology)
-        kind = SharedEngine if topology.num_nodes == 1 else TwoLevelEngine
-        return kind(topology, is_required=False)
-    if name not in ENGINES:
-        raise InputError("engine", name, f"one of auto, {', '.join(ENGINES)}")
-    return ENGINES[name](topology)
+def select(name: str, topology: Topology, device: torch.device = CPU) -> Engine:
+    """Return the engine called `name`, or with ``"auto"`` the best one, for parameters on `device`.
+
+    Collective over everyone. Raises `InputError` on every rank for what is unknown or cannot be had here.
+    """
+    if name in ("auto", *ENGINES) and device.type == "cpu":
+        return _select_host_engine(name, topology)
+    engine, choice = select_for_device(
+        name, topology, device, list(ENGINES), lambda host: _select_host_engine(host, topology)
+    )
+    engine.notes.insert(0, choice.reason)
+    return engine
+
+
+def _select_host_engine(name: str, topology: Topology) -> Engine:
+    """Return an engine for host memory."""
+    if name != "auto":
+        return ENGINES[name](topology)
+    engine: Engine
+    if topology.num_learners == 1:
+        engine, reason = MpiEngine(topology), "there is one learner, and nothing to send"
+    elif topology.num_nodes == 1:
+        engine, reason = SharedEngine(topology, is_required=False), "all learners are on one node and share its memory"
+    else:
+        reason = f"the ranks are on {topology.num_nodes} nodes and share the memory of each"
+        engine = TwoLevelEngine(topology, is_required=False)
+    engine.notes.append(reason)
+    return engine

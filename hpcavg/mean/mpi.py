@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from mpi4py import MPI
+from numpy.typing import NDArray
 from torch import Tensor
 
+from hpcavg.errors import InputError
 from hpcavg.mean.arrays import divide
 from hpcavg.mean.compression import WireFormat
 from hpcavg.mean.pending import Pending, all_done
@@ -28,6 +31,7 @@ class MpiEngine:
     """
 
     name = "mpi"
+    compresses = False
 
     def __init__(self, topology: Topology, max_chunk_elements: int = MAX_CHUNK_ELEMENTS) -> None:
         self._topology = topology
@@ -74,7 +78,7 @@ class MpiEngine:
         reals = [_as_real(total) for total in sums]
         staged = [values if _is_reducible(values) else _staged(values) for values in reals]
         requests = [
-            comm.Iallreduce(MPI.IN_PLACE, chunk.numpy(), MPI.SUM)
+            comm.Iallreduce(MPI.IN_PLACE, host_memory(chunk), MPI.SUM)
             for values in staged
             for chunk in values.split(self._max_chunk_elements)
         ]
@@ -87,6 +91,16 @@ class MpiEngine:
             return sums
 
         return Pending(all_done(requests), collect)
+
+
+def host_memory(values: Tensor) -> NDArray[np.generic]:
+    """Return `values` for a request that MPI works on later: non-blocking reductions of a GPU's memory crash.
+
+    Raises `InputError` for values on another device.
+    """
+    if values.device.type != "cpu":
+        raise InputError("device", str(values.device), "cpu for what MPI works on in the background")
+    return values.numpy()
 
 
 def _as_real(values: Tensor) -> Tensor:

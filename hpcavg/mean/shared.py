@@ -115,6 +115,7 @@ class SharedEngine:
     """
 
     name = "shared"
+    compresses = True
 
     def __init__(self, topology: Topology, is_required: bool = True) -> None:
         self._topology = topology

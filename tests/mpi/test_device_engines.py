@@ -1,0 +1,340 @@
+"""Engines for device arrays, with ordinary memory in place of the device's: what goes where, in which order."""
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from hpcavg import Averager, InputError, Topology, algorithms
+from hpcavg.mean import ENGINES, select
+from hpcavg.mean.cuda_aware import CudaAwareEngine
+from hpcavg.mean.cuda_ipc import CudaIpcEngine, find_obstacle
+from hpcavg.mean.cuda_support import OVERRIDE, ask_here, find_cuda_awareness
+from hpcavg.mean.devices import find_facts, select_for_device
+from hpcavg.mean.mpi import MpiEngine
+from hpcavg.mean.staged import StagedEngine
+from hpcavg.schedule import Scope
+from tests.mpi.pretend import PretendCuda, remove_exports
+from tests.mpi.problems import Logistic, values_of
+from tests.mpi.test_mean import DTYPES, SIZES, everyone, rows_of
+
+pytestmark = pytest.mark.mpi
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def topology(world):
+    made = Topology(world, min(2, world.Get_size()))
+    yield made
+    made.free()
+    remove_exports(world)
+
+
+MAKE = {
+    "staged over mpi": lambda topology, cuda: StagedEngine(topology, ENGINES["mpi"](topology), cuda),
+    "staged over shared": lambda topology, cuda: StagedEngine(topology, ENGINES["shared"](topology), cuda),
+    "cuda-aware": lambda topology, cuda: CudaAwareEngine(topology, cuda=cuda),
+    "cuda-ipc": lambda topology, cuda: CudaIpcEngine(
+        topology, StagedEngine(topology, ENGINES["mpi"](topology), cuda), cuda
+    ),
+}
+every_engine = pytest.mark.parametrize("name", MAKE)
+
+
+def own_and_expected(topology, numel, dtype, learners=1):
+    if not dtype.is_complex:
+        expected = everyone(topology, numel, dtype, learners).mean(dim=0)
+        return rows_of(topology.rank, numel, dtype, learners), expected
+    values = rows_of(topology.rank, numel, torch.float32, learners)
+    expected = everyone(topology, numel, torch.float32, learners).mean(dim=0)
+    return torch.complex(values, values), torch.complex(expected, expected)
+
+
+@every_engine
+@pytest.mark.parametrize("learners", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_means_of_any_size_and_dtype(topology, name, dtype, learners):
+    cuda = PretendCuda()
+    engine = MAKE[name](topology, cuda)
+    tolerance = 4 * torch.finfo(dtype).eps
+    for numel in SIZES:
+        own, expected = own_and_expected(topology, numel, dtype, learners)
+        rows = engine.home(own.clone())
+        assert rows.shape == own.shape
+        out = torch.empty_like(own[0])
+        for _ in range(2):  # the second time the same host memory is used again
+            rows.copy_(own)
+            engine.mean(rows, out, Scope.GLOBAL)
+            cuda.synchronize(CPU)
+            assert torch.equal(rows, own)
+            assert torch.allclose(out.to(expected.dtype), expected, rtol=tolerance, atol=tolerance)
+        if learners == 1:
+            engine.mean(rows, rows[0], Scope.GLOBAL)
+            cuda.synchronize(CPU)
+            assert torch.equal(rows[0], out)
+        unplaced = own.clone()
+        engine.mean(unplaced, out, Scope.GLOBAL)
+        cuda.synchronize(CPU)
+        assert torch.allclose(out.to(expected.dtype), expected, rtol=tolerance, atol=tolerance)
+
+
+@every_engine
+def test_local_means_are_over_the_group_and_follow_one_another_without_a_wait(topology, name):
+    cuda = PretendCuda()
+    engine = MAKE[name](topology, cuda)
+    rows, local, overall = engine.home(torch.zeros(1, 10_007)), torch.zeros(10_007), torch.zeros(10_007)
+    members = topology.local.allgather(topology.rank)
+    for repeat in range(5):
+        rows.fill_(float(topology.rank + repeat))
+        engine.mean(rows, local, Scope.LOCAL)
+        engine.mean(rows, overall, Scope.GLOBAL)
+        engine.mean(rows, local, Scope.LOCAL)
+        cuda.synchronize(CPU)
+        assert (local == sum(members) / len(members) + repeat).all()
+        assert (overall == (topology.num_learners - 1) / 2 + repeat).all()
+
+
+@every_engine
+def test_a_mean_in_another_stream_does_not_spoil_the_last(topology, name):
+    cuda = PretendCuda()
+    engine = MAKE[name](topology, cuda)
+    rows = engine.home(torch.zeros(1, 1009))
+    outs = [torch.zeros(1009) for _ in range(4)]
+    streams = []
+    for repeat, out in enumerate(outs):
+        cuda.new_stream()
+        streams.append(cuda.stream)
+        rows.fill_(float(topology.rank + repeat))
+        engine.mean(rows, out, Scope.GLOBAL)
+    topology.world.Barrier()
+    for repeat, (out, stream) in enumerate(zip(outs, streams, strict=True)):
+        stream.run(stream.place)
+        assert (out == (topology.num_learners - 1) / 2 + repeat).all()
+
+
+@every_engine
+def test_every_rank_gets_the_same_bits(topology, world, name):
+    cuda = PretendCuda()
+    engine = MAKE[name](topology, cuda)
+    rows = engine.home(torch.zeros(1, 1009))
+    rows.copy_(rows_of(topology.rank, 1009, torch.float32))
+    engine.mean(rows, rows[0], Scope.GLOBAL)
+    cuda.synchronize(CPU)
+    assert len(set(world.allgather(rows.numpy().tobytes()))) == 1
+
+
+@every_engine
+@pytest.mark.parametrize("learners", [1, 3])
+def test_delayed_means_are_of_what_was_there_at_the_start(topology, name, learners):
+    cuda = PretendCuda()
+    engine = MAKE[name](topology, cuda)
+    forms = [(7, torch.float32), (300, torch.float16), (64, torch.bfloat16)]
+    values = [own_and_expected(topology, numel, dtype, learners) for numel, dtype in forms]
+    arrays = [engine.home(own.clone()) for own, _ in values[:2]] + [values[2][0].clone()]
+    for array, (own, _) in zip(arrays, values, strict=True):
+        array.copy_(own)
+    pending = engine.start(arrays, Scope.GLOBAL)
+    for array in arrays:
+        array.fill_(-1.0)
+    out = torch.empty_like(arrays[0][0])
+    engine.mean(arrays[0], out, Scope.GLOBAL)  # meanwhile
+    cuda.synchronize(CPU)
+    assert (out == -1).all()
+    means = pending.wait()
+    assert pending.test()
+    assert pending.done_s > 0
+    for array, mean, (own, expected) in zip(arrays, means, values, strict=True):
+        assert (array == -1).all()
+        tolerance = 4 * torch.finfo(own.dtype).eps
+        assert torch.allclose(mean.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["staged over mpi", "staged over shared"])
+def test_staged_rows_are_allocated_once(topology, name):
+    cuda = PretendCuda()
+    engine = MAKE[name](topology, cuda)
+    rows = engine.home(torch.ones(1, 100))
+    made = (len(cuda.locked), cuda.num_pinned)
+    assert made == ((1, 1) if "mpi" in name else (1, 0))
+    for scope in (Scope.GLOBAL, Scope.LOCAL) * 3:
+        engine.mean(rows, rows[0], scope)
+    engine.start([rows], Scope.GLOBAL).wait()
+    assert (len(cuda.locked), cuda.num_pinned) == made
+
+
+def test_arrays_in_host_memory_go_to_the_host_engine_as_they_are(topology):
+    cuda = PretendCuda()
+    host = ENGINES["shared"](topology)
+    engine = StagedEngine(topology, host, cuda)
+    cuda.holds = lambda array: False
+    rows = engine.home(torch.zeros(1, 5))
+    rows.fill_(float(topology.rank))
+    engine.mean(rows, rows[0], Scope.GLOBAL)
+    assert (rows == (topology.num_learners - 1) / 2).all()
+    assert (engine.start([rows], Scope.GLOBAL).wait()[0] == (topology.num_learners - 1) / 2).all()
+    assert cuda.locked == []
+    assert cuda.stream.queued == []
+
+
+def test_the_blocking_mean_waits_for_the_stream_before_mpi_looks(topology):
+    """A kernel queued just before is seen: here a copy that takes place only when the stream is synchronised."""
+    for name in MAKE:
+        cuda = PretendCuda()
+        engine = MAKE[name](topology, cuda)
+        rows = engine.home(torch.zeros(1, 9))
+        cuda.copy(rows[0], torch.full((9,), float(topology.rank)))
+        engine.mean(rows, rows[0], Scope.GLOBAL)
+        cuda.synchronize(CPU)
+        assert (rows == (topology.num_learners - 1) / 2).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_chunks_reach_every_element(topology, chunk, dtype):
+    engine = CudaAwareEngine(topology, max_chunk_elements=chunk, cuda=PretendCuda())
+    for numel in SIZES:
+        own, expected = own_and_expected(topology, numel, dtype)
+        engine.mean(own, own[0], Scope.GLOBAL)
+        tolerance = 4 * torch.finfo(dtype).eps
+        assert torch.allclose(own[0].double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_blocking_means_are_taken_in_one_thread_in_a_stream_of_its_own(topology):
+    cuda = PretendCuda()
+    engine = CudaAwareEngine(topology, cuda=cuda)
+    pending = [engine.start([torch.full((1, 5), float(topology.rank + i))], Scope.GLOBAL) for i in range(10)]
+    for i, mean in enumerate(pending):
+        assert (mean.wait()[0] == (topology.num_learners - 1) / 2 + i).all()
+    assert cuda.in_own_stream == 10
+    assert len([thread for thread in threading.enumerate() if thread.name == "hpcavg blocking means"]) == 1
+
+
+# -- training -----------------------------------------------------------------------------------------------------
+
+
+def train(world, monkeypatch, rule, make_engine):
+    problem = Logistic(world.Get_size())
+    module = problem.module()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    topology = Topology(world, min(2, world.Get_size()))
+    engine = make_engine(topology)
+    monkeypatch.setattr("hpcavg.averager.select", lambda *arguments, **options: engine)
+    averager = Averager(module, optimizer, rule, topology)
+    for t in range(1, 20):
+        optimizer.zero_grad()
+        problem.loss(module, world.Get_rank(), t).backward()
+        averager.step()
+    averager.finish()
+    values = values_of(module)
+    topology.free()
+    return values
+
+
+@every_engine
+@pytest.mark.parametrize(
+    "rule", [algorithms.hier_avg(2, 6), algorithms.dasgd(4, 2, 0.25), algorithms.slowmo(3)], ids=lambda rule: rule.name
+)
+def test_training_on_a_device_is_training_on_the_cpu(world, monkeypatch, name, rule):
+    found = train(world, monkeypatch, rule, lambda topology: MAKE[name](topology, PretendCuda(eager=True)))
+    expected = train(world, monkeypatch, rule, MpiEngine)
+    assert np.allclose(found, expected, rtol=1e-12, atol=1e-12)
+    remove_exports(world)
+
+
+# -- what the machine can do --------------------------------------------------------------------------------------
+
+
+class WithoutIpc(PretendCuda):
+    """Fails in one call on one rank: the last."""
+
+    def __init__(self, rank, failing):
+        super().__init__()
+        self.rank, self.failing = rank, failing
+
+    def export(self, array):
+        if self.failing == "export" and self.rank:
+            raise RuntimeError("CUDA error: invalid argument\nsecond line")
+        return super().export(array)
+
+    def open(self, exported, device):
+        if self.failing == "open" and self.rank:
+            raise RuntimeError("CUDA error: peer access is not supported\nsecond line")
+        return super().open(exported, device)
+
+
+@pytest.mark.parametrize("failing", ["export", "open"])
+def test_ipc_that_fails_on_one_rank_is_known_to_all(topology, world, failing):
+    is_last = world.Get_size() > 1 and world.Get_rank() == world.Get_size() - 1
+    cuda = WithoutIpc(is_last, failing)
+    obstacle = find_obstacle(topology, CPU, cuda)
+    if world.Get_size() == 1:
+        assert obstacle is None
+        return
+    message = {"export": "CUDA error: invalid argument", "open": "CUDA error: peer access is not supported"}[failing]
+    assert obstacle == f"CUDA IPC does not work on rank {world.Get_size() - 1} of the node ({message})"
+    engine = CudaIpcEngine(topology, MpiEngine(topology), cuda)
+    with pytest.raises(InputError, match="engine='cuda-ipc': must be staged or auto: CUDA IPC does not work on rank"):
+        engine.home(torch.zeros(1, 5))
+
+
+def test_ipc_reads_every_rank(topology):
+    assert find_obstacle(topology, CPU, PretendCuda()) is None
+
+
+def test_ipc_is_refused_across_nodes(topology):
+    topology.num_nodes = 2
+    assert find_obstacle(topology, CPU, PretendCuda()) == "the ranks are on 2 nodes"
+    with pytest.raises(InputError, match="engine='cuda-ipc': must be staged or auto: the ranks are on 2 nodes"):
+        CudaIpcEngine(topology, MpiEngine(topology))
+
+
+def test_the_wheels_open_mpi_says_that_it_takes_host_memory_only(topology, monkeypatch):
+    monkeypatch.delenv(OVERRIDE, raising=False)
+    is_aware, how = find_cuda_awareness(topology)
+    assert how in ("MPIX_Query_cuda_support says 0", "MPIX_Query_cuda_support says 1") or how.startswith("no MPIX")
+    assert is_aware == how.endswith("1")
+
+
+def test_cuda_awareness_of_a_library_that_cannot_be_asked(monkeypatch):
+    monkeypatch.delenv(OVERRIDE, raising=False)
+    monkeypatch.setattr("hpcavg.mean.cuda_support.ctypes.CDLL", lambda path: SimpleNamespace())
+    assert ask_here() == (False, "no MPIX_Query_cuda_support in this MPI library")
+    query = SimpleNamespace(MPIX_Query_cuda_support=lambda: 1)
+    monkeypatch.setattr("hpcavg.mean.cuda_support.ctypes.CDLL", lambda path: query)
+    assert ask_here() == (True, "MPIX_Query_cuda_support says 1")
+
+
+def test_the_environment_has_the_last_word_and_ranks_agree(topology, monkeypatch):
+    for value in (0, 1):
+        monkeypatch.setenv(OVERRIDE, str(value))
+        assert find_cuda_awareness(topology) == (bool(value), f"HPCAVG_CUDA_AWARE={value}")
+    last = topology.num_learners - 1
+    monkeypatch.setenv(OVERRIDE, "0" if topology.rank == last else "1")
+    how = "HPCAVG_CUDA_AWARE=0" + (f" on rank {last}" if last else "")
+    assert find_cuda_awareness(topology) == (False, how)
+    monkeypatch.setenv(OVERRIDE, "yes" if topology.rank == last else "1")
+    with pytest.raises(InputError, match="HPCAVG_CUDA_AWARE='yes': must be 0 or 1"):
+        find_cuda_awareness(topology)
+
+
+def test_engines_for_arrays_on_the_cpu_are_those_of_the_host(topology):
+    def make(name):
+        return select(name, topology)
+
+    for requested in ("auto", "mpi", "shared"):
+        engine, choice = select_for_device(requested, topology, CPU, tuple(ENGINES), make)
+        assert engine.name == select(requested, topology).name
+        assert choice.reason == "the parameters are on cpu"
+    for requested in ("staged", "cuda-aware", "cuda-ipc"):
+        with pytest.raises(InputError, match="one of auto, mpi, shared for parameters on cpu"):
+            select_for_device(requested, topology, CPU, tuple(ENGINES), make)
+
+
+def test_devices_must_be_of_one_kind(topology):
+    device = torch.device("cuda", 0) if topology.rank == topology.num_learners - 1 else CPU
+    if topology.num_learners > 1:
+        with pytest.raises(InputError, match="'cpu on rank 0 and not on rank"):
+            find_facts("auto", topology, device)
