@@ -329,7 +329,7 @@ def test_engines_for_arrays_on_the_cpu_are_those_of_the_host(topology):
         assert engine.name == select(requested, topology).name
         assert choice.reason == "the parameters are on cpu"
     for requested in ("staged", "cuda-aware", "cuda-ipc"):
-        with pytest.raises(InputError, match="one of auto, mpi, shared for parameters on cpu"):
+        with pytest.raises(InputError, match="one of auto, mpi, shared, twolevel for parameters on cpu"):
             select_for_device(requested, topology, CPU, tuple(ENGINES), make)
 
 
