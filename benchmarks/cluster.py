@@ -109,7 +109,7 @@ class Cluster:
         if program[0] == "python":
             program = [sys.executable, *program[1:]]
         hosts = ",".join(f"node{node}:{slots}" for node, slots in enumerate(self.slots))
-        # More slots than cores are no reason to refuse; bound, the ranks of every node would share the same first cores.
+        # More slots than cores are no reason to refuse. Bound, the ranks of all nodes would share the same first cores.
         flags = ["-host", hosts, "--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"]
         mpirun = [_mpirun(), "-np", str(num_ranks or sum(self.slots)), *flags, *mpirun_flags, *program]
         # The shell stays as process 1: it reaps, and the namespace lives as long as it does.
