@@ -111,6 +111,20 @@ def test_local_means_are_over_the_group_and_groups_do_not_meet(nodes, engine):
         assert (rows == (nodes.num_learners - 1) / 2 + repeat).all()
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_group_may_have_fewer_lanes_than_all(world, lanes, monkeypatch):
+    """Of three ranks on two nodes of two only one has a partner, whatever the global mean found to be fastest."""
+    monkeypatch.setattr(TwoLevelEngine, "_fastest_num_lanes", lambda self, placed: lanes)
+    nodes = Nodes(world, min(3, world.Get_size()), "nodes of 2")
+    engine = TwoLevelEngine(nodes)
+    rows = engine.home(torch.zeros(1, 300_007))
+    members = nodes.local.allgather(nodes.rank)
+    rows.fill_(float(nodes.rank))
+    engine.mean(rows, rows[0], Scope.LOCAL)
+    assert torch.allclose(rows, torch.full_like(rows, sum(members) / len(members)))
+    nodes.free()
+
+
 def test_several_learners_in_a_rank_count_each(nodes, engine):
     values = rows_of(nodes.rank, 13, torch.float64, learners=3)
     rows = engine.home(values.clone())
