@@ -1,6 +1,7 @@
 # make run    installs what is missing and trains the embedded example on NP ranks
 # make compare  trains the embedded example with every algorithm and prints one table
 # make test   runs every test; make check adds lint, types and documentation, and is what CI runs
+# make test-cluster  needs root and iproute2: tests of the emulated cluster, the MPI tests on nodes of 2,2 and 3,1 ranks
 
 PYTHON ?= python3
 NP ?= 4
@@ -32,7 +33,7 @@ export OMP_NUM_THREADS ?= 1
 export OMPI_MCA_osc ?= ^ucx
 export MPIRUN
 
-.PHONY: install run compare test check lint types docs clean
+.PHONY: install run compare test test-cluster check lint types docs clean
 
 install: $(INSTALLED)
 
@@ -55,6 +56,14 @@ test: $(INSTALLED)
 	@for n in $(TEST_RANKS); do \
 	    echo "== tests/mpi on $$n ranks"; \
 	    timeout 300 $(MPIRUN) -np $$n $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py -m pytest -q --with-mpi tests/mpi || exit 1; \
+	done
+
+test-cluster: $(INSTALLED)
+	$(BIN)/pytest -q tests/cluster
+	@for slots in 2,2 3,1; do \
+	    echo "== tests/mpi on emulated nodes of $$slots ranks"; \
+	    timeout 300 $(BIN)/python -m benchmarks.cluster --slots $$slots -- \
+	        python -m mpi4py -m pytest -q --with-mpi tests/mpi || exit 1; \
 	done
 
 lint: $(INSTALLED)

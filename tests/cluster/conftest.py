@@ -1,4 +1,4 @@
-"""Emulated clusters for tests: as root, with iproute2; `make test-cluster`."""
+"""Emulated clusters for tests, which need root and iproute2: `make test-cluster`."""
 
 import pytest
 
