@@ -1,7 +1,8 @@
 # make run    installs what is missing and trains the embedded example on NP ranks
 # make compare  trains the embedded example with every algorithm and prints one table
-# make test   runs every test that needs no GPU; make check adds lint, types and documentation, and is what CI runs
-# make test-gpu  runs those that need one
+# make test   runs every test that needs neither a GPU nor root; make check adds lint, types and documentation
+# make test-cluster  needs root and iproute2: tests of the emulated cluster, the MPI tests on nodes of 2,2 and 3,1 ranks
+# make test-gpu  runs the tests that need a GPU
 
 PYTHON ?= python3
 NP ?= 4
@@ -34,7 +35,7 @@ export OMP_NUM_THREADS ?= 1
 export OMPI_MCA_osc ?= ^ucx
 export MPIRUN
 
-.PHONY: install run compare test test-gpu check lint types docs clean
+.PHONY: install run compare test test-cluster test-gpu check lint types docs clean
 
 install: $(INSTALLED)
 
@@ -59,7 +60,15 @@ test: $(INSTALLED)
 	    timeout 300 $(MPIRUN) -np $$n $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py -m pytest -q --with-mpi tests/mpi || exit 1; \
 	done
 
-# Needs a GPU, which any number of ranks may share, and a torch built for it; docs/gpu.md.
+test-cluster: $(INSTALLED)
+	$(BIN)/pytest -q tests/cluster
+	@for slots in 2,2 3,1; do \
+	    echo "== tests/mpi on emulated nodes of $$slots ranks"; \
+	    timeout 600 $(BIN)/python -m benchmarks.cluster --slots $$slots -- \
+	        python -m mpi4py -m pytest -q --with-mpi tests/mpi || exit 1; \
+	done
+
+# Any number of ranks may share a GPU. Needs a torch built for it; docs/gpu.md.
 test-gpu: $(INSTALLED)
 	@for n in $(GPU_RANKS); do \
 	    echo "== tests/gpu on $$n ranks"; \

@@ -45,3 +45,9 @@ def _is_mpi_run(config):
 @pytest.fixture(scope="session")
 def world():
     return MPI.COMM_WORLD
+
+
+@pytest.fixture(scope="session")
+def node(world):
+    """Return the communicator of the ranks on this node: all of `world` unless the tests run on a cluster."""
+    return world.Split_type(MPI.COMM_TYPE_SHARED, key=world.Get_rank())

@@ -85,7 +85,9 @@ class TwoLevelEngine(SharedEngine):
         if not members.num_lanes:
             yield from super()._reduce(rows, targets, members, wire_format)
             return
-        num_lanes, index = rows.num_lanes or members.num_lanes, members.node.Get_rank()
+        # A group can have fewer lanes than all ranks, for whom the number in `rows` was found to be best.
+        num_lanes = min(rows.num_lanes or members.num_lanes, members.num_lanes)
+        index = members.node.Get_rank()
         if members.wire is None or index >= num_lanes:
             return
         here = rows.of(members.peers)

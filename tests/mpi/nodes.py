@@ -1,4 +1,4 @@
-"""Ranks of one machine, told that they are on several nodes: shared memory inside each, MPI between them."""
+"""Ranks of one node, told that they are on several: shared memory inside each, MPI between them."""
 
 from hpcavg import Topology
 
@@ -19,4 +19,7 @@ class Nodes(Topology):
         super().__init__(world, group_size)
 
     def split_by_node(self, comm):
-        return comm.Split(self._node_index, comm.Get_rank())
+        real = super().split_by_node(comm)  # on a cluster, nodes are divided further
+        parts = real.Split(self._node_index, comm.Get_rank())
+        real.Free()
+        return parts

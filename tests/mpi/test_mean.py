@@ -36,6 +36,14 @@ def topology(world):
     made.free()
 
 
+@pytest.fixture
+def on_node(node):
+    """Yield a topology of the ranks on this node."""
+    made = Topology(node, min(2, node.Get_size()))
+    yield made
+    made.free()
+
+
 @pytest.fixture(params=LAYOUTS)
 def nodes(world, request):
     """Yield topologies of groups of two ranks on all kinds of nodes; with nodes of 1, groups span them."""
@@ -103,6 +111,20 @@ def test_local_means_are_over_the_group_and_groups_do_not_meet(nodes, engine):
         assert (rows == (nodes.num_learners - 1) / 2 + repeat).all()
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_group_may_have_fewer_lanes_than_all(world, lanes, monkeypatch):
+    """Of three ranks on two nodes of two only one has a partner, whatever the global mean found to be fastest."""
+    monkeypatch.setattr(TwoLevelEngine, "_fastest_num_lanes", lambda self, placed: lanes)
+    nodes = Nodes(world, min(3, world.Get_size()), "nodes of 2")
+    engine = TwoLevelEngine(nodes)
+    rows = engine.home(torch.zeros(1, 300_007))
+    members = nodes.local.allgather(nodes.rank)
+    rows.fill_(float(nodes.rank))
+    engine.mean(rows, rows[0], Scope.LOCAL)
+    assert torch.allclose(rows, torch.full_like(rows, sum(members) / len(members)))
+    nodes.free()
+
+
 def test_several_learners_in_a_rank_count_each(nodes, engine):
     values = rows_of(nodes.rank, 13, torch.float64, learners=3)
     rows = engine.home(values.clone())
@@ -136,11 +158,11 @@ def test_an_unknown_engine_is_refused(topology):
         select("fast", topology)
 
 
-def test_shared_memory_leaves_no_name_behind(topology):
+def test_shared_memory_leaves_no_name_behind(on_node):
     before = {path.name for path in Path("/dev/shm").glob("hpcavg-*")}
-    topology.world.Barrier()
-    SharedEngine(topology).home(torch.zeros(1, 1000))
-    topology.world.Barrier()
+    on_node.world.Barrier()
+    SharedEngine(on_node).home(torch.zeros(1, 1000))
+    on_node.world.Barrier()
     assert {path.name for path in Path("/dev/shm").glob("hpcavg-*")} <= before
 
 
@@ -151,21 +173,21 @@ def test_shared_memory_is_refused_across_nodes(topology):
         select("shared", topology)
 
 
-def test_without_room_to_share_auto_warns_and_shared_is_refused(topology, monkeypatch):
+def test_without_room_to_share_auto_warns_and_shared_is_refused(on_node, monkeypatch):
     monkeypatch.setattr(node_memory.os, "posix_fallocate", no_room)
     array = torch.zeros(1, 5)
     with pytest.raises(InputError, match="more shared memory"):
-        SharedEngine(topology).home(array)
-    engine = SharedEngine(topology, is_required=False)
-    if topology.rank == 0:
+        SharedEngine(on_node).home(array)
+    engine = SharedEngine(on_node, is_required=False)
+    if on_node.rank == 0:
         with pytest.warns(UserWarning, match="no room for"):
             home = engine.home(array)
     else:
         home = engine.home(array)
     assert home is array
-    array.fill_(float(topology.rank))
+    array.fill_(float(on_node.rank))
     engine.mean(array, array[0], Scope.GLOBAL)
-    assert array.tolist() == [[(topology.num_learners - 1) / 2] * 5]
+    assert array.tolist() == [[(on_node.num_learners - 1) / 2] * 5]
 
 
 def no_room(*arguments):

@@ -1,5 +1,8 @@
 """Groups and communicators."""
 
+import glob
+import os
+
 import numpy as np
 import pytest
 from mpi4py import MPI
@@ -33,7 +36,7 @@ def test_consecutive_groups_of_any_size(world, group_size):
 def test_without_a_size_groups_are_nodes(world):
     topology = Topology(world)
     assert topology.local.Get_size() == topology.node.Get_size()
-    assert topology.num_groups == topology.num_nodes == 1
+    assert topology.num_groups == topology.num_nodes == len(set(world.allgather(os.uname().nodename)))
     topology.free()
 
 
@@ -69,24 +72,20 @@ def test_one_ranks_error_is_raised_on_all(world):
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (0, 4), (), (1000,)])
-def test_an_array_is_shared_by_the_ranks_of_a_node(world, shape):
-    import glob
-
+def test_an_array_is_shared_by_the_ranks_of_a_node(node, shape):
     values = np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
-    shared = share_array(world, values if world.Get_rank() == 0 else None)
+    shared = share_array(node, values if node.Get_rank() == 0 else None)
     assert shared.shape == shape
     assert np.array_equal(shared, values)
-    world.Barrier()
-    if shared.size and world.Get_rank() == world.Get_size() - 1:
+    node.Barrier()
+    if shared.size and node.Get_rank() == node.Get_size() - 1:
         shared[...] = -1
-    world.Barrier()
+    node.Barrier()
     assert (shared == -1).all()
     assert glob.glob("/dev/shm/hpcavg-*") == []
-    world.Barrier()
+    node.Barrier()
 
 
 def test_threads_are_the_ranks_share_of_its_cores(world):
-    import os
-
     cores = len(os.sched_getaffinity(0))
     assert num_threads(world) == max(1, cores // world.Get_size())

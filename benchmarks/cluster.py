@@ -1,0 +1,305 @@
+"""A cluster emulated on one Linux machine: nodes with names, addresses and cables of a limited rate.
+
+    python -m benchmarks.cluster --nodes 2 --slots 2 --rate 1gbit -- python -m benchmarks.mean
+    python -m benchmarks.cluster --slots 3,1 --np 4 -- python -m hpcavg --algorithm hier-avg
+
+Starts the command under mpirun on node0, so that MPI sees separate hosts, and ends with its exit status. A node has a
+network interface, a host name and a /dev/shm of its own; cores, memory and all other files are the machine's. Every
+node hangs on a switch by a cable that carries `--rate` in each direction. Needs Linux, root, iproute2 and util-linux.
+
+Nothing has to be cleaned up. Process 1 of a fresh process namespace makes all the others inside its own; it dies with
+the process that started it, however that ends, the kernel then kills every process of the cluster, and with the last of
+them the namespaces, the cables and the files in memory are gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from hpcavg.errors import InputError, UsageError, require_integer
+
+TOOLS = ("ip", "tc", "unshare", "setpriv", "mount")
+# What mpirun has after SIGINT or SIGTERM to end its ranks before the kernel does.
+GRACE_S = 10
+# A cable may send this much at once: less, and timers decide the rate; more, and short messages do not feel it.
+_BURST_S = 0.002
+_MIN_BURST_BYTES = 2**16
+
+# A file system in memory that this cluster alone sees, over a folder that iproute2 uses for its names.
+_FOLDER = "/run/netns"
+_ON_NODE = f"{_FOLDER}/on-node"
+# As ssh: the first word is a host, a shell there gets the others joined. Every node has its own names and memory.
+_ON_NODE_SCRIPT = """#!/bin/sh
+node=$1
+shift
+exec ip netns exec $node unshare --uts --ipc sh -c "
+echo $node > /proc/sys/kernel/hostname
+mount -t tmpfs -o mode=1777 tmpfs /dev/shm
+$*"
+"""
+
+
+class ClusterError(RuntimeError):
+    """A cluster cannot be emulated on this machine; the message says what it lacks."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the cluster of one command looks like; it exists only while that command runs.
+
+    Parameters
+    ----------
+    slots : ranks of every node, node0 first.
+    rate : of every cable in each direction, as tc writes it: ``"1gbit"``, ``"200mbit"``; None sets no limit.
+    delay : from any node to any other, ``"1ms"`` or ``"50us"``; None adds none.
+    mtu : the largest packet in bytes, 9000 for jumbo frames.
+
+    Raises `InputError` for what cannot be.
+    """
+
+    slots: tuple[int, ...] = (2, 2)
+    rate: str | None = None
+    delay: str | None = None
+    mtu: int = 1500
+
+    def __post_init__(self) -> None:
+        require_integer("nodes", len(self.slots), 1, 250)
+        for slots in self.slots:
+            require_integer("slots", slots, 1)
+        require_integer("mtu", self.mtu, 576, 65535)
+        if self.rate is not None and not self.bytes_per_s > 0:
+            raise InputError("rate", self.rate, "a positive number with bit, kbit, mbit or gbit, such as 1gbit")
+        if self.delay is not None and not re.fullmatch(r"\d+(\.\d+)?(us|ms|s)", self.delay):
+            raise InputError("delay", self.delay, "a number with us, ms or s, such as 1ms")
+
+    @property
+    def bytes_per_s(self) -> float:
+        """What a cable carries in one direction, headers included; infinite without a limit."""
+        if self.rate is None:
+            return math.inf
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)bit", self.rate)
+        return float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[found[2]] / 8 if found else 0.0
+
+    @property
+    def burst_bytes(self) -> int:
+        """What a cable that was idle takes at once."""
+        return max(_MIN_BURST_BYTES, round(self.bytes_per_s * _BURST_S))
+
+    def command_line(
+        self, program: Sequence[str], num_ranks: int | None = None, mpirun_flags: Sequence[str] = ()
+    ) -> list[str]:
+        """Return the command that sets the cluster up and runs `program`, for a process in `environment`.
+
+        num_ranks : all slots when None. A `program` that starts with ``python`` runs under this interpreter.
+        """
+        require_integer("np", sum(self.slots) if num_ranks is None else num_ranks, 1, sum(self.slots))
+        if program[0] == "python":
+            program = [sys.executable, *program[1:]]
+        hosts = ",".join(f"node{node}:{slots}" for node, slots in enumerate(self.slots))
+        # More slots than cores are no reason to refuse. Bound, the ranks of all nodes would share the same first cores.
+        flags = ["-host", hosts, "--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"]
+        mpirun = [_mpirun(), "-np", str(num_ranks or sum(self.slots)), *flags, *mpirun_flags, *program]
+        # The shell stays as process 1: it reaps, and the namespace lives as long as it does.
+        script = f"""
+            failed=$({{ {" && ".join(self._setup())}; }} 2>&1) || {{
+                printf 'benchmarks.cluster: error: %s\\n' "$failed" >&2
+                exit 2
+            }}
+            {_ON_NODE} node0 "$1"
+            exit $?
+        """
+        namespaces = ["--fork", "--kill-child", "--pid", "--mount-proc", "--mount", "--net"]
+        script_words = ["sh", "-c", script, "cluster", f"exec {shlex.join(mpirun)}"]
+        return ["setpriv", "--pdeathsig", "KILL", "unshare", *namespaces, *script_words]
+
+    def _setup(self) -> list[str]:
+        """Return the shell commands that make the switch, the nodes and the cables; the switch is where they run."""
+        hosts = "127.0.0.1 localhost\n" + "".join(f"10.77.0.{n + 1} node{n}\n" for n in range(len(self.slots)))
+        lines = [
+            f"mkdir -p {_FOLDER}",
+            f"mount -t tmpfs tmpfs {_FOLDER}",
+            f"printf %s {shlex.quote(hosts)} > {_FOLDER}/hosts",
+            f"mount --bind {_FOLDER}/hosts /etc/hosts",
+            f"printf %s {shlex.quote(_ON_NODE_SCRIPT)} > {_ON_NODE}",
+            f"chmod +x {_ON_NODE}",
+            "ip link add switch type bridge",
+            "ip link set switch up",
+        ]
+        for index in range(len(self.slots)):
+            node = f"node{index}"
+            lines += [
+                f"ip netns add {node}",
+                f"ip link add {node} mtu {self.mtu} type veth peer name eth0 mtu {self.mtu} netns {node}",
+                f"ip link set {node} master switch up",
+                f"ip -n {node} addr add 10.77.0.{index + 1}/24 dev eth0",
+                f"ip -n {node} link set eth0 up",
+                f"ip -n {node} link set lo up",
+                *self._limits(node),
+            ]
+        return lines
+
+    def _limits(self, node: str) -> list[str]:
+        """Return the commands that limit a node's cable: out at its end, in at the switch's, delayed there."""
+        lines, parent = [], "root"
+        if self.delay is not None:
+            refusal = f"--delay {self.delay}: must be left out, this kernel has no netem (module sch_netem)"
+            delayed = f"tc qdisc add dev {node} root handle 1: netem delay {self.delay} limit 100000 2> /dev/null"
+            lines.append(f"{{ {delayed} || {{ echo '{refusal}'; false; }}; }}")
+            parent = "parent 1:1"
+        if self.rate is not None:
+            shaped = f"tbf rate {self.rate} burst {self.burst_bytes} latency 300ms"
+            lines += [f"tc -n {node} qdisc add dev eth0 root {shaped}", f"tc qdisc add dev {node} {parent} {shaped}"]
+        return lines
+
+    def start(
+        self,
+        program: Sequence[str],
+        num_ranks: int | None = None,
+        mpirun_flags: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+        **popen: Any,
+    ) -> subprocess.Popen[Any]:
+        """Start `program` on the cluster; killing the returned process ends all of it.
+
+        variables : added to the environment, which reaches every rank. popen : passed on to `subprocess.Popen`. To be
+        called by a thread that lives as long as the cluster shall. Raises `ClusterError` where something is missing.
+        """
+        check_requirements()
+        command = self.command_line(program, num_ranks, mpirun_flags)
+        variables = {**environment(num_ranks or sum(self.slots)), **(variables or {})}
+        # In a group of its own: Ctrl-C in a terminal then goes to the caller alone, who decides.
+        return subprocess.Popen(command, env=variables, start_new_session=True, **popen)
+
+    def run(
+        self, program: Sequence[str], timeout_s: float, num_ranks: int | None = None, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `program` on the cluster and return its status and output; options are those of `start`.
+
+        Raises `subprocess.TimeoutExpired` with the output so far where it takes longer than `timeout_s`.
+        """
+        options = {"stdin": subprocess.DEVNULL, **options, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with self.start(program, num_ranks, text=True, **options) as process:
+            try:
+                out, err = process.communicate(timeout=timeout_s)
+            except BaseException as error:
+                process.kill()
+                if isinstance(error, subprocess.TimeoutExpired):
+                    error.stdout, error.stderr = process.communicate()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def environment(num_ranks: int) -> dict[str, str]:
+    """Return this process's environment with what Open MPI needs for `num_ranks` ranks here."""
+    around = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_COMM", "PMIX", "SLURM"))}
+    usual = {
+        "OMP_NUM_THREADS": "1",
+        "OMPI_MCA_osc": "^ucx",  # it warns and is not used
+        "OMPI_MCA_pml": "ob1",
+        "OMPI_MCA_btl": "tcp,sm,self",
+        # A node with as many cores as slots spins while it waits, but these cores are every node's: without yielding, a
+        # mean of 4 MB over 2 x 2 ranks on 2 cores took 500 ms in place of 34.
+        "OMPI_MCA_mpi_yield_when_idle": str(int(num_ranks > len(os.sched_getaffinity(0)))),
+    }
+    needed = {f"{part}_ALLOW_RUN_AS_ROOT{more}": "1" for part in ("OMPI", "PRTE") for more in ("", "_CONFIRM")}
+    needed["PRTE_MCA_plm_ssh_agent"] = _ON_NODE
+    needed["PRTE_MCA_prte_tmpdir_base"] = "/dev/shm"  # the node's own; clusters would meet in /tmp
+    return {**usual, **around, **needed}
+
+
+def check_requirements() -> None:
+    """Raise `ClusterError` unless this process may make namespaces and finds the programs it needs."""
+    if os.geteuid() != 0:
+        raise ClusterError("needs root: it makes network namespaces")
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        raise ClusterError(f"needs {', '.join(missing)} on the PATH: the packages iproute2 and util-linux")
+    probe = ["unshare", "--fork", "--pid", "--mount-proc", "--mount", "--net", "true"]
+    tried = subprocess.run(probe, capture_output=True, text=True)
+    if tried.returncode:
+        raise ClusterError(f"needs the right to make namespaces (CAP_SYS_ADMIN): {tried.stderr.strip()}")
+
+
+def _mpirun() -> str:
+    beside = Path(sys.executable).parent / "mpirun"
+    name = os.environ.get("MPIRUN") or (str(beside) if beside.exists() else "mpirun")
+    path = shutil.which(name)
+    if path is None:
+        raise ClusterError(f"needs mpirun, and there is no {name}: set MPIRUN")
+    return path
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[Cluster, argparse.Namespace]:
+    parser = _Parser(
+        prog="python -m benchmarks.cluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--nodes", type=int, metavar="N", help="number of nodes [as many as --slots lists, else 2]")
+    parser.add_argument("--slots", default="2", metavar="S[,S...]", help="ranks of every node, or node by node [2]")
+    parser.add_argument("--rate", help="of every cable in each direction, such as 1gbit [no limit]")
+    parser.add_argument("--delay", help="from node to node, such as 1ms; needs the kernel's netem [none]")
+    parser.add_argument("--mtu", type=int, default=1500, help="largest packet in bytes [1500]")
+    parser.add_argument("--np", type=int, metavar="P", help="number of ranks [all slots]")
+    parser.add_argument("--mpirun-flags", default="", metavar="'FLAGS'", help='more of mpirun, "--with-ft ulfm" [none]')
+    parser.add_argument("program", nargs="+", metavar="-- COMMAND", help="what every rank runs")
+    options = parser.parse_args(arguments)
+    words = options.slots.split(",")
+    num_nodes = (len(words) if len(words) > 1 else 2) if options.nodes is None else options.nodes
+    if not all(word.isdecimal() for word in words) or len(words) not in (1, num_nodes):
+        raise InputError("slots", options.slots, f"one number or {num_nodes}, one for every node, such as 3,1")
+    slots = tuple(int(word) for word in words) * (num_nodes if len(words) == 1 else 1)
+    return Cluster(slots, options.rate, options.delay, options.mtu), options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: the command's, 2 for bad input, 128 + N after signal N."""
+    try:
+        cluster, options = _parse(arguments)
+        flags = shlex.split(options.mpirun_flags)
+        process = cluster.start(options.program, options.np, flags)
+    except InputError as error:
+        return _refuse(error.as_option())
+    except ClusterError as error:
+        return _refuse(str(error))
+    received: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if received:  # a second Ctrl-C does not wait
+            process.kill()
+        received.append(number)
+        os.killpg(process.pid, signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        signal.alarm(GRACE_S)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, pass_on)
+    signal.signal(signal.SIGALRM, lambda number, frame: process.kill())
+    status = process.wait()
+    if received:
+        return 128 + received[0]
+    return status if status >= 0 else 128 - status
+
+
+def _refuse(reason: str) -> int:
+    print(f"benchmarks.cluster: error: {reason}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
