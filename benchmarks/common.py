@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from mpi4py import MPI
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument("--json", type=Path, metavar="FILE", help="write the figures and the environment to FILE too")
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: Any = None) -> None:
         if launcher_rank() == 0:
             super()._print_message(message, file)
 
@@ -145,7 +145,7 @@ def report(topology: Topology, options: argparse.Namespace, results: object) -> 
     where = environment(topology)
     if topology.rank == 0 and options.json:
         record = {"environment": where, "options": vars(options), "results": results}
-        options.json.write_text(json.dumps(record, indent=2, default=str) + "\n")
+        options.json.write_text(json.dumps(record, indent=2, default=str, allow_nan=False) + "\n")
 
 
 def check_json(options: argparse.Namespace) -> None:

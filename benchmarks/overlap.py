@@ -13,6 +13,8 @@ took beside the mean than alone: a mean that hides but takes the core has hidden
 
 from __future__ import annotations
 
+import functools
+import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +27,11 @@ from benchmarks import common
 from benchmarks.mean import engine_of
 from hpcavg import Topology
 from hpcavg.errors import require_integer, require_number
-from hpcavg.mean import ENGINES
+from hpcavg.mean import ENGINES, Engine
 from hpcavg.schedule import Scope
 from hpcavg.summary import counted
 
+_PILOT_STEPS = 20
 Start = Callable[[], Callable[[], object]]
 """Starts a mean of a copy of the parameters and returns what waits for it."""
 
@@ -41,8 +44,7 @@ def contenders(topology: Topology, numel: int, pool: ThreadPoolExecutor) -> dict
         if engine is not None:
             rows = engine.home(torch.ones(1, numel))
             rows.fill_(1.0)
-            # Bound by default arguments: the loop goes on.
-            found[f"hpcavg {name}"] = lambda engine=engine, rows=rows: engine.start([rows], Scope.GLOBAL).wait
+            found[f"hpcavg {name}"] = functools.partial(_start, engine, rows)
     values, total = np.ones(numel, np.float32), np.empty(numel, np.float32)
     comm = topology.world.Dup()  # a thread must not meet another in one communicator
 
@@ -62,6 +64,10 @@ def contenders(topology: Topology, numel: int, pool: ThreadPoolExecutor) -> dict
         return scaled(pool.submit(comm.Allreduce, MPI.IN_PLACE, total).result)
 
     return found | {"MPI Iallreduce": iallreduce, "thread in Allreduce": thread}
+
+
+def _start(engine: Engine, rows: torch.Tensor) -> Callable[[], object]:
+    return engine.start([rows], Scope.GLOBAL).wait
 
 
 class Computation:
@@ -86,15 +92,13 @@ def overlap_percent(total_s: float, compute_s: float, pure_s: float) -> float:
 
 
 def measure(
-    topology: Topology, start: Start, compute: Computation, step_s: float, ratio: float, repeats: int
+    topology: Topology, start: Start, compute: Computation, ratio: float, repeats: int
 ) -> dict[str, list[float]]:
-    """Return seconds of the slowest rank, one value a repeat, and what follows from them.
-
-    step_s : seconds of a step of `compute` while all ranks compute.
-    """
+    """Return seconds of the slowest rank, one value a repeat, and what follows from them."""
     comm = topology.world
-    pure_s = np.median([common.slowest_s(comm, lambda: start()()) for _ in range(4)][1:])
-    steps = comm.bcast(max(1, round(ratio * pure_s / step_s)))
+    pilot = common.in_turns(comm, {"mean": lambda: start()(), "compute": lambda: compute(_PILOT_STEPS)}, 5)
+    pure_s, steps_s = (statistics.median(values) for values in pilot.values())
+    steps = max(1, round(ratio * pure_s / steps_s * _PILOT_STEPS))
     inside: list[float] = []
 
     def both() -> None:
@@ -123,12 +127,9 @@ def main() -> None:
     require_number("compute_ratio", options.compute_ratio, lambda ratio: ratio > 0, "a positive number")
     topology = common.start(options)
     compute = Computation()
-    steps = 50
-    compute(steps)
-    step_s = common.slowest_s(topology.world, lambda: compute(steps)) / steps
     with ThreadPoolExecutor(1) as pool:
         results = {
-            name: measure(topology, start, compute, step_s, options.compute_ratio, options.repeats)
+            name: measure(topology, start, compute, options.compute_ratio, options.repeats)
             for name, start in contenders(topology, options.bytes // 4, pool).items()
         }
     title = f"means of {options.bytes} bytes behind computation, {counted(topology.num_learners, 'rank')}"
