@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -187,7 +187,7 @@ def throughput(learner: Learner, rule: Rule | str | None, comm: MPI.Comm, second
     )
 
 
-def build_rule(name: str, options: dict[str, object]) -> Rule:
+def build_rule(name: str, options: Mapping[str, object]) -> Rule:
     """Return the rule of algorithm `name`, with those of `options` that it takes and that are set."""
     if name not in algorithms.ALGORITHMS:
         raise InputError("algorithms", name, f"one of {', '.join(algorithms.ALGORITHMS)}")
