@@ -29,7 +29,7 @@ from hpcavg.errors import require_number
 from hpcavg.rule import Rule
 from hpcavg.summary import counted
 
-RULE_OPTIONS = {"k": 2, "k1": 2, "k2": 4, "tau": 3, "delay": 2}
+RULE_OPTIONS = {"k": 2, "k1": 2, "k2": 4, "tau": 3, "delay": 2, "h": 2}
 STEPS = 6  # several global means, with the options above, and one on its way at the end where it is delayed
 _LOOK_S = 0.005
 _LIBC = ctypes.CDLL(None)

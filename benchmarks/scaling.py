@@ -14,6 +14,8 @@ import os
 import statistics
 from typing import Any
 
+from mpi4py import MPI
+
 from benchmarks import common
 from benchmarks.learners import Learner, Workload, build_rule, mlp_workload, throughput
 from hpcavg import Topology
