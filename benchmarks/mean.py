@@ -1,6 +1,6 @@
 """How fast a mean over the learners is: our engines, MPI alone, PyTorch's own, and the floor of copying once.
 
-    mpirun -np 4 python -m benchmarks.mean [--max-mb 45] [--repeats 15] [--json FILE]
+    mpirun -np 4 python -m benchmarks.mean [--max-bytes 1e9] [--repeats 15] [--json FILE]
 
 All of them average the same float32 parameters on the same ranks in one run, in turns, so that a slow spell of the
 machine meets all alike. The figure is the slowest rank's time, its median over the repeats with a 95 % confidence
@@ -9,130 +9,146 @@ interval. algbw is bytes over time; busbw is what a ring would have to move, 2 (
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import os
-import platform
-import tempfile
-import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from mpi4py import MPI
-from torch import distributed
-from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 
-from hpcavg import Topology
-from hpcavg.mean import ENGINES
+from benchmarks import common, torch_peers
+from hpcavg import InputError, Topology
+from hpcavg.errors import require_integer, require_number
+from hpcavg.mean import ENGINES, Engine, select
 from hpcavg.schedule import Scope
+from hpcavg.summary import counted
 
-PARAMETER_ELEMENTS = 2**18  # the size of a parameter tensor where an averager works tensor by tensor
+RESNET_18 = 44_700_000
+SIZES = (*(2**exponent for exponent in range(10, 25, 2)), RESNET_18, 2**26, 2**28, 2**30)
+FLOOR, REFERENCE = "copy once", "MPI Allreduce"
 
 
-def contenders(topology: Topology, numel: int) -> dict[str, Callable[[], object]]:
-    """Return what is timed, by name; every call takes one mean of `numel` elements per rank."""
+def engine_of(name: str, topology: Topology) -> Engine | None:
+    """Return the engine called `name`, None where it refuses these ranks."""
+    try:
+        return topology.do_together(lambda: select(name, topology))
+    except InputError:
+        return None
+
+
+def contenders(topology: Topology, numel: int, names: Sequence[str]) -> dict[str, Callable[[], object]]:
+    """Return what is timed, by name; every call takes one mean of `numel` elements per rank, which are all 1."""
     found: dict[str, Callable[[], object]] = {}
-    source, target = torch.ones(numel), torch.ones(numel)
-    found["copy once"] = lambda: target.copy_(source)
-    for name, make in ENGINES.items():
-        engine = make(topology)
-        rows = engine.home(torch.ones(1, numel))
-        rows.fill_(1.0)
-        found[f"hpcavg {name}"] = functools.partial(engine.mean, rows, rows[0], Scope.GLOBAL)
-    raw = np.ones(numel, dtype=np.float32)
+    values, target = torch.ones(numel), torch.ones(numel)
+    found[FLOOR] = lambda: target.copy_(values)
+    for name in ("auto", *ENGINES):
+        engine = engine_of(name, topology) if f"hpcavg {name}" in names else None
+        if engine is not None:
+            rows = topology.do_together(functools.partial(engine.home, torch.ones(1, numel)))
+            rows.fill_(1.0)
+            found[f"hpcavg {name}"] = functools.partial(engine.mean, rows, rows[0], Scope.GLOBAL)
+    raw = values.numpy()
 
     def allreduce() -> None:
         topology.world.Allreduce(MPI.IN_PLACE, raw)
         np.divide(raw, topology.num_learners, out=raw)
 
-    found["MPI Allreduce"] = allreduce
-    values = torch.ones(numel)
-
-    def gloo() -> None:
-        distributed.all_reduce(values)
-        values.div_(topology.num_learners)
-
-    found["gloo all_reduce"] = gloo
-    parameters = [torch.nn.Parameter(part.clone()) for part in torch.ones(numel).split(PARAMETER_ELEMENTS)]
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)  # it leaves out parameters that have none
-    averager = PeriodicModelAverager(period=1, warmup_steps=0)
-    found["torch averager"] = lambda: averager.average_parameters(parameters)
-    return found
+    found[REFERENCE] = allreduce
+    found |= torch_peers.means(topology, values)
+    return {name: call for name, call in found.items() if name in names}
 
 
-def measure(topology: Topology, calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Return the seconds of every call, `repeats` of each in turns: the slowest rank's, from a common start."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for repeat in range(-2, repeats):  # two to warm up
-        for name, call in calls.items():
-            topology.world.Barrier()
-            started = time.perf_counter()
-            call()
-            slowest = topology.world.allreduce(time.perf_counter() - started, MPI.MAX)
-            if repeat >= 0:
-                seconds[name].append(slowest)
-    return seconds
+def memory_needed(num_bytes: int, num_engines: int, ranks_on_node: int) -> int:
+    """Return the bytes a node needs for one size: two arrays, a peer's copy, and a row and a mean for every engine."""
+    return (3 + 2 * num_engines) * num_bytes * ranks_on_node
 
 
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Return the median and its 95 % confidence interval, from the order of the values."""
-    ordered = sorted(values)
-    spread = 0.98 * len(ordered) ** 0.5
-    low = max(0, int(len(ordered) / 2 - spread))
-    high = min(len(ordered) - 1, int(len(ordered) / 2 + spread))
-    return float(np.median(ordered)), ordered[low], ordered[high]
+def memory_free() -> int:
+    """Return the bytes that a node can still give, a fifth kept in reserve; shared memory comes out of the same."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    disk = os.statvfs("/dev/shm")
+    return int(0.8 * min(int(fields["MemAvailable"].split()[0]) * 1024, disk.f_bavail * disk.f_frsize))
+
+
+def wire_s(num_bytes: int, num_nodes: int, gbit_per_s: float) -> float:
+    """Return the seconds that the wire alone needs: 2 (N - 1)/N of the bytes leave and enter every one of N nodes."""
+    return 2 * (num_nodes - 1) / num_nodes * num_bytes * 8 / (gbit_per_s * 1e9)
+
+
+def auto_against_best(medians: Mapping[str, float]) -> str | None:
+    """Return a line on the fastest engine and what `auto` takes over it; None where there is nothing to compare."""
+    engines = {name.split()[1]: value for name, value in medians.items() if name.startswith("hpcavg ")}
+    auto = engines.pop("auto", None)
+    if auto is None or not engines:
+        return None
+    best = min(engines, key=lambda name: engines[name])
+    return f"best engine: {best}; auto takes {auto / engines[best] - 1:+.1%} over it"
 
 
 def main() -> None:
-    """Sweep the sizes and print a table on rank 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bytes", type=int, nargs="+", default=[2**10, 2**14, 2**16, 2**20, 2**22, 44_700_000])
+    """Sweep the sizes and print a table for each on rank 0."""
+    names = (FLOOR, *(f"hpcavg {name}" for name in ("auto", *ENGINES)), REFERENCE)
+    names += ("gloo all_reduce", "torch periodic", "torch hierarchical", "accelerate LocalSGD")
+    parser = common.Parser(__doc__)
+    parser.add_argument("--bytes", type=int, nargs="+", help="sizes to measure [1024, 4096, ... 16 MB, 44.7 MB]")
+    parser.add_argument("--max-bytes", type=float, default=RESNET_18, help="largest size of the sweep, up to 2^30")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"what is timed, of: {', '.join(names)} [all]")
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seconds", type=float, default=20, help="per size; repeats end then, at least 3 of them [20]")
+    parser.add_argument("--wire-gbit", type=float, help="bandwidth between nodes in Gbit/s, to compare with its limit")
+    parser.add_argument("--interface", help="network interface for gloo [that of the node's name]")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", "When period is 1")
-    topology = Topology()
-    folder = topology.world.bcast(tempfile.mkdtemp() if topology.rank == 0 else None)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=topology.rank, world_size=topology.num_learners
-    )
+    require_integer("repeats", options.repeats, 1)
+    for num_bytes in options.bytes or ():
+        require_integer("bytes", num_bytes, 4)
+    if options.wire_gbit is not None:
+        require_number("wire_gbit", options.wire_gbit, lambda rate: rate > 0, "a positive number")
+    timed = common.chosen("only", options.only, names)
+    topology = common.start(options)
+    num_engines = sum(name.startswith("hpcavg ") for name in timed)
+    ranks_on_node = topology.everyone.allreduce(topology.node.Get_size(), MPI.MAX)
     results: dict[str, dict[str, list[float]]] = {}
-    for num_bytes in options.bytes:
-        numel = max(1, num_bytes // 4)
-        seconds = measure(topology, contenders(topology, numel), options.repeats)
-        results[str(4 * numel)] = seconds
-        if topology.rank == 0:
-            _show(4 * numel, seconds, topology.num_learners)
-    distributed.destroy_process_group()
-    if topology.rank == 0 and options.json:
-        environment = {
-            "platform": platform.platform(),
-            "cpus": os.cpu_count(),
-            "torch": torch.__version__,
-            "mpi": MPI.Get_library_version().split(",")[0],
-            "ranks": topology.num_learners,
-        }
-        options.json.write_text(json.dumps({"environment": environment, "seconds": results}, indent=2) + "\n")
+    with torch_peers.gloo(topology, options.interface):
+        for size in options.bytes or [size for size in SIZES if size <= options.max_bytes]:
+            numel = size // 4
+            needed = memory_needed(4 * numel, num_engines, ranks_on_node)
+            free = topology.everyone.allreduce(memory_free(), MPI.MIN)
+            if needed > free:
+                reason = f"{needed / 1e9:.1f} GB are needed on a node and {free / 1e9:.1f} GB are to be had"
+                common.say(topology, f"# mean of {4 * numel} bytes left out: {reason}; --only takes fewer at a time\n")
+                continue
+            calls = contenders(topology, numel, timed)
+            seconds = common.in_turns(topology.world, calls, options.repeats, options.seconds)
+            results[str(4 * numel)] = seconds
+            _show(topology, 4 * numel, seconds, options.wire_gbit)
+            del calls  # before the next size's memory is taken
+    common.report(topology, options, {"seconds": results})
 
 
-def _show(num_bytes: int, seconds: dict[str, list[float]], num_learners: int) -> None:
-    print(f"# mean of {num_bytes} bytes over {num_learners} ranks")
-    print(f"{'':18}{'median ms':>12}{'95 % interval':>22}{'algbw GB/s':>12}{'busbw GB/s':>12}{'/ Allreduce':>12}")
-    reference = interval(seconds["MPI Allreduce"])[0]
+def _show(topology: Topology, num_bytes: int, seconds: dict[str, list[float]], wire_gbit: float | None) -> None:
+    medians = {name: common.interval(values)[0] for name, values in seconds.items()}
+    learners, nodes = topology.num_learners, topology.num_nodes
+    limits = {f"/ {FLOOR}": medians.get(FLOOR)}
+    if wire_gbit and nodes > 1:
+        limits["/ wire"] = wire_s(num_bytes, nodes, wire_gbit)
+    rows = []
     for name, values in seconds.items():
-        median, low, high = interval(values)
-        algbw = num_bytes / median / 1e9
-        busbw = algbw * 2 * (num_learners - 1) / num_learners
-        between = f"{low * 1e3:.3f} to {high * 1e3:.3f}"
-        print(f"{name:18}{median * 1e3:12.3f}{between:>22}{algbw:12.2f}{busbw:12.2f}{reference / median:12.2f}")
-    print(flush=True)
+        algbw = num_bytes / medians[name] / 1e9
+        row = [name, *common.in_ms(values), f"{algbw:.3g}", f"{algbw * 2 * (learners - 1) / learners:.3g}"]
+        row.append(f"{medians[REFERENCE] / medians[name]:.2f}" if REFERENCE in medians else "-")
+        row += ["-" if limit is None else f"{medians[name] / limit:.2f}" for limit in limits.values()]
+        rows.append(row)
+    repeats = len(next(iter(seconds.values())))
+    where = f"{counted(learners, 'rank')} on {counted(nodes, 'node')}"
+    title = f"mean of {num_bytes} bytes over {where}, {repeats} repeats"
+    heads = ("", "median ms", "95 % interval", "algbw GB/s", "busbw GB/s", "x Allreduce", *limits)
+    common.show(topology, title, heads, rows)
+    line = auto_against_best(medians)
+    if line and learners > 1:
+        common.say(topology, f"{line}\n")
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -9,15 +9,14 @@ for K-AVG at the mean period of the first; for measured steps also how far they 
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from hpcavg import Averager, Topology, algorithms
+from benchmarks import common
+from hpcavg import Averager, InputError, Topology, algorithms
+from hpcavg.errors import require_number
 from hpcavg.rule import Rule
 
 
@@ -46,14 +45,17 @@ def measure(rule: Rule, topology: Topology, step_s: float, seconds: float) -> di
 
 def main() -> None:
     """Run the three and print a table on rank 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.Parser(__doc__)
     parser.add_argument("--slowdown", type=float, default=3.0)
     parser.add_argument("--step-ms", type=float, default=5.0)
     parser.add_argument("--budget-s", type=float, default=0.5, help="PR-SGD's wall-clock budget")
     parser.add_argument("--seconds", type=float, default=12.0, help="how long each algorithm runs")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    topology = Topology()
+    for name in ("slowdown", "step_ms", "budget_s", "seconds"):
+        require_number(name, getattr(options, name), lambda value: value > 0, "a positive number")
+    topology = common.start(options)
+    if topology.num_learners == 1:
+        raise InputError("ranks", 1, "at least 2: one of them is slow; start it with mpirun")
     step_s = options.step_ms / 1000 * (options.slowdown if topology.rank == 0 else 1.0)
     results = {
         "wall clock": measure(
@@ -63,22 +65,20 @@ def main() -> None:
     mean_period = round(float(np.mean(results["wall clock"]["steps_per_round"])))
     results[f"k_avg({mean_period})"] = measure(algorithms.k_avg(mean_period), topology, step_s, options.seconds)
     results["auto"] = measure(algorithms.pr_sgd_hetero(base_steps=16), topology, step_s, options.seconds)
-    if topology.rank != 0:
-        return
-    print(f"{topology.num_learners} ranks, rank 0 slowed {options.slowdown:g}-fold; step {options.step_ms:g} ms")
-    print(f"{'':14}{'fast ranks wait':>18}{'rank 0 waits':>14}{'steps/s, all':>14}  steps of the last round")
+    title = f"{topology.num_learners} ranks, rank 0 slowed {options.slowdown:g}-fold; step {options.step_ms:g} ms"
+    rows = []
     for name, result in results.items():
-        fast = result["waited"][1:]
-        print(
-            f"{name:14}{min(fast):>8.1%} to{max(fast):>7.1%}{result['waited'][0]:>14.1%}"
-            f"{sum(result['steps_per_s']):>14.0f}  {result['period']}"
-        )
+        slow, *fast = result["waited"]
+        waits = (f"{min(fast):.1%} to {max(fast):.1%}", f"{slow:.1%}")
+        steps = " ".join(f"{period:g}" for period in result["period"])
+        rows.append((name, *waits, f"{sum(result['steps_per_s']):.0f}", steps))
+    heads = ("", "fast ranks wait", "rank 0 waits", "steps/s, all", "steps of the last round")
+    common.show(topology, title, heads, rows)
     auto = np.array(results["auto"]["period"])
     error = np.abs(auto[1:] / auto[0] / options.slowdown - 1).max()
-    print(f"auto: I_i / I_0 within {error:.1%} of the true ratio {options.slowdown:g}")
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+    common.say(topology, f"auto: I_i / I_0 within {error:.1%} of the true ratio {options.slowdown:g}")
+    common.report(topology, options, results)
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -6,19 +6,19 @@ difference, with the quartiles beside it, so that a slow spell of the machine me
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from mpi4py import MPI
 
+from benchmarks import common
 from hpcavg import Averager, Topology, algorithms
+from hpcavg.errors import require_integer
 from hpcavg.models import build
 from hpcavg.rule import Rule
+from hpcavg.summary import counted
 
 NEVER = 10**9
 RULES: dict[str, Rule] = {
@@ -64,23 +64,23 @@ def measure(rule: Rule, topology: Topology, rounds: int, calls: int) -> dict[str
 
 def main() -> None:
     """Measure every rule and print the table on rank 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.Parser(__doc__)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--calls", type=int, default=50, help="calls in a round")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE too")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    topology = Topology()
+    require_integer("rounds", options.rounds, 2)
+    require_integer("calls", options.calls, 1)
+    topology = common.start(options)
     results = {name: measure(rule, topology, options.rounds, options.calls) for name, rule in RULES.items()}
-    if topology.rank == 0:
-        print(f"# step overhead, {topology.num_learners} ranks, {options.rounds} rounds of {options.calls} calls, us")
-        print(f"{'algorithm':16}{'optimizer.step':>16}{'averager.step':>16}{'overhead':>10}{'  (quartiles)'}")
-        for name, row in results.items():
-            plain, ours, overhead, first, third = row.values()
-            print(f"{name:16}{plain:16.2f}{ours:16.2f}{overhead:10.2f}  ({first:.2f} to {third:.2f})")
-        if options.json:
-            options.json.write_text(json.dumps(results, indent=2) + "\n")
+    ranks = counted(topology.num_learners, "rank")
+    title = f"step overhead, {ranks}, {options.rounds} rounds of {options.calls} calls, us"
+    rows = []
+    for name, row in results.items():
+        plain, ours, overhead, first, third = (f"{value:.2f}" for value in row.values())
+        rows.append((name, plain, ours, overhead, f"{first} to {third}"))
+    common.show(topology, title, ("", "optimizer.step", "averager.step", "overhead", "quartiles"), rows)
+    common.report(topology, options, results)
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

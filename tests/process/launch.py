@@ -36,8 +36,8 @@ def environment(**changes):
     return {**kept, **root, "OMPI_MCA_osc": "^ucx", "OMP_NUM_THREADS": "1", **changes}
 
 
-def start(ranks, arguments, **changes):
-    command = [sys.executable, "-m", "hpcavg", *map(str, arguments)]
+def start(ranks, arguments, module="hpcavg", **changes):
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     if ranks:
         command = [mpirun(), "-np", str(ranks), *FLAGS, *command]
     return subprocess.Popen(
@@ -50,10 +50,10 @@ def start(ranks, arguments, **changes):
     )
 
 
-def run(ranks, arguments, timeout=60, **changes):
-    """Run hpcavg on `ranks` ranks (0: without mpirun); fail when it has not ended after `timeout` seconds."""
+def run(ranks, arguments, timeout=60, module="hpcavg", **changes):
+    """Run `module` on `ranks` ranks (0: without mpirun); fail when it has not ended after `timeout` seconds."""
     started = time.monotonic()
-    process = start(ranks, arguments, **changes)
+    process = start(ranks, arguments, module, **changes)
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -1,0 +1,213 @@
+"""What the benchmarks share: options, timing, statistics, the record of where they ran, tables and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from mpi4py import MPI
+
+from hpcavg import Topology
+from hpcavg.errors import InputError
+from hpcavg.launcher import launcher_rank
+
+# -- options ------------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """Options of a benchmark. Every rank reads them; rank 0 alone prints help, and one line for what is wrong."""
+
+    def __init__(self, text: str | None) -> None:
+        super().__init__(
+            prog=f"python -m benchmarks.{Path(sys.argv[0]).stem}",
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("--json", type=Path, metavar="FILE", help="write the figures and the environment to FILE too")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if launcher_rank() == 0:
+            super()._print_message(message, file)
+
+    def error(self, message: str) -> NoReturn:
+        """Print `message` and end with status 2."""
+        self.exit(2, f"error: {message}\n")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a benchmark; an `InputError`, which all ranks have alike, becomes one line and exit status 2."""
+    try:
+        main()
+    except InputError as error:
+        if launcher_rank() == 0:
+            print(f"error: {error.as_option()}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def chosen(option: str, only: Sequence[str] | None, names: Iterable[str]) -> list[str]:
+    """Return those of `names` that the option's values list, all where it is None; raise for a name there is not."""
+    names = list(names)
+    for name in only or ():
+        if name not in names:
+            raise InputError(option, name, f"one of {', '.join(names)}")
+    return [name for name in names if only is None or name in only]
+
+
+# -- time and statistics ------------------------------------------------------------------------------------------
+
+
+def slowest_s(comm: MPI.Comm, call: Callable[[], object]) -> float:
+    """Return the seconds that `call` takes on the slowest rank, from a common start. Collective."""
+    comm.Barrier()
+    started = time.perf_counter()
+    call()
+    return comm.allreduce(time.perf_counter() - started, MPI.MAX)
+
+
+def in_turns(
+    comm: MPI.Comm,
+    calls: Mapping[str, Callable[[], object]],
+    repeats: int,
+    budget_s: float = math.inf,
+    least: int = 3,
+) -> dict[str, list[float]]:
+    """Return the slowest rank's seconds of every call, after one turn to warm up.
+
+    The calls take turns, so that a slow spell of the machine meets all of them. There are `repeats` turns, or as many
+    as begin within `budget_s` seconds, but at least `least`.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    started = time.perf_counter()
+    for turn in range(-1, repeats):
+        if turn >= least and comm.bcast(time.perf_counter() - started > budget_s):
+            break
+        for name, call in calls.items():
+            taken = slowest_s(comm, call)
+            if turn >= 0:
+                seconds[name].append(taken)
+    return seconds
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median and its confidence interval of at least 95 %; with fewer than 6 values, their whole range.
+
+    The j-th smallest and the j-th largest of n values enclose the median except with probability
+    2 P(Binomial(n, 1/2) < j); j is the largest for which that is at most 5 %.
+    """
+    ordered = sorted(values)
+    n, cut, outside = len(ordered), 0, 0
+    while (outside := outside + math.comb(n, cut)) * 40 <= 2**n:
+        cut += 1
+    cut = max(cut, 1)
+    return statistics.median(ordered), ordered[cut - 1], ordered[n - cut]
+
+
+# -- the record ---------------------------------------------------------------------------------------------------
+
+
+def environment(topology: Topology) -> dict[str, Any]:
+    """Return where and with what a benchmark ran. Collective."""
+    nodes = topology.everyone.gather(platform.node())
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": [*sys.orig_argv],
+        "git_revision": _git_revision(),
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cpus": os.cpu_count(),
+        "ranks": topology.everyone.Get_size(),
+        "nodes": topology.num_nodes,
+        "node_names": sorted(set(nodes or ())),
+        "groups": topology.num_groups,
+        "threads_per_rank": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("torch", "mpi4py", "numpy")},
+        "mpi_library": MPI.Get_library_version().strip("\0\n "),
+    }
+
+
+def report(topology: Topology, options: argparse.Namespace, results: object) -> None:
+    """Write options, environment and results to ``--json`` on rank 0. Collective."""
+    where = environment(topology)
+    if topology.rank == 0 and options.json:
+        record = {"environment": where, "options": vars(options), "results": results}
+        options.json.write_text(json.dumps(record, indent=2, default=str, allow_nan=False) + "\n")
+
+
+def check_json(options: argparse.Namespace) -> None:
+    """Raise `InputError` where the JSON file could not be written, before anything is measured."""
+    if options.json and not os.access(options.json.absolute().parent, os.W_OK):
+        raise InputError("json", options.json, "a file in a folder that can be written")
+
+
+def start(options: argparse.Namespace, group_size: int | None = None) -> Topology:
+    """Return the topology to measure on, with one torch thread a rank; check what all benchmarks take."""
+    check_json(options)
+    torch.set_num_threads(1)
+    return Topology(group_size=group_size)
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _git_revision() -> str | None:
+    """Return the revision of this checkout, with a plus sign where it was changed."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+# -- tables -------------------------------------------------------------------------------------------------------
+
+
+def show(topology: Topology, title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table on rank 0: the title behind a #, then columns as wide as what is in them, the first to the left."""
+    if topology.rank != 0:
+        return
+    lines = [list(heads), *(list(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    print(f"# {title}")
+    for first, *others in lines:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        print("  ".join((first.ljust(widths[0]), *cells)).rstrip())
+    print(flush=True)
+
+
+def say(topology: Topology, text: str) -> None:
+    """Print a line on rank 0."""
+    if topology.rank == 0:
+        print(text, flush=True)
+
+
+def in_ms(values: Sequence[float]) -> tuple[str, str]:
+    """Return the median of `values`, in seconds, and its interval, as milliseconds for a table."""
+    median, low, high = (value * 1e3 for value in interval(values))
+    return f"{median:.3f}", f"{low:.3f} to {high:.3f}"
+
+
+def in_percent(values: Sequence[float]) -> tuple[str, str]:
+    """Return the median of `values` and its interval, as percentages for a table."""
+    median, low, high = interval(values)
+    return f"{median:.1f}", f"{low:.1f} to {high:.1f}"

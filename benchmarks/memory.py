@@ -1,0 +1,155 @@
+"""Peak memory of a rank beyond what plain PyTorch holds, in copies of the parameters.
+
+    mpirun -np 2 python -m benchmarks.memory [--algorithms k_avg hier_avg dasgd] [--parameters 20e6] [--json FILE]
+
+A large model takes plain SGD steps until it holds its parameters and gradients: the baseline. Then an `Averager` takes
+it over, while a thread looks at the process's memory every 5 ms. A rank's memory is its private pages (Pss, so
+that pages held by several ranks count once) and its share of /dev/shm, which counts in full as soon as it is reserved.
+The peak is given for three parts: making the averager, its steps through several means, and `finish`. What MPI and
+the kernels of torch allocate on the way is in it. "plain" takes the same steps without an averager: the error of the
+method. held is what remains once nothing happens any more.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import threading
+import time
+from pathlib import Path
+
+import torch
+from mpi4py import MPI
+from torch.nn.functional import cross_entropy
+
+from benchmarks import common
+from benchmarks.learners import build_rule, mlp_workload
+from hpcavg import Averager, Topology
+from hpcavg.errors import require_number
+from hpcavg.rule import Rule
+from hpcavg.summary import counted
+
+RULE_OPTIONS = {"k": 2, "k1": 2, "k2": 4, "tau": 3, "delay": 2, "h": 2}
+STEPS = 6  # several global means, with the options above, and one on its way at the end where it is delayed
+_LOOK_S = 0.005
+_LIBC = ctypes.CDLL(None)
+_M_MMAP_THRESHOLD = -3  # glibc's malloc.h
+
+
+def memory_of(smaps_rollup: str, maps: str, ranks_on_node: int) -> int:
+    """Return the bytes that a process holds, from its two files in /proc, shared memory counted once among the ranks.
+
+    Of /dev/shm the whole of every mapping is counted, for it was reserved: pages that nobody has touched yet, too.
+    """
+    fields = dict(line.split(":", 1) for line in smaps_rollup.splitlines()[1:])
+    private = sum(int(fields[name].split()[0]) * sign for name, sign in (("Pss", 1), ("Pss_Shmem", -1)))
+    shared = 0
+    for line in maps.splitlines():
+        if "/dev/shm/" in line:
+            first, last = (int(address, 16) for address in line.split()[0].split("-"))
+            shared += last - first
+    return private * 1024 + shared // ranks_on_node
+
+
+class Watch:
+    """Follows this process's memory from a thread inside a ``with`` block; `peak` is the most that was seen."""
+
+    def __init__(self, ranks_on_node: int) -> None:
+        self._ranks_on_node = ranks_on_node
+        self._done = threading.Event()
+        self.peak = 0
+
+    def now(self) -> int:
+        """Return the bytes held now."""
+        process = Path("/proc/self")
+        return memory_of((process / "smaps_rollup").read_text(), (process / "maps").read_text(), self._ranks_on_node)
+
+    def _look(self) -> None:
+        while not self._done.is_set():
+            self.peak = max(self.peak, self.now())
+            time.sleep(_LOOK_S)
+
+    def __enter__(self) -> Watch:
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+def settled(ranks_on_node: int) -> int:
+    """Return the bytes that this process holds once it has given back what it no longer needs."""
+    gc.collect()
+    _LIBC.malloc_trim(0)
+    return Watch(ranks_on_node).now()
+
+
+def measure(rule: Rule | None, topology: Topology, num_parameters: float, engine: str) -> dict[str, float]:
+    """Return the peaks of the parts in copies of the parameters, the most of all ranks; without a rule, plain steps."""
+    workload = mlp_workload(num_parameters)
+    model = workload.build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=workload.learning_rate)
+    inputs, targets = next(workload.batches(1, 0, 1))
+    num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    ranks_on_node = topology.node.Get_size()
+    averager: Averager | None = None
+
+    def take(steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            cross_entropy(model(inputs), targets).backward()
+            if averager is None:
+                optimizer.step()
+            else:
+                averager.step()
+
+    take(2)
+    baseline = settled(ranks_on_node)
+    found = {}
+    for part in ("setup", "steps", "finish"):
+        topology.everyone.Barrier()
+        with Watch(ranks_on_node) as watch:
+            if part == "steps":
+                take(STEPS)
+            elif part == "setup" and rule is not None:
+                averager = Averager(model, optimizer, rule, topology, engine=engine)
+            elif averager is not None:
+                averager.finish()
+        found[part] = (watch.peak - baseline) / num_bytes
+    found["held"] = (settled(ranks_on_node) - baseline) / num_bytes
+    return {part: topology.everyone.allreduce(value, MPI.MAX) for part, value in found.items()}
+
+
+def main() -> None:
+    """Measure every algorithm and print the table on rank 0."""
+    parser = common.Parser(__doc__)
+    parser.add_argument("--algorithms", nargs="+", default=["k_avg", "hier_avg", "dasgd", "slowmo", "diloco"])
+    parser.add_argument("--engines", nargs="+", default=["auto"], help="how means are taken [auto]")
+    parser.add_argument("--parameters", type=float, default=20e6, help="size of the model [20e6]")
+    parser.add_argument("--group-size", type=int, help="ranks of a local group [those of a node]")
+    options = parser.parse_args()
+    require_number("parameters", options.parameters, lambda n: n >= 4, "a number of at least 4")
+    rules = {name.replace("-", "_"): build_rule(name.replace("-", "_"), RULE_OPTIONS) for name in options.algorithms}
+    topology = common.start(options, options.group_size)
+    # Large arrays go back to the system as soon as they are freed, so that the peak is of what is in use.
+    _LIBC.mallopt(_M_MMAP_THRESHOLD, 2**20)
+    measure(None, topology, options.parameters, "auto")  # warms up torch
+    ways: list[tuple[str, Rule | None, str]] = [("plain", None, "auto")]
+    ways += [(f"{name}, {engine}", rule, engine) for engine in options.engines for name, rule in rules.items()]
+    results: dict[str, dict[str, float]] = {}
+    for label, rule, engine in ways:
+        gc.collect()  # the memory of the one before
+        results[label] = measure(rule, topology, options.parameters, engine)
+        common.say(topology, f"{label}: {results[label]['steps']:.2f}")
+    title = f"copies of {options.parameters:.3g} parameters beyond those, their gradients and the optimizer's state"
+    title += f", {counted(topology.num_learners, 'rank')} on {counted(topology.num_nodes, 'node')}"
+    heads = ("", "setup", "steps", "finish", "held")
+    rows = [[name, *(f"{found[part]:.2f}" for part in heads[1:])] for name, found in results.items()]
+    common.show(topology, title, heads, rows)
+    common.report(topology, options, {"copies": results})
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,148 @@
+"""How much of a mean disappears behind computation that goes on meanwhile: what DaSGD lives on.
+
+    mpirun -np 2 python -m benchmarks.overlap [--bytes 11000000] [--compute-ratio 1.3] [--repeats 9] [--json FILE]
+
+By the formula of the OSU benchmarks for non-blocking collectives:
+
+    overlap % = 100 max(0, 1 - (t_total - t_compute) / t_pure)
+
+t_pure is starting a mean and waiting for it, t_compute a training step in torch, repeated so that it takes about
+`--compute-ratio` times t_pure, t_total both at once: start, compute, wait. Slower % is how much longer the computation
+took beside the mean than alone: a mean that hides but takes the core has hidden nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from mpi4py import MPI
+
+from benchmarks import common
+from benchmarks.mean import engine_of
+from hpcavg import Topology
+from hpcavg.errors import require_integer, require_number
+from hpcavg.mean import ENGINES, Engine
+from hpcavg.schedule import Scope
+from hpcavg.summary import counted
+
+_PILOT_STEPS = 20
+Start = Callable[[], Callable[[], object]]
+"""Starts a mean of a copy of the parameters and returns what waits for it."""
+
+
+def contenders(topology: Topology, numel: int, pool: ThreadPoolExecutor) -> dict[str, Start]:
+    """Return the ways to start a mean of `numel` elements per rank, which are all 1, by name."""
+    found: dict[str, Start] = {}
+    for name in ENGINES:
+        engine = engine_of(name, topology)
+        if engine is not None:
+            rows = engine.home(torch.ones(1, numel))
+            rows.fill_(1.0)
+            found[f"hpcavg {name}"] = functools.partial(_start, engine, rows)
+    values, total = np.ones(numel, np.float32), np.empty(numel, np.float32)
+    comm = topology.world.Dup()  # a thread must not meet another in one communicator
+
+    def scaled(wait: Callable[[], object]) -> Callable[[], object]:
+        def wait_and_scale() -> None:
+            wait()
+            np.divide(total, topology.num_learners, out=total)
+
+        return wait_and_scale
+
+    def iallreduce() -> Callable[[], object]:
+        np.copyto(total, values)
+        return scaled(comm.Iallreduce(MPI.IN_PLACE, total).Wait)
+
+    def thread() -> Callable[[], object]:
+        np.copyto(total, values)
+        return scaled(pool.submit(comm.Allreduce, MPI.IN_PLACE, total).result)
+
+    return found | {"MPI Iallreduce": iallreduce, "thread in Allreduce": thread}
+
+
+def _start(engine: Engine, rows: torch.Tensor) -> Callable[[], object]:
+    return engine.start([rows], Scope.GLOBAL).wait
+
+
+class Computation:
+    """Training steps of a small network on this rank: matrix products and memory traffic, as in training."""
+
+    def __init__(self, width: int = 256, batch: int = 32) -> None:
+        self.model = torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(3)))
+        self.inputs = torch.randn(batch, width)
+
+    def __call__(self, steps: int) -> float:
+        """Take `steps` steps; return the seconds they took on this rank."""
+        started = time.perf_counter()
+        for _ in range(steps):
+            self.model.zero_grad()
+            self.model(self.inputs).square().mean().backward()
+        return time.perf_counter() - started
+
+
+def overlap_percent(total_s: float, compute_s: float, pure_s: float) -> float:
+    """Return the share of a mean, which takes `pure_s` alone, that `compute_s` of computation hides, in per cent."""
+    return 100 * max(0.0, 1 - (total_s - compute_s) / pure_s)
+
+
+def measure(
+    topology: Topology, start: Start, compute: Computation, ratio: float, repeats: int
+) -> dict[str, list[float]]:
+    """Return seconds of the slowest rank, one value a repeat, and what follows from them."""
+    comm = topology.world
+    pilot = common.in_turns(comm, {"mean": lambda: start()(), "compute": lambda: compute(_PILOT_STEPS)}, 5)
+    pure_s, steps_s = (statistics.median(values) for values in pilot.values())
+    steps = max(1, round(ratio * pure_s / steps_s * _PILOT_STEPS))
+    inside: list[float] = []
+
+    def both() -> None:
+        wait = start()
+        inside.append(compute(steps))
+        wait()
+
+    parts = {"pure_s": lambda: start()(), "compute_s": lambda: compute(steps), "total_s": both}
+    found = common.in_turns(comm, parts, repeats)
+    found["compute_inside_s"] = [comm.allreduce(seconds, MPI.MAX) for seconds in inside[1:]]  # the first warmed up
+    found["overlap_percent"] = list(map(overlap_percent, found["total_s"], found["compute_s"], found["pure_s"]))
+    pairs = zip(found["compute_inside_s"], found["compute_s"], strict=True)
+    found["slower_percent"] = [100 * (beside / alone - 1) for beside, alone in pairs]
+    return found
+
+
+def main() -> None:
+    """Measure every contender and print the table on rank 0."""
+    parser = common.Parser(__doc__)
+    parser.add_argument("--bytes", type=int, default=11_000_000, help="size of the parameters [11000000]")
+    parser.add_argument("--compute-ratio", type=float, default=1.3, help="computation over transfer [1.3]")
+    parser.add_argument("--repeats", type=int, default=9)
+    options = parser.parse_args()
+    require_integer("bytes", options.bytes, 4)
+    require_integer("repeats", options.repeats, 1)
+    require_number("compute_ratio", options.compute_ratio, lambda ratio: ratio > 0, "a positive number")
+    topology = common.start(options)
+    compute = Computation()
+    with ThreadPoolExecutor(1) as pool:
+        results = {
+            name: measure(topology, start, compute, options.compute_ratio, options.repeats)
+            for name, start in contenders(topology, options.bytes // 4, pool).items()
+        }
+    title = f"means of {options.bytes} bytes behind computation, {counted(topology.num_learners, 'rank')}"
+    title += f" on {counted(topology.num_nodes, 'node')}, {options.repeats} repeats"
+    heads = ("", "pure ms", "compute ms", "total ms", "overlap %", "95 % interval", "slower %", "95 % interval")
+    rows = []
+    for name, found in results.items():
+        times = [common.in_ms(found[part])[0] for part in ("pure_s", "compute_s", "total_s")]
+        shares = (common.in_percent(found[part]) for part in ("overlap_percent", "slower_percent"))
+        rows.append([name, *times, *(cell for share in shares for cell in share)])
+    common.show(topology, title, heads, rows)
+    common.report(topology, options, results)
+
+
+if __name__ == "__main__":
+    common.run(main)
