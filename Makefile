@@ -64,7 +64,7 @@ test-cluster: $(INSTALLED)
 	$(BIN)/pytest -q tests/cluster
 	@for slots in 2,2 3,1; do \
 	    echo "== tests/mpi on emulated nodes of $$slots ranks"; \
-	    timeout 600 $(BIN)/python -m benchmarks.cluster --slots $$slots -- \
+	    timeout 600 $(BIN)/python -m benchmarks.cluster --yield --slots $$slots -- \
 	        python -m mpi4py -m pytest -q --with-mpi tests/mpi || exit 1; \
 	done
 

@@ -66,6 +66,8 @@ class Cluster:
     rate : of every cable in each direction, as tc writes it: ``"1gbit"``, ``"200mbit"``; None sets no limit.
     delay : from any node to any other, ``"1ms"`` or ``"50us"``; None adds none.
     mtu : the largest packet in bytes, 9000 for jumbo frames.
+    yields : let ranks that wait inside MPI yield their core. Open MPI does so only where one node has more ranks than
+        cores, but these cores are every node's.
 
     Raises `InputError` for what cannot be.
     """
@@ -74,6 +76,7 @@ class Cluster:
     rate: str | None = None
     delay: str | None = None
     mtu: int = 1500
+    yields: bool = False
 
     def __post_init__(self) -> None:
         require_integer("nodes", len(self.slots), 1, 250)
@@ -179,7 +182,7 @@ class Cluster:
         """
         check_requirements()
         command = self.command_line(program, num_ranks, mpirun_flags)
-        variables = {**environment(num_ranks or sum(self.slots)), **(variables or {})}
+        variables = {**environment(self.yields), **(variables or {})}
         # In a group of its own: Ctrl-C in a terminal then goes to the caller alone, who decides.
         return subprocess.Popen(command, env=variables, start_new_session=True, **popen)
 
@@ -202,17 +205,15 @@ class Cluster:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def environment(num_ranks: int) -> dict[str, str]:
-    """Return this process's environment with what Open MPI needs for `num_ranks` ranks here."""
+def environment(yields: bool) -> dict[str, str]:
+    """Return this process's environment with what Open MPI needs here; what the user has set counts."""
     around = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_COMM", "PMIX", "SLURM"))}
     usual = {
         "OMP_NUM_THREADS": "1",
         "OMPI_MCA_osc": "^ucx",  # it warns and is not used
         "OMPI_MCA_pml": "ob1",
         "OMPI_MCA_btl": "tcp,sm,self",
-        # A node with as many cores as slots spins while it waits, but these cores are every node's: without yielding, a
-        # mean of 4 MB over 2 x 2 ranks on 2 cores took 500 ms in place of 34.
-        "OMPI_MCA_mpi_yield_when_idle": str(int(num_ranks > len(os.sched_getaffinity(0)))),
+        **({"OMPI_MCA_mpi_yield_when_idle": "1"} if yields else {}),
     }
     needed = {f"{part}_ALLOW_RUN_AS_ROOT{more}": "1" for part in ("OMPI", "PRTE") for more in ("", "_CONFIRM")}
     needed["PRTE_MCA_plm_ssh_agent"] = _ON_NODE
@@ -256,6 +257,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Cluster, argparse.Namespace
     parser.add_argument("--rate", help="of every cable in each direction, such as 1gbit [no limit]")
     parser.add_argument("--delay", help="from node to node, such as 1ms; needs the kernel's netem [none]")
     parser.add_argument("--mtu", type=int, default=1500, help="largest packet in bytes [1500]")
+    parser.add_argument("--yield", action="store_true", dest="yields", help="ranks that wait in MPI yield their core")
     parser.add_argument("--np", type=int, metavar="P", help="number of ranks [all slots]")
     parser.add_argument("--mpirun-flags", default="", metavar="'FLAGS'", help='more of mpirun, "--with-ft ulfm" [none]')
     parser.add_argument("program", nargs="+", metavar="-- COMMAND", help="what every rank runs")
@@ -265,7 +267,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Cluster, argparse.Namespace
     if not all(word.isdecimal() for word in words) or len(words) not in (1, num_nodes):
         raise InputError("slots", options.slots, f"one number or {num_nodes}, one for every node, such as 3,1")
     slots = tuple(int(word) for word in words) * (num_nodes if len(words) == 1 else 1)
-    return Cluster(slots, options.rate, options.delay, options.mtu), options
+    return Cluster(slots, options.rate, options.delay, options.mtu, options.yields), options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,4 +18,4 @@ def make_cluster():
 @pytest.fixture(scope="session")
 def two_nodes(make_cluster):
     """Two nodes of two ranks on cables without a limit."""
-    return make_cluster((2, 2))
+    return make_cluster((2, 2), yields=True)
