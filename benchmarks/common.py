@@ -87,16 +87,19 @@ def in_turns(
 ) -> dict[str, list[float]]:
     """Return the slowest rank's seconds of every call, after one turn to warm up.
 
-    The calls take turns, so that a slow spell of the machine meets all of them. There are `repeats` turns, or as many
+    The calls take turns, so that a slow spell of the machine meets all of them, and each turn starts with the next, so
+    that each comes after every other: what it finds in the caches is part of its time. There are `repeats` turns, or as many
     as begin within `budget_s` seconds, but at least `least`.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
     started = time.perf_counter()
     for turn in range(-1, repeats):
         if turn >= least and comm.bcast(time.perf_counter() - started > budget_s):
             break
-        for name, call in calls.items():
-            taken = slowest_s(comm, call)
+        for position in range(len(calls)):
+            name = names[(turn + position) % len(names)]
+            taken = slowest_s(comm, calls[name])
             if turn >= 0:
                 seconds[name].append(taken)
     return seconds

@@ -1,6 +1,6 @@
 """How fast a mean over the learners is: our engines, MPI alone, PyTorch's own, and the floor of copying once.
 
-    mpirun -np 4 python -m benchmarks.mean [--max-bytes 1e9] [--repeats 15] [--json FILE]
+    mpirun -np 4 python -m benchmarks.mean [--max-bytes 1e9] [--repeats 101] [--json FILE]
 
 All of them average the same float32 parameters on the same ranks in one run, in turns, so that a slow spell of the
 machine meets all alike. The figure is the slowest rank's time, its median over the repeats with a 95 % confidence
@@ -95,8 +95,8 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, nargs="+", help="sizes to measure [1024, 4096, ... 16 MB, 44.7 MB]")
     parser.add_argument("--max-bytes", type=float, default=RESNET_18, help="largest size of the sweep, up to 2^30")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"what is timed, of: {', '.join(names)} [all]")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=20, help="per size; repeats end then, at least 3 of them [20]")
+    parser.add_argument("--repeats", type=int, default=101)
+    parser.add_argument("--seconds", type=float, default=10, help="per size; repeats end then, at least 3 of them [10]")
     parser.add_argument("--wire-gbit", type=float, help="bandwidth between nodes in Gbit/s, to compare with its limit")
     parser.add_argument("--interface", help="network interface for gloo [that of the node's name]")
     options = parser.parse_args()

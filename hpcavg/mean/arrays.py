@@ -86,6 +86,6 @@ def put(values: Values, target: Array) -> None:
 def divide(total: Values, count: int) -> None:
     """Divide `total` by `count` in place: by a power of two as a product, which is exact then, and faster."""
     if count & (count - 1):
-        np.divide(total, total.dtype.type(count), out=total)
+        np.divide(total, count, out=total)
     else:
-        np.multiply(total, total.dtype.type(1 / count), out=total)
+        np.multiply(total, 1 / count, out=total)

@@ -77,9 +77,10 @@ class Rows:
     blocks: list[Tensor]
     means: dict[Scope, Tensor] = field(default_factory=dict)
     copies: dict[Scope, Sequence[list[Tensor]]] = field(default_factory=dict)
-    turns: dict[Scope, Iterator[tuple[Any, list[Array]]]] = field(default_factory=dict)
+    turns: dict[Scope, Iterator[tuple[Any, Any, list[Array]]]] = field(default_factory=dict)
     num_lanes: int = 0
     codes: dict[Scope, Relative] = field(default_factory=dict)
+    _rows_of: dict[tuple[int, ...], list[Array]] = field(default_factory=dict)
 
     @property
     def learners(self) -> int:
@@ -101,9 +102,11 @@ class Rows:
         """Bytes of a row."""
         return self.numel * self.dtype.itemsize
 
-    def of(self, peers: Sequence[int]) -> list[Array]:
+    def of(self, peers: tuple[int, ...]) -> list[Array]:
         """Return the rows of `peers` and of all their learners, in their order."""
-        return rows_of(self.blocks, peers)
+        if peers not in self._rows_of:
+            self._rows_of[peers] = rows_of(self.blocks, peers)
+        return self._rows_of[peers]
 
 
 class SharedEngine:
@@ -265,13 +268,16 @@ class SharedEngine:
         """
         if members.scope not in placed.turns:
             own = self._topology.peers.Get_rank()
+            values = as_array(placed.blocks[own])
             placed.turns[members.scope] = itertools.cycle(
-                (as_array(blocks[own]), rows_of(blocks, members.peers)) for blocks in placed.copies[members.scope]
+                (values, as_array(blocks[own]), rows_of(blocks, members.peers))
+                for blocks in placed.copies[members.scope]
             )
-        own_copy, copies = next(placed.turns[members.scope])
-        own_copy[...] = as_array(rows)
+        values, own_copy, copies = next(placed.turns[members.scope])
+        own_copy[...] = values
         members.node.Barrier()
-        self._finish_small(placed, copies, as_array(out), members)
+        target = values[0] if out.data_ptr() == rows.data_ptr() else as_array(out)
+        self._finish_small(placed, copies, target, members)
 
     def _finish_small(self, rows: Rows, copies: list[Array], out: Any, members: Members) -> None:
         """Write the mean of the members' `copies` to `out`."""
