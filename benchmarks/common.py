@@ -88,8 +88,8 @@ def in_turns(
     """Return the slowest rank's seconds of every call, after one turn to warm up.
 
     The calls take turns, so that a slow spell of the machine meets all of them, and each turn starts with the next, so
-    that each comes after every other: what it finds in the caches is part of its time. There are `repeats` turns, or as many
-    as begin within `budget_s` seconds, but at least `least`.
+    that each comes after every other: what it finds in the caches is part of its time. There are `repeats` turns, or as
+    many as begin within `budget_s` seconds, but at least `least`.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
