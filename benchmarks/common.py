@@ -8,7 +8,6 @@ import math
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from mpi4py import MPI
 from hpcavg import Topology
 from hpcavg.errors import InputError
 from hpcavg.launcher import launcher_rank
+from hpcavg.run_folder import git_revision
 
 # -- options ------------------------------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ def environment(topology: Topology) -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": [*sys.orig_argv],
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
         "platform": platform.platform(),
         "cpu": _cpu_model(),
         "cpus": os.cpu_count(),
@@ -171,15 +171,6 @@ def _cpu_model() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor())
-
-
-def _git_revision() -> str | None:
-    """Return the revision of this checkout, with a plus sign where it was changed."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 # -- tables -------------------------------------------------------------------------------------------------------

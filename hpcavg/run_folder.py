@@ -75,7 +75,7 @@ def write_start(path: Path, config: Config, nodes: list[str], threads: int, devi
         "nodes": nodes,
         "threads_per_rank": threads,
         "device": device,
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
         "command": sys.argv,
     }
     write_json(path / "environment.json", environment)
@@ -91,7 +91,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
     """Return the revision of the checkout that hpcavg runs from, with a plus sign where it was changed."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=40"]
     try:

@@ -110,7 +110,8 @@ class TwoLevelEngine(SharedEngine):
             rows.codes[members.scope] = code.next
 
     def _is_small(self, rows: Rows, members: Members) -> bool:
-        return super()._is_small(rows, members) and rows.num_bytes * self._topology.num_nodes <= _GATHERED_BYTES
+        is_gathered = not members.num_lanes or rows.num_bytes * self._topology.num_nodes <= _GATHERED_BYTES
+        return is_gathered and super()._is_small(rows, members)
 
     def _finish_small(self, rows: Rows, copies: list[Array], out: Any, members: Members) -> None:
         """Write the mean of the `copies` of all nodes to `out`: one rank of each node sums and tells the others."""
