@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import torch
 from mpi4py import MPI
 
-from hpcavg import Topology
+from hpcavg import Topology, eager
 from hpcavg.errors import InputError
 from hpcavg.launcher import launcher_rank
 
@@ -157,6 +157,7 @@ def check_json(options: argparse.Namespace) -> None:
 def start(options: argparse.Namespace, group_size: int | None = None) -> Topology:
     """Return the topology to measure on, with one torch thread a rank; check what all benchmarks take."""
     check_json(options)
+    eager.defer_compiler_import()  # 4 s a rank
     torch.set_num_threads(1)
     return Topology(group_size=group_size)
 
