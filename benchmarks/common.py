@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -87,16 +88,17 @@ def in_turns(
 ) -> dict[str, list[float]]:
     """Return the slowest rank's seconds of every call, after one turn to warm up.
 
-    The calls take turns, so that a slow spell of the machine meets all of them. There are `repeats` turns, or as many
-    as begin within `budget_s` seconds, but at least `least`.
+    The calls take turns, so that a slow spell of the machine meets all of them, each turn in another order, so that
+    none always comes after one that leaves the caches in its way. There are `repeats` turns, or as many as begin within
+    `budget_s` seconds, but at least `least`.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     started = time.perf_counter()
     for turn in range(-1, repeats):
         if turn >= least and comm.bcast(time.perf_counter() - started > budget_s):
             break
-        for name, call in calls.items():
-            taken = slowest_s(comm, call)
+        for name in random.Random(turn).sample(list(calls), len(calls)):  # the same order on every rank
+            taken = slowest_s(comm, calls[name])
             if turn >= 0:
                 seconds[name].append(taken)
     return seconds
