@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import random
 import statistics
 import sys
 import time
@@ -19,7 +20,7 @@ from typing import Any, NoReturn
 import torch
 from mpi4py import MPI
 
-from hpcavg import Topology
+from hpcavg import Topology, eager
 from hpcavg.errors import InputError
 from hpcavg.launcher import launcher_rank
 from hpcavg.run_folder import git_revision
@@ -87,18 +88,16 @@ def in_turns(
 ) -> dict[str, list[float]]:
     """Return the slowest rank's seconds of every call, after one turn to warm up.
 
-    The calls take turns, so that a slow spell of the machine meets all of them, and each turn starts with the next, so
-    that each comes after every other: what it finds in the caches is part of its time. There are `repeats` turns, or as
-    many as begin within `budget_s` seconds, but at least `least`.
+    The calls take turns, so that a slow spell of the machine meets all of them, each turn in another order, so that
+    none always comes after one that leaves the caches in its way. There are `repeats` turns, or as many as begin within
+    `budget_s` seconds, but at least `least`.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
     started = time.perf_counter()
     for turn in range(-1, repeats):
         if turn >= least and comm.bcast(time.perf_counter() - started > budget_s):
             break
-        for position in range(len(calls)):
-            name = names[(turn + position) % len(names)]
+        for name in random.Random(turn).sample(list(calls), len(calls)):  # the same order on every rank
             taken = slowest_s(comm, calls[name])
             if turn >= 0:
                 seconds[name].append(taken)
@@ -160,6 +159,7 @@ def check_json(options: argparse.Namespace) -> None:
 def start(options: argparse.Namespace, group_size: int | None = None) -> Topology:
     """Return the topology to measure on, with one torch thread a rank; check what all benchmarks take."""
     check_json(options)
+    eager.defer_compiler_import()  # 4 s a rank
     torch.set_num_threads(1)
     return Topology(group_size=group_size)
 

@@ -7,7 +7,8 @@ it over, while a thread looks at the process's memory every 5 ms. A rank's memor
 that pages held by several ranks count once) and its share of /dev/shm, which counts in full as soon as it is reserved.
 The peak is given for three parts: making the averager, its steps through several means, and `finish`. What MPI and
 the kernels of torch allocate on the way is in it. "plain" takes the same steps without an averager: the error of the
-method. held is what remains once nothing happens any more.
+method. held is what remains once nothing happens any more, left what remains when model and averager are gone: it
+falsifies the rows below, should they give it back.
 """
 
 from __future__ import annotations
@@ -140,12 +141,14 @@ def main() -> None:
     ways += [(f"{name}, {engine}", rule, engine) for engine in options.engines for name, rule in rules.items()]
     results: dict[str, dict[str, float]] = {}
     for label, rule, engine in ways:
-        gc.collect()  # the memory of the one before
-        results[label] = measure(rule, topology, options.parameters, engine)
+        before = settled(topology.node.Get_size())
+        found = measure(rule, topology, options.parameters, engine)
+        left = (settled(topology.node.Get_size()) - before) / (4 * options.parameters)
+        results[label] = found | {"left": topology.everyone.allreduce(left, MPI.MAX)}
         common.say(topology, f"{label}: {results[label]['steps']:.2f}")
     title = f"copies of {options.parameters:.3g} parameters beyond those, their gradients and the optimizer's state"
     title += f", {counted(topology.num_learners, 'rank')} on {counted(topology.num_nodes, 'node')}"
-    heads = ("", "setup", "steps", "finish", "held")
+    heads = ("", "setup", "steps", "finish", "held", "left")
     rows = [[name, *(f"{found[part]:.2f}" for part in heads[1:])] for name, found in results.items()]
     common.show(topology, title, heads, rows)
     common.report(topology, options, {"copies": results})

@@ -121,14 +121,23 @@ class _Driver:
         self._queue.put(pending)
 
     def _run(self) -> None:
-        while (pending := self._queue.get()) is not None:
-            while not self._stopped and pending.done_s is None:
-                if not pending.step():
-                    time.sleep(_POLL_S)
+        while self._look_after(self._queue.get()):
+            pass
+
+    def _look_after(self, pending: Pending | None) -> bool:
+        """Take the steps of `pending`; return whether there is another to wait for. Keeps no hold of its arrays."""
+        if pending is None:
+            return False
+        while not self._stopped and pending.done_s is None:
+            if not pending.step():
+                time.sleep(_POLL_S)
+        if self._last is pending:
+            self._last = None
+        return True
 
     def _stop(self) -> None:
         deadline = time.monotonic() + _LAST_WAIT_S
-        while self._last is not None and not self._last.test() and time.monotonic() < deadline:
+        while (last := self._last) is not None and not last.test() and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         self._stopped = True
         self._queue.put(None)
