@@ -48,6 +48,6 @@ def world():
 
 
 @pytest.fixture(scope="session")
-def node(world):
+def node():
     """Return the communicator of the ranks on this node: all of `world` unless the tests run on a cluster."""
-    return world.Split_type(MPI.COMM_TYPE_SHARED, key=world.Get_rank())
+    return MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED, key=MPI.COMM_WORLD.Get_rank())

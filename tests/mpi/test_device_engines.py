@@ -25,6 +25,12 @@ pytestmark = pytest.mark.mpi
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="session")
+def world(node):
+    """Return the ranks of one node: half of these engines work on one only, so on a cluster every node tests them."""
+    return node
+
+
 @pytest.fixture
 def topology(world):
     made = Topology(world, min(2, world.Get_size()))
