@@ -8,7 +8,8 @@ By the formula of the OSU benchmarks for non-blocking collectives:
 
 t_pure is starting a mean and waiting for it, t_compute a training step in torch, repeated so that it takes about
 `--compute-ratio` times t_pure, t_total both at once: start, compute, wait. Slower % is how much longer the computation
-took beside the mean than alone: a mean that hides but takes the core has hidden nothing.
+took beside the mean than alone: a mean that hides but takes the core has hidden nothing. The last row is the floor
+where the wire is TCP: every rank sends and receives as many bytes, and does nothing with them.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ import torch
 from mpi4py import MPI
 
 from benchmarks import common
+from benchmarks.learners import mlp_workload
 from benchmarks.mean import engine_of
+from benchmarks.tcp import Ring
 from hpcavg import Topology
 from hpcavg.errors import require_integer, require_number
 from hpcavg.mean import ENGINES, Engine
 from hpcavg.schedule import Scope
 from hpcavg.summary import counted
 
-_PILOT_STEPS = 20
+_PILOT_STEPS = 5
 Start = Callable[[], Callable[[], object]]
 """Starts a mean of a copy of the parameters and returns what waits for it."""
 
@@ -63,7 +66,14 @@ def contenders(topology: Topology, numel: int, pool: ThreadPoolExecutor) -> dict
         np.copyto(total, values)
         return scaled(pool.submit(comm.Allreduce, MPI.IN_PLACE, total).result)
 
-    return found | {"MPI Iallreduce": iallreduce, "thread in Allreduce": thread}
+    # As many bytes as a rank sends and receives in a mean, if all are on nodes of their own.
+    ring = Ring(topology.world, 2 * (topology.num_learners - 1) * 4 * numel // topology.num_learners)
+
+    def tcp() -> Callable[[], object]:
+        futures = ring.start()
+        return lambda: [future.result() for future in futures]
+
+    return found | {"MPI Iallreduce": iallreduce, "thread in Allreduce": thread, "bytes over TCP": tcp}
 
 
 def _start(engine: Engine, rows: torch.Tensor) -> Callable[[], object]:
@@ -71,11 +81,12 @@ def _start(engine: Engine, rows: torch.Tensor) -> Callable[[], object]:
 
 
 class Computation:
-    """Training steps of a small network on this rank: matrix products and memory traffic, as in training."""
+    """Training steps on this rank of a perceptron with about as many parameters as the mean has."""
 
-    def __init__(self, width: int = 256, batch: int = 32) -> None:
-        self.model = torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(3)))
-        self.inputs = torch.randn(batch, width)
+    def __init__(self, num_parameters: int, batch: int) -> None:
+        workload = mlp_workload(num_parameters)
+        self.model = workload.build()
+        self.inputs, _ = next(workload.batches(1, 0, batch))
 
     def __call__(self, steps: int) -> float:
         """Take `steps` steps; return the seconds they took on this rank."""
@@ -120,13 +131,15 @@ def main() -> None:
     parser = common.Parser(__doc__)
     parser.add_argument("--bytes", type=int, default=11_000_000, help="size of the parameters [11000000]")
     parser.add_argument("--compute-ratio", type=float, default=1.3, help="computation over transfer [1.3]")
+    parser.add_argument("--batch-size", type=int, default=128, help="of the computation's training steps [128]")
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
     require_integer("bytes", options.bytes, 4)
     require_integer("repeats", options.repeats, 1)
+    require_integer("batch_size", options.batch_size, 1)
     require_number("compute_ratio", options.compute_ratio, lambda ratio: ratio > 0, "a positive number")
     topology = common.start(options)
-    compute = Computation()
+    compute = Computation(options.bytes // 4, options.batch_size)
     with ThreadPoolExecutor(1) as pool:
         results = {
             name: measure(topology, start, compute, options.compute_ratio, options.repeats)

@@ -18,8 +18,9 @@ from torch import Tensor
 # A mean as steps: yields whether the step got on, or found nothing but to wait for other ranks.
 Work: TypeAlias = Iterator[bool]
 
-# Long enough to leave the core to the computation, short against any reduction that is worth hiding.
-_POLL_S = 0.0005
+# Every look takes something from the computation, so there are no more of them than find that something has arrived.
+_MIN_PAUSE_S = 0.0005
+_MAX_PAUSE_S = 0.004
 # A program that ends without `finish` leaves a mean that all ranks have started: it is there in no time.
 _LAST_WAIT_S = 5.0
 # Who has nothing else to do waits so long awake, for what takes microseconds, and then in naps: other ranks want cores.
@@ -128,9 +129,13 @@ class _Driver:
         """Take the steps of `pending`; return whether there is another to wait for. Keeps no hold of its arrays."""
         if pending is None:
             return False
+        pause_s = _MIN_PAUSE_S
         while not self._stopped and pending.done_s is None:
-            if not pending.step():
-                time.sleep(_POLL_S)
+            if pending.step():
+                pause_s = max(pause_s / 2, _MIN_PAUSE_S)
+            else:
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, _MAX_PAUSE_S)
         if self._last is pending:
             self._last = None
         return True
@@ -138,7 +143,7 @@ class _Driver:
     def _stop(self) -> None:
         deadline = time.monotonic() + _LAST_WAIT_S
         while (last := self._last) is not None and not last.test() and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
+            time.sleep(_MIN_PAUSE_S)
         self._stopped = True
         self._queue.put(None)
         if self._thread is not None:

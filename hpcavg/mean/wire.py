@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,16 +19,19 @@ from torch import Tensor
 
 from hpcavg.mean.arrays import Values, add_up, divide
 from hpcavg.mean.compression import Exact
-from hpcavg.mean.pending import Work, all_done
+from hpcavg.mean.pending import Work
 
 # Large enough for the wire's full speed, small enough that the first and the last, which travel alone, cost little.
-_CHUNK_BYTES = 256 * 1024
+_CHUNK_BYTES = 128 * 1024
 _MIN_CHUNK_BYTES = 4 * 1024
 _CHUNKS_ON_THE_WAY = 16
 # What all chunks on the way may take on a rank: with many nodes they become smaller.
 _BUFFER_BYTES = 16 * 2**20
 # The smallest upper bound of tags that MPI allows; chunks on the way are far fewer.
 _NUM_TAGS = 32768
+
+# A chunk on its way: yields the requests that must be complete before it goes on.
+Chunk: TypeAlias = Iterator[list[MPI.Request]]
 
 
 @dataclass
@@ -51,20 +54,37 @@ class Transfer:
 
 @dataclass
 class _Buffers:
-    """Memory for one chunk on its way: the sum of every node, as it is added up and as it travels."""
+    """Memory for one chunk on its way: the sum of every node, as it is added up, as it travels, and as MPI takes that.
 
-    sums: Values
-    coded: Tensor
+    Made once, with all the views: making them anew for every chunk would take longer than adding it up.
+    """
+
+    sums: list[Values]
+    coded: list[Tensor]
+    travelling: list[Values]
+
+    def cut(self, numel: int) -> _Buffers:
+        """Return the first `numel` elements of all of them."""
+        first = slice(numel)
+        sums, travelling = ([each[first] for each in part] for part in (self.sums, self.travelling))
+        return _Buffers(sums, [each[first] for each in self.coded], travelling)
 
 
 class Wire:
     """The ranks that meet across nodes, and the memory of the chunks on the way.
 
     lane : the communicator, one rank of each node in the order of the nodes.
+
+    Attributes
+    ----------
+    node : the index of this rank's node. num_nodes : how many meet here.
     """
 
     def __init__(self, lane: MPI.Comm) -> None:
         self._lane = lane
+        self.node = lane.Get_rank()
+        self.num_nodes = lane.Get_size()
+        self._others = [node for node in range(self.num_nodes) if node != self.node]
         self._free: tuple[object, list[_Buffers]] = (None, [])
 
     def mean(self, transfer: Transfer) -> Work:
@@ -86,16 +106,6 @@ class Wire:
         self._lane.Allgather(MPI.IN_PLACE, gathered)
         add_up(list(gathered), gathered[0])
 
-    @property
-    def num_nodes(self) -> int:
-        """How many nodes meet here."""
-        return self._lane.Get_size()
-
-    @property
-    def node(self) -> int:
-        """The index of this rank's node among them."""
-        return self._lane.Get_rank()
-
     def _chunk_elements(self, numel: int, dtype: np.dtype[Any]) -> int:
         limit_bytes = min(_CHUNK_BYTES, _BUFFER_BYTES // (_CHUNKS_ON_THE_WAY * self.num_nodes))
         # Each node should have chunks of its own, also of small arrays.
@@ -106,23 +116,26 @@ class Wire:
         """Return the buffers, kept from the last time if that was alike."""
         form = (size, code.dtype, type(code))
         if self._free[0] != form:
-            sums = [np.empty((self.num_nodes, size), dtype=code.dtype) for _ in range(_CHUNKS_ON_THE_WAY)]
-            self._free = form, [_Buffers(each, code.buffers(each)) for each in sums]
+            self._free = form, [self._buffers(size, code) for _ in range(_CHUNKS_ON_THE_WAY)]
         return self._free[1]
 
-    def _chunk(self, index: int, first: int, end: int, transfer: Transfer, free: list[_Buffers]) -> Work:
-        lane, code, buffers = self._lane, transfer.code, free.pop()
-        rank, num_nodes = self.node, self.num_nodes
-        owner, tag = index % num_nodes, index % _NUM_TAGS
-        sums, coded = list(buffers.sums[:, : end - first]), buffers.coded[:, : end - first]
-        travelling = _memory(coded)
-        others = [node for node in range(num_nodes) if node != rank]
-        senders = others if rank == owner else [owner]
-        arriving = [lane.Irecv(travelling[node], node, tag) for node in senders]
+    def _buffers(self, size: int, code: Exact) -> _Buffers:
+        sums = np.empty((self.num_nodes, size), dtype=code.dtype)
+        coded = code.buffers(sums)
+        return _Buffers(list(sums), list(coded), list(_memory(coded)))
+
+    def _chunk(self, index: int, first: int, end: int, transfer: Transfer, free: list[_Buffers]) -> Chunk:
+        """Take one chunk there and back."""
+        lane, code, rank, others = self._lane, transfer.code, self.node, self._others
+        owner, tag = index % self.num_nodes, index % _NUM_TAGS
+        buffers = free.pop()
+        used = buffers if len(buffers.sums[0]) == end - first else buffers.cut(end - first)
+        sums, coded, travelling = used.sums, used.coded, used.travelling
+        arriving = [lane.Irecv(travelling[node], node, tag) for node in (others if rank == owner else [owner])]
         transfer.read(first, end, sums[rank])
         code.relate(first, end, sums[rank], transfer.num_learners_here)
         if rank == owner:
-            yield from all_done(arriving)
+            yield arriving
             for node in others:
                 code.decode(coded[node], sums[node])
             add_up(sums, sums[0])
@@ -131,26 +144,38 @@ class Wire:
             leaving = [lane.Isend(travelling[0], node, tag) for node in others]
             code.settle(first, end, coded[0], sums[0])
             transfer.write(first, end, sums[0])
-            yield from all_done(leaving)
+            yield leaving
         else:
             code.encode(first, end, sums[rank], coded[rank])
-            yield from all_done([*arriving, lane.Isend(travelling[rank], owner, tag)])
+            yield [*arriving, lane.Isend(travelling[rank], owner, tag)]
             code.settle(first, end, coded[owner], sums[owner])
             transfer.write(first, end, sums[owner])
         free.append(buffers)
 
 
-def together(works: Iterator[Work], limit: int) -> Work:
-    """Do all of `works`, started in their order, up to `limit` at a time."""
-    active: list[Work] = []
+def together(chunks: Iterator[Chunk], limit: int) -> Work:
+    """Take all of `chunks` to their end, started in their order, up to `limit` at a time."""
+    waiting: list[tuple[Chunk, list[MPI.Request]]] = []
     while True:
-        while len(active) < limit and (work := next(works, None)) is not None:
-            active.append(work)
-        if not active:
+        while len(waiting) < limit and (chunk := next(chunks, None)) is not None:
+            waiting.append((chunk, next(chunk)))
+        if not waiting:
             return
-        unfinished = [work for work in active if next(work, None) is not None]
-        yield len(unfinished) < len(active)
-        active = unfinished
+        # One call for all, of a list that stays: beside a computation, a look costs a turn of the interpreter's lock.
+        requests = [request for _, awaited in waiting for request in awaited]
+        while not MPI.Request.Testsome(requests):
+            yield False
+        waiting = [each for each in (_advanced(*each) for each in waiting) if each is not None]
+        yield True
+
+
+def _advanced(chunk: Chunk, requests: list[MPI.Request]) -> tuple[Chunk, list[MPI.Request]] | None:
+    """Let `chunk` go on where all its requests are complete; return what it waits for then, None at its end."""
+    left = [request for request in requests if request != MPI.REQUEST_NULL]
+    if left:
+        return chunk, left
+    following = next(chunk, None)
+    return None if following is None else (chunk, following)
 
 
 def _memory(coded: Tensor) -> Values:
