@@ -139,15 +139,12 @@ class Averaging:
     ) -> float:
         """Take the mean of `array` and merge it; return this learner's distance from it, NaN where it is not at hand.
 
-        A mean that replaces is formed in the parameters' place: no copy, nothing left to merge.
+        A mean that is merged into whatever parameters is formed in their place: no copy, no second array.
         """
-        in_place = merge.overwrites and array.shape[0] == 1 and not (wants_distance and self._measure_distance)
-        if in_place:
-            self._engine.mean(array, array[0], scope, wire_format)
-            return math.nan
-        mean = torch.empty_like(array[0])
+        is_beside = merge.reads_parameters or array.shape[0] > 1 or (wants_distance and self._measure_distance)
+        mean = torch.empty_like(array[0]) if is_beside else array[0]
         self._engine.mean(array, mean, scope, wire_format)
-        distance = _squared_distance(array, mean) if wants_distance else math.nan
+        distance = _squared_distance(array, mean) if is_beside and wants_distance else math.nan
         merge.apply(array, mean, state, self._rate())
         return distance
 

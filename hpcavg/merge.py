@@ -17,8 +17,8 @@ State = dict[str, "Tensor"]
 class Merge(Protocol):
     """One way of putting a mean into the parameters."""
 
-    overwrites: bool
-    """True if the result is the mean itself, whatever the parameters were: it may then be formed in their place."""
+    reads_parameters: bool
+    """False if the result is the same whatever the parameters were: the mean may then be formed in their place."""
     agrees: bool
     """True if learners that merged the same mean hold the same parameters afterwards."""
 
@@ -26,13 +26,16 @@ class Merge(Protocol):
         """Return the state that goes with parameters `x`, shape (learners, numel)."""
 
     def apply(self, x: Tensor, mean: Tensor, state: State, rate: float) -> None:
-        """Merge `mean`, shape (numel,), into every row of `x`. rate : the local optimizer's learning rate."""
+        """Merge `mean`, shape (numel,), into every row of `x`. rate : the local optimizer's learning rate.
+
+        `mean` may be a row of `x` where parameters are not read.
+        """
 
 
 class Replace:
     """x = mean: what every blocking algorithm of the five papers does."""
 
-    overwrites = True
+    reads_parameters = False
     agrees = True
 
     def init(self, x: Tensor) -> State:
@@ -40,14 +43,16 @@ class Replace:
         return {}
 
     def apply(self, x: Tensor, mean: Tensor, state: State, rate: float) -> None:
-        """Copy the mean into every row; free of cost where it was formed in place."""
-        x.copy_(mean)  # x_j = mean
+        """Copy the mean into every row but the one that it may be."""
+        for row in x:
+            if row.data_ptr() != mean.data_ptr():
+                row.copy_(mean)  # x_j = mean
 
 
 class Blend:
     """x = ξ x + (1 - ξ) mean (DaSGD, eq. 4)."""
 
-    overwrites = False
+    reads_parameters = True
     agrees = False
 
     def __init__(self, xi: float) -> None:
@@ -74,7 +79,7 @@ class OuterMomentum:
     per_rate : the momentum is kept per unit of the local learning rate γ, as SlowMo, and so follows its changes.
     """
 
-    overwrites = False
+    reads_parameters = False
     agrees = True
 
     def __init__(self, outer_rate: float, momentum: float, nesterov: bool, per_rate: bool) -> None:

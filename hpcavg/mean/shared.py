@@ -25,7 +25,7 @@ from hpcavg.mean.arrays import ALIGNMENT_ELEMENTS, PIECE_ELEMENTS, Array, add_up
 from hpcavg.mean.compression import Relative, WireFormat
 from hpcavg.mean.mpi import MpiEngine
 from hpcavg.mean.pending import Pending, Work, all_done, finish
-from hpcavg.mean.wire import Wire
+from hpcavg.mean.wire import Crossing, Wire
 from hpcavg.node_memory import shared_memory
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
@@ -70,15 +70,15 @@ class Rows:
     """Where an array of every rank of the node lies.
 
     blocks : shape (learners, numel), one per rank. means : by scope, the mean where it does not take the rows' place.
-    copies : for small arrays and each scope, blocks for two copies, used in turns; else empty. num_lanes : how many
-    lanes to use between nodes; 0 for all. codes : by scope, what compression knows of the last mean.
+    copies : for small arrays and each scope, blocks for two copies, used in turns; else empty. crossing : the
+    fastest way between nodes, if it was looked for. codes : by scope, what compression knows of the last mean.
     """
 
     blocks: list[Tensor]
     means: dict[Scope, Tensor] = field(default_factory=dict)
     copies: dict[Scope, Sequence[list[Tensor]]] = field(default_factory=dict)
     turns: dict[Scope, Iterator[tuple[Any, Any, list[Array]]]] = field(default_factory=dict)
-    num_lanes: int = 0
+    crossing: Crossing | None = None
     codes: dict[Scope, Relative] = field(default_factory=dict)
     _rows_of: dict[tuple[int, ...], list[Array]] = field(default_factory=dict)
 
@@ -229,7 +229,7 @@ class SharedEngine:
         """Return a placed copy of `rows`. Collective over the learners of the node at the first call."""
         if rows.data_ptr() not in self._copies:
             copy = self._copies[rows.data_ptr()] = self._place(rows)
-            self._placed[copy.data_ptr()].num_lanes = self._placed[rows.data_ptr()].num_lanes
+            self._placed[copy.data_ptr()].crossing = self._placed[rows.data_ptr()].crossing
         return self._copies[rows.data_ptr()].copy_(rows)
 
     def _mean_beside(self, rows: Rows, members: Members) -> Tensor:

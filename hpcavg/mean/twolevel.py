@@ -6,6 +6,7 @@ on the wire, in a lane of their own, and write what comes out into all rows. Not
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from typing import Any
@@ -18,12 +19,14 @@ from hpcavg.mean.arrays import Array, Values, add_up, as_array, divide, put, sli
 from hpcavg.mean.compression import Exact, First, Relative, WireFormat
 from hpcavg.mean.pending import Work, finish
 from hpcavg.mean.shared import Members, Rows, SharedEngine
-from hpcavg.mean.wire import Transfer, Wire
+from hpcavg.mean.wire import CHUNK_BYTES, Crossing, Transfer, Wire
 from hpcavg.schedule import Scope
 
-# Of an array, as much as tells many lanes from one, and no more than a slow wire takes a second for.
-_TRIAL_BYTES = 2 * 2**20
+# Chunks a lane of a trial: enough to be on the way together, and no more than a slow wire takes a second for.
+_TRIAL_CHUNKS = 16
 _TRIALS = 3
+# A chunk that takes longer does so because of the wire, and larger ones would only take longer to try.
+_LONG_CHUNK_S = 0.0005
 # Up to here all nodes may send all they have to all others: it takes less time than a second message.
 _GATHERED_BYTES = 512 * 1024
 
@@ -31,8 +34,9 @@ _GATHERED_BYTES = 512 * 1024
 class TwoLevelEngine(SharedEngine):
     """Means over learners on any number of nodes, with any number of them on each.
 
-    There are as many lanes as the smallest node has ranks, or a single one where a trial shows that to be faster. The
-    sum is that of the ranks of each node in their order, then of the nodes in theirs, and so does not depend on it.
+    There are as many lanes as the smallest node has ranks, or a single one, and what travels does so in chunks of some
+    size: what a trial shows to be fastest. The sum is that of the ranks of each node in their order, then of the nodes
+    in theirs, and so does not depend on it.
     """
 
     name = "twolevel"
@@ -57,36 +61,52 @@ class TwoLevelEngine(SharedEngine):
         own = super().home(array)
         placed = self._placed.get(own.data_ptr())
         if placed is not None:
-            placed.num_lanes = self._fastest_num_lanes(placed)
+            placed.crossing = self._fastest_crossing(placed)
         return own
 
-    def _fastest_num_lanes(self, placed: Rows) -> int:
-        """Return the number of lanes that takes the least time for a part of the rows, which hold nothing yet."""
+    def _fastest_crossing(self, placed: Rows) -> Crossing | None:
+        """Return what takes the least time for a part of the rows, which hold nothing yet; None if none is needed."""
         members = self._members_of(Scope.GLOBAL, in_background=False)
-        if members.num_lanes < 2:
-            return members.num_lanes
-        numel = min(placed.numel, _TRIAL_BYTES // placed.dtype.itemsize)
-        trial = Rows([block[:, :numel] for block in placed.blocks])
-        seconds: dict[int, float] = {}
-        for trial.num_lanes in (members.num_lanes, 1):
-            for _ in range(_TRIALS):
-                started = time.perf_counter()
-                finish(self._replace(trial, members))
-                slowest = self._topology.world.allreduce(time.perf_counter() - started, MPI.MAX)
-                seconds[trial.num_lanes] = min(slowest, seconds.get(trial.num_lanes, slowest))
-        fastest = min(seconds, key=lambda lanes: seconds[lanes])
-        megabytes = numel * placed.dtype.itemsize / 1e6
-        took = ", ".join(f"{1000 * each:.2f} ms with {lanes}" for lanes, each in seconds.items())
-        self.notes.append(f"lanes between nodes: {fastest}; a mean of {megabytes:.1f} MB took {took}")
+        if not members.num_lanes or self._is_small(placed, members):
+            return None
+        seconds_per_byte: dict[Crossing, float] = {}
+        for num_lanes in {members.num_lanes: None, 1: None}:
+            last = math.inf
+            for chunk_bytes in CHUNK_BYTES:
+                crossing = Crossing(num_lanes, chunk_bytes)
+                taken = seconds_per_byte[crossing] = self._seconds_per_byte(placed, members, crossing)
+                if taken * chunk_bytes > _LONG_CHUNK_S or taken > last:
+                    break
+                last = taken
+        fastest = min(seconds_per_byte, key=lambda crossing: seconds_per_byte[crossing])
+        took = ", ".join(
+            f"{each.num_lanes} x {each.chunk_bytes // 1024} KiB: {1e-9 / taken:.3g} GB/s"
+            for each, taken in seconds_per_byte.items()
+        )
+        chosen = f"{fastest.num_lanes} x {fastest.chunk_bytes // 1024} KiB"
+        self.notes.append(f"lanes between nodes and chunks in them: {chosen}; means were tried with {took}")
         return fastest
+
+    def _seconds_per_byte(self, placed: Rows, members: Members, crossing: Crossing) -> float:
+        """Return the best of a few means of as much of the rows as shows what these chunks are worth."""
+        num_bytes = crossing.chunk_bytes * crossing.num_lanes * _TRIAL_CHUNKS
+        numel = min(placed.numel, num_bytes // placed.dtype.itemsize)
+        trial = Rows([block[:, :numel] for block in placed.blocks], crossing=crossing)
+        seconds = math.inf
+        for _ in range(_TRIALS):
+            started = time.perf_counter()
+            finish(self._replace(trial, members))
+            seconds = min(seconds, self._topology.world.allreduce(time.perf_counter() - started, MPI.MAX))
+        return seconds / max(1, trial.num_bytes)
 
     def _reduce(self, rows: Rows, targets: list[Array], members: Members, wire_format: WireFormat | None) -> Work:
         """Write the mean of this rank's slice to `targets`: all of it that crosses nodes crosses here."""
         if not members.num_lanes:
             yield from super()._reduce(rows, targets, members, wire_format)
             return
-        # A group can have fewer lanes than all ranks, for whom the number in `rows` was found to be best.
-        num_lanes = min(rows.num_lanes or members.num_lanes, members.num_lanes)
+        crossing = rows.crossing or Crossing(members.num_lanes)
+        # A group can have fewer lanes than all ranks, for whom this number was found to be best.
+        num_lanes = min(crossing.num_lanes, members.num_lanes)
         index = members.node.Get_rank()
         if members.wire is None or index >= num_lanes:
             return
@@ -105,7 +125,8 @@ class TwoLevelEngine(SharedEngine):
                 put(mean, target[first:end])
 
         num_learners = members.num_ranks * rows.learners
-        yield from members.wire.mean(Transfer(start, end, num_learners, len(here), read, write, code))
+        transfer = Transfer(start, end, crossing.chunk_bytes, num_learners, len(here), read, write, code)
+        yield from members.wire.mean(transfer)
         if isinstance(code, First | Relative):
             rows.codes[members.scope] = code.next
 

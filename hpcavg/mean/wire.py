@@ -21,10 +21,10 @@ from hpcavg.mean.arrays import Values, add_up, divide
 from hpcavg.mean.compression import Exact
 from hpcavg.mean.pending import Work
 
-# Large enough for the wire's full speed, small enough that the first and the last, which travel alone, cost little.
-_CHUNK_BYTES = 128 * 1024
+# Small chunks let the wire start soon and end soon; a fast wire has large ones over before the next is made up.
+CHUNK_BYTES = tuple(2**exponent for exponent in range(16, 21))
 _MIN_CHUNK_BYTES = 4 * 1024
-_CHUNKS_ON_THE_WAY = 16
+_CHUNKS_ON_THE_WAY = 8
 # What all chunks on the way may take on a rank: with many nodes they become smaller.
 _BUFFER_BYTES = 16 * 2**20
 # The smallest upper bound of tags that MPI allows; chunks on the way are far fewer.
@@ -34,17 +34,27 @@ _NUM_TAGS = 32768
 Chunk: TypeAlias = Iterator[list[MPI.Request]]
 
 
+@dataclass(frozen=True)
+class Crossing:
+    """How arrays cross nodes: in how many lanes, a rank of each node in every one of them, and in what chunks."""
+
+    num_lanes: int
+    chunk_bytes: int = CHUNK_BYTES[0]
+
+
 @dataclass
 class Transfer:
     """A mean across nodes: its part of an array, and where that comes from and goes to.
 
-    start, end : the part. num_learners, num_learners_here : how many there are on all nodes and on this one.
+    start, end : the part. chunk_bytes : of which so many bytes travel at a time.
+    num_learners, num_learners_here : how many there are on all nodes and on this one.
     read : writes this node's sum over ``[first:end]`` to an array. write : takes the mean over ``[first:end]``.
     code : how both are written for the wire.
     """
 
     start: int
     end: int
+    chunk_bytes: int
     num_learners: int
     num_learners_here: int
     read: Callable[[int, int, Values], None]
@@ -90,7 +100,7 @@ class Wire:
     def mean(self, transfer: Transfer) -> Work:
         """Sum over all nodes, divide, and hand the mean to `write` chunk by chunk. Collective over the lane."""
         start, end = transfer.start, transfer.end
-        size = self._chunk_elements(end - start, transfer.code.dtype)
+        size = self._chunk_elements(end - start, transfer.chunk_bytes, transfer.code.dtype)
         free = self._free_buffers(size, transfer.code)
         chunks = (
             self._chunk(index, first, min(first + size, end), transfer, free)
@@ -106,8 +116,8 @@ class Wire:
         self._lane.Allgather(MPI.IN_PLACE, gathered)
         add_up(list(gathered), gathered[0])
 
-    def _chunk_elements(self, numel: int, dtype: np.dtype[Any]) -> int:
-        limit_bytes = min(_CHUNK_BYTES, _BUFFER_BYTES // (_CHUNKS_ON_THE_WAY * self.num_nodes))
+    def _chunk_elements(self, numel: int, chunk_bytes: int, dtype: np.dtype[Any]) -> int:
+        limit_bytes = min(chunk_bytes, _BUFFER_BYTES // (_CHUNKS_ON_THE_WAY * self.num_nodes))
         # Each node should have chunks of its own, also of small arrays.
         per_node = -(-numel // self.num_nodes)
         return max(min(limit_bytes // dtype.itemsize, per_node), _MIN_CHUNK_BYTES // dtype.itemsize)

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
 from mpi4py import MPI
 
 from hpcavg import InputError, Topology, node_memory
@@ -12,6 +14,7 @@ from hpcavg.mean import ENGINES, select, wire_format
 from hpcavg.mean.mpi import MpiEngine
 from hpcavg.mean.shared import SharedEngine
 from hpcavg.mean.twolevel import TwoLevelEngine
+from hpcavg.mean.wire import Crossing
 from hpcavg.schedule import Scope
 from tests.mpi.nodes import LAYOUTS, Nodes
 
@@ -53,10 +56,15 @@ def nodes(world, request):
     made.free()
 
 
+def engines_on(nodes):
+    """Return the engines that these nodes allow."""
+    return [name for name in ENGINES if name != "shared" or nodes.num_nodes == 1]
+
+
 @pytest.fixture(params=ENGINES)
 def engine(nodes, request):
     """Yield every engine on every layout that it takes."""
-    if request.param == "shared" and nodes.num_nodes > 1:
+    if request.param not in engines_on(nodes):
         with pytest.raises(InputError, match=f"the ranks are on {nodes.num_nodes} nodes"):
             SharedEngine(nodes)
         return MpiEngine(nodes)
@@ -87,6 +95,32 @@ def test_means_of_any_size_and_dtype(nodes, engine, dtype):
         assert torch.equal(own[0], out)
 
 
+# Also around what all engines cut arrays into: slices by cache lines, small arrays, pieces, chunks on the wire.
+edges = st.sampled_from([64, 32 * 1024, 128 * 1024, 256 * 1024]).flatmap(lambda edge: st.integers(edge - 9, edge + 9))
+
+
+@settings(max_examples=8)
+@given(numel=edges | st.integers(0, 20) | st.integers(0, 300_000), learners=st.integers(1, 2))
+def test_all_engines_agree_to_two_ulp_at_any_size(world, numel, learners):
+    """Of positive values: where a sum cancels, the last place of what is left says nothing.
+
+    Two orders of n summands may differ by n roundings of half an ulp each: that is 2 for up to 4 learners.
+    """
+    values = 1.0 + rows_of(world.Get_rank(), numel, torch.float64, learners).abs()
+    expected = world.allreduce(values.numpy().sum(axis=0)) / (world.Get_size() * learners)
+    for layout in LAYOUTS:
+        nodes = Nodes(world, None, layout)
+        for name in engines_on(nodes):
+            engine = ENGINES[name](nodes)
+            rows = engine.home(values.clone())
+            rows.copy_(values)
+            out = torch.empty_like(rows[0])
+            engine.mean(rows, out, Scope.GLOBAL)
+            error_ulp = np.abs(out.numpy() - expected) / np.spacing(expected)
+            assert error_ulp.max(initial=0.0) <= max(2, nodes.num_learners * learners / 2), (name, layout)
+        nodes.free()
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 5, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_chunks_reach_every_element(topology, chunk, dtype):
@@ -115,7 +149,7 @@ def test_local_means_are_over_the_group_and_groups_do_not_meet(nodes, engine):
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_a_group_may_have_fewer_lanes_than_all(world, lanes, monkeypatch):
     """Of three ranks on two nodes of two only one has a partner, whatever the global mean found to be fastest."""
-    monkeypatch.setattr(TwoLevelEngine, "_fastest_num_lanes", lambda self, placed: lanes)
+    monkeypatch.setattr(TwoLevelEngine, "_fastest_crossing", lambda self, placed: Crossing(lanes))
     nodes = Nodes(world, min(3, world.Get_size()), "nodes of 2")
     engine = TwoLevelEngine(nodes)
     rows = engine.home(torch.zeros(1, 300_007))
@@ -262,13 +296,14 @@ def test_wire_formats_that_do_not_exist_are_refused(wire_dtype, error_feedback, 
         wire_format(wire_dtype, error_feedback)
 
 
-@pytest.mark.parametrize("num_lanes", [1, 2])
-def test_the_number_of_lanes_does_not_change_the_bits(world, num_lanes):
+@pytest.mark.parametrize(("num_lanes", "chunk_bytes"), [(1, 2**16), (2, 2**16), (2, 2**20)])
+def test_the_crossing_does_not_change_the_bits(world, num_lanes, chunk_bytes):
     nodes = Nodes(world, None, "nodes of 2")
     engine = TwoLevelEngine(nodes)
     rows = engine.home(torch.zeros(1, 150_001))
-    if (placed := engine._placed.get(rows.data_ptr())) is not None and placed.num_lanes:
-        placed.num_lanes = min(num_lanes, world.allreduce(nodes.node.Get_size(), MPI.MIN))
+    if (placed := engine._placed.get(rows.data_ptr())) is not None and placed.crossing is not None:
+        lanes = min(num_lanes, world.allreduce(nodes.node.Get_size(), MPI.MIN))
+        placed.crossing = Crossing(lanes, chunk_bytes)
     rows.copy_(rows_of(nodes.rank, 150_001, torch.float32))
     engine.mean(rows, rows[0], Scope.GLOBAL)
     members = dict.fromkeys(map(tuple, world.allgather(nodes.node.allgather(nodes.rank))))
