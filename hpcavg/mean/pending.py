@@ -6,6 +6,7 @@ MPI makes no progress by itself, so whoever waits for a mean, or one thread of t
 from __future__ import annotations
 
 import atexit
+import os
 import queue
 import threading
 import time
@@ -23,8 +24,8 @@ _MIN_PAUSE_S = 0.0005
 _MAX_PAUSE_S = 0.004
 # A program that ends without `finish` leaves a mean that all ranks have started: it is there in no time.
 _LAST_WAIT_S = 5.0
-# Who has nothing else to do waits so long awake, for what takes microseconds, and then in naps: other ranks want cores.
-_AWAKE_S = 0.00005
+# Who has nothing else to do waits so long awake, and then in naps: other ranks may want the core.
+_AWAKE_S = 0.001
 _NAP_S = 0.0001
 
 
@@ -42,6 +43,8 @@ def finish(work: Work) -> None:
             last = time.perf_counter()
         elif time.perf_counter() - last > _AWAKE_S:
             time.sleep(_NAP_S)
+        else:
+            os.sched_yield()
 
 
 class Pending:

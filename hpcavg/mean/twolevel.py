@@ -71,13 +71,11 @@ class TwoLevelEngine(SharedEngine):
             return None
         seconds_per_byte: dict[Crossing, float] = {}
         for num_lanes in {members.num_lanes: None, 1: None}:
-            last = math.inf
             for chunk_bytes in CHUNK_BYTES:
                 crossing = Crossing(num_lanes, chunk_bytes)
                 taken = seconds_per_byte[crossing] = self._seconds_per_byte(placed, members, crossing)
-                if taken * chunk_bytes > _LONG_CHUNK_S or taken > last:
+                if taken * chunk_bytes > _LONG_CHUNK_S:
                     break
-                last = taken
         fastest = min(seconds_per_byte, key=lambda crossing: seconds_per_byte[crossing])
         took = ", ".join(
             f"{each.num_lanes} x {each.chunk_bytes // 1024} KiB: {1e-9 / taken:.3g} GB/s"
@@ -141,10 +139,10 @@ class TwoLevelEngine(SharedEngine):
             return
         mean = as_array(self._mean_beside(rows, members))
         if members.wire is not None and members.node.Get_rank() == 0:
-            gathered = np.empty((members.wire.num_nodes, rows.numel), dtype=sum_dtype(mean))
-            add_up(copies, gathered[members.wire.node])
-            members.wire.sum_small(gathered)
-            divide(gathered[0], members.num_ranks * rows.learners)
-            put(gathered[0], mean)
+            total = np.empty(rows.numel, dtype=sum_dtype(mean))
+            add_up(copies, total)
+            members.wire.sum_small(total)
+            divide(total, members.num_ranks * rows.learners)
+            put(total, mean)
         members.node.Barrier()
         out[...] = mean

@@ -21,10 +21,11 @@ from hpcavg.mean.arrays import Values, add_up, divide
 from hpcavg.mean.compression import Exact
 from hpcavg.mean.pending import Work
 
-# Small chunks let the wire start soon and end soon; a fast wire has large ones over before the next is made up.
-CHUNK_BYTES = tuple(2**exponent for exponent in range(16, 21))
+# Small chunks let the wire start soon and end soon; a fast wire has them over before the next is made up. Just below
+# 64 KiB: from there on MPI over TCP asks before it sends, and the answer waits behind what travels the other way.
+CHUNK_BYTES = tuple(60 * 1024 * 2**exponent for exponent in range(5))
 _MIN_CHUNK_BYTES = 4 * 1024
-_CHUNKS_ON_THE_WAY = 8
+_CHUNKS_ON_THE_WAY = 16
 # What all chunks on the way may take on a rank: with many nodes they become smaller.
 _BUFFER_BYTES = 16 * 2**20
 # The smallest upper bound of tags that MPI allows; chunks on the way are far fewer.
@@ -108,13 +109,13 @@ class Wire:
         )
         yield from together(chunks, len(free))
 
-    def sum_small(self, gathered: Values) -> None:
-        """Sum the rows of `gathered`, shape (nodes, numel), of which every rank brings its own, in place of the first.
-
-        One message in place of two, for what takes no time on the wire. Collective over the lane.
-        """
-        self._lane.Allgather(MPI.IN_PLACE, gathered)
-        add_up(list(gathered), gathered[0])
+    def sum_small(self, total: Values) -> None:
+        """Sum `total` over all nodes, in place: one message there and none back. Collective over the lane."""
+        size = CHUNK_BYTES[0] // total.itemsize
+        for part in (total[first : first + size] for first in range(0, len(total), size)):
+            gathered = np.empty((self.num_nodes, len(part)), dtype=total.dtype)
+            self._lane.Allgather(part, gathered)
+            add_up(list(gathered), part)
 
     def _chunk_elements(self, numel: int, chunk_bytes: int, dtype: np.dtype[Any]) -> int:
         limit_bytes = min(chunk_bytes, _BUFFER_BYTES // (_CHUNKS_ON_THE_WAY * self.num_nodes))
