@@ -27,6 +27,8 @@ _TRIAL_CHUNKS = 16
 _TRIALS = 3
 # A chunk that takes longer does so because of the wire, and larger ones would only take longer to try.
 _LONG_CHUNK_S = 0.0005
+# Behind a computation nobody waits for the first and the last, and every chunk takes something from it.
+_BACKGROUND_CHUNK_BYTES = CHUNK_BYTES[2]
 # Up to here all nodes may send all they have to all others: it takes less time than a second message.
 _GATHERED_BYTES = 512 * 1024
 
@@ -123,7 +125,10 @@ class TwoLevelEngine(SharedEngine):
                 put(mean, target[first:end])
 
         num_learners = members.num_ranks * rows.learners
-        transfer = Transfer(start, end, crossing.chunk_bytes, num_learners, len(here), read, write, code)
+        chunk_bytes = crossing.chunk_bytes
+        if members.is_asleep:
+            chunk_bytes = max(chunk_bytes, _BACKGROUND_CHUNK_BYTES)
+        transfer = Transfer(start, end, chunk_bytes, num_learners, len(here), read, write, code)
         yield from members.wire.mean(transfer)
         if isinstance(code, First | Relative):
             rows.codes[members.scope] = code.next
