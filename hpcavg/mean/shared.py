@@ -42,7 +42,7 @@ class Members:
 
     scope : what they are the ranks of. num_ranks : how many there are on all nodes.
     node : those on this node. peers : their indices among the ranks of the node, which are those of their rows.
-    is_asleep : wait for each other asleep, in steps.
+    in_background : they meet for delayed means. is_asleep : wait for each other asleep, in steps.
     num_lanes : how many ranks of each node may meet those of the others, each in a lane of its own; 0 where all are on
     one node. wire : this rank's lane, if it has one.
     """
@@ -53,6 +53,7 @@ class Members:
     num_ranks: int
     num_lanes: int = 0
     wire: Wire | None = None
+    in_background: bool = False
     is_asleep: bool = False
 
     def meet(self) -> Work:
@@ -146,7 +147,8 @@ class SharedEngine:
         comm = self._topology.comm(scope)
         node = self._topology.own(self._topology.split_by_node(comm))
         peers = tuple(node.allgather(self._topology.peers.Get_rank()))
-        return Members(scope, node, peers, comm.Get_size(), is_asleep=in_background)
+        num_ranks = comm.Get_size()
+        return Members(scope, node, peers, num_ranks, in_background=in_background, is_asleep=in_background)
 
     # -- where arrays live ----------------------------------------------------------------------------------------
 

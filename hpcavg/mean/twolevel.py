@@ -126,7 +126,7 @@ class TwoLevelEngine(SharedEngine):
 
         num_learners = members.num_ranks * rows.learners
         chunk_bytes = crossing.chunk_bytes
-        if members.is_asleep:
+        if members.in_background:
             chunk_bytes = max(chunk_bytes, _BACKGROUND_CHUNK_BYTES)
         transfer = Transfer(start, end, chunk_bytes, num_learners, len(here), read, write, code)
         yield from members.wire.mean(transfer)
