@@ -19,7 +19,7 @@ from hpcavg.mean.arrays import Array, Values, add_up, as_array, divide, put, sli
 from hpcavg.mean.compression import Exact, First, Relative, WireFormat
 from hpcavg.mean.pending import Work, finish
 from hpcavg.mean.shared import Members, Rows, SharedEngine
-from hpcavg.mean.wire import CHUNK_BYTES, Crossing, Transfer, Wire
+from hpcavg.mean.wire import CHUNK_BYTES, Crossing, Transfer, Wire, largest_chunk_bytes
 from hpcavg.schedule import Scope
 
 # Chunks a lane of a trial: enough to be on the way together, and no more than a slow wire takes a second for.
@@ -71,9 +71,10 @@ class TwoLevelEngine(SharedEngine):
         members = self._members_of(Scope.GLOBAL, in_background=False)
         if not members.num_lanes or self._is_small(placed, members):
             return None
+        largest_bytes = largest_chunk_bytes(self._topology.num_nodes)
         seconds_per_byte: dict[Crossing, float] = {}
         for num_lanes in {members.num_lanes: None, 1: None}:
-            for chunk_bytes in CHUNK_BYTES:
+            for chunk_bytes in [size for size in CHUNK_BYTES if size <= largest_bytes] or [largest_bytes]:
                 crossing = Crossing(num_lanes, chunk_bytes)
                 taken = seconds_per_byte[crossing] = self._seconds_per_byte(placed, members, crossing)
                 if taken * chunk_bytes > _LONG_CHUNK_S:

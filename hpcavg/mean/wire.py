@@ -81,6 +81,11 @@ class _Buffers:
         return _Buffers(sums, [each[first] for each in self.coded], travelling)
 
 
+def largest_chunk_bytes(num_nodes: int) -> int:
+    """Return the size that the memory for chunks on the way allows, of which each holds the sums of all nodes."""
+    return _BUFFER_BYTES // (_CHUNKS_ON_THE_WAY * num_nodes)
+
+
 class Wire:
     """The ranks that meet across nodes, and the memory of the chunks on the way.
 
@@ -118,7 +123,7 @@ class Wire:
             add_up(list(gathered), part)
 
     def _chunk_elements(self, numel: int, chunk_bytes: int, dtype: np.dtype[Any]) -> int:
-        limit_bytes = min(chunk_bytes, _BUFFER_BYTES // (_CHUNKS_ON_THE_WAY * self.num_nodes))
+        limit_bytes = min(chunk_bytes, largest_chunk_bytes(self.num_nodes))
         # Each node should have chunks of its own, also of small arrays.
         per_node = -(-numel // self.num_nodes)
         return max(min(limit_bytes // dtype.itemsize, per_node), _MIN_CHUNK_BYTES // dtype.itemsize)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from mpi4py import MPI
 
 from hpcavg import InputError, Topology, node_memory
-from hpcavg.mean import ENGINES, select, wire_format
+from hpcavg.mean import ENGINES, select, wire, wire_format
 from hpcavg.mean.mpi import MpiEngine
 from hpcavg.mean.shared import SharedEngine
 from hpcavg.mean.twolevel import TwoLevelEngine
@@ -296,6 +296,24 @@ def test_what_no_learner_changed_is_exact_on_the_wire(nodes, wire_dtype):
 def test_wire_formats_that_do_not_exist_are_refused(wire_dtype, error_feedback, message):
     with pytest.raises(InputError, match=message):
         wire_format(wire_dtype, error_feedback)
+
+
+@pytest.mark.parametrize(("overhead_s", "tried"), [(1e-3, 1), (1e-6, 5)])
+def test_a_slow_wire_is_not_tried_with_large_chunks(world, overhead_s, tried, monkeypatch):
+    """Every chunk takes `overhead_s` and a tenth of a nanosecond a byte, so that the largest that is tried is the best."""
+    monkeypatch.setattr(wire, "_BUFFER_BYTES", world.Get_size() * 16 * wire.CHUNK_BYTES[-1])
+    monkeypatch.setattr(
+        TwoLevelEngine, "_seconds_per_byte", lambda self, rows, members, way: overhead_s / way.chunk_bytes + 1e-10
+    )
+    nodes = Nodes(world, None, "nodes of 1")
+    engine = TwoLevelEngine(nodes)
+    placed = engine._placed.get(engine.home(torch.zeros(1, 300_000)).data_ptr())
+    if world.Get_size() == 1:
+        assert placed is None or placed.crossing is None
+    else:
+        assert placed.crossing == Crossing(1, wire.CHUNK_BYTES[tried - 1])
+        assert engine.notes[-1].count("GB/s") == tried
+    nodes.free()
 
 
 @pytest.mark.parametrize(("num_lanes", "chunk_bytes"), [(1, 2**16), (2, 2**16), (2, 2**20)])
