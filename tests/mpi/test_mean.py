@@ -300,7 +300,7 @@ def test_wire_formats_that_do_not_exist_are_refused(wire_dtype, error_feedback, 
 
 @pytest.mark.parametrize(("overhead_s", "tried"), [(1e-3, 1), (1e-6, 5)])
 def test_a_slow_wire_is_not_tried_with_large_chunks(world, overhead_s, tried, monkeypatch):
-    """Every chunk takes `overhead_s` and a tenth of a nanosecond a byte, so that the largest that is tried is the best."""
+    """Chunks take `overhead_s` and a tenth of a nanosecond a byte, so that the largest that is tried is the best."""
     monkeypatch.setattr(wire, "_BUFFER_BYTES", world.Get_size() * 16 * wire.CHUNK_BYTES[-1])
     monkeypatch.setattr(
         TwoLevelEngine, "_seconds_per_byte", lambda self, rows, members, way: overhead_s / way.chunk_bytes + 1e-10
