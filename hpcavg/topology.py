@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -45,38 +45,49 @@ class Topology:
     num_learners, num_servers, is_server : how many there are of each, and which this rank is.
     group, num_groups : index of the local group and number of groups.
     group_sizes : the number of learners in each group, by the group's lowest rank.
+    survives : whether the run goes on without ranks that die; see `hpcavg.recovery`.
     num_nodes, node_rank : number of nodes, and this rank's index on its own.
 
     Raises `InputError` on every rank when `group_size` is not within 1..P or no learner is left.
     """
 
+    survives = False
+
     def __init__(self, comm: MPI.Intracomm | None = None, group_size: int | None = None, num_servers: int = 0) -> None:
         install_abort_hook()
         comm = MPI.COMM_WORLD if comm is None else comm
         check_sizes(comm.Get_size(), group_size, num_servers)
-        self.everyone = comm.Dup()
-        self.rank: int = self.everyone.Get_rank()
         self.num_servers = num_servers
-        self.num_learners: int = self.everyone.Get_size() - num_servers
+        self._group_size = group_size
+        self._owned: list[MPI.Comm] = []
+        self._is_free = False
+        self._split(comm.Dup())
+        atexit.register(self.free)
+
+    def _split(self, everyone: MPI.Comm) -> None:
+        """Make the communicators of all ranks, which are those of `everyone`, and find out who is where."""
+        self.everyone = everyone
+        self.rank: int = everyone.Get_rank()
+        self.num_learners: int = everyone.Get_size() - self.num_servers
         self.is_server = self.rank >= self.num_learners
-        self.world = self.everyone.Split(color=int(self.is_server), key=self.rank)
-        self.node = self.split_by_node(self.everyone)
+        self.world = everyone.Split(color=int(self.is_server), key=self.rank)
+        self.node = self.split_by_node(everyone)
         self.node_rank: int = self.node.Get_rank()
         self.peers = self.split_by_node(self.world)
-        # The lowest rank of a group names it, so consecutive and node groups need no separate numbering.
         first_on_node = self.node.allreduce(self.rank, MPI.MIN)
-        first = first_on_node if group_size is None else self.rank - self.rank % group_size
-        self.local = self.world.Split(color=first, key=self.rank)
-        self.group_sizes = dict(sorted(Counter(self.world.allgather(first)).items()))
-        self.group = list(self.group_sizes).index(first)
+        name = self._group_name(first_on_node)
+        self.local = self.world.Split(color=name, key=self.rank)
+        self.group_sizes = dict(sorted(Counter(self.world.allgather(name)).items()))
+        self.group = list(self.group_sizes).index(name)
         self.num_groups = len(self.group_sizes)
-        self.num_nodes = len(set(self.everyone.allgather(first_on_node)))
+        self.num_nodes = len(set(everyone.allgather(first_on_node)))
         self.cross = self.world.Split(color=self.local.Get_rank(), key=self.group)
         self._comms = {Scope.LOCAL: self.local, Scope.GLOBAL: self.world, Scope.SERVER: self.everyone}
         self._background_comms: dict[Scope, MPI.Comm] = {}
-        self._owned: list[MPI.Comm] = []
-        self._is_free = False
-        atexit.register(self.free)
+
+    def _group_name(self, first_on_node: int) -> int:
+        """Return the lowest rank of the local group, which names it: groups of a node and of S need no other name."""
+        return first_on_node if self._group_size is None else self.rank - self.rank % self._group_size
 
     def comm(self, scope: Scope) -> MPI.Comm:
         """Return the communicator of the ranks in `scope`."""
@@ -115,13 +126,28 @@ class Topology:
         self.agree(error)
         return result  # type: ignore[return-value]  # it is set where agree() returns
 
-    def free(self) -> None:
-        """Free the communicators; safe to call twice, called at exit."""
-        atexit.unregister(self.free)
-        if self._is_free or MPI.Is_finalized():
-            return
-        self._is_free = True
-        for comm in (
+    def carry_out(self, action: Callable[[], _T], scope: Scope = Scope.GLOBAL) -> _T:
+        """Return what `action` does, which is collective over `scope`.
+
+        The one place where collectives of a training loop go through, for `hpcavg.recovery` to repeat them.
+        """
+        return action()
+
+    def attempt(self, action: Callable[[], _T]) -> _T:
+        """Return what `action` does; see `carry_out`, of which it lacks that all wait until all have done it."""
+        return action()
+
+    def completion(self, comm: MPI.Comm) -> Iterator[bool]:
+        """Wait, in steps that yield False, until `hpcavg.recovery` can rely on what all of `comm` did before this."""
+        yield from ()
+
+    def on_renewal(self, action: Callable[[], None]) -> None:
+        """Have `action` called whenever ranks were lost and the communicators are new, which here they never are."""
+
+    @property
+    def communicators(self) -> list[MPI.Comm]:
+        """All that the topology made or owns, the latest first."""
+        return [
             *reversed(self._owned),
             self.cross,
             self.local,
@@ -129,7 +155,15 @@ class Topology:
             self.node,
             self.world,
             self.everyone,
-        ):
+        ]
+
+    def free(self) -> None:
+        """Free the communicators; safe to call twice, called at exit."""
+        atexit.unregister(self.free)
+        if self._is_free or MPI.Is_finalized():
+            return
+        self._is_free = True
+        for comm in self.communicators:
             comm.Free()
 
 

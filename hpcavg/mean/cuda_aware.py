@@ -119,6 +119,15 @@ class BlockingMean:
         self._is_there.wait()
         return self._means
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is there."""
+        return self.test()
+
+    def settle(self, is_complete: bool) -> list[Tensor]:
+        """Return the mean of every array where `is_complete`."""
+        return self._means if is_complete else []
+
 
 class _Worker:
     """The one thread that takes means in blocking calls, in the order in which they were started on all ranks.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -90,7 +91,7 @@ class MpiEngine:
                     total.copy_(values)
             return sums
 
-        return Pending(all_done(requests), collect)
+        return Pending(itertools.chain(all_done(requests), self._topology.completion(comm)), collect)
 
 
 def host_memory(values: Tensor) -> NDArray[np.generic]:

@@ -57,6 +57,7 @@ class Pending:
     Attributes
     ----------
     done_s : when the mean was there, on the clock of `time.perf_counter`; None while it is on its way.
+    error : what MPI raised instead, on whichever thread; `wait` raises it.
     """
 
     def __init__(self, work: Work, collect: Callable[[], list[Tensor]]) -> None:
@@ -64,7 +65,13 @@ class Pending:
         self._collect = collect
         self._lock = threading.Lock()
         self.done_s: float | None = None
+        self.error: MPI.Exception | None = None
         _driver.drive(self)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the mean is there."""
+        return self.done_s is not None and self.error is None
 
     def step(self) -> bool:
         """Take one step; return whether it got on. Nothing is left to do once `done_s` is there."""
@@ -74,18 +81,29 @@ class Pending:
             try:
                 return next(self._work)
             except StopIteration:
-                self.done_s = time.perf_counter()
-                return True
+                pass
+            except MPI.Exception as error:
+                self.error = error
+            self.done_s = time.perf_counter()
+            return True
 
     def test(self) -> bool:
-        """Take one step; return whether the mean is there."""
+        """Take one step; return whether nothing is left to do."""
         self.step()
         return self.done_s is not None
 
     def wait(self) -> list[Tensor]:
         """Return the mean of every array, shape (numel,), waiting for it where need be. To be called once."""
         finish(self._steps())
+        if self.error is not None:
+            raise self.error
         return self._collect()
+
+    def settle(self, is_complete: bool) -> list[Tensor]:
+        """Take no more steps: return the mean where `is_complete`, as others know it to be, else nothing."""
+        with self._lock:
+            self.done_s = self.done_s or time.perf_counter()
+        return self._collect() if is_complete else []
 
     def _steps(self) -> Work:
         while self.done_s is None:
@@ -99,9 +117,15 @@ class Arrived:
         self._means = means
         self.done_s = time.perf_counter()
 
+    is_complete = True
+
     def wait(self) -> list[Tensor]:
         """Return the mean of every array."""
         return self._means
+
+    def settle(self, is_complete: bool) -> list[Tensor]:
+        """Return the mean of every array where `is_complete`."""
+        return self._means if is_complete else []
 
 
 class _Driver:

@@ -130,6 +130,12 @@ class SharedEngine:
         self._members: dict[tuple[Scope, bool], Members] = {}
         self._placed: dict[int, Rows] = {}
         self._copies: dict[int, Tensor] = {}
+        topology.on_renewal(self._forget)
+
+    def _forget(self) -> None:
+        """Let go of communicators that ranks were lost from, and of memory shared with them; `home` is called anew."""
+        for known in (self._members, self._placed, self._copies):
+            known.clear()
 
     def _check_nodes(self) -> None:
         if self._topology.num_nodes > 1:
@@ -223,9 +229,11 @@ class SharedEngine:
         members = self._members_of(scope, in_background=True)
         if any(rows.data_ptr() not in self._placed for rows in arrays) or members.num_ranks == 1:
             return self._mpi.start(arrays, scope)
+        background = self._topology.background_comm(scope)
         copies = [self._copy(rows) for rows in arrays]
         works = [self._replace(self._placed[copy.data_ptr()], members, wire_format) for copy in copies]
-        return Pending(itertools.chain(*works), lambda: [copy[0] for copy in copies])
+        work = itertools.chain(*works, self._topology.completion(background))
+        return Pending(work, lambda: [copy[0] for copy in copies])
 
     def _copy(self, rows: Tensor) -> Tensor:
         """Return a placed copy of `rows`. Collective over the learners of the node at the first call."""

@@ -32,6 +32,13 @@ class OnItsWay(Protocol):
     def wait(self) -> list[Tensor]:
         """Return the mean of every array, waiting for it where need be."""
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is there; False, too, once MPI has raised an exception in its place."""
+
+    def settle(self, is_complete: bool) -> list[Tensor]:
+        """Take no more steps: return the mean where `is_complete`, as others know it to be, else nothing."""
+
 
 class AnyEngine(Protocol):
     """What `hpcavg.mean.Engine` says, of an engine to build another one on."""
@@ -77,6 +84,7 @@ class StagedEngine:
         self.compresses = host.compresses
         self._cuda = cuda or Cuda()
         self._host_rows: dict[object, _HostRow] = {}
+        topology.on_renewal(self._host_rows.clear)
 
     def home(self, array: Tensor) -> Tensor:
         """Return `array`, which stays on its device, and allocate its row in host memory; see `hpcavg.mean.Engine`."""
@@ -138,9 +146,21 @@ class _StagedMean:
         """Return whether it is there."""
         return self._pending.test()
 
+    @property
+    def is_complete(self) -> bool:
+        """See `OnItsWay`."""
+        return self._pending.is_complete
+
     def wait(self) -> list[Tensor]:
         """Return the means, each on its array's device."""
-        means = zip(self._pending.wait(), self._devices, strict=True)
+        return self._to_devices(self._pending.wait())
+
+    def settle(self, is_complete: bool) -> list[Tensor]:
+        """Return the means where `is_complete`, each on its array's device."""
+        return self._to_devices(self._pending.settle(True)) if is_complete else self._pending.settle(False)
+
+    def _to_devices(self, host_means: list[Tensor]) -> list[Tensor]:
+        means = zip(host_means, self._devices, strict=True)
         return [mean if device is None else self._cuda.to_device(mean, device) for mean, device in means]
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from mpi4py import MPI
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from hpcavg.mean.pending import Work, finish
 from hpcavg.mean.shared import Members, Rows, SharedEngine
 from hpcavg.mean.wire import CHUNK_BYTES, Crossing, Transfer, Wire, largest_chunk_bytes
 from hpcavg.schedule import Scope
+from hpcavg.topology import Topology
 
 # Chunks a lane of a trial: enough to be on the way together, and no more than a slow wire takes a second for.
 _TRIAL_CHUNKS = 16
@@ -43,6 +45,10 @@ class TwoLevelEngine(SharedEngine):
 
     name = "twolevel"
 
+    def __init__(self, topology: Topology, is_required: bool = True) -> None:
+        super().__init__(topology, is_required)
+        self._crossings: dict[tuple[int, torch.dtype], Crossing | None] = {}
+
     def _check_nodes(self) -> None:
         """Take any number of nodes."""
 
@@ -63,7 +69,11 @@ class TwoLevelEngine(SharedEngine):
         own = super().home(array)
         placed = self._placed.get(own.data_ptr())
         if placed is not None:
-            placed.crossing = self._fastest_crossing(placed)
+            # After ranks were lost, the way that was found for the array before.
+            key = (placed.numel, placed.dtype)
+            if key not in self._crossings:
+                self._crossings[key] = self._fastest_crossing(placed)
+            placed.crossing = self._crossings[key]
         return own
 
     def _fastest_crossing(self, placed: Rows) -> Crossing | None:

@@ -33,6 +33,7 @@ LEVELS = [
         "hpcavg.mean.wire",
         "hpcavg.metrics",
         "hpcavg.progress",
+        "hpcavg.recovery",
     },
     {"hpcavg.config", "hpcavg.gradients", "hpcavg.optimizer_state", "hpcavg.replica", "hpcavg.asynchronous"},
     {"hpcavg.averaging", "hpcavg.policies", "hpcavg.models", "hpcavg.placement", "hpcavg.cli", "hpcavg.summary"},

@@ -1,0 +1,186 @@
+"""Going on without ranks that die: Open MPI's fault tolerance (ULFM) behind the interface of `Topology`.
+
+A collective that a death interrupts is taken again by the survivors, or counts as taken if one of them had it complete:
+then all had their part of it. Nobody uses a result before that is settled, so survivors agree bit for bit.
+
+Every survivor comes here at its next collective, since the first that meets a death revokes all communicators. Each
+brings how many collectives it has completed in each scope, and learns whether anyone has completed the one it is in.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+from mpi4py import MPI
+
+from hpcavg.errors import InputError
+from hpcavg.schedule import Scope
+from hpcavg.topology import Topology
+
+_T = TypeVar("_T")
+
+# What mpirun --with-ft ulfm sets for the ranks.
+_ENABLED = "OMPI_MCA_mpi_ft_enable"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Ranks that died, and what it cost the survivors.
+
+    Attributes
+    ----------
+    ranks : those that died, numbered as at the start. num_learners : those that are left.
+    recovery_s : from when this rank met the death until it could go on, waiting for other survivors included.
+    """
+
+    ranks: tuple[int, ...]
+    num_learners: int
+    recovery_s: float
+
+
+class SurvivingTopology(Topology):
+    """A `Topology` that shrinks to the survivors when ranks die. Needs ``mpirun --with-ft ulfm``.
+
+    Survivors keep their local groups; a group that dies out is gone. They are numbered anew, in their old order.
+
+    Attributes
+    ----------
+    losses : what happened so far. origin : this rank's number at the start.
+
+    Raises `InputError` where MPI was started without fault tolerance.
+    """
+
+    survives = True
+
+    def __init__(self, comm: MPI.Intracomm | None = None, group_size: int | None = None) -> None:
+        if os.environ.get(_ENABLED, "0").lower() not in ("1", "true", "yes"):
+            allowed = "abort or restart here, or MPI started with fault tolerance: mpirun --with-ft ulfm"
+            raise InputError("on_failure", "shrink", allowed)
+        self._name: int | None = None
+        self._completed = {Scope.LOCAL: 0, Scope.GLOBAL: 0}
+        self._renewals: list[Callable[[], None]] = []
+        self.losses: list[Loss] = []
+        super().__init__(comm, group_size)
+        self.origin = self.rank
+        self._members: list[int] = self.everyone.allgather(self.origin)
+        install_farewell_hook(self.origin)
+
+    def _group_name(self, first_on_node: int) -> int:
+        if self._name is None:
+            self._name = super()._group_name(first_on_node)
+        return self._name
+
+    def on_renewal(self, action: Callable[[], None]) -> None:
+        """Have `action` called whenever ranks were lost and the communicators are new.
+
+        It may communicate; it is repeated if more ranks die meanwhile.
+        """
+        self._renewals.append(action)
+
+    # -- collectives ----------------------------------------------------------------------------------------------
+
+    def carry_out(self, action: Callable[[], _T], scope: Scope = Scope.GLOBAL) -> _T:
+        """Return what `action` does, which is collective over `scope`; take it again where ranks die.
+
+        It must not call this method again, nor change anything that it reads: that is for after it.
+        """
+        while True:
+            results: list[_T] = []
+            try:
+                results.append(action())
+                self.comm(scope).Barrier()  # all have it
+            except MPI.Exception as error:
+                counted = self._completed[scope]
+                self.recover(error)
+                if self._completed[scope] == counted:
+                    continue
+            else:
+                self._completed[scope] += 1
+            return results[0]
+
+    def attempt(self, action: Callable[[], _T]) -> _T:
+        """Return what `action` does, again after a recovery; it knows itself what others have done of it."""
+        results: list[_T] = []
+        while not results:
+            try:
+                results.append(action())
+            except MPI.Exception as error:  # noqa: PERF203  a death
+                self.recover(error)
+        return results[0]
+
+    def completion(self, comm: MPI.Comm) -> Iterator[bool]:
+        """Wait, in steps that yield False, until all of `comm` have come as far."""
+        request = comm.Ibarrier()
+        while not request.Test():
+            yield False
+
+    # -- recovery -------------------------------------------------------------------------------------------------
+
+    def recover(self, error: MPI.Exception) -> None:
+        """Go on with the survivors: new communicators, and what others had registered with `on_renewal`.
+
+        Raises `error` where nobody has died: it is then none of this module's.
+        """
+        met = time.perf_counter()
+        before = self._members
+        while True:
+            self._revoke()
+            self._owned.clear()
+            try:
+                self._split(self.everyone.Shrink())
+                self._members = self.everyone.allgather(self.origin)
+                if len(self._members) == len(before):
+                    raise error
+                for scope in self._completed:
+                    self._completed[scope] = self.comm(scope).allreduce(self._completed[scope], MPI.MAX)
+                for action in self._renewals:
+                    action()
+                self.everyone.Barrier()
+                break
+            except MPI.Exception as raised:
+                if raised is error:
+                    raise
+        lost = tuple(rank for rank in before if rank not in self._members)
+        self.losses.append(Loss(lost, self.num_learners, time.perf_counter() - met))
+
+    def _revoke(self) -> None:
+        """Wake everybody who waits in one of the communicators, and let everybody else find out."""
+        for comm in self.communicators:
+            if comm != MPI.COMM_NULL:
+                comm.Revoke()
+
+    def free(self) -> None:
+        """Free the communicators, unless ranks have died: their share of that is missing."""
+        if not self.losses:
+            super().free()
+
+
+def install_farewell_hook(rank: int) -> None:
+    """Make an uncaught exception, in any thread, print its traceback and end this rank alone.
+
+    Only a process that a signal ends is dead in the eyes of MPI; one that exits would be waited for.
+    """
+
+    def leave(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+        lines = traceback.format_exception(kind, error, trace)
+        sys.stdout.flush()
+        stderr = sys.__stderr__ or sys.stderr
+        stderr.write(f"hpcavg: rank {rank} failed; the others go on without it\n{''.join(lines)}")
+        stderr.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def leave_from_thread(args: Any) -> None:
+        if args.exc_type is not SystemExit:
+            leave(args.exc_type, args.exc_value, args.exc_traceback)
+
+    sys.excepthook = leave
+    threading.excepthook = leave_from_thread
