@@ -1,51 +1,268 @@
-"""Model files: a state_dict as an HDF5 file, no pickle."""
+"""Checkpoints: the folder of a run's states, each whole or not there; and the file of its final model.
+
+Rank 0 calls `create`, every rank `write_rank`, then rank 0 `commit` and `prune`. Nothing here knows of MPI: the caller
+brings the ranks together between these. What goes wrong on the disk is an `OSError`, after which `discard` clears up;
+no earlier checkpoint is touched before a later one is whole.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+import os
+import re
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import h5py
-import numpy as np
-import torch
 from torch import Tensor
+
+from hpcavg import files, state_file
+from hpcavg.errors import InputError
+from hpcavg.files import FileRecord
+
+MANIFEST = "manifest.json"
+LATEST = "latest"
+_FORMAT = 1
+_FOLDER = re.compile(r"step-(\d{8,})(?:~(\d+))?")
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds; written last, so that a folder with a manifest is whole.
+
+    Parameters
+    ----------
+    step : the step it was taken at.
+    num_ranks : the number of ranks that took it.
+    files : what `write_rank` returned, for every file.
+    parts : for every rank, the number of the rank whose file holds its part of that name: ranks with equal parts name
+        one and the same.
+    about : JSON values of the caller's, for example the configuration.
+    """
+
+    step: int
+    num_ranks: int
+    files: list[FileRecord]
+    parts: list[dict[str, int]]
+    about: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        names = {record.name for record in self.files}
+        places = {place for held in self.parts for place in held.values()}
+        if len(self.parts) != self.num_ranks or not all(rank_file(place) in names for place in places):
+            raise ValueError("a manifest needs the parts of every rank, and the files that hold them")
+
+    def to_json(self) -> str:
+        """Return the text of the file: the values, and the SHA-256 of the text without it."""
+        values = {"format": _FORMAT, **asdict(self)}
+        return _json({**values, "sha256": hashlib.sha256(_json(values).encode()).hexdigest()})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that has a manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    def fault(self, first: int = 0, stride: int = 1) -> str | None:
+        """Read every `stride`-th file from the `first` on; return what is wrong in a few words, None for nothing.
+
+        All files by default. N ranks share the work with ``fault(rank, N)``.
+        """
+        return next(filter(None, (_fault(self.path, record) for record in self.manifest.files[first::stride])), None)
+
+    def load(self, rank: int, parts: Collection[str] | None = None) -> dict[str, Any]:
+        """Return the parts of `rank` by name, all or those in `parts`, wherever they are stored.
+
+        Checksums are not looked at; see `fault`. Raises `InputError` where a file cannot be read.
+        """
+        places = {part: place for part, place in self.manifest.parts[rank].items() if parts is None or part in parts}
+        found: dict[str, Any] = {}
+        for place in sorted(set(places.values())):
+            held = [part for part in places if places[part] == place]
+            found |= state_file.read(self.path / rank_file(place), "resume", held)
+        return {part: found[part] for part in places}
+
+
+# -- writing ------------------------------------------------------------------------------------------------------
+
+
+def rank_file(rank: int) -> str:
+    """Return the name of a rank's file."""
+    return f"rank-{rank:05d}.safetensors"
+
+
+def create(folder: Path, step: int) -> Path:
+    """Make and return a fresh folder for a checkpoint at `step`, beside any other of the same step."""
+    name, attempt = f"step-{step:08d}", 1
+    while True:
+        path = folder / (name if attempt == 1 else f"{name}~{attempt}")
+        try:
+            files.make_folder(path)
+        except FileExistsError:
+            attempt += 1
+        else:
+            return path
+
+
+def write_rank(path: Path, rank: int, parts: Mapping[str, Any]) -> FileRecord:
+    """Write the parts that the file of `rank` holds, trees as in `state_file`, to the checkpoint's folder `path`."""
+    return files.write_file(path / rank_file(rank), state_file.chunks(dict(parts)))
+
+
+def commit(path: Path, manifest: Manifest) -> None:
+    """Make the checkpoint in `path` count, once every rank's file is written; then let ``latest`` point to it."""
+    files.replace_file(path / MANIFEST, [manifest.to_json().encode()])
+    files.switch_link(path.parent / LATEST, path.name)
+
+
+def discard(path: Path) -> None:
+    """Remove a checkpoint that could not be written; what cannot be removed stays. One that counts is left alone."""
+    with suppress(OSError):
+        if _latest(path.parent) != path.name:
+            files.remove_folder(path, first=MANIFEST)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, at least 1, and what was left half-written before the newest.
+
+    The one ``latest`` points to always stays. Raises `OSError` where one cannot be removed, after all others were.
+    """
+    latest = _latest(folder)
+    whole, half_written, failed = [], [], None
+    for path, found in _entries(folder):  # from the newest on
+        if isinstance(found, Checkpoint):
+            whole.append(path)
+        elif whole:
+            half_written.append(path)
+    for path in (*half_written, *whole[keep:]):
+        if path.name != latest:
+            try:
+                files.remove_folder(path, first=MANIFEST)
+            except OSError as error:
+                failed = error
+    if failed is not None:
+        raise failed
+
+
+# -- finding ------------------------------------------------------------------------------------------------------
+
+
+def candidates(folder: Path) -> list[Path]:
+    """Return the folders of checkpoints in `folder`, whole or not, the newest first: by step, then by attempt.
+
+    Raises `InputError` where `folder` cannot be read; one that does not exist is empty.
+    """
+    try:
+        return [path for path, _ in _entries(folder)]
+    except OSError as error:
+        raise InputError("resume", folder, f"a folder that can be read ({error.strerror})") from error
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
+    """Return the newest checkpoint that is whole and unharmed, and the newer ones, each with why it was passed over.
+
+    Every byte of it is read. Raises `InputError` where `folder` cannot be read.
+    """
+    passed_over: list[tuple[Path, str]] = []
+    for path in candidates(folder):
+        found = _inspect(path, verify=True)
+        if isinstance(found, Checkpoint):
+            return found, passed_over
+        passed_over.append((path, found))
+    return None, passed_over
+
+
+def open_checkpoint(path: Path | str, verify: bool = True) -> Checkpoint:
+    """Return the checkpoint in the folder `path`, or that a link such as ``latest`` points to.
+
+    With `verify` every byte of it is read, without only the manifest: for the other ranks, after one has looked.
+    Raises `InputError` unless it is whole and unharmed, as far as that was looked at.
+    """
+    path = Path(path)
+    found = _inspect(path.resolve() if path.is_symlink() else path, verify)
+    if isinstance(found, Checkpoint):
+        return found
+    raise InputError("resume", path, f"a whole checkpoint ({found})")
+
+
+def _entries(folder: Path) -> list[tuple[Path, Checkpoint | str]]:
+    """Return the checkpoints in `folder`, the newest first, with what `_inspect` says of each."""
+    entries = []
+    with suppress(FileNotFoundError):
+        for name in os.listdir(folder):
+            match = _FOLDER.fullmatch(name)
+            if match:
+                found = _inspect(folder / name, verify=False)
+                step = found.manifest.step if isinstance(found, Checkpoint) else int(match[1])
+                entries.append(((step, int(match[2] or 1)), folder / name, found))
+    return [(path, found) for _, path, found in sorted(entries, key=lambda entry: entry[0], reverse=True)]
+
+
+def _inspect(path: Path, verify: bool) -> Checkpoint | str:
+    """Return the checkpoint in `path`, or in a few words why it is not whole; its other files count with `verify`."""
+    try:
+        with files.open_file(path / MANIFEST) as file:
+            found = Checkpoint(path, _parse(file.read()))
+        return (verify and found.fault()) or found
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}: it was not finished" if path.is_dir() else "there is no such folder"
+    except OSError as error:
+        return f"{MANIFEST}: {error.strerror}"
+    except Exception:  # whatever damaged JSON, or JSON of another shape, provokes
+        return f"{MANIFEST} is damaged"
+
+
+def _parse(data: bytes) -> Manifest:
+    """Return the manifest whose text `data` is; raises some exception unless it is that to the last byte."""
+    values = json.loads(data)
+    records = [FileRecord(**record) for record in values["files"]]
+    manifest = Manifest(values["step"], values["num_ranks"], records, values["parts"], values["about"])
+    if manifest.to_json().encode() != data:
+        raise ValueError("checksum")
+    return manifest
+
+
+def _fault(folder: Path, record: FileRecord) -> str | None:
+    """Return how a file differs from its record, in a few words; None where it does not."""
+    try:
+        with files.open_file(folder / record.name) as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            if num_bytes != record.num_bytes:
+                return f"{record.name} has {num_bytes} bytes and was written with {record.num_bytes}"
+            sha = hashlib.sha256()
+            while data := file.read(_READ_BYTES):
+                sha.update(data)
+    except OSError as error:
+        return f"{record.name}: {error.strerror}"
+    return None if sha.hexdigest() == record.sha256 else f"{record.name} is damaged: its checksum is another"
+
+
+def _latest(folder: Path) -> str | None:
+    """Return the name that ``latest`` points to."""
+    try:
+        return os.readlink(folder / LATEST)
+    except OSError:
+        return None
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=1) + "\n"
+
+
+# -- the final model ----------------------------------------------------------------------------------------------
 
 
 def save_model(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write a state_dict, one dataset per tensor; dtypes that NumPy does not know (bfloat16) as their bytes."""
-    with h5py.File(path, "x") as file:
-        for name, tensor in state.items():
-            tensor = tensor.detach().cpu().contiguous()
-            try:
-                values = tensor.numpy()
-            except TypeError:
-                values = tensor.reshape(-1).view(torch.uint8).numpy()
-            dataset = file.create_dataset(name, data=values)
-            dataset.attrs["dtype"] = str(tensor.dtype).removeprefix("torch.")
-            dataset.attrs["shape"] = tensor.shape
+    """Write a state_dict to `path`, whole or not at all; its SHA-256 is `state_file.digest` of it."""
+    files.replace_file(path, state_file.chunks(dict(state)))
 
 
 def load_model(path: Path | str) -> dict[str, Tensor]:
-    """Return the state_dict that `save_model` wrote, for ``model.load_state_dict``."""
-    state = {}
-    with h5py.File(path, "r") as file:
-
-        def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
-            if isinstance(item, h5py.Dataset):
-                dtype = getattr(torch, item.attrs["dtype"])
-                values = torch.from_numpy(np.asarray(item[...]))
-                values = values if values.dtype == dtype else values.view(dtype)
-                state[name] = values.reshape(tuple(map(int, item.attrs["shape"])))
-
-        file.visititems(visit)
-    return state
-
-
-def digest(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of all values of a state_dict: equal exactly when two models are equal bit for bit."""
-    sha = hashlib.sha256()
-    for name, tensor in state.items():
-        sha.update(name.encode())
-        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
+    """Return the state_dict that `save_model` wrote, for ``model.load_state_dict``; raises `InputError`."""
+    return state_file.read(path, "path")

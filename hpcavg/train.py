@@ -15,7 +15,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcavg import checkpoint, eager, learning_rate, placement, run_folder, tasks
+from hpcavg import checkpoint, eager, learning_rate, placement, run_folder, state_file, tasks
 from hpcavg.averager import Averager
 from hpcavg.config import Config
 from hpcavg.data.partition import PARTITIONS, Indices, batches, num_batches, shard_size
@@ -126,7 +126,7 @@ class Trainer:
                 shown.line(f"warning: the training loss is {train_loss}; the run has diverged")
             summary = self._summarise(train_loss, mean, learners, wall_s, startup_s, accounts)
             if topology.rank == 0:
-                checkpoint.save_model(self.path / "checkpoints" / "final.h5", self.model.state_dict())
+                checkpoint.save_model(self.path / "checkpoints" / "final.safetensors", self.model.state_dict())
                 run_folder.write_json(self.path / "summary.json", summary)
                 show([(self.path, summary)])
         topology.free()
@@ -383,7 +383,7 @@ class Trainer:
             else None,
             startup_s=startup_s,
             seed=self.config.seed,
-            parameters_sha256=checkpoint.digest(self.model.state_dict()),
+            parameters_sha256=state_file.digest(self.model.state_dict()),
             completed=True,
         )
 

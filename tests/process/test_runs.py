@@ -96,7 +96,7 @@ def test_the_model_file_holds_the_model(default_run):
     from hpcavg.models import build
 
     folder, _, _ = default_run
-    state = load_model(folder / "checkpoints" / "final.h5")
+    state = load_model(folder / "checkpoints" / "final.safetensors")
     model = build("cnn", (1, 8, 8), 10)
     model.load_state_dict(state)
     assert torch.equal(model[0].weight, state["0.weight"])
@@ -128,7 +128,7 @@ def test_sync_sgd_on_4_ranks_is_one_rank_with_4_times_the_batch(tmp_path):
     many, _ = trained(tmp_path / "many", 4, [*arguments, "--batch-size", 8])
     one, _ = trained(tmp_path / "one", 1, [*arguments, "--batch-size", 32])
     assert many["steps"] == one["steps"] == 90
-    states = [load_model(tmp_path / name / "checkpoints" / "final.h5") for name in ("many", "one")]
+    states = [load_model(tmp_path / name / "checkpoints" / "final.safetensors") for name in ("many", "one")]
     for name in states[0]:
         difference = (states[0][name] - states[1][name]).norm() / states[1][name].norm()
         assert difference <= 1e-12, name

@@ -1,35 +1,387 @@
-"""Model files: every dtype through the file and back."""
+"""Checkpoints: whole or not there, whatever happens while they are written, and every damage is noticed."""
 
-import h5py
+import errno
+import os
+import random
+import signal
+import warnings
+from collections import Counter
+
+import pytest
 import torch
 
-from hpcavg.checkpoint import digest, load_model, save_model
+from hpcavg import checkpoint, files
+from hpcavg.checkpoint import LATEST, Manifest, discard, load_model, newest, open_checkpoint, prune, save_model
+from hpcavg.errors import InputError
+from hpcavg.state_file import digest
+
+NUM_RANKS = 3
 
 
-def test_every_dtype_comes_back_bit_for_bit(tmp_path):
-    state = {
-        "layer.weight": torch.randn(3, 5),
-        "double": torch.randn(2, dtype=torch.float64),
-        "half": torch.randn(4, 2).half(),
-        "brain": torch.randn(7).bfloat16(),
-        "count": torch.tensor(12),
-        "mask": torch.tensor([True, False]),
-        "empty": torch.zeros(0, 3),
-        "transposed": torch.randn(3, 4).t(),
-        "complex": torch.randn(2, dtype=torch.complex64),
+def state(step, rank):
+    """Return the parts of a rank: all ranks have equal models, and ranks 0 and 1 equal optimizers."""
+    return {
+        "model": {"w": torch.full((2, 3), float(step)), "n": torch.tensor(step)},
+        "optimizer": {"state": {0: torch.full((2,), step + (rank == 2) / 2)}},
+        "loop": {"step": step, "rank": rank, "loss": 1 / step},
     }
-    save_model(tmp_path / "model.h5", state)
-    again = load_model(tmp_path / "model.h5")
-    assert {n: (t.dtype, t.shape) for n, t in again.items()} == {n: (t.dtype, t.shape) for n, t in state.items()}
-    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
-    assert digest({name: again[name] for name in state}) == digest(state)
-    with h5py.File(tmp_path / "model.h5") as file:
-        assert file["layer.weight"].shape == (3, 5)
-        assert file["layer.weight"].dtype == "f4"
 
 
-def test_the_digest_sees_one_bit():
-    ones = torch.ones(4)
-    changed = ones.clone()
-    changed[2] = torch.nextafter(changed[2], torch.tensor(2.0))
-    assert digest({"x": ones}) != digest({"x": changed})
+PARTS = [
+    {"model": 0, "optimizer": 0, "loop": 0},
+    {"model": 0, "optimizer": 0, "loop": 1},
+    {"model": 0, "optimizer": 2, "loop": 2},
+]
+
+
+def write(folder, step):
+    """Write a checkpoint as a run does, up to its manifest."""
+    path = checkpoint.create(folder, step)
+    records = []
+    for rank in range(NUM_RANKS):
+        stored = {part: tree for part, tree in state(step, rank).items() if PARTS[rank][part] == rank}
+        records.append(checkpoint.write_rank(path, rank, stored))
+    return path, Manifest(step, NUM_RANKS, records, PARTS, {"algorithm": "dasgd"})
+
+
+def take(folder, step, keep=99):
+    path, manifest = write(folder, step)
+    checkpoint.commit(path, manifest)
+    prune(folder, keep)
+    return path
+
+
+def holds(found, step):
+    """Whether a checkpoint is that of `step`, in every bit of every rank."""
+    loaded = [digest(found.load(rank)) for rank in range(NUM_RANKS)]
+    return found.manifest.step == step and loaded == [digest(state(step, rank)) for rank in range(NUM_RANKS)]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# -- what is written is found -------------------------------------------------------------------------------------
+
+
+def test_every_rank_gets_its_parts_wherever_they_are(tmp_path):
+    path = take(tmp_path, 120)
+    assert path.name == "step-00000120"
+    assert names(path) == ["manifest.json", *(f"rank-{rank:05d}.safetensors" for rank in range(NUM_RANKS))]
+    found, passed_over = newest(tmp_path)
+    assert found.path == path
+    assert passed_over == []
+    assert found.manifest.about == {"algorithm": "dasgd"}
+    assert holds(found, 120)
+    assert holds(open_checkpoint(tmp_path / LATEST, verify=False), 120)
+    assert list(found.load(1, ["loop"])) == ["loop"]
+
+
+def test_the_newest_is_the_one_of_the_highest_step_and_attempt(tmp_path):
+    assert newest(tmp_path) == newest(tmp_path / "missing") == (None, [])
+    paths = [take(tmp_path, step) for step in (9, 10, 9, *[10] * 10)]
+    assert [path.name for path in paths[1:5]] == [
+        "step-00000010",
+        "step-00000009~2",
+        "step-00000010~2",
+        "step-00000010~3",
+    ]
+    assert newest(tmp_path)[0].path == tmp_path / "step-00000010~11"
+    assert open_checkpoint(tmp_path / LATEST).path == tmp_path / "step-00000010~11"
+
+
+def test_what_is_not_whole_is_passed_over_and_told(tmp_path):
+    for step in (1, 2, 3, 4):
+        take(tmp_path, step)
+    write(tmp_path, 5)
+    (tmp_path / "step-00000004" / "rank-00001.safetensors").unlink()
+    (tmp_path / "step-00000003" / "rank-00002.safetensors").write_bytes(b"short")
+    (tmp_path / "step-00000002" / "manifest.json").write_text("{}")
+    (tmp_path / "step-00000009").write_text("a file")
+    (tmp_path / "final.safetensors").touch()
+    found, passed_over = newest(tmp_path)
+    assert holds(found, 1)
+    assert [(path.name, reason) for path, reason in passed_over] == [
+        ("step-00000009", "manifest.json: Not a directory"),
+        ("step-00000005", "it has no manifest.json: it was not finished"),
+        ("step-00000004", "rank-00001.safetensors: No such file or directory"),
+        ("step-00000003", "rank-00002.safetensors has 5 bytes and was written with 304"),
+        ("step-00000002", "manifest.json is damaged"),
+    ]
+    for path, reason in passed_over:
+        with pytest.raises(InputError) as caught:
+            open_checkpoint(path)
+        assert caught.value.as_option() == f"--resume {path}: must be a whole checkpoint ({reason})"
+
+
+@pytest.mark.parametrize("name", ["missing", "", "\0", "pipe"])
+def test_what_is_no_checkpoint_is_refused(name, tmp_path):
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "manifest.json")
+    with pytest.raises(InputError, match="must be a whole checkpoint"):
+        open_checkpoint(tmp_path / name)
+
+
+def test_ranks_share_the_work_of_looking(tmp_path):
+    path = take(tmp_path, 1)
+    (path / "rank-00002.safetensors").write_bytes(b"")
+    found = open_checkpoint(path, verify=False)
+    assert [found.fault(rank, 2) is None for rank in range(2)] == [False, True]
+
+
+def test_a_manifest_names_the_files_it_needs(tmp_path):
+    _, manifest = write(tmp_path, 1)
+    for parts in (PARTS[:2], [*PARTS[:2], {"model": 7}]):
+        with pytest.raises(ValueError, match="the parts of every rank"):
+            Manifest(1, NUM_RANKS, manifest.files, parts, {})
+
+
+# -- removing -----------------------------------------------------------------------------------------------------
+
+
+def test_the_newest_stay(tmp_path):
+    for step in (1, 2):
+        take(tmp_path, step)
+    write(tmp_path, 2)
+    write(tmp_path, 8)
+    take(tmp_path, 3, keep=2)
+    assert names(tmp_path) == [LATEST, "step-00000002", "step-00000003", "step-00000008"]
+    take(tmp_path, 9, keep=1)
+    assert names(tmp_path) == [LATEST, "step-00000009"]
+
+
+def test_the_latest_stays_also_below_others(tmp_path):
+    for step in (10, 20):
+        take(tmp_path, step)
+    take(tmp_path, 15, keep=1)
+    assert names(tmp_path) == [LATEST, "step-00000015", "step-00000020"]
+
+
+def test_what_cannot_be_removed_keeps_nothing_else(tmp_path):
+    for step in (1, 2, 3):
+        take(tmp_path, step)
+    (tmp_path / "step-00000002" / "mine").mkdir()
+    with pytest.raises(OSError, match="mine"):
+        prune(tmp_path, 1)
+    assert names(tmp_path) == [LATEST, "step-00000002", "step-00000003"]
+    assert "manifest.json" not in names(tmp_path / "step-00000002")
+
+
+def test_discard_removes_what_does_not_count_and_nothing_else(tmp_path):
+    whole = take(tmp_path, 1)
+    path, _ = write(tmp_path, 2)
+    discard(path)
+    discard(path)
+    discard(whole)
+    assert names(tmp_path) == [LATEST, "step-00000001"]
+
+
+# -- damage -------------------------------------------------------------------------------------------------------
+
+
+def test_every_flipped_byte_of_every_file_is_noticed(tmp_path):
+    path, draw = take(tmp_path, 7), random.Random(1)
+    for file in path.iterdir():
+        data = file.read_bytes()
+        with open(file, "r+b", buffering=0) as target:
+            for position, byte in enumerate(data):
+                target.seek(position)
+                target.write(bytes([byte ^ 1 << draw.randrange(8)]))
+                found, ((_, reason),) = newest(tmp_path)
+                assert found is None
+                assert reason.startswith(file.name)
+                target.seek(position)
+                target.write(data[position : position + 1])
+    assert holds(newest(tmp_path)[0], 7)
+
+
+def test_every_other_length_of_every_file_is_noticed(tmp_path):
+    path = take(tmp_path, 7)
+    for file in path.iterdir():
+        data = file.read_bytes()
+        for cut in (*(data[:length] for length in range(len(data))), data + b"\n"):
+            file.write_bytes(cut)
+            assert newest(tmp_path)[0] is None
+        file.write_bytes(data)
+
+
+def test_a_thousand_damages_are_refused_or_harmless(tmp_path):
+    """Also where only the manifest was looked at: a rank that reads a damaged file gets a line, and no traceback."""
+    path, draw = take(tmp_path, 7), random.Random(2)
+    outcomes = Counter()
+    for _ in range(1000):
+        file = draw.choice(sorted(path.iterdir()))
+        data = bytearray(file.read_bytes())
+        whole = bytes(data)
+        position = draw.randrange(len(data))
+        data[position : position + draw.choice((0, 1, 1, 5))] = draw.randbytes(draw.choice((0, 1, 1, 5)))
+        file.write_bytes(data)
+        try:
+            found = open_checkpoint(path)
+        except InputError:
+            outcomes["refused"] += 1
+        else:
+            assert data == whole
+            assert holds(found, 7)
+        try:
+            open_checkpoint(path, verify=False).load(draw.randrange(NUM_RANKS))
+        except InputError:
+            outcomes["refused while reading"] += 1
+        file.write_bytes(whole)
+    assert outcomes["refused"] > 800
+    assert outcomes["refused while reading"] > 400
+
+
+# -- interrupted --------------------------------------------------------------------------------------------------
+
+
+class Accident:
+    """Stands in for `files.perform`: lets `left` operations pass, and calls `happen` before every later one.
+
+    A write counts twice: the second time half of it was done.
+    """
+
+    def __init__(self, left, happen):
+        self.left, self.happen = left, happen
+
+    def __call__(self, call, *arguments):
+        self.pass_by()
+        if call is os.write:
+            half = len(arguments[1]) // 2
+            call(arguments[0], arguments[1][:half])
+            self.pass_by()
+            return half + call(arguments[0], arguments[1][half:])
+        return call(*arguments)
+
+    def pass_by(self):
+        self.left -= 1
+        if self.left < 0:
+            self.happen()
+
+
+def folder_before(tmp_path, position):
+    """Return a folder with checkpoint 1, and what an earlier accident left."""
+    folder = tmp_path / str(position)
+    folder.mkdir()
+    path, _ = write(folder, 1)
+    (path / "rank-00002.safetensors").unlink()
+    take(folder, 1)
+    (folder / "latest.partial").symlink_to("nowhere")
+    return folder
+
+
+def step_after(folder):
+    """Return the step of the newest checkpoint: the old or the new one, every bit of it; ``latest`` is one, too."""
+    found, _ = newest(folder)
+    latest = open_checkpoint(folder / LATEST)
+    assert holds(found, found.manifest.step)
+    assert holds(latest, latest.manifest.step)
+    assert {found.manifest.step, latest.manifest.step} <= {1, 2}
+    return found.manifest.step
+
+
+def test_killed_at_every_operation(tmp_path):
+    """SIGKILL before every system call of a checkpoint and of pruning, and in the middle of every write."""
+    steps = []
+    for position in range(1000):
+        folder = folder_before(tmp_path, position)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python 3.12 on: the child of a process with threads does file work only
+            pid = os.fork()
+        if pid == 0:
+            try:
+                files.perform = Accident(position, lambda: os.kill(os.getpid(), signal.SIGKILL))
+                take(folder, 2, keep=1)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(pid, 0)
+        steps.append(step_after(folder))
+        if os.WIFEXITED(status):
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        take(folder, 2, keep=1)  # a later one clears up
+        assert len(names(folder)) == 2
+    assert os.WEXITSTATUS(status) == 0
+    assert names(folder) == [LATEST, "step-00000002"]
+    assert position > 35
+    assert set(steps) == {1, 2}
+    assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_refused_at_every_operation(number, tmp_path, monkeypatch):
+    """A disk that is full for a moment, a file system read-only from then on: the previous checkpoint is unharmed."""
+
+    def refuse():
+        if number == errno.ENOSPC:  # for a moment
+            accident.left = 1000
+        raise OSError(number, os.strerror(number))
+
+    steps = []
+    for position in range(1000):
+        folder, accident = folder_before(tmp_path, position), Accident(position, refuse)
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "perform", accident)
+            path = folder / "step-00000002"
+            try:
+                checkpoint.commit(*write(folder, 2))
+            except OSError:
+                discard(path)
+            else:
+                break
+        if number == errno.ENOSPC:  # then it could be removed
+            assert path.exists() == (os.readlink(folder / LATEST) == path.name)
+        steps.append(step_after(folder))
+        take(folder, 2, keep=1)
+        assert len(names(folder)) == 2
+    assert position > 30
+    assert steps == sorted(steps)
+
+
+def test_a_folder_that_is_gone(tmp_path):
+    path, manifest = write(tmp_path, 2)
+    for file in path.iterdir():
+        file.unlink()
+    path.rmdir()
+    with pytest.raises(FileNotFoundError):
+        checkpoint.write_rank(path, 0, {})
+    with pytest.raises(FileNotFoundError):
+        checkpoint.commit(path, manifest)
+    discard(path)
+    with pytest.raises(FileNotFoundError):
+        checkpoint.create(tmp_path / "gone", 3)
+
+
+# -- the final model ----------------------------------------------------------------------------------------------
+
+
+def test_the_final_model_comes_back(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).bfloat16()
+    for _ in range(2):  # the second time in place of the first
+        save_model(tmp_path / "final.safetensors", model.state_dict())
+    again = load_model(tmp_path / "final.safetensors")
+    assert digest(again) == digest(model.state_dict())
+    assert {name: tensor.dtype for name, tensor in again.items()} == {
+        name: tensor.dtype for name, tensor in model.state_dict().items()
+    }
+    model.load_state_dict(again)
+    assert names(tmp_path) == ["final.safetensors"]
+
+
+def test_a_model_that_cannot_be_written_leaves_the_previous_one(tmp_path, monkeypatch):
+    path = tmp_path / "final.safetensors"
+    save_model(path, {"w": torch.ones(3)})
+
+    def refuse():
+        raise OSError(errno.ENOSPC, "full")
+
+    for position in range(6):  # open, two halves of the header and of the values each, fsync
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "perform", Accident(position, refuse))
+            with pytest.raises(OSError, match="full"):
+                save_model(path, {"w": torch.zeros(3)})
+        assert torch.equal(load_model(path)["w"], torch.ones(3))
+    (tmp_path / "final.safetensors.partial").write_bytes(b"of a process that was killed")
+    save_model(path, {"w": torch.zeros(3)})
+    assert torch.equal(load_model(path)["w"], torch.zeros(3))

@@ -1,0 +1,119 @@
+"""Durable changes on disk: every one is a system call that goes through `perform`, so that a test can end it there."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file must be: its name without folders, its size, and the SHA-256 of its bytes in hexadecimal."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+def perform(call: Callable[..., Any], *arguments: Any) -> Any:
+    """Make one system call that changes the file system or waits for the disk. Tests put another in its place."""
+    return call(*arguments)
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder `path`; raises `FileExistsError` where something has its name."""
+    perform(os.mkdir, path)
+    sync_folder(path.parent)
+
+
+def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
+    """Write `chunks` one after the other to the new file `path`; they are on the disk when this returns.
+
+    The folder's entry is not: `sync_folder` follows once for all its files. Raises `FileExistsError` where something
+    has the name.
+    """
+    sha, num_bytes = hashlib.sha256(), 0
+    descriptor = perform(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        for chunk in chunks:
+            rest = memoryview(chunk)
+            sha.update(rest)
+            num_bytes += len(rest)
+            while rest:  # the system takes 2 GiB at most at a time, and less when a disk fills up
+                rest = rest[perform(os.write, descriptor, rest) :]
+        perform(os.fsync, descriptor)
+    finally:
+        os.close(descriptor)
+    return FileRecord(path.name, num_bytes, sha.hexdigest())
+
+
+def replace_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
+    """Write `chunks` to `path`, durable, whole or not at all: until it is whole, what had the name keeps it."""
+    partial = _partial(path)
+    try:
+        record = write_file(partial, chunks)
+        perform(os.replace, partial, path)
+    except OSError:
+        with suppress(OSError):
+            perform(os.unlink, partial)
+        raise
+    sync_folder(path.parent)
+    return FileRecord(path.name, record.num_bytes, record.sha256)
+
+
+def switch_link(path: Path, target: str) -> None:
+    """Make the symbolic link `path` point to `target`, durable; there is no moment without the link."""
+    partial = _partial(path)
+    perform(os.symlink, target, partial)
+    perform(os.replace, partial, path)
+    sync_folder(path.parent)
+
+
+def _partial(path: Path) -> Path:
+    """Return the name under which `path` is prepared; what a killed process left there is removed."""
+    partial = path.with_name(f"{path.name}.partial")
+    if os.path.lexists(partial):
+        perform(os.unlink, partial)
+    return partial
+
+
+def open_file(path: Path | str) -> BinaryIO:
+    """Open the file `path` for reading; raises `OSError` for a pipe or a device, too, which would keep us waiting."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError(errno.EINVAL, "not a file")
+        return open(path, "rb")
+    except ValueError as error:  # a name that no file can have
+        raise OSError(errno.EINVAL, str(error)) from error
+
+
+def remove_folder(path: Path, first: str) -> None:
+    """Remove the folder `path` and the files in it; the one called `first`, if any, is gone for good before others."""
+    names = os.listdir(path)
+    if first in names:
+        perform(os.unlink, path / first)
+        sync_folder(path)
+        names.remove(first)
+    for name in names:
+        perform(os.unlink, path / name)
+    perform(os.rmdir, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in the folder `path` are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        perform(os.fsync, descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that keep no folders of their own
+            raise
+    finally:
+        os.close(descriptor)
