@@ -21,8 +21,11 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
+from hpcavg.errors import SickLearnersError
 from hpcavg.events import Arrival, Event
 from hpcavg.flat import FlatBuffer
+from hpcavg.health import is_finite
+from hpcavg.optimizer_state import forget
 from hpcavg.rule import ServerExchange
 from hpcavg.schedule import Progress, Scope
 from hpcavg.topology import Topology, complete_asleep, wait_asleep, wait_until
@@ -111,14 +114,25 @@ class Worker:
     Parameters
     ----------
     exchange : what the learner exchanges and when. parameters : its parameters. topology : learners and servers.
+    optimizer : forgets its state where the learner was sick: it then takes the centre, and sends nothing.
+    non_finite : as in `hpcavg.Averager`.
 
     Attributes
     ----------
     is_finished : the servers have been said goodbye to; nothing can be exchanged any more.
     """
 
-    def __init__(self, exchange: ServerExchange, parameters: FlatBuffer, topology: Topology) -> None:
+    def __init__(
+        self,
+        exchange: ServerExchange,
+        parameters: FlatBuffer,
+        topology: Topology,
+        optimizer: torch.optim.Optimizer,
+        non_finite: str,
+    ) -> None:
         self._exchange = exchange
+        self._optimizer = optimizer
+        self._non_finite = non_finite
         self._parameters = parameters
         self._topology = topology
         comm = topology.background_comm(Scope.SERVER)
@@ -135,7 +149,10 @@ class Worker:
         self._made = time.perf_counter()
 
     def exchange(self, progress: Progress) -> Event | None:
-        """Exchange what is due after a step; return what was done, None where nothing was due."""
+        """Exchange what is due after a step; return what was done, None where nothing was due.
+
+        Raises `SickLearnersError`, here alone, where the parameters are not finite and that is to stop the run.
+        """
         push = progress.step % self._exchange.push_steps == 0
         fetch = progress.step % self._exchange.fetch_steps == 0
         if not push and not fetch:
@@ -145,7 +162,11 @@ class Worker:
         started = time.perf_counter()
         with torch.no_grad():
             self._parameters.refresh()
-            if self._elasticity is not None:
+            is_sick = not is_finite(self._parameters.arrays)
+            if is_sick:
+                self._start_over(progress)
+                push, fetch = False, True
+            elif self._elasticity is not None:
                 self._pull_together(self._elasticity)
             else:
                 self._count()
@@ -162,7 +183,15 @@ class Worker:
             blocked_s,
             blocked_s,
             self._num_bytes * (push + fetch),
+            sick=(self._topology.rank,) if is_sick else (),
         )
+
+    def _start_over(self, progress: Progress) -> None:
+        """Take the centre in place of parameters that are not finite; what has changed them is never sent."""
+        if self._non_finite == "stop":
+            raise SickLearnersError([self._topology.rank], Scope.SERVER.value, progress.step, 1)
+        self._fetch(_FETCH)
+        forget(self._optimizer)
 
     def _pull_together(self, elasticity: float) -> None:
         """Pull learner and centre together: e = α (x - c), x -= e, c += e, for the centre c as it was fetched."""
@@ -235,7 +264,8 @@ class Worker:
         self.is_finished = True
         with torch.no_grad():
             self._parameters.refresh()
-            if self._elasticity is None and progress.step > self._pushed_step:
+            is_pending = self._elasticity is None and progress.step > self._pushed_step
+            if is_pending and is_finite(self._parameters.arrays):
                 self._count()
                 self._push(progress)
             for link in self._links:

@@ -19,9 +19,8 @@ from hpcavg.asynchronous import Server, Worker
 from hpcavg.averaging import Averaging
 from hpcavg.errors import InputError
 from hpcavg.events import Arrival, Event, Totals
-from hpcavg.flat import FlatBuffer
 from hpcavg.mean import CPU, select, wire_format
-from hpcavg.policies import check, check_wire
+from hpcavg.policies import check, check_step, check_wire
 from hpcavg.replica import Replica
 from hpcavg.rule import Rule
 from hpcavg.schedule import Progress, Run, Scope
@@ -52,6 +51,10 @@ class Averager:
     wire_dtype, error_feedback : let what crosses nodes for the algorithm's means travel as ``"bfloat16"`` or
         ``"float16"`` differences from the last mean, and add what rounding took away to the next. The final mean and
         `mean_model` are exact. Needs ``engine="twolevel"`` or ``"auto"``; inside a node nothing is rounded.
+    non_finite : what happens to a learner whose parameters are not finite: ``"exclude"`` it from the mean and give it
+        the mean of the others, or ``"stop"`` with `SickLearnersError`, as where all learners are sick.
+    check_rounds : after so many global means, compare what must be equal on all learners, and raise
+        `CorruptionError` where it is not; also after the final one. 0 compares nothing.
 
     Attributes
     ----------
@@ -77,8 +80,10 @@ class Averager:
         measure_distance: bool = False,
         wire_dtype: str | None = None,
         error_feedback: bool = False,
+        non_finite: str = "exclude",
+        check_rounds: int = 0,
     ) -> None:
-        check(algorithm, topology, buffers, optimizer_state, total_steps, batch_size)
+        check(algorithm, topology, buffers, optimizer_state, non_finite, check_rounds, total_steps, batch_size)
         self.model = model
         self.optimizer = optimizer
         self.algorithm = algorithm
@@ -103,18 +108,20 @@ class Averager:
             self.engine,
             topology,
             optimizer,
-            replica.parameters,
-            replica.buffers if buffers == "average" else FlatBuffer([]),
+            replica,
+            buffers,
             optimizer_state,
             measure_distance,
             wire_format(wire_dtype, error_feedback),
+            non_finite,
+            check_rounds,
         )
         self._worker: Worker | None = None
         self._server: Server | None = None
         if topology.is_server:
             self._server = Server(replica.parameters, topology)
         elif algorithm.server is not None:
-            self._worker = Worker(algorithm.server, replica.parameters, topology)
+            self._worker = Worker(algorithm.server, replica.parameters, topology, optimizer, non_finite)
         self._loss_sum: float | Tensor = 0.0
         self._step_seconds: list[float] = []
         self._step_started = self._round_started = time.perf_counter()
@@ -169,7 +176,9 @@ class Averager:
         closure : passed to optimizers that need one. Refused where a mean comes before the step: the closure would
             take its gradients anew, after it.
         """
-        self._check_step(loss, closure)
+        check_step(self.algorithm, self.topology, loss, closure is not None)
+        if self._worker is not None and self._worker.is_finished:
+            raise InputError("step", self.progress.step + 1, "taken before finish: the servers have left")
         rule, progress, averaging = self.algorithm, self.progress, self._averaging
         progress.step += 1
         self._watch(loss)
@@ -186,7 +195,7 @@ class Averager:
             self.optimizer.step()
         averaging.learners_agree = False
         if averaging.merge_step == progress.step:
-            self._record(averaging.merge())
+            self._record(averaging.merge(progress))
         if due is Scope.GLOBAL and rule.delay_steps:
             averaging.start(progress)
         elif due is not None and not rule.before_step:
@@ -214,7 +223,7 @@ class Averager:
             self._server.finish()
             return
         if averaging.merge_step is not None:
-            self._record(averaging.merge())
+            self._record(averaging.merge(self.progress))
         if self._worker is not None:
             self._worker.finish(self.progress)
             if self._buffer_policy == "average":
@@ -250,12 +259,12 @@ class Averager:
         counters = [(buffer, buffer.clone()) for buffer in self.model.buffers() if not buffer.is_floating_point()]
         try:
             if not averaging.learners_agree:
+                buffers = [replica.buffers] if self._buffer_policy == "average" else []
                 if self._worker is not None:
                     self._worker.look()
                 else:
-                    averaging.replace_by_mean(replica.parameters)
-                if self._buffer_policy == "average":
-                    averaging.replace_by_mean(replica.buffers)
+                    buffers = [replica.parameters, *buffers]
+                averaging.replace_by_mean(*buffers)
             if self._buffer_policy == "recompute" and batches is not None:
                 self.recompute_buffers(batches)
             yield self.model
@@ -280,23 +289,6 @@ class Averager:
         self._round_started = self._step_started = time.perf_counter()
 
     # -- what rules follow ----------------------------------------------------------------------------------------
-
-    def _check_step(self, loss: float | Tensor | None, closure: Callable[[], float] | None) -> None:
-        rule = self.algorithm
-        if closure is not None and rule.before_step:
-            raise InputError("closure", closure, f"left out: {rule.name} averages before the step")
-        if loss is None and rule.agrees_on == "loss":
-            raise InputError("loss", None, f"the step's training loss, which the periods of {rule.name} follow")
-        if self.topology.is_server:
-            raise InputError(
-                "rank", self.topology.rank, "a learner: servers take no steps; loop while not averager.done"
-            )
-        if rule.agrees_on == "loss" and isinstance(loss, Tensor) and loss.numel() != 1:
-            raise InputError(
-                "loss", f"a tensor of shape {tuple(loss.shape)}", "one number, the mean over the mini-batch"
-            )
-        if self._worker is not None and self._worker.is_finished:
-            raise InputError("step", self.progress.step + 1, "taken before finish: the servers have left")
 
     def _check_together(self, what: str) -> None:
         """Raise `InputError` where this learner is alone: the others' next mean would meet something else."""
@@ -336,6 +328,9 @@ class Averager:
         told = np.empty((self.topology.num_learners, len(own)))
         self.topology.world.Allgather(own, told)
         loss, _, progress.mean_step = map(float, told.mean(axis=0))
+        known = told[np.isfinite(told[:, 0]), 0]
+        if 0 < len(known) < len(told):  # the loss of a sick learner says nothing of the others
+            loss = float(known.mean())
         if self.algorithm.agrees_on == "loss":
             progress.first_loss = loss if progress.first_loss is None else progress.first_loss
             progress.loss = loss

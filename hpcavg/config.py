@@ -86,6 +86,15 @@ class Config:
         "bfloat16 or float16: what differences from the last mean cross nodes as; unset: they cross as they are",
     )
     error_feedback: bool = _option(False, _AVERAGING, "add what --wire-dtype rounds away to the next difference")
+    non_finite: str = _option(
+        "exclude",
+        _AVERAGING,
+        "learners with non-finite parameters: exclude them from the mean and give it to them, or stop the run",
+        ("exclude", "stop"),
+    )
+    check_rounds: int = _option(
+        0, _AVERAGING, "compare what learners must hold alike after every so many global means; 0: never"
+    )
     consensus_distance: bool = _option(
         False, _AVERAGING, "measure how far learners are apart also at means that replace, for the price of a copy"
     )
@@ -144,6 +153,7 @@ class Config:
             require_integer("threads", self.threads, 1, 1024)
         require_integer("num_classes", self.num_classes, 2)
         require_integer("warmup_steps", self.warmup_steps, 0)
+        require_integer("check_rounds", self.check_rounds, 0)
         require_integer("seed", self.seed, 0, 2**63 - 1)
         self._require("learning_rate", 0 < self.learning_rate < 1e30, "a positive number below 1e30")
         self._require("momentum", 0 <= self.momentum < 1, "a number of at least 0 and below 1")

@@ -1,9 +1,9 @@
-"""Exceptions that mean: the user's input is wrong."""
+"""Exceptions of the package: input that cannot be used, and learners that are not well."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 class InputError(ValueError):
@@ -40,6 +40,44 @@ class UsageError(InputError):
     def as_option(self) -> str:
         """Return the message."""
         return str(self.value)
+
+
+class SickLearnersError(RuntimeError):
+    """A mean that cannot be taken, or must not be, because parameters are not finite.
+
+    Attributes
+    ----------
+    learners : the indices of the learners whose they are, in the topology's `world`.
+    """
+
+    def __init__(self, learners: Sequence[int], scope: str, step: int, of_how_many: int) -> None:
+        self.learners = list(learners)
+        who = f"{_listed(learners)} ({len(learners)} of {of_how_many})"
+        super().__init__(f"{who} with parameters that are not finite, at the {scope} average of step {step}")
+
+
+class CorruptionError(RuntimeError):
+    """Learners that must hold the same bits hold different ones.
+
+    Parameters
+    ----------
+    learners : those that hold something else than most; where `is_known` is false, all of them: there are no most.
+    what : the names of what differs. when : what had made it equal.
+
+    Attributes
+    ----------
+    ranks : the indices of the odd learners in the topology's `world`; empty where nobody can tell which are damaged.
+    """
+
+    def __init__(self, learners: Sequence[int], is_known: bool, what: Sequence[str], when: str) -> None:
+        self.ranks = list(learners) if is_known else []
+        which = "other" if is_known else "different"
+        unknown = "" if is_known else "; which of them are damaged cannot be told"
+        super().__init__(f"{_listed(learners)} with {which} {' and '.join(what)} {when}{unknown}")
+
+
+def _listed(learners: Sequence[int]) -> str:
+    return f"learner{'s' * (len(learners) > 1)} {', '.join(map(str, learners))}"
 
 
 def require_integer(option: str, value: object, minimum: int, maximum: int | None = None) -> None:

@@ -22,6 +22,8 @@ class Event:
     num_bytes : what this learner brought into it, or sent and received.
     consensus_distance : this learner's ||x_j - x̄||² before a global mean was merged; its mean over the learners is the
         consensus distance (1/P) Σ ||x_j - x̄||². NaN where it was not measured.
+    sick : the learners that were left out of it, because their parameters were not finite, and got the mean; in an
+        exchange, this learner, if it took the centre in place of its own parameters.
     """
 
     step: int
@@ -32,11 +34,17 @@ class Event:
     in_flight_s: float
     num_bytes: int
     consensus_distance: float = math.nan
+    sick: tuple[int, ...] = ()
+
+    @property
+    def excluded(self) -> int:
+        """How many learners were left out."""
+        return len(self.sick)
 
 
 @dataclass
 class Totals:
-    """Sums over all events of a run."""
+    """Sums over all events of a run; `excluded` is that of the learners that were left out of each."""
 
     local_averages: int = 0
     global_averages: int = 0
@@ -44,6 +52,7 @@ class Totals:
     bytes_averaged: int = 0
     blocked_s: float = 0.0
     in_flight_s: float = 0.0
+    excluded: int = 0
 
     def add(self, event: Event) -> None:
         """Count `event`."""
@@ -56,6 +65,7 @@ class Totals:
         self.bytes_averaged += event.num_bytes
         self.blocked_s += event.blocked_s
         self.in_flight_s += event.in_flight_s
+        self.excluded += event.excluded
 
 
 @dataclass(frozen=True)

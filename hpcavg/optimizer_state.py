@@ -15,6 +15,18 @@ from hpcavg.topology import Topology
 POLICIES = ("keep", "average", "reset")
 
 
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Drop the state and the gradients of all parameters: what is left of the steps that made a learner sick.
+
+    Gradients become zero rather than None, so that a step that is still to come finds them.
+    """
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+
+
 class StateAverager:
     """Averages the optimizer's state tensors that have a parameter's shape, over all learners.
 

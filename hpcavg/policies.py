@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from hpcavg.errors import InputError, require_integer
+from hpcavg.health import POLICIES as HEALTH_POLICIES
 from hpcavg.mean import Engine
 from hpcavg.optimizer_state import POLICIES as STATE_POLICIES
 from hpcavg.rule import Rule
@@ -12,7 +15,14 @@ BUFFER_POLICIES = ("average", "keep", "recompute")
 
 
 def check(
-    rule: Rule, topology: Topology, buffers: str, optimizer_state: str, total_steps: int | None, batch_size: int | None
+    rule: Rule,
+    topology: Topology,
+    buffers: str,
+    optimizer_state: str,
+    non_finite: str,
+    check_rounds: int,
+    total_steps: int | None,
+    batch_size: int | None,
 ) -> None:
     """Raise `InputError` for what cannot be used or does not go together."""
     if not isinstance(rule, Rule):
@@ -20,9 +30,11 @@ def check(
     for option, value, policies in (
         ("buffers", buffers, BUFFER_POLICIES),
         ("optimizer_state", optimizer_state, STATE_POLICIES),
+        ("non_finite", non_finite, HEALTH_POLICIES),
     ):
         if value not in policies:
             raise InputError(option, value, f"one of {', '.join(policies)}")
+    require_integer("check_rounds", check_rounds, 0)
     for option, number in (("total_steps", total_steps), ("batch_size", batch_size)):
         if number is not None:
             require_integer(option, number, 1)
@@ -33,6 +45,8 @@ def check(
             raise InputError("num_servers", 0, f"at least 1: {rule.name} exchanges with servers")
         if optimizer_state != "keep":
             raise InputError("optimizer_state", optimizer_state, f"keep: {rule.name} takes no global means")
+        if check_rounds:
+            raise InputError("check_rounds", check_rounds, f"0: {rule.name} takes no global means")
 
 
 def check_wire(rule: Rule, engine: Engine, topology: Topology, wire_dtype: str | None) -> None:
@@ -43,3 +57,17 @@ def check_wire(rule: Rule, engine: Engine, topology: Topology, wire_dtype: str |
         raise InputError("wire_dtype", wire_dtype, f"left out with engine {engine.name}; twolevel compresses")
     if rule.server is not None:
         raise InputError("wire_dtype", wire_dtype, f"left out with {rule.name}, which takes no means")
+
+
+def check_step(rule: Rule, topology: Topology, loss: float | Tensor | None, has_closure: bool) -> None:
+    """Raise `InputError` where a step cannot be taken so."""
+    if has_closure and rule.before_step:
+        raise InputError("closure", "given", f"left out: {rule.name} averages before the step")
+    if topology.is_server:
+        raise InputError("rank", topology.rank, "a learner: servers take no steps; loop while not averager.done")
+    if rule.agrees_on == "loss":
+        if loss is None:
+            raise InputError("loss", None, f"the step's training loss, which the periods of {rule.name} follow")
+        if isinstance(loss, Tensor) and loss.numel() != 1:
+            given = f"a tensor of shape {tuple(loss.shape)}"
+            raise InputError("loss", given, "one number, the mean over the mini-batch")

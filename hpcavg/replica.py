@@ -20,6 +20,7 @@ class Replica:
     Attributes
     ----------
     parameters : those that require a gradient. buffers : the floating-point ones (BatchNorm statistics).
+    frozen : the parameters that do not require one, which no training changes.
 
     Raises `InputError` on every rank where the models differ in form or cannot be flattened.
     """
@@ -32,6 +33,7 @@ class Replica:
         self._optimizer = optimizer
         self._num_optimized = _count(optimizer)
         self._frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
+        self.frozen: list[Tensor] = [parameter for _, parameter in self._frozen]
         unaveraged = [*self._frozen, *((name, b) for name, b in model.named_buffers() if not b.is_floating_point())]
         self._check_same(unaveraged)
         for flat in (self.parameters, self.buffers):

@@ -89,6 +89,8 @@ class Trainer:
             measure_distance=config.consensus_distance,
             wire_dtype=config.wire_dtype,
             error_feedback=config.error_feedback,
+            non_finite=config.non_finite,
+            check_rounds=config.check_rounds,
         )
         # From here on learners differ: dropout and other random layers draw from the learner's own stream.
         torch.manual_seed(self.averager.generator.initial_seed())

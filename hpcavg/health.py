@@ -1,0 +1,118 @@
+"""Whether the learners are well: their parameters finite, and the same where they must be."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcavg.errors import CorruptionError
+from hpcavg.schedule import Scope
+from hpcavg.topology import Topology
+
+POLICIES = ("exclude", "stop")
+
+_CHUNK_ELEMENTS = 2**18
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+# -- sick learners ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sick:
+    """The learners that a mean leaves out, because their parameters are not finite.
+
+    Attributes
+    ----------
+    learners : their indices in the topology's `world`. num_members : how many learners the mean is over, with them.
+    is_here : this rank's learner is one of them.
+    """
+
+    learners: tuple[int, ...]
+    num_members: int
+    is_here: bool
+
+    @property
+    def is_everyone(self) -> bool:
+        """Whether nobody is left to take a mean of."""
+        return len(self.learners) == self.num_members
+
+    def withdraw(self, arrays: Iterable[Tensor]) -> None:
+        """Make this learner's `arrays` zero if it is one of them: it then adds nothing to a sum."""
+        if self.is_here:
+            for array in arrays:
+                array.zero_()
+
+    def make_up_for(self, mean: Tensor) -> None:
+        """Make a mean over all, in which the sick are zero, the mean over the others."""
+        if self.learners:
+            mean.mul_(self.num_members / (self.num_members - len(self.learners)))
+
+
+def agree_on_sick(is_sick: bool, scope: Scope, topology: Topology) -> Sick:
+    """Tell the learners of `scope` whether this one is sick, and learn which are. Collective over the scope."""
+    comm = topology.comm(scope)
+    told = np.array([topology.rank if is_sick else -1], dtype=np.int32)
+    if comm.Get_size() > 1:
+        own, told = told, np.empty(comm.Get_size(), dtype=np.int32)
+        comm.Allgather(own, told)
+    return Sick(tuple(told[told >= 0].tolist()), len(told), is_sick)
+
+
+def is_finite(arrays: Iterable[Tensor]) -> bool:
+    """Return whether every element of `arrays`, each of shape (learners, numel), is finite. One pass over them."""
+    return all(_is_finite(row) for array in arrays for row in array)
+
+
+def _is_finite(row: Tensor) -> bool:
+    row = torch.view_as_real(row).view(-1) if row.is_complex() else row
+    # What is not finite stays in a sum for good. A sum can also overflow without, and only then is there more to do.
+    return math.isfinite(row.sum().item()) or all(bool(part.isfinite().all()) for part in row.split(_CHUNK_ELEMENTS))
+
+
+# -- silent corruption --------------------------------------------------------------------------------------------
+
+
+def compare(parts: Mapping[str, Iterable[Tensor]], topology: Topology, when: str) -> None:
+    """Raise `CorruptionError` on every learner unless all of them hold the same bits. Collective over the learners.
+
+    parts : what to compare, by the name it has in the message. when : what has made them equal, for the message.
+    """
+    num_learners = topology.num_learners
+    if num_learners == 1 or not parts:
+        return
+    own = np.frombuffer(b"".join(map(digest, parts.values())), dtype=np.uint8)
+    told = np.empty((num_learners, len(parts), _DIGEST_BYTES), dtype=np.uint8)
+    topology.world.Allgather(own, told)
+    digests = {name: [each.tobytes() for each in told[:, index]] for index, name in enumerate(parts)}
+    differing = {name: of_learners for name, of_learners in digests.items() if len(set(of_learners)) > 1}
+    if differing:
+        odd: set[int] = set()
+        is_known = True
+        for of_learners in differing.values():
+            most = _most_frequent(of_learners)
+            is_known = is_known and most is not None
+            odd.update(learner for learner, each in enumerate(of_learners) if each != most)
+        raise CorruptionError(sorted(odd), is_known, list(differing), when)
+
+
+def digest(tensors: Iterable[Tensor]) -> bytes:
+    """Return a hash of the bits of `tensors`, wherever they are."""
+    # SHA-256 is in the instruction sets of current processors, and there more than twice as fast as BLAKE2.
+    state = hashlib.sha256()
+    for tensor in tensors:
+        state.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return state.digest()
+
+
+def _most_frequent(values: list[bytes]) -> bytes | None:
+    """Return the value that is there more often than any other; None where there is none such."""
+    (most, count), *others = Counter(values).most_common(2)
+    return None if others and others[0][1] == count else most
