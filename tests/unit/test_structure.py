@@ -11,7 +11,7 @@ PACKAGE = Path(hpcavg.__file__).parent
 
 # A module may import modules of lower levels, and those of its own level only within its own folder.
 LEVELS = [
-    {"hpcavg", "hpcavg.errors", "hpcavg.merge", "hpcavg.schedule"},
+    {"hpcavg", "hpcavg.atomic", "hpcavg.errors", "hpcavg.merge", "hpcavg.schedule"},
     {"hpcavg.rule", "hpcavg.launcher", "hpcavg.events"},
     {"hpcavg.catalogue", "hpcavg.topology", "hpcavg.flat", "hpcavg.eager", "hpcavg.node_memory"},
     {
