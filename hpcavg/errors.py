@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Callable, Sequence
 
 
@@ -93,3 +95,10 @@ def require_number(option: str, value: object, holds: Callable[[float], bool], a
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not holds(value):  # type: ignore[arg-type]
         raise InputError(option, value, allowed)
+
+
+def reason(error: Exception) -> str:
+    """Return why a file could not be read or written, in a few words; also where only HDF5's text tells the errno."""
+    found = re.search(r"errno = (\d+)", str(error))
+    number = getattr(error, "errno", None) or (found and int(found[1]))
+    return os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__

@@ -55,15 +55,20 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
 
 
 def replace_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
-    """Write `chunks` to `path`, durable, whole or not at all: until it is whole, what had the name keeps it."""
+    """Write `chunks` to `path`, durable, whole or not at all: until it is whole, what had the name keeps it.
+
+    Raises `OSError`, also where a folder, a pipe or a device has the name.
+    """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     partial = _partial(path)
     try:
         record = write_file(partial, chunks)
         perform(os.replace, partial, path)
-    except OSError:
+    except OSError as error:
         with suppress(OSError):
             perform(os.unlink, partial)
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     sync_folder(path.parent)
     return FileRecord(path.name, record.num_bytes, record.sha256)
 

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ import tomli_w
 from mpi4py import MPI
 
 import hpcavg
+from hpcavg import files
 from hpcavg.config import Config
-from hpcavg.errors import InputError
+from hpcavg.errors import InputError, reason
 
 
 def create(config: Config, task_name: str) -> Path:
@@ -65,7 +66,7 @@ def _unwritable(path: Path, reason: str) -> InputError:
 def write_start(path: Path, config: Config, nodes: list[str], threads: int, device: str) -> None:
     """Write ``config.toml``, which can be fed back as --config, and ``environment.json``."""
     options = {name: value for name, value in config.as_toml().items() if name != "output"}
-    (path / "config.toml").write_text(tomli_w.dumps(options))
+    files.replace_file(path / "config.toml", [tomli_w.dumps(options).encode()])
     environment = {
         "hpcavg": hpcavg.__version__,
         "python": platform.python_version(),
@@ -86,9 +87,19 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     values = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n")
-    partial.replace(path)
+    files.replace_file(path, [(json.dumps(values, indent=2) + "\n").encode()])
+
+
+def attempt(write: Callable[[], object]) -> str | None:
+    """Call `write`, whose failure must not end the run; return why it failed, in one line, or None.
+
+    Only OSError counts as such a failure, with the name of the file where it has one.
+    """
+    try:
+        write()
+    except OSError as error:
+        return ": ".join(str(part) for part in (error.filename, reason(error)) if part)
+    return None
 
 
 def git_revision() -> str | None:

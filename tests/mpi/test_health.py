@@ -5,12 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from hpcavg import Averager, Topology, algorithms, health
-from hpcavg.errors import CorruptionError, SickLearnersError
-from hpcavg.schedule import Scope
-from tests.mpi.nodes import LAYOUTS, Nodes
+from hpcavg import Averager, Topology, algorithms
 from tests.mpi.problems import Vector
 
 pytestmark = pytest.mark.mpi

@@ -1,0 +1,38 @@
+"""What a run leaves beside its metrics: whole files, or the reason why not."""
+
+import os
+
+import pytest
+
+from hpcavg import files, run_folder
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "summary.json"
+    run_folder.write_json(path, {"loss": float("nan")})
+    run_folder.write_json(path, {"loss": 1.0})
+    assert path.read_text() == '{\n  "loss": 1.0\n}\n'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_ordinary_file_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(FileExistsError):
+            files.replace_file(tmp_path / name, [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
+
+
+def test_a_failure_to_write_becomes_its_reason(tmp_path):
+    def write(path):
+        return run_folder.attempt(lambda: run_folder.write_json(path, {}))
+
+    assert write(tmp_path / "summary.json") is None
+    gone = tmp_path / "gone" / "summary.json"
+    assert write(gone) == f"{gone}: No such file or directory"
+
+
+def test_other_failures_are_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        run_folder.attempt(lambda: 1 / 0)
