@@ -35,6 +35,7 @@ LEVELS = [
         "hpcavg.metrics",
         "hpcavg.progress",
         "hpcavg.recovery",
+        "hpcavg.supervisor",
     },
     {"hpcavg.config", "hpcavg.gradients", "hpcavg.optimizer_state", "hpcavg.replica"},
     {
@@ -42,6 +43,7 @@ LEVELS = [
         "hpcavg.averaging",
         "hpcavg.policies",
         "hpcavg.models",
+        "hpcavg.pauses",
         "hpcavg.placement",
         "hpcavg.cli",
         "hpcavg.summary",
