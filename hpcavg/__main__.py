@@ -1,6 +1,7 @@
 """``python -m hpcavg``: dispatch, exit statuses, and one message per error.
 
-Exit status 0: done; 2: the input cannot be used, one line says why; 1: a rank failed, the traceback says where.
+Exit status 0: done; 2: the input cannot be used, one line says why; 1: a rank failed, the traceback says where; 3:
+done, but records were lost; 75: stopped early, to be started again with --resume.
 """
 
 from __future__ import annotations
@@ -89,8 +90,7 @@ def _with_mpi(command: str, arguments: list[str]) -> int:
         if world.Get_rank() == 0 and launcher_rank() == 0:
             _print_error(raised)
         return EXIT_INPUT_ERROR
-    trainer.train()
-    return 0
+    return trainer.train()
 
 
 def _check_early(config: Config, num_ranks: int) -> None:
@@ -101,7 +101,7 @@ def _check_early(config: Config, num_ranks: int) -> None:
     check_ranks(num_ranks, config.expect_ranks)
     check_sizes(num_ranks, config.group_size, config.servers)
     if config.output is not None:
-        run_folder.check(Path(config.output))
+        run_folder.check(Path(config.output), may_be_run=config.resume is not None)
 
 
 def _print_error(error: InputError) -> None:

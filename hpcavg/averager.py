@@ -207,6 +207,7 @@ class Averager:
             if event is not None:
                 self._record(event)
                 self._end_round()
+        averaging.raise_alarm()
 
     def finish(self, batches: Iterable[Any] | None = None) -> None:
         """Merge what is in flight and take the final global mean: every learner then holds the run's model.
@@ -232,6 +233,7 @@ class Averager:
             self._replica.check_frozen()
             self._record(averaging.take_final(self.progress))
         averaging.learners_agree = True
+        averaging.raise_alarm()
         if self._buffer_policy == "recompute":
             if batches is None:
                 raise InputError("batches", None, "training batches, because buffers='recompute'")
@@ -325,8 +327,13 @@ class Averager:
         # The median: a first step that warms caches up says nothing of the learner's speed.
         seconds = median(self._step_seconds) if self._step_seconds else math.nan
         own = np.array([loss, seconds, progress.step])
-        told = np.empty((self.topology.num_learners, len(own)))
-        self.topology.world.Allgather(own, told)
+
+        def tell() -> Any:
+            told = np.empty((self.topology.num_learners, len(own)))
+            self.topology.world.Allgather(own, told)
+            return told
+
+        told = self.topology.carry_out(tell)
         loss, _, progress.mean_step = map(float, told.mean(axis=0))
         known = told[np.isfinite(told[:, 0]), 0]
         if 0 < len(known) < len(told):  # the loss of a sick learner says nothing of the others
@@ -338,9 +345,10 @@ class Averager:
         elif self.algorithm.agrees_on == "speed" and progress.round == 0:
             progress.relative_speed = float(told[:, 1].max() / seconds)
 
-    def _record(self, event: Event) -> None:
-        self.events.append(event)
-        self.totals.add(event)
+    def _record(self, event: Event | None) -> None:
+        if event is not None:
+            self.events.append(event)
+            self.totals.add(event)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 

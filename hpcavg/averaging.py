@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hpcavg import health
-from hpcavg.errors import InputError, SickLearnersError
+from hpcavg.delayed import Delayed
+from hpcavg.errors import CorruptionError, InputError, SickLearnersError
 from hpcavg.events import Event
 from hpcavg.flat import FlatBuffer
 from hpcavg.gradients import GradientBuffer
 from hpcavg.health import Sick
-from hpcavg.mean import Arrived, Engine, OnItsWay, WireFormat
+from hpcavg.mean import Engine, WireFormat, take_means
 from hpcavg.merge import Merge, State, replace
 from hpcavg.optimizer_state import StateAverager, forget
 from hpcavg.replica import Replica
@@ -26,19 +26,6 @@ from hpcavg.schedule import Progress, Scope
 from hpcavg.topology import Topology
 
 _DISTANCE_CHUNK_ELEMENTS = 2**20
-
-
-@dataclass
-class _InFlight:
-    """A delayed mean: the step it was due at, when it was started, the seconds that took, and whom it leaves out."""
-
-    step: int
-    period_steps: int
-    started: float
-    blocked_s: float
-    num_bytes: int
-    sick: Sick
-    pending: OnItsWay | Arrived
 
 
 class Averaging:
@@ -93,7 +80,9 @@ class Averaging:
         self._non_finite = non_finite
         self._check_rounds = check_rounds
         self._awaits_mean = False  # this learner is sick, and its parameters are worth nothing until a mean is merged
-        self._in_flight: _InFlight | None = None
+        averaged = [self._parameters, self._buffers]
+        self._delayed = Delayed(averaged, engine, topology, wire_format) if rule.delay_steps else None
+        self._alarm: CorruptionError | None = None
         self._made = time.perf_counter()
 
     # -- at once --------------------------------------------------------------------------------------------------
@@ -101,7 +90,7 @@ class Averaging:
     def take(self, scope: Scope, progress: Progress) -> Event:
         """Take the mean that is due, of what the rule averages, and merge it. Collective over the scope.
 
-        Raises `SickLearnersError` or `CorruptionError` on all of them where they are not well.
+        Raises `SickLearnersError` on all of them where they are not well.
         """
         started = time.perf_counter()
         if self._gradients is not None:
@@ -126,15 +115,22 @@ class Averaging:
 
     def replace_by_mean(self, *flats: FlatBuffer) -> None:
         """Replace the tensors of `flats` by their mean over all learners, but those that are sick if others are not."""
-        with torch.no_grad():
-            for flat in flats:
-                flat.refresh()
+        topology = self._topology
+        for flat in flats:
+            flat.refresh()
+
+        def take() -> list[Tensor]:
             arrays = [array for flat in flats for array in flat.arrays]
-            sick = health.agree_on_sick(self._awaits_mean or not health.is_finite(arrays), Scope.GLOBAL, self._topology)
+            is_sick = self._awaits_mean or not health.is_finite(arrays)
+            sick = health.agree_on_sick(is_sick, Scope.GLOBAL, topology)
             if sick.is_everyone:
                 sick = Sick((), sick.num_members, False)
-            for array in arrays:
-                self._mean_and_merge(array, Scope.GLOBAL, replace, {}, False, None, sick)
+            return self._means(arrays, Scope.GLOBAL, False, None, sick)
+
+        with torch.no_grad():
+            means = topology.carry_out(take)
+            for array, mean in zip((array for flat in flats for array in flat.arrays), means, strict=True):
+                replace.apply(array, mean, {}, 0.0)
 
     def _average(
         self,
@@ -147,43 +143,65 @@ class Averaging:
     ) -> Event:
         """Take the mean over `scope` and merge it."""
         is_global = scope is Scope.GLOBAL
-        distance = 0.0
-        with torch.no_grad():
-            self._refresh()
+        wants_distance = is_global and (how.reads_parameters or self._measure_distance)
+        is_beside = how.reads_parameters or wants_distance
+
+        def take() -> tuple[Sick, list[Tensor]]:
             sick = self._agree_on_sick(scope, progress.step)
             if sick.is_everyone:  # of a local group: the others will help at the next global mean
-                return self._event(scope, progress, started, 0, math.nan, sick.learners)
-            for array, state in zip(self._parameters.arrays, self._merge_states, strict=True):
-                distance += self._mean_and_merge(array, scope, how, state, is_global, wire_format, sick)
-            for array in self._buffers.arrays:
-                self._mean_and_merge(array, scope, how_buffers, {}, False, wire_format, sick)
-            self._recover(scope, sick)
+                return sick, []
+            formats = None if sick.learners else wire_format
+            kept = self._kept_buffers.arrays if sick.learners else []
+            return sick, [
+                *self._means(self._parameters.arrays, scope, is_beside, formats, sick),
+                *self._means(self._buffers.arrays, scope, how_buffers.reads_parameters, formats, sick),
+                *self._means(kept, scope, True, None, sick),
+            ]
+
+        distance = math.nan
+        with torch.no_grad():
+            self._refresh()
+            sick, means = self._topology.carry_out(take, scope)
+            if means:
+                distance = self._merge_all(means, how, how_buffers, sick, wants_distance)
+        if sick.is_everyone:
+            return self._event(scope, progress, started, 0, math.nan, sick.learners)
         num_bytes = self._parameters.num_bytes + self._buffers.num_bytes
         if is_global:
             num_bytes += self._treat_optimizer_state()
             self.learners_agree = how.agrees
         return self._event(scope, progress, started, num_bytes, distance if is_global else math.nan, sick.learners)
 
-    def _mean_and_merge(
-        self,
-        array: Tensor,
-        scope: Scope,
-        merge: Merge,
-        state: State,
-        wants_distance: bool,
-        wire_format: WireFormat | None,
-        sick: Sick,
-    ) -> float:
-        """Take the mean of `array` and merge it; return this learner's distance from it, NaN where it is not at hand.
+    def _means(
+        self, arrays: Sequence[Tensor], scope: Scope, is_beside: bool, wire_format: WireFormat | None, sick: Sick
+    ) -> list[Tensor]:
+        """Return the means of `arrays` over those in the scope who are well, or over all where nobody is.
 
-        A mean that is merged into whatever parameters is formed in their place: no copy, no second array.
+        Where the run goes on after a death, they are beside the arrays always: half a mean has spoilt nothing then.
         """
-        is_beside = merge.reads_parameters or array.shape[0] > 1 or (wants_distance and self._measure_distance)
-        mean = torch.empty_like(array[0]) if is_beside else array[0]
-        sick.withdraw([array])
-        self._engine.mean(array, mean, scope, None if sick.learners else wire_format)
-        sick.make_up_for(mean)
-        return self._merge(array, mean, merge, state, is_beside and wants_distance, sick)
+        sick.withdraw(arrays)
+        means = take_means(self._engine, arrays, scope, is_beside or self._topology.survives, wire_format)
+        for mean in means:
+            sick.make_up_for(mean)
+        return means
+
+    def _merge_all(
+        self, means: Sequence[Tensor], how: Merge, how_buffers: Merge, sick: Sick, wants_distance: bool
+    ) -> float:
+        """Merge the means of parameters, buffers and, where learners are sick, of the buffers that are else kept."""
+        arrays = self._parameters.arrays
+        num_arrays, num_buffers = len(arrays), len(self._buffers.arrays)
+        distance = 0.0
+        for array, mean, state in zip(arrays, means[:num_arrays], self._merge_states, strict=True):
+            distance += self._merge(array, mean, how, state, wants_distance, sick)
+        for array, mean in zip(self._buffers.arrays, means[num_arrays : num_arrays + num_buffers], strict=True):
+            self._merge(array, mean, how_buffers, {}, False, sick)
+        if sick.is_here:
+            for array, mean in zip(self._kept_buffers.arrays, means[num_arrays + num_buffers :], strict=True):
+                replace.apply(array, mean, {}, 0.0)
+            forget(self._optimizer)
+            self._awaits_mean = False
+        return distance
 
     def _merge(
         self, array: Tensor, mean: Tensor, merge: Merge, state: State, wants_distance: bool, sick: Sick
@@ -200,42 +218,39 @@ class Averaging:
     @property
     def merge_step(self) -> int | None:
         """The step at which the mean in flight is due to be merged; None where none is."""
-        return None if self._in_flight is None else self._in_flight.step + self._rule.delay_steps
+        flight = None if self._delayed is None else self._delayed.flight
+        return None if flight is None else flight.step + self._rule.delay_steps
 
     def start(self, progress: Progress) -> None:
         """Start the global mean of what the buffers hold now; they may go on changing. Collective over all learners."""
-        started = time.perf_counter()
+        assert self._delayed is not None
+
+        def is_sick() -> bool:
+            self._awaits_mean = self._awaits_mean or not self._is_finite()
+            return self._awaits_mean
+
         with torch.no_grad():
             self._refresh()
-            sick = self._agree_on_sick(Scope.GLOBAL, progress.step)
-            arrays = [*self._parameters.arrays, *self._buffers.arrays]
-            sick.withdraw(arrays)  # in place: until the mean is merged, nobody asks for them
-            pending = self._engine.start(arrays, Scope.GLOBAL, None if sick.learners else self._wire_format)
-        num_bytes = self._parameters.num_bytes + self._buffers.num_bytes
-        period_steps = progress.step - progress.round_step
-        blocked_s = time.perf_counter() - started
-        self._in_flight = _InFlight(progress.step, period_steps, started, blocked_s, num_bytes, sick, pending)
+            self._delayed.start(progress, is_sick)
 
-    def merge(self, progress: Progress) -> Event:
-        """Merge the mean in flight, waiting for it where need be. Collective where learners were sick or are checked.
-
-        Raises `CorruptionError` on all learners where they must agree afterwards and do not.
-        """
-        flight, self._in_flight = self._in_flight, None
-        assert flight is not None
-        entered = time.perf_counter()
-        means = flight.pending.wait()
-        rule, distance = self._rule, 0.0
+    def merge(self, progress: Progress) -> Event | None:
+        """Merge the mean in flight, waiting for it where need be; None where it was given up because ranks died."""
+        assert self._delayed is not None
+        entered, rule = time.perf_counter(), self._rule
+        collected = self._delayed.collect()
+        if collected is None:
+            return None
+        flight, means, sick = collected
+        self._check_sick(sick, Scope.GLOBAL, flight.step)
         with torch.no_grad():
             self._refresh()
             for mean in means:
-                flight.sick.make_up_for(mean)
-            num_arrays = len(self._parameters.arrays)
-            for array, mean, state in zip(self._parameters.arrays, means[:num_arrays], self._merge_states, strict=True):
-                distance += self._merge(array, mean, rule.how, state, True, flight.sick)
-            for array, mean in zip(self._buffers.arrays, means[num_arrays:], strict=True):
-                self._merge(array, mean, rule.how_buffers, {}, False, flight.sick)
-            self._recover(Scope.GLOBAL, flight.sick)
+                sick.make_up_for(mean)
+            if sick.learners:
+                means += self._topology.carry_out(
+                    lambda: self._means(self._kept_buffers.arrays, Scope.GLOBAL, True, None, sick)
+                )
+            distance = self._merge_all(means, rule.how, rule.how_buffers, sick, True)
         self._treat_optimizer_state()
         self.learners_agree = rule.how.agrees
         event = Event(
@@ -247,7 +262,7 @@ class Averaging:
             (flight.pending.done_s or entered) - flight.started,
             flight.num_bytes,
             distance,
-            flight.sick.learners,
+            sick.learners,
         )
         self._check_equal(progress.round, progress.step, self._equal_after(rule.how, rule.how_buffers))
         return event
@@ -259,15 +274,21 @@ class Averaging:
 
         Raises `SickLearnersError` on all of them where nobody may be, or nobody is left for a global mean.
         """
-        arrays = [*self._parameters.arrays, *self._buffers.arrays]
-        is_sick = self._awaits_mean or not health.is_finite(arrays)
+        is_sick = self._awaits_mean or not self._is_finite()
         sick = health.agree_on_sick(is_sick, scope, self._topology)
-        is_over = sick.is_everyone and scope is Scope.GLOBAL
-        if sick.learners and (is_over or self._non_finite == "stop"):
-            raise SickLearnersError(sick.learners, scope.value, step, sick.num_members)
+        self._check_sick(sick, scope, step)
         # Stays so until a mean is merged: what a mean makes of the parameters before is finite, but worth nothing.
         self._awaits_mean = is_sick
         return sick
+
+    def _is_finite(self) -> bool:
+        return health.is_finite([*self._parameters.arrays, *self._buffers.arrays])
+
+    def _check_sick(self, sick: Sick, scope: Scope, step: int) -> None:
+        """Raise `SickLearnersError` where nobody may be sick, or nobody is left for a global mean."""
+        is_over = sick.is_everyone and scope is Scope.GLOBAL
+        if sick.learners and (is_over or self._non_finite == "stop"):
+            raise SickLearnersError(sick.learners, scope.value, step, sick.num_members)
 
     def _recover(self, scope: Scope, sick: Sick) -> None:
         """Do with the sick what is left to be done once they have the mean. Collective over the scope if any are."""
@@ -301,7 +322,16 @@ class Averaging:
         compared = {name: parts[name] for name in names if parts[name]}
         if self._replica.frozen:
             compared["frozen parameters"] = self._replica.frozen
-        health.compare(compared, self._topology, f"at step {step}")
+        try:
+            self._topology.carry_out(lambda: health.compare(compared, self._topology, f"at step {step}"))
+        except CorruptionError as error:
+            self._alarm = error
+
+    def raise_alarm(self) -> None:
+        """Raise what the last comparison has found, once all else is done that belongs to the step."""
+        alarm, self._alarm = self._alarm, None
+        if alarm is not None:
+            raise alarm
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
@@ -340,20 +370,9 @@ class Averaging:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of merges and of the mean in flight, which is waited for."""
-        flight = self._in_flight
-        in_flight = None
-        if flight is not None:
-            flight.pending = Arrived(flight.pending.wait())
-            in_flight = {
-                "step": flight.step,
-                "period_steps": flight.period_steps,
-                "num_bytes": flight.num_bytes,
-                "means": [mean.clone() for mean in flight.pending.wait()],
-                "sick": list(flight.sick.learners),
-            }
         return {
             "merge": [{name: tensor.clone() for name, tensor in state.items()} for state in self._merge_states],
-            "in_flight": in_flight,
+            "in_flight": None if self._delayed is None else self._delayed.state_dict(),
             "learners_agree": self.learners_agree,
             "awaits_mean": self._awaits_mean,
         }
@@ -365,14 +384,8 @@ class Averaging:
                 own[name].copy_(value)
         self.learners_agree = state["learners_agree"]
         self._awaits_mean = state["awaits_mean"]
-        flight, self._in_flight = state["in_flight"], None
-        if flight is not None:
-            pending = Arrived([mean.clone() for mean in flight["means"]])
-            learners = tuple(flight["sick"])
-            sick = Sick(learners, self._topology.num_learners, self._topology.rank in learners)
-            self._in_flight = _InFlight(
-                flight["step"], flight["period_steps"], time.perf_counter(), 0.0, flight["num_bytes"], sick, pending
-            )
+        if self._delayed is not None:
+            self._delayed.load_state_dict(state["in_flight"])
 
 
 def _squared_distance(x: Tensor, mean: Tensor) -> float:

@@ -36,9 +36,10 @@ def _averaging(name: str) -> Any:
     return _option(None, _AVERAGING, catalogue.option_help(name))
 
 
+CONFIG_FILE = "config.toml"
 ENGINES = ("auto", "mpi", "shared", "twolevel", "staged", "cuda-aware", "cuda-ipc")
 BUILT_IN_TASKS = ("digits", "synthetic")
-_AVERAGING, _TASK, _OPTIMIZER, _RUN = "averaging", "task", "optimizer", "run"
+_AVERAGING, _TASK, _OPTIMIZER, _RUN, _FAULTS = "averaging", "task", "optimizer", "run", "checkpoints and faults"
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,23 @@ class Config:
     flush_seconds: float = _option(2.0, _RUN, "seconds between flushes of the metrics files")
     expect_ranks: int | None = _option(None, _RUN, "refuse to run on another number of ranks")
 
+    resume: str | None = _option(
+        None, _FAULTS, "a run's folder, or a checkpoint, to go on from; auto: the newest good one in --output, if any"
+    )
+    checkpoint_steps: int | None = _option(None, _FAULTS, "steps between checkpoints")
+    checkpoint_minutes: float = _option(30.0, _FAULTS, "minutes between checkpoints; 0: none by the clock")
+    keep_checkpoints: int = _option(2, _FAULTS, "checkpoints to keep, of the newest")
+    stop_after: float | None = _option(None, _FAULTS, "seconds after which to write a checkpoint and stop")
+    stop_margin: float = _option(120.0, _FAULTS, "seconds to do so before the end of a Slurm job")
+    on_failure: str = _option(
+        "abort",
+        _FAULTS,
+        "when a rank dies or hangs: abort the job; restart: the same, with the exit status that asks for it; shrink: go"
+        " on with the others (mpirun --with-ft ulfm)",
+        ("abort", "restart", "shrink"),
+    )
+    hang_timeout: float = _option(600.0, _FAULTS, "seconds to wait for ranks in a mean before they hang; 0: for ever")
+
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
@@ -144,10 +162,10 @@ class Config:
             if choices is not None:
                 value = _chosen(field.name, value, choices)
             object.__setattr__(self, field.name, value)
-        for name in ("group_size", "decay_steps", "epochs", "steps", "expect_ranks"):
+        for name in ("group_size", "decay_steps", "epochs", "steps", "expect_ranks", "checkpoint_steps"):
             if getattr(self, name) is not None:
                 require_integer(name, getattr(self, name), 1)
-        for name in ("num_samples", "batch_size"):
+        for name in ("num_samples", "batch_size", "keep_checkpoints"):
             require_integer(name, getattr(self, name), 1)
         if self.threads is not None:
             require_integer("threads", self.threads, 1, 1024)
@@ -159,7 +177,10 @@ class Config:
         self._require("momentum", 0 <= self.momentum < 1, "a number of at least 0 and below 1")
         self._require("weight_decay", self.weight_decay >= 0, "a number of at least 0")
         self._require("decay_factor", 0 < self.decay_factor <= 1, "a number above 0 and at most 1")
-        self._require("flush_seconds", self.flush_seconds >= 0, "a number of at least 0")
+        for name in ("flush_seconds", "checkpoint_minutes", "stop_margin", "hang_timeout"):
+            self._require(name, getattr(self, name) >= 0, "a number of at least 0")
+        self._require("stop_after", self.stop_after is None or self.stop_after > 0, "a positive number of seconds")
+        self._require("resume", self.resume != "auto" or self.output is not None, "a path, or auto with --output")
         self._require("nesterov", not self.nesterov or self.momentum > 0, "false where momentum is 0")
         shape = self.image_shape
         self._require("image_shape", len(shape) == 3 and min(shape) >= 1, "channels x height x width, as 3x32x32")
@@ -187,6 +208,11 @@ class Config:
         if self.num_servers is not None:
             require_integer("num_servers", self.num_servers, 0 if rule.server is None else 1)
             self._require("num_servers", rule.server is not None or not self.num_servers, f"0 for {label}")
+        if rule.server is not None:
+            why = f"{label}, whose servers' state is in no checkpoint"
+            self._require("resume", self.resume is None, f"unset for {why}")
+            self._require("checkpoint_steps", self.checkpoint_steps is None, f"unset for {why}")
+            self._require("on_failure", self.on_failure == "abort", f"abort for {why}")
 
     @property
     def servers(self) -> int:
@@ -229,8 +255,15 @@ def _algorithm_options() -> set[str]:
 def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
     """Return the configuration of defaults, then the TOML file at `path`, then `options`.
 
-    Raises `InputError` for a file that cannot be read or holds an unknown option.
+    A run to resume is the TOML file, and the folder, of its own. Raises `InputError` for a file that cannot be read or
+    holds an unknown option.
     """
+    resumed = options.get("resume")
+    if resumed not in (None, "auto"):
+        run = run_of(Path(resumed))
+        if run is not None:
+            path = path or str(run / CONFIG_FILE)
+            options = {"output": str(run), **options}
     values = {} if path is None else _read_toml(path)
     chosen = str(options.get("algorithm")).replace("-", "_")
     if chosen in algorithms.ALGORITHMS:  # the command line's choice leaves out what it does not take of the file's
@@ -246,6 +279,12 @@ def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
     if "steps" in options:
         values.pop("epochs", None)
     return Config(**{**values, **options})
+
+
+def run_of(path: Path) -> Path | None:
+    """Return the folder of the run that `path` is, or whose checkpoint it is; None where it is none."""
+    folders = (path, *path.absolute().parents[:2])
+    return next((folder for folder in folders if (folder / CONFIG_FILE).is_file()), None)
 
 
 def _read_toml(path: str) -> dict[str, Any]:

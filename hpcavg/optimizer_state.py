@@ -8,7 +8,8 @@ from mpi4py import MPI
 from torch import Tensor
 
 from hpcavg.flat import FlatBuffer
-from hpcavg.mean import Engine
+from hpcavg.mean import Engine, take_means
+from hpcavg.merge import replace
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
 
@@ -42,6 +43,13 @@ class StateAverager:
 
     def average(self, engine: Engine) -> int:
         """Average the state in place; return the bytes this learner brought in. Collective over all learners."""
+        means = self._topology.carry_out(lambda: self._take(engine))
+        for array, mean in zip(self.flat.arrays, means, strict=True):
+            replace.apply(array, mean, {}, 0.0)
+        return self.flat.num_bytes
+
+    def _take(self, engine: Engine) -> list[Tensor]:
+        """Return the means of the flat buffer's arrays."""
         found = self._tensors()
         common = self._common(found)
         tensors = {f"{index}.{name}": tensor for (index, name), tensor in found.items() if index in common}
@@ -50,9 +58,7 @@ class StateAverager:
         ):
             self.flat, self._names = FlatBuffer(tensors.items()), list(tensors)
         self.flat.refresh()
-        for array in self.flat.arrays:
-            engine.mean(array, array[0], Scope.GLOBAL)
-        return self.flat.num_bytes
+        return take_means(engine, self.flat.arrays, Scope.GLOBAL, self._topology.survives)
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from mpi4py import MPI
 
@@ -88,16 +88,20 @@ class SurvivingTopology(Topology):
 
     # -- collectives ----------------------------------------------------------------------------------------------
 
-    def carry_out(self, action: Callable[[], _T], scope: Scope = Scope.GLOBAL) -> _T:
+    def carry_out(self, action: Callable[[], _T], scope: Scope = Scope.GLOBAL, what: str = "average") -> _T:
         """Return what `action` does, which is collective over `scope`; take it again where ranks die.
 
         It must not call this method again, nor change anything that it reads: that is for after it.
         """
+        results: list[_T] = []
+
+        def act() -> None:
+            results[:] = [action()]
+            self.comm(scope).Barrier()  # all have it
+
         while True:
-            results: list[_T] = []
             try:
-                results.append(action())
-                self.comm(scope).Barrier()  # all have it
+                super().carry_out(act, scope, what)
             except MPI.Exception as error:
                 counted = self._completed[scope]
                 self.recover(error)
@@ -107,12 +111,12 @@ class SurvivingTopology(Topology):
                 self._completed[scope] += 1
             return results[0]
 
-    def attempt(self, action: Callable[[], _T]) -> _T:
+    def attempt(self, action: Callable[[], _T], what: str) -> _T:
         """Return what `action` does, again after a recovery; it knows itself what others have done of it."""
         results: list[_T] = []
         while not results:
             try:
-                results.append(action())
+                results.append(super().attempt(action, what))
             except MPI.Exception as error:  # noqa: PERF203  a death
                 self.recover(error)
         return results[0]
@@ -136,7 +140,7 @@ class SurvivingTopology(Topology):
             self._revoke()
             self._owned.clear()
             try:
-                self._split(self.everyone.Shrink())
+                self._split(cast(MPI.Intracomm, self.everyone.Shrink()))
                 self._members = self.everyone.allgather(self.origin)
                 if len(self._members) == len(before):
                     raise error

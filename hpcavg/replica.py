@@ -36,10 +36,15 @@ class Replica:
         self.frozen: list[Tensor] = [parameter for _, parameter in self._frozen]
         unaveraged = [*self._frozen, *((name, b) for name, b in model.named_buffers() if not b.is_floating_point())]
         self._check_same(unaveraged)
-        for flat in (self.parameters, self.buffers):
-            flat.move_to([engine.home(array) for array in flat.arrays])
+        self._engine = engine
+        self._go_home()
+        topology.on_renewal(self._go_home)
         for tensor in (*self.parameters.arrays, *self.buffers.arrays, *(tensor for _, tensor in unaveraged)):
             self._broadcast(tensor)
+
+    def _go_home(self) -> None:
+        for flat in (self.parameters, self.buffers):
+            flat.move_to([self._engine.home(array) for array in flat.arrays])
 
     def check_frozen(self) -> None:
         """Raise `InputError` where parameters were unfrozen, or added to the optimizer, since the replica was made."""

@@ -20,12 +20,12 @@ from mpi4py import MPI
 
 import hpcavg
 from hpcavg import files
-from hpcavg.config import Config
+from hpcavg.config import CONFIG_FILE, Config
 from hpcavg.errors import InputError, reason
 
 
 def create(config: Config, task_name: str) -> Path:
-    """Make the folder with its ``metrics`` and ``checkpoints``, and return it.
+    """Make the folder with its ``metrics`` and ``checkpoints``, or find it where a run is resumed, and return it.
 
     Raises `InputError` when it cannot be written or holds another run.
     """
@@ -36,19 +36,19 @@ def create(config: Config, task_name: str) -> Path:
     while config.output is None and path.exists():  # two runs started within a second
         attempt += 1
         path = path.with_name(f"{path.name.partition('~')[0]}~{attempt}")
-    check(path)
+    check(path, may_be_run=config.resume is not None)
     try:
-        (path / "metrics").mkdir(parents=True)
-        (path / "checkpoints").mkdir()
+        (path / "metrics").mkdir(parents=True, exist_ok=True)
+        (path / "checkpoints").mkdir(exist_ok=True)
     except OSError as error:
         raise _unwritable(path, str(error.strerror)) from error
     return path
 
 
-def check(path: Path) -> None:
-    """Raise `InputError` when `path` cannot become a run's folder; nothing is written."""
+def check(path: Path, may_be_run: bool = False) -> None:
+    """Raise `InputError` when `path` cannot become a run's folder, or with `may_be_run` be one; nothing is written."""
     try:
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and any(path.iterdir()) and not (may_be_run and (path / CONFIG_FILE).is_file()):
             raise InputError("output", path, "a new or empty folder; this one holds files, as another run would")
         parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     except OSError as error:
@@ -65,8 +65,8 @@ def _unwritable(path: Path, reason: str) -> InputError:
 
 def write_start(path: Path, config: Config, nodes: list[str], threads: int, device: str) -> None:
     """Write ``config.toml``, which can be fed back as --config, and ``environment.json``."""
-    options = {name: value for name, value in config.as_toml().items() if name != "output"}
-    files.replace_file(path / "config.toml", [tomli_w.dumps(options).encode()])
+    options = {name: value for name, value in config.as_toml().items() if name not in ("output", "resume")}
+    files.replace_file(path / CONFIG_FILE, [tomli_w.dumps(options).encode()])
     environment = {
         "hpcavg": hpcavg.__version__,
         "python": platform.python_version(),

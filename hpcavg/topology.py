@@ -11,9 +11,10 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from mpi4py import MPI
 
@@ -45,13 +46,14 @@ class Topology:
     num_learners, num_servers, is_server : how many there are of each, and which this rank is.
     group, num_groups : index of the local group and number of groups.
     group_sizes : the number of learners in each group, by the group's lowest rank.
-    survives : whether the run goes on without ranks that die; see `hpcavg.recovery`.
+    survives, losses : whether the run goes on without ranks that die, and those that did; see `hpcavg.recovery`.
     num_nodes, node_rank : number of nodes, and this rank's index on its own.
 
     Raises `InputError` on every rank when `group_size` is not within 1..P or no learner is left.
     """
 
     survives = False
+    losses: Sequence[Any] = ()
 
     def __init__(self, comm: MPI.Intracomm | None = None, group_size: int | None = None, num_servers: int = 0) -> None:
         install_abort_hook()
@@ -60,17 +62,18 @@ class Topology:
         self.num_servers = num_servers
         self._group_size = group_size
         self._owned: list[MPI.Comm] = []
+        self._waiting: Callable[[str, MPI.Comm], AbstractContextManager[None]] = lambda what, comm: nullcontext()
         self._is_free = False
         self._split(comm.Dup())
         atexit.register(self.free)
 
-    def _split(self, everyone: MPI.Comm) -> None:
+    def _split(self, everyone: MPI.Intracomm) -> None:
         """Make the communicators of all ranks, which are those of `everyone`, and find out who is where."""
         self.everyone = everyone
         self.rank: int = everyone.Get_rank()
         self.num_learners: int = everyone.Get_size() - self.num_servers
         self.is_server = self.rank >= self.num_learners
-        self.world = everyone.Split(color=int(self.is_server), key=self.rank)
+        self.world = cast(MPI.Intracomm, everyone.Split(color=int(self.is_server), key=self.rank))
         self.node = self.split_by_node(everyone)
         self.node_rank: int = self.node.Get_rank()
         self.peers = self.split_by_node(self.world)
@@ -126,16 +129,22 @@ class Topology:
         self.agree(error)
         return result  # type: ignore[return-value]  # it is set where agree() returns
 
-    def carry_out(self, action: Callable[[], _T], scope: Scope = Scope.GLOBAL) -> _T:
-        """Return what `action` does, which is collective over `scope`.
+    def carry_out(self, action: Callable[[], _T], scope: Scope = Scope.GLOBAL, what: str = "average") -> _T:
+        """Return what `action` does, which is collective over `scope`; `what` it is, for the watchdog.
 
-        The one place where collectives of a training loop go through, for `hpcavg.recovery` to repeat them.
+        The collectives of a training loop all go through here, to be watched, and repeated by `hpcavg.recovery`.
         """
-        return action()
+        with self._waiting(f"{scope.value} {what}", self._comms[scope]):
+            return action()
 
-    def attempt(self, action: Callable[[], _T]) -> _T:
+    def attempt(self, action: Callable[[], _T], what: str) -> _T:
         """Return what `action` does; see `carry_out`, of which it lacks that all wait until all have done it."""
-        return action()
+        with self._waiting(what, self.world):
+            return action()
+
+    def watch_waits(self, waiting: Callable[[str, MPI.Comm], AbstractContextManager[None]]) -> None:
+        """Enter what `waiting` returns wherever this rank may wait for others: it is told for what and for whom."""
+        self._waiting = waiting
 
     def completion(self, comm: MPI.Comm) -> Iterator[bool]:
         """Wait, in steps that yield False, until `hpcavg.recovery` can rely on what all of `comm` did before this."""
@@ -198,7 +207,7 @@ def wait_until(is_there: Callable[[], bool], interval_s: float) -> None:
         time.sleep(interval_s)
 
 
-def install_abort_hook() -> None:
+def install_abort_hook(status: int = 1) -> None:
     """Make an uncaught exception, in any thread of any rank, print its traceback once and end the whole job."""
 
     def abort(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
@@ -208,7 +217,7 @@ def install_abort_hook() -> None:
         stderr = sys.__stderr__ or sys.stderr
         stderr.write(f"hpcavg: rank {MPI.COMM_WORLD.Get_rank()} failed; the job is ended\n{''.join(lines)}")
         stderr.flush()
-        MPI.COMM_WORLD.Abort(1)
+        MPI.COMM_WORLD.Abort(status)
 
     def abort_from_thread(args: Any) -> None:
         if args.exc_type is not SystemExit:

@@ -2,79 +2,63 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+import os
 import time
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcavg import checkpoint, eager, learning_rate, placement, run_folder, state_file, tasks
+from hpcavg import checkpoint, eager, emergency, learning_rate, placement, resume, run_folder, saving, tasks
+from hpcavg.account import Account, Result, summarise
 from hpcavg.averager import Averager
+from hpcavg.checkpoint import Checkpoint
+from hpcavg.checkpointer import Checkpointer
 from hpcavg.config import Config
-from hpcavg.data.partition import PARTITIONS, Indices, batches, num_batches, shard_size
-from hpcavg.errors import InputError
-from hpcavg.metrics import Recorder, file_name, write_view
-from hpcavg.node_memory import share_array
-from hpcavg.progress import Display, display
-from hpcavg.summary import Summary, counted, show
-from hpcavg.tasks import Data, Task
-from hpcavg.topology import Topology, wait_asleep
-
-_EVALUATION_BATCH = 1024
-
-
-@dataclass
-class _Account:
-    """What this rank did, beside its averages."""
-
-    samples: int = 0
-    compute_s: float = 0.0
-    data_s: float = 0.0
-    consensus_distance: float = math.nan
-    arrivals: int = 0
-    staleness_sum: int = 0
-    staleness_max: int = 0
-
-
-@dataclass(frozen=True)
-class _Score:
-    """Mean loss and accuracy over the test samples a rank, or all ranks, looked at; accuracy is NaN without one."""
-
-    loss: float
-    accuracy: float
+from hpcavg.emergency import FAILED, RECORDS_LOST, REQUEUE
+from hpcavg.errors import CorruptionError, SickLearnersError
+from hpcavg.evaluation import Score, evaluate
+from hpcavg.feed import Feed
+from hpcavg.metrics import COLUMNS, continued, file_name, num_segments, rows_before, write_view
+from hpcavg.pauses import Kind, Pauses, deadline
+from hpcavg.record import Record
+from hpcavg.summary import counted, show
+from hpcavg.supervisor import Supervisor
+from hpcavg.topology import wait_asleep
 
 
 class Trainer:
     """One rank of a training run: everything the loop needs, set up in agreement with the other ranks.
 
-    Raises `InputError` on every rank when any rank finds the configuration, the task or its data unusable; nothing has
-    been written then.
+    Raises `InputError` on every rank when any rank finds the configuration, the task, its data or the checkpoint to go
+    on from unusable; nothing has been written then.
     """
 
     def __init__(self, config: Config) -> None:
         eager.defer_compiler_import()
         wait_asleep(MPI.COMM_WORLD)
         self.config = config
-        self.topology = topology = Topology(group_size=config.group_size, num_servers=config.servers)
+        self.topology = topology = emergency.build_topology(config)
         self.device = topology.do_together(lambda: placement.choose_device(config.device, topology.node_rank))
         self.threads = config.threads or placement.num_threads(topology.node)
         torch.set_num_threads(self.threads)
+        self._stop_at = topology.do_together(self._deadline)
         self.task = topology.do_together(lambda: tasks.load(config))
-        self.data = _load_data(self.task, topology)
-        self._check_batch_size()
-        self.steps_per_epoch = num_batches(len(self.data.train_inputs), topology.num_learners, config.batch_size)
-        self.total_steps = config.steps or (config.epochs or 0) * self.steps_per_epoch
+        self.feed = Feed(self.task, config, topology, self.device)
+        self.total_steps = config.steps or (config.epochs or 0) * self.feed.steps_per_epoch
+        found = topology.do_together(lambda: resume.find(config) if topology.rank == 0 else None)
+        self._found = topology.everyone.bcast(found, root=0)
         torch.manual_seed(config.seed)
-        self.dtype = getattr(torch, config.dtype)
-        self.model = topology.do_together(lambda: tasks.build_model(self.task)).to(self.device, self.dtype)
+        model = topology.do_together(lambda: tasks.build_model(self.task))
+        self.model = model.to(self.device, getattr(torch, config.dtype))
         self.optimizer = self._build_optimizer()
+        saved = self._found.checkpoint
+        if saved is not None and not self._is_of_as_many(saved):  # the averager gives everyone rank 0's
+            topology.do_together(lambda: saving.load_mean_model(self.model, saved) if topology.rank == 0 else None)
         self.averager = Averager(
             self.model,
             self.optimizer,
@@ -95,55 +79,53 @@ class Trainer:
         # From here on learners differ: dropout and other random layers draw from the learner's own stream.
         torch.manual_seed(self.averager.generator.initial_seed())
         self.scheduler = learning_rate.build(config, self.optimizer, self.total_steps)
-        self.account = _Account()
-        self.path = self._create_folder()
+        self.account = Account()
+        self.epoch = 0  # those that are over
+        self._losses: list[Tensor] = []  # since then
+        if saved is not None:
+            topology.do_together(lambda: self._go_on_from(saved))
+        self.path, self._segments = self._create_folder()
 
-    def train(self) -> None:
-        """Train to the end and leave the run's record in `path`. Collective."""
-        config, topology = self.config, self.topology
-        startup_s = topology.everyone.allreduce(placement.process_age_s(), MPI.MAX)
-        recorder = Recorder(self.path / "metrics" / file_name(topology.rank), self._attributes(), config.flush_seconds)
-        shown = display(topology.rank, self.total_steps)
-        servers = f", {counted(topology.num_servers, 'server')}" if topology.num_servers else ""
-        shown.line(
-            f"{config.algorithm.replace('_', '-')} on {self.task.name}: {counted(topology.num_learners, 'learner')},"
-            f" {counted(topology.num_groups, 'local group')}{servers}, {counted(topology.num_nodes, 'node')};"
-            f" {counted(self.total_steps, 'step')}; {self.path}"
-        )
-        started = time.perf_counter()
+    def train(self) -> int:
+        """Train to the end, or until a signal or the time limit, and leave the run's record in `path`. Collective.
+
+        Returns the exit status of all ranks: 0; `RECORDS_LOST` where all went well but for the record of it; `REQUEUE`
+        where the run stopped early and can be resumed, `FAILED` where it cannot.
+        """
+        topology = self.topology
+        age_s = placement.process_age_s()
+        self.account.startup_s += topology.carry_out(lambda: topology.everyone.allreduce(age_s, MPI.MAX))
+        self._started_s = time.monotonic()
+        last = None if self._found.checkpoint is None else self._found.checkpoint.path
+        self._checkpointer = Checkpointer(self.config, self.averager, self.path / resume.CHECKPOINTS, last)
+        self._stopped_by: str | None = None
+        path = self.path / "metrics" / file_name(topology.rank, len(self._segments))
+        rows = rows_before(self._segments, topology.rank)
+        steps = (self.total_steps, self.averager.progress.step)
+        form = (self._attributes(), self.config.flush_seconds, rows, topology, self.account)
+        self.record = Record(path, *form, *steps)
+        self._announce()
+        self._begin_watch()
         result = None
         try:
             if topology.is_server:
-                self._serve(recorder)
+                self._serve()
             else:
-                result = self._run(recorder, shown)
+                result = self._run()
+        except (SickLearnersError, CorruptionError) as error:
+            emergency.end_job(error, self.config, topology, self._checkpointer.last)
         finally:
-            shown.close()
-            recorder.close()
-        wall_s = time.perf_counter() - started
-        accounts = [_Account(*account) for account in topology.everyone.allgather(astuple(self.account))]
-        if result is not None:
-            train_loss, mean, learners = result
-            if not math.isfinite(train_loss):
-                shown.line(f"warning: the training loss is {train_loss}; the run has diverged")
-            summary = self._summarise(train_loss, mean, learners, wall_s, startup_s, accounts)
-            if topology.rank == 0:
-                checkpoint.save_model(self.path / "checkpoints" / "final.safetensors", self.model.state_dict())
-                run_folder.write_json(self.path / "summary.json", summary)
-                show([(self.path, summary)])
+            self.record.close()
+        status = self._conclude(result)
+        self._supervisor.close()
         topology.free()
+        return status
 
     # -- set-up ---------------------------------------------------------------------------------------------------
 
-    def _check_batch_size(self) -> None:
-        samples, learners = len(self.data.train_inputs), self.topology.num_learners
-        share = shard_size(samples, learners)
-        if self.config.batch_size > share:
-            raise InputError(
-                "batch_size",
-                self.config.batch_size,
-                f"at most {share}, a learner's share of {samples} samples over {learners} learners",
-            )
+    def _deadline(self) -> Any:
+        started_s = time.time() - placement.process_age_s()
+        return deadline(started_s, self.config.stop_after, self.config.stop_margin, os.environ)
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         config, parameters = self.config, self.model.parameters()
@@ -153,18 +135,50 @@ class Trainer:
         kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
         return kind(parameters, rate, weight_decay=decay)
 
-    def _create_folder(self) -> Path:
-        """Make the run's folder on rank 0, with what is known at the start; return its path on every rank."""
-        topology = self.topology
+    def _is_of_as_many(self, saved: Checkpoint) -> bool:
+        return saved.manifest.num_ranks == self.topology.num_learners
+
+    def _go_on_from(self, saved: Checkpoint) -> None:
+        """Be where the learner was that wrote `saved`; where there were more or fewer, where their mean was."""
+        if self._is_of_as_many(saved):
+            loop = saving.restore(self.averager, saved.load(self.topology.rank))
+            self.epoch, self._losses = loop["epoch"], list(loop["losses"])
+            self.account = Account(**loop["account"])
+            self.feed.go_to(*loop["position"])
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(loop["scheduler"])
+            return
+        step = saved.manifest.step
+        if self.config.steps is None:  # the run's length is counted in epochs, which have other numbers of steps now
+            step = round(step * self.feed.steps_per_epoch / saved.manifest.about["steps_per_epoch"])
+        step = min(step, self.total_steps)
+        saving.start_again(self.averager, saved.load(0, ["averager"])["averager"]["progress"], step)
+        self.epoch, batch = divmod(step, self.feed.steps_per_epoch)
+        self.feed.go_to(self.epoch, batch)
+        self._follow_schedule(step)
+
+    def _create_folder(self) -> tuple[Path, list[Any]]:
+        """Make the run's folder on rank 0, with what is known at the start, or find it as it was left.
+
+        Returns its path and the history of its metrics, on every rank.
+        """
+        topology, saved = self.topology, self._found.checkpoint
         path = topology.do_together(
             lambda: run_folder.create(self.config, self.task.name) if topology.rank == 0 else None
         )
-        path = topology.everyone.bcast(path, root=0)
         nodes = topology.everyone.allgather(MPI.Get_processor_name())
+        segments: list[Any] = []
         if topology.rank == 0:
+            assert path is not None
+            metrics = path / "metrics"
+            if saved is not None and saved.path.parent.resolve() == (path / resume.CHECKPOINTS).resolve():
+                segments = continued(metrics, **saved.manifest.about["metrics"])
+            elif num_segments(metrics):
+                nothing = [dict.fromkeys(COLUMNS, 0)] * topology.everyone.Get_size()
+                segments = continued(metrics, [], nothing)
             run_folder.write_start(path, self.config, sorted(set(nodes)), self.threads, str(self.device))
-            write_view(path / "metrics", topology.everyone.Get_size())
-        return path
+            write_view(metrics, topology.everyone.Get_size(), segments)
+        return topology.everyone.bcast((path, segments), root=0)
 
     def _attributes(self) -> dict[str, object]:
         topology = self.topology
@@ -179,220 +193,187 @@ class Trainer:
             "node": MPI.Get_processor_name(),
         }
 
-    # -- data -----------------------------------------------------------------------------------------------------
-
-    def epoch_indices(self, epoch: int) -> Indices:
-        """Return the samples this learner sees in `epoch`, in order."""
-        config, topology = self.config, self.topology
-        return PARTITIONS[config.partition](
-            len(self.data.train_inputs), topology.num_learners, topology.rank, config.batch_size, config.seed, epoch
+    def _announce(self) -> None:
+        topology, saved = self.topology, self._found.checkpoint
+        servers = f", {counted(topology.num_servers, 'server')}" if topology.num_servers else ""
+        label, learners = self.config.algorithm.replace("_", "-"), counted(topology.num_learners, "learner")
+        self.record.line(
+            f"{label} on {self.task.name}: {learners},"
+            f" {counted(topology.num_groups, 'local group')}{servers}, {counted(topology.num_nodes, 'node')};"
+            f" {counted(self.total_steps, 'step')}; {self.path}"
         )
+        for text in self._found.passed_over:
+            self.record.line(f"warning: passed over {text}")
+        if saved is not None:
+            self.record.line(f"going on from step {self.averager.progress.step}: {saved.path}")
+            if not self._is_of_as_many(saved):
+                self.record.line(
+                    f"warning: it is of {counted(saved.manifest.num_ranks, 'learner')}; {topology.num_learners} start"
+                    " from their mean, with the samples dealt anew and the optimizer's state empty"
+                )
 
-    def to_device(self, array: Any) -> Tensor:
-        """Return samples as a tensor on the learner's device, floating-point ones in the run's dtype."""
-        tensor = torch.from_numpy(array)
-        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(self.device, dtype)
-
-    def mini_batches(self) -> Iterator[tuple[int, Indices]]:
-        """Yield epoch and sample indices of this learner's mini-batches, epoch after epoch, without end."""
-        for epoch in itertools.count():
-            for index in batches(self.epoch_indices(epoch), self.config.batch_size):
-                yield epoch, index
-
-    def train_inputs(self, epoch: int) -> Iterator[Tensor]:
-        """Yield the inputs of one epoch without training on them, to re-estimate BatchNorm statistics."""
-        for index in batches(self.epoch_indices(epoch), self.config.batch_size):
-            yield self.to_device(self.data.train_inputs[index])
+    def _begin_watch(self) -> None:
+        """Listen to signals and the clock, and watch over the ranks, from now on."""
+        config, topology, averager = self.config, self.topology, self.averager
+        self._supervisor = supervisor = Supervisor(topology.world)
+        self._is_by_step = not (averager.algorithm.own_pace or topology.is_server)
+        step = averager.progress.step
+        self._pauses = Pauses(supervisor, step, self._stop_at, catch_signals=True, by_step=self._is_by_step)
+        topology.on_renewal(lambda: supervisor.move_to(topology.world))
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
-    def _run(self, recorder: Recorder, shown: Display) -> tuple[float, _Score, _Score]:
-        """Train to the end; return the last epoch's training loss and the scores of the mean and of the learners.
+    def _run(self) -> Result | None:
+        """Train to the end and return how it went; None where it stopped early with what it needs to go on.
 
-        Evaluations and the end come where all learners are known to stand together.
+        Evaluations, checkpoints and the end come where all learners are known to stand together.
         """
-        averager, mini_batches = self.averager, self.mini_batches()
-        epoch, losses = 0, []
+        averager, is_asynchronous = self.averager, self.averager.algorithm.server is not None
         self.model.train()
-        while True:
-            losses.append(self._train_step(mini_batches, recorder))
-            shown.advance()
+        self._end_epoch_if_due(averager.agreed_step)  # of a longer run, whose last checkpoint comes before that
+        while not averager.done and self._stopped_by is None:
+            self._train_step()
+            self.record.advance(averager.progress.step)
+            if self._checkpointer.is_overdue and self._pauses.requested is Kind.NOTHING:
+                self._pauses.request(Kind.CHECKPOINT, "the clock")
+            pause = self._pauses.end_step(averager.progress.step)
             reached = averager.agreed_step
             if reached is None:
                 continue
-            if self.scheduler is not None:
-                while self.scheduler.last_epoch < min(int(reached), self.total_steps):
-                    self.scheduler.step()
-            if reached < (epoch + 1) * self.steps_per_epoch and not averager.done:
-                continue
-            epoch = max(epoch + 1, int(reached // self.steps_per_epoch))
-            result = self._end_epoch(epoch, float(torch.stack(losses).double().mean()), recorder, shown)
-            losses.clear()
+            if not self._is_by_step:
+                pause = self.topology.carry_out(lambda: self._pauses.agree_now(self.topology.world))
+            self._follow_schedule(reached)
             if averager.done:
-                return result
+                break
+            self._end_epoch_if_due(reached)
+            if pause is not None and pause.kind is Kind.STOP:
+                self._stopped_by = pause.reason
+            if not is_asynchronous and (pause is not None or self._checkpointer.is_due(reached)):
+                self._save(reached)
+        if is_asynchronous:
+            return self._end_epoch(averager.progress.step)
+        if self._stopped_by is not None:
+            return None
+        self._save(averager.agreed_step or 0.0)
+        return self._end_epoch(averager.agreed_step or 0.0)
 
-    def _train_step(self, mini_batches: Iterator[tuple[int, Indices]], recorder: Recorder) -> Tensor:
-        """Take one step and record it; return its loss."""
+    def _train_step(self) -> None:
+        """Take one step and record it."""
         account = self.account
         before = time.perf_counter()
-        epoch, index = next(mini_batches)
-        inputs = self.to_device(self.data.train_inputs[index])
-        targets = self.to_device(self.data.train_targets[index])
+        epoch, inputs, targets = self.feed.next()
         ready = time.perf_counter()
         self.optimizer.zero_grad()
         loss = self.task.loss(self.model(inputs), targets)
         loss.backward()
-        self.averager.step(loss)
-        averaging_s = self._record_averages(recorder)
+        try:
+            self.averager.step(loss)
+        except CorruptionError as error:
+            emergency.part_with(error, self.topology)
+        averaging_s = self.record.averages(self.averager.events)
         after = time.perf_counter()
         data_s, compute_s = ready - before, after - ready - averaging_s
         step, rate = self.averager.progress.step, self.optimizer.param_groups[0]["lr"]
-        recorder.record("step", step, epoch + 1, loss.detach(), rate, compute_s, data_s, averaging_s)
+        self.record.add("step", step, epoch + 1, loss.detach(), rate, compute_s, data_s, averaging_s)
         account.compute_s += compute_s
         account.data_s += data_s
-        account.samples += len(index)
-        return loss.detach()
+        account.samples += len(inputs)
+        self._losses.append(loss.detach())
 
-    def _end_epoch(
-        self, epoch: int, train_loss: float, recorder: Recorder, shown: Display
-    ) -> tuple[float, _Score, _Score]:
-        """Evaluate, record and show; return the training loss of all learners and the scores. Collective."""
-        mean, learners = self._evaluate_epoch(epoch)
-        train_loss = self.topology.world.allreduce(train_loss) / self.topology.num_learners
-        step = self.averager.progress.step
-        self._record_averages(recorder)
-        recorder.record(
-            "evaluation", step, epoch, train_loss, mean.loss, mean.accuracy, learners.loss, learners.accuracy
-        )
-        recorder.flush()
-        line = f"epoch {epoch:3d}  step {step:6d}  train loss {train_loss:.4f}  test loss {mean.loss:.4f}"
-        if self.task.count_correct is not None:
-            line += f"  accuracy {mean.accuracy:.4f}  (learners {learners.accuracy:.4f})"
-        shown.line(line)
+    def _follow_schedule(self, reached: float) -> None:
+        """Let the learning rate be that of the step that has been reached."""
+        if self.scheduler is not None:
+            while self.scheduler.last_epoch < min(int(reached), self.total_steps):
+                self.scheduler.step()
+
+    def _end_epoch_if_due(self, reached: float | None) -> None:
+        """End the epoch where all learners have taken its steps; that of the last step ends with the run."""
+        is_over = reached is not None and reached >= (self.epoch + 1) * self.feed.steps_per_epoch
+        if reached is not None and is_over and not self.averager.done:
+            self._end_epoch(reached)
+
+    def _end_epoch(self, reached: float) -> Result:
+        """Evaluate, record and show; after the last step, take the final mean first. Collective over all learners."""
+        averager, topology = self.averager, self.topology
+        self.epoch = epoch = max(self.epoch + 1, int(reached // self.feed.steps_per_epoch))
+        learners = self._evaluate()
+        inputs = self.feed.train_inputs(epoch) if self.config.buffers == "recompute" else None
+        if averager.done or self._stopped_by is not None:
+            averager.finish(inputs)
+            mean = self._evaluate()
+        else:
+            with averager.mean_model(inputs):
+                mean = self._evaluate()
+        own = float(torch.stack(self._losses).double().mean()) if self._losses else math.nan
+        self._losses.clear()
+        train_loss = topology.carry_out(lambda: topology.world.allreduce(own) / topology.num_learners)
+        self.record.averages(self.averager.events)
+        result = Result(train_loss, mean, learners)
+        self.record.evaluation(averager.progress.step, epoch, result, self.task.count_correct is not None)
+        self.record.flush(topology.world)
         self.model.train()
-        self.averager.restart_clock()
-        return train_loss, mean, learners
+        averager.restart_clock()
+        return result
 
-    def _serve(self, recorder: Recorder) -> None:
+    def _evaluate(self) -> Score:
+        return evaluate(self.model, self.task, self.feed.data, self.topology, self.feed.to_device)
+
+    def _serve(self) -> None:
         """Serve parameters until every learner is done; record the updates as they arrive."""
         account = self.account
         for arrival in self.averager.serve():
-            recorder.record("arrival", *astuple(arrival))
+            self.record.add("arrival", *astuple(arrival))
             account.arrivals += 1
             account.staleness_sum += arrival.staleness
             account.staleness_max = max(account.staleness_max, arrival.staleness)
         self.averager.finish()
 
-    def _record_averages(self, recorder: Recorder) -> float:
-        """Move the averager's events into the metrics; return the seconds they blocked this learner."""
-        blocked_s = 0.0
-        events = self.averager.events
-        while events:
-            event = events.popleft()
-            blocked_s += event.blocked_s
-            if not math.isnan(event.consensus_distance):
-                self.account.consensus_distance = event.consensus_distance
-            recorder.record(
-                "averaging",
-                event.step,
-                event.scope.value,
-                event.period_steps,
-                event.started_s,
-                event.blocked_s,
-                event.in_flight_s,
-                event.num_bytes,
-                event.consensus_distance,
-            )
-        return blocked_s
+    # -- checkpoints and the end --------------------------------------------------------------------------------------
 
-    def _evaluate_epoch(self, epoch: int) -> tuple[_Score, _Score]:
-        """Return the scores of the mean model and of the learners' own; after the last epoch the mean is final."""
-        learners = self._evaluate()
-        inputs = self.train_inputs(epoch) if self.config.buffers == "recompute" else None
-        if self.averager.done:
-            self.averager.finish(inputs)
-            return self._evaluate(), learners
-        with self.averager.mean_model(inputs):
-            return self._evaluate(), learners
+    def _save(self, reached: float) -> None:
+        """Write a checkpoint of all learners, which have reached this step; one that cannot be written is told of."""
+        topology, feed, record = self.topology, self.feed, self.record
+        record.flush(topology.world)
+        loop = {
+            "epoch": self.epoch,
+            "losses": torch.stack(self._losses) if self._losses else torch.empty(0),
+            "position": (feed.epoch, feed.batch),
+            "account": {**asdict(record.account), "wall_s": self._wall_s()},
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+        }
 
-    def _evaluate(self) -> _Score:
-        """Return loss and accuracy over the test set, each rank's model on its own part of it."""
-        samples = np.arange(len(self.data.test_inputs))[self.topology.rank :: self.topology.num_learners]
-        total_loss = total_correct = 0.0
-        self.model.eval()
-        with torch.no_grad():
-            for index in batches(samples, _EVALUATION_BATCH):
-                output = self.model(self.to_device(self.data.test_inputs[index]))
-                targets = self.to_device(self.data.test_targets[index])
-                total_loss += float(self.task.loss(output, targets)) * len(index)
-                if self.task.count_correct is not None:
-                    total_correct += float(self.task.count_correct(output, targets))
-        totals = np.array([total_loss, total_correct])
-        self.topology.world.Allreduce(MPI.IN_PLACE, totals)
-        loss, accuracy = totals / len(self.data.test_inputs)
-        return _Score(float(loss), float(accuracy) if self.task.count_correct is not None else float("nan"))
+        def about() -> dict[str, Any]:
+            positions = topology.world.gather(record.positions())
+            history = {"resumed": self._segments, "positions": positions}
+            return {"steps_per_epoch": feed.steps_per_epoch, "metrics": history}
 
-    # -- the record -----------------------------------------------------------------------------------------------
+        error = self._checkpointer.write(reached, loop, about)
+        if error is not None:
+            record.tell_of(f"checkpoint of step {round(reached)} ({error})")
 
-    def _summarise(
-        self,
-        train_loss: float,
-        mean: _Score,
-        learners: _Score,
-        wall_s: float,
-        startup_s: float,
-        accounts: list[_Account],
-    ) -> Summary:
-        """Return the run's summary; times are means over the learners. Collective over these."""
-        topology, totals, averager = self.topology, self.averager.totals, self.averager
-        own, servers = accounts[: topology.num_learners], accounts[topology.num_learners :]
-        sums = np.array([totals.blocked_s, totals.in_flight_s, wall_s, averager.progress.step])
-        topology.world.Allreduce(MPI.IN_PLACE, sums)
-        blocked_s, in_flight_s, wall_s, steps = (sums / topology.num_learners).tolist()
-        arrivals = sum(server.arrivals for server in servers)
-        distance = sum(account.consensus_distance for account in own) / len(own)
-        return Summary(
-            algorithm=self.config.algorithm,
-            task=self.task.name,
-            num_learners=topology.num_learners,
-            num_servers=topology.num_servers,
-            num_ranks=topology.everyone.Get_size(),
-            num_nodes=topology.num_nodes,
-            group_size=max(topology.group_sizes.values()),
-            steps=round(steps),
-            epochs=steps / self.steps_per_epoch,
-            samples=sum(account.samples for account in own),
-            samples_per_learner=[account.samples for account in own],
-            train_loss=train_loss,
-            test_loss=mean.loss,
-            test_accuracy=mean.accuracy,
-            learner_test_loss=learners.loss,
-            learner_test_accuracy=learners.accuracy,
-            global_averages=totals.global_averages,
-            local_averages=totals.local_averages,
-            exchanges=totals.exchanges,
-            staleness_mean=sum(server.staleness_sum for server in servers) / arrivals if arrivals else None,
-            staleness_max=max(server.staleness_max for server in servers) if arrivals else None,
-            consensus_distance=None if math.isnan(distance) else distance,
-            bytes_averaged=totals.bytes_averaged,
-            wall_s=wall_s,
-            compute_s=sum(account.compute_s for account in own) / len(own),
-            data_s=sum(account.data_s for account in own) / len(own),
-            averaging_blocked_s=blocked_s,
-            hidden_fraction=max(0.0, 1 - blocked_s / in_flight_s)
-            if averager.algorithm.delay_steps and in_flight_s
-            else None,
-            startup_s=startup_s,
-            seed=self.config.seed,
-            parameters_sha256=state_file.digest(self.model.state_dict()),
-            completed=True,
-        )
+    def _wall_s(self) -> float:
+        return self.account.wall_s + time.monotonic() - self._started_s
 
-
-def _load_data(task: Task, topology: Topology) -> Data:
-    """Return the task's data in memory that the node's ranks share; one rank of each node loads it."""
-    own = topology.do_together(lambda: tasks.load_data(task) if topology.node_rank == 0 else None)
-    return Data(
-        *(share_array(topology.node, None if own is None else own[field]) for field in range(len(Data._fields)))
-    )
+    def _conclude(self, result: Result | None) -> int:
+        """Leave the record of the run, where it is at its end, and return the exit status of all ranks. Collective."""
+        topology, averager, record = self.topology, self.averager, self.record
+        record.flush(topology.everyone)
+        self.account.wall_s = self._wall_s()
+        is_complete, last = self._stopped_by is None, self._checkpointer.last
+        if not is_complete:
+            outlook = f"go on with --resume {last}" if last else "there is no checkpoint to go on from"
+            record.line(f"stopped at step {averager.progress.step} by {self._stopped_by}; {outlook}")
+        if result is not None or topology.is_server:
+            form = (topology, averager, self.config, self.task.name, self.feed.steps_per_epoch)
+            summary = topology.carry_out(lambda: summarise(*form, result, self.account, is_complete), what="summary")
+            if summary is not None and topology.rank == 0:
+                model = self.path / resume.CHECKPOINTS / "final.safetensors"
+                record.write(lambda: checkpoint.save_model(model, averager.model.state_dict()))
+                record.write(lambda: run_folder.write_json(self.path / "summary.json", summary))
+                show([(self.path, summary)])
+        num_lost = topology.carry_out(lambda: topology.everyone.allreduce(len(record.lost), MPI.MAX), what="summary")
+        if not is_complete:
+            return FAILED if last is None else REQUEUE
+        if num_lost:
+            record.line(f"warning: the run is complete; its record is not: {'; '.join(sorted(record.lost))}")
+        return RECORDS_LOST if num_lost else 0

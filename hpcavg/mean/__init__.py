@@ -32,6 +32,7 @@ __all__ = [
     "Pending",
     "WireFormat",
     "select",
+    "take_means",
     "wire_format",
 ]
 
@@ -70,6 +71,25 @@ ENGINES: dict[str, Callable[[Topology], Engine]] = {
     "shared": SharedEngine,
     "twolevel": TwoLevelEngine,
 }
+
+
+def take_means(
+    engine: Engine,
+    arrays: Sequence[Tensor],
+    scope: Scope,
+    is_beside: bool = False,
+    wire_format: WireFormat | None = None,
+) -> list[Tensor]:
+    """Return the mean of every one of `arrays` over `scope`; see `Engine.mean`. Collective over the scope.
+
+    Unless it `is_beside`, the mean of a single learner's array takes its place: no copy, no second array.
+    """
+    means = []
+    for array in arrays:
+        mean = torch.empty_like(array[0]) if is_beside or array.shape[0] > 1 else array[0]
+        engine.mean(array, mean, scope, wire_format)
+        means.append(mean)
+    return means
 
 
 def select(name: str, topology: Topology, device: torch.device = CPU) -> Engine:

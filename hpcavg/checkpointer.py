@@ -1,0 +1,61 @@
+"""When a run's checkpoints are due, and which of them is the last good one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hpcavg import saving
+from hpcavg.averager import Averager
+from hpcavg.config import Config
+
+
+class Checkpointer:
+    """Writes the checkpoints of a run into `folder`.
+
+    last : the one that the run goes on from, None where it starts afresh.
+
+    Attributes
+    ----------
+    last : the last one that was written. step : the step it is of, or that the run began with.
+    """
+
+    def __init__(self, config: Config, averager: Averager, folder: Path, last: Path | None) -> None:
+        self._config = config
+        self._averager = averager
+        self._topology = averager.topology
+        self._folder = folder
+        self.last = last
+        self.step = averager.agreed_step or 0.0
+        self._written_at_s = time.monotonic()
+
+    def is_due(self, step: float) -> bool:
+        """Return whether one is due by its step; the same on all learners, which have all reached `step`."""
+        period_steps = self._config.checkpoint_steps
+        return period_steps is not None and step // period_steps > self.step // period_steps
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether one is due by the clock, which is rank 0's to ask for."""
+        minutes = self._config.checkpoint_minutes
+        return bool(minutes) and self._topology.rank == 0 and time.monotonic() - self._written_at_s > 60 * minutes
+
+    def write(self, step: float, loop: Mapping[str, Any], about: Callable[[], Mapping[str, Any]]) -> str | None:
+        """Write one of all learners; return why it could not be written, None where it was. Collective over them.
+
+        loop : what this learner's training loop needs to go on. about : returns what the manifest tells of the run, on
+        rank 0; collective, too.
+        """
+
+        def act() -> tuple[Path, str | None]:
+            told = {"config": self._config.as_toml(), **about()}
+            parts = saving.parts(self._averager, loop)
+            return saving.save(self._topology, self._folder, self._config.keep_checkpoints, round(step), parts, told)
+
+        path, error = self._topology.carry_out(act, what="checkpoint")
+        self.step, self._written_at_s = step, time.monotonic()
+        if error is None:
+            self.last = path
+        return error

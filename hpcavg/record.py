@@ -1,0 +1,124 @@
+"""What a rank records and shows of a run while it goes on."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mpi4py import MPI
+
+from hpcavg import run_folder
+from hpcavg.account import Account, Result
+from hpcavg.events import Event
+from hpcavg.metrics import Recorder
+from hpcavg.progress import display
+from hpcavg.summary import counted
+from hpcavg.topology import Topology
+
+
+class Record:
+    """The metrics of one rank, its account, and what is shown of the run by rank 0.
+
+    path, attributes, flush_s, rows_before : as in `hpcavg.metrics.Recorder`. total_steps, step : of the run, and those
+    that have been taken.
+
+    Attributes
+    ----------
+    account : what the rank did so far. lost : what could not be written, as far as this rank knows.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        attributes: Mapping[str, object],
+        flush_s: float,
+        rows_before: Mapping[str, int],
+        topology: Topology,
+        account: Account,
+        total_steps: int,
+        step: int,
+    ) -> None:
+        self.account = account
+        self.lost: set[str] = set()
+        self._topology = topology
+        self._total_steps = total_steps
+        self._num_losses = 0
+        self._metrics = Recorder(path, attributes, flush_s, rows_before)
+        self._shown = display(topology.rank, total_steps, step)
+        self.line = self._shown.line
+        self.add = self._metrics.record
+        self.positions = self._metrics.positions
+
+    def advance(self, step: int) -> None:
+        """Show that `step` has been taken, and which ranks have died meanwhile."""
+        self._shown.advance()
+        for loss in self._topology.losses[self._num_losses :]:
+            if self._topology.rank == 0:  # whoever has shown the run so far may be among them
+                self._shown = display(0, self._total_steps, step)
+                self.line = self._shown.line
+            self._num_losses += 1
+            ranks = ", ".join(map(str, loss.ranks))
+            left = counted(loss.num_learners, "learner")
+            self.line(f"warning: step {step}: lost rank {ranks}; {left} went on after {loss.recovery_s:.2f} s")
+
+    def averages(self, events: deque[Event]) -> float:
+        """Move `events` into the metrics; return the seconds they blocked this learner."""
+        blocked_s = 0.0
+        while events:
+            event = events.popleft()
+            blocked_s += event.blocked_s
+            if not math.isnan(event.consensus_distance):
+                self.account.consensus_distance = event.consensus_distance
+            if event.sick:
+                self.line(
+                    f"warning: step {event.step}: parameters of learner {', '.join(map(str, event.sick))} are not"
+                    f" finite; it was left out of the {event.scope.value} average, and given it"
+                )
+            self.add(
+                "averaging",
+                event.step,
+                event.scope.value,
+                event.period_steps,
+                event.started_s,
+                event.blocked_s,
+                event.in_flight_s,
+                event.num_bytes,
+                event.consensus_distance,
+            )
+        return blocked_s
+
+    def evaluation(self, step: int, epoch: int, result: Result, has_accuracy: bool) -> None:
+        """Record and show how the models do after `epoch`."""
+        mean, learners = result.mean, result.learners
+        scores = (mean.loss, mean.accuracy, learners.loss, learners.accuracy)
+        self.add("evaluation", step, epoch, result.train_loss, *scores)
+        line = f"epoch {epoch:3d}  step {step:6d}  train loss {result.train_loss:.4f}  test loss {mean.loss:.4f}"
+        if has_accuracy:
+            line += f"  accuracy {mean.accuracy:.4f}  (learners {learners.accuracy:.4f})"
+        self.line(line)
+
+    def flush(self, comm: MPI.Comm) -> None:
+        """Write what has been recorded, and show what is lost on any rank of `comm`. Collective over it."""
+        self._metrics.flush()
+        for lost in self._topology.carry_out(lambda: comm.allgather(self._metrics.lost), what="evaluation"):
+            if lost is not None:
+                self.tell_of(lost)
+
+    def write(self, action: Callable[[], object]) -> None:
+        """Call `action`, which writes a file; where it cannot, that is a loss and no failure."""
+        why = run_folder.attempt(action)
+        if why is not None:
+            self.tell_of(why)
+
+    def tell_of(self, lost: str) -> None:
+        """Show what could not be written, once."""
+        if lost not in self.lost:
+            self.lost.add(lost)
+            self.line(f"warning: not recorded: {lost}")
+
+    def close(self) -> None:
+        """Close the metrics file and leave the terminal as it was; lines can still be shown."""
+        self._shown.close()
+        self._metrics.close()

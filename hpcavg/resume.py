@@ -1,0 +1,77 @@
+"""Which checkpoint a run goes on from, and whether it may."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcavg import checkpoint
+from hpcavg.checkpoint import Checkpoint
+from hpcavg.config import Config
+from hpcavg.errors import InputError
+
+CHECKPOINTS = "checkpoints"
+# What may differ from the run that wrote the checkpoint; whatever else a learner's state follows from must be the same.
+_FREE = {
+    *("steps", "epochs", "output", "resume", "engine", "wire_dtype", "error_feedback", "device", "threads"),
+    *("expect_ranks", "flush_seconds", "consensus_distance", "group_size", "non_finite", "check_rounds"),
+    *("checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "stop_after", "stop_margin"),
+    *("on_failure", "hang_timeout"),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The checkpoint to go on from; None to start afresh. passed_over : newer ones that cannot be used, and why."""
+
+    checkpoint: Checkpoint | None
+    passed_over: Sequence[str] = ()
+
+
+def find(config: Config) -> Found:
+    """Return what ``config.resume`` names, read to the last byte.
+
+    ``auto`` is the newest whole and unharmed checkpoint of the run in ``config.output``, or none; a path is a run's
+    folder, or a checkpoint in it. Raises `InputError` where there is none at the path, or it is another run's.
+    """
+    if config.resume is None:
+        return Found(None)
+    if config.resume == "auto":
+        assert config.output is not None
+        found = _newest(Path(config.output))
+    elif (Path(config.resume) / CHECKPOINTS).is_dir():
+        found = _newest(Path(config.resume))
+        if found.checkpoint is None:
+            why = "; ".join(found.passed_over) or "it has none"
+            raise InputError("resume", config.resume, f"a run with a whole checkpoint ({why})")
+    else:
+        found = Found(checkpoint.open_checkpoint(config.resume))
+    if found.checkpoint is not None:
+        _check_same(config, found.checkpoint)
+    return found
+
+
+def _newest(run: Path) -> Found:
+    saved, passed_over = checkpoint.newest(run / CHECKPOINTS)
+    return Found(saved, [f"{path.name}: {why}" for path, why in passed_over])
+
+
+def _check_same(config: Config, saved: Checkpoint) -> None:
+    """Raise `InputError` for the first option that is not what it was and must be."""
+    before: dict[str, Any] = saved.manifest.about["config"]
+    now = config.as_toml()
+    for name in sorted(before.keys() | now.keys()):
+        if name not in _FREE and _plain(before.get(name)) != _plain(now.get(name)):
+            was = before.get(name, "unset")
+            raise InputError(name, now.get(name, "unset"), f"{was}, as in the run that {saved.path} is of")
+    for name in ("steps", "epochs") if config.schedule in ("cosine", "one_cycle", "one-cycle") else ():
+        if before.get(name) != now.get(name):
+            allowed = f"{before.get(name)}: the {config.schedule} schedule is laid out for the run's length"
+            raise InputError(name, now.get(name, "unset"), allowed)
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` as JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value

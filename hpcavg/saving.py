@@ -1,0 +1,154 @@
+"""All ranks' parts of a checkpoint, written together and read again, also by another number of learners."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hpcavg import checkpoint, state_file
+from hpcavg.averager import Averager
+from hpcavg.checkpoint import Checkpoint, Manifest
+from hpcavg.errors import InputError, reason
+from hpcavg.schedule import Progress
+from hpcavg.topology import Topology
+
+
+def save(
+    topology: Topology, folder: Path, keep: int, step: int, parts: Mapping[str, Any], about: Mapping[str, Any]
+) -> tuple[Path, str | None]:
+    """Write a checkpoint of all learners. Collective over them.
+
+    What several learners hold alike is written once. keep : checkpoints to leave, the older ones are removed. parts :
+    this learner's state, by name. about : rank 0's values for the manifest.
+
+    Returns its folder and why it could not be written, None where it was. It then counts for nothing, and earlier ones
+    are as they were.
+    """
+    world = topology.world
+    digests = world.allgather({name: state_file.digest(part) for name, part in parts.items()})
+    places = [
+        {name: next(rank for rank, other in enumerate(digests) if other[name] == value) for name, value in own.items()}
+        for own in digests
+    ]
+    path, error = folder, None
+    if world.Get_rank() == 0:
+        try:
+            path = checkpoint.create(folder, step)
+        except OSError as raised:
+            error = _why(raised)
+    path, error = world.bcast((path, error))
+    if error is not None:
+        return path, error
+    rank = world.Get_rank()
+    record = None
+    try:
+        record = checkpoint.write_rank(
+            path, rank, {name: parts[name] for name, at in places[rank].items() if at == rank}
+        )
+    except OSError as raised:
+        error = _why(raised)
+    records, errors = zip(*world.allgather((record, error)), strict=True)
+    error = next(filter(None, errors), None)
+    if rank == 0:
+        try:
+            if error is None:
+                checkpoint.commit(path, Manifest(step, world.Get_size(), list(records), places, dict(about)))
+                checkpoint.prune(folder, keep)
+        except OSError as raised:
+            error = _why(raised)
+        if error is not None:
+            checkpoint.discard(path)
+    return path, world.bcast(error)
+
+
+def _why(error: OSError) -> str:
+    return f"{error.filename}: {reason(error)}" if error.filename else reason(error)
+
+
+# -- what a learner's state is --------------------------------------------------------------------------------------
+
+
+def parts(averager: Averager, loop: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a learner's state: its model, optimizer and averager, random numbers, and what the `loop` adds."""
+    state = averager.state_dict()
+    return {
+        "model": averager.model.state_dict(),
+        "optimizer": averager.optimizer.state_dict(),
+        "means": state.pop("averaging"),  # where the mean in flight and outer momentum are all learners'
+        "averager": state,
+        "random": _random_state(),
+        "loop": dict(loop),
+    }
+
+
+def restore(averager: Averager, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a learner the state that `parts` returned; return the loop's."""
+    _fit(averager.model.load_state_dict, saved["model"], "model")
+    _fit(averager.optimizer.load_state_dict, saved["optimizer"], "optimizer")
+    averager.load_state_dict({**saved["averager"], "averaging": saved["means"]})
+    _set_random_state(saved["random"])
+    return dict(saved["loop"])
+
+
+def mean_model(saved: Checkpoint) -> dict[str, Tensor]:
+    """Return the mean over all learners' models, summed in float64; what has no mean is the first learner's."""
+    places = Counter(held["model"] for held in saved.manifest.parts)
+    first: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
+    for place, count in sorted(places.items()):
+        for name, values in saved.load(place, ["model"])["model"].items():
+            first.setdefault(name, values)
+            if values.is_floating_point():
+                sums[name] = sums.get(name, 0) + count * values.double()
+    return {
+        name: (sums[name] / saved.manifest.num_ranks).to(values.dtype) if name in sums else values
+        for name, values in first.items()
+    }
+
+
+def load_mean_model(model: nn.Module, saved: Checkpoint) -> None:
+    """Give `model` the values of `mean_model`."""
+    _fit(model.load_state_dict, mean_model(saved), "model")
+
+
+def start_again(averager: Averager, progress: Mapping[str, Any], step: int) -> None:
+    """Let the learner count on from `step`, in the round after the one that `progress` is in, with all else new."""
+    kept = {name: progress[name] for name in ("first_loss", "loss")}
+    averager.progress = Progress(step=step, round=progress["round"], round_step=step, mean_step=float(step), **kept)
+    seed = (averager.generator.initial_seed() + step) % 2**63
+    averager.generator.manual_seed(seed)
+    torch.manual_seed(seed)
+
+
+def _fit(load: Any, state: Any, what: str) -> None:
+    """Call `load`; raise `InputError` where the state is another model's or optimizer's."""
+    try:
+        load(state)
+    except (RuntimeError, ValueError, KeyError) as error:
+        given = " ".join(str(error).split())
+        raise InputError("resume", what, f"of the form that the checkpoint has ({given})") from error
+
+
+def _random_state() -> dict[str, Any]:
+    """Return the state of the generators that a task may draw from."""
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        "numpy": np.random.get_state(),  # noqa: NPY002  a task's own code may use it
+        "python": random.getstate(),
+    }
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(state["cuda"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    random.setstate(state["python"])
