@@ -12,7 +12,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -173,7 +173,7 @@ def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         return {"array": _encode(torch.from_numpy(np.array(value, order="C")), place, tensors)}
     if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_quantized or value.is_meta:
-        raise TypeError(f"{place or 'the value'}: a {type(value).__name__} of this kind cannot be saved")
+        raise TypeError(f"{place or 'the value'}: a state file holds no {type(value).__name__} of this kind")
     if value.dtype not in _NAMES:
         values = value.detach().cpu().resolve_conj().resolve_neg().contiguous().unsqueeze(-1).view(torch.uint8)
         return {"bits": [str(value.dtype).removeprefix("torch."), _encode(values, place, tensors)]}
@@ -184,7 +184,7 @@ def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     return {"tensor": name}
 
 
-def _decode(value: Any, load: Any) -> Any:
+def _decode(value: Any, load: Callable[[str], Tensor]) -> Any:
     """Return what `_encode` made `value` of; ``load(name)`` returns a tensor."""
     if isinstance(value, list):
         return [_decode(child, load) for child in value]

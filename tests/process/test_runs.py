@@ -1,5 +1,6 @@
 """Whole runs: the record they leave, that they repeat, and how they end when a rank fails."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -95,8 +96,10 @@ def test_the_same_command_gives_the_same_bits(default_run, tmp_path):
 def test_the_model_file_holds_the_model(default_run):
     from hpcavg.models import build
 
-    folder, _, _ = default_run
-    state = load_model(folder / "checkpoints" / "final.safetensors")
+    folder, summary, _ = default_run
+    path = folder / "checkpoints" / "final.safetensors"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == summary["parameters_sha256"]
+    state = load_model(path)
     model = build("cnn", (1, 8, 8), 10)
     model.load_state_dict(state)
     assert torch.equal(model[0].weight, state["0.weight"])

@@ -140,6 +140,10 @@ def test_what_is_checked_early_needs_no_torch():
     assert not loaded & {"torch", "h5py", "numpy"}
 
 
+def test_files_of_a_run_need_no_mpi():
+    assert not loaded_after("import hpcavg.checkpoint") & {"mpi4py.MPI", "h5py", "hpcavg.averager"}
+
+
 def test_built_in_tasks_are_the_ones_the_options_name():
     from hpcavg import tasks
     from hpcavg.config import BUILT_IN_TASKS
