@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import cmath
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from mpi4py import MPI
 from torch import Tensor
 
 from hpcavg.errors import CorruptionError
@@ -59,22 +60,26 @@ class Sick:
 def agree_on_sick(is_sick: bool, scope: Scope, topology: Topology) -> Sick:
     """Tell the learners of `scope` whether this one is sick, and learn which are. Collective over the scope."""
     comm = topology.comm(scope)
-    told = np.array([topology.rank if is_sick else -1], dtype=np.int32)
-    if comm.Get_size() > 1:
-        own, told = told, np.empty(comm.Get_size(), dtype=np.int32)
-        comm.Allgather(own, told)
-    return Sick(tuple(told[told >= 0].tolist()), len(told), is_sick)
+    num_members = comm.Get_size()
+    told = bytearray([is_sick])
+    if num_members > 1:
+        own, told = told, bytearray(num_members)
+        comm.Allgather([own, MPI.BYTE], [told, MPI.BYTE])
+    if not any(told):
+        return Sick((), num_members, False)
+    members = [member for member, is_one in enumerate(told) if is_one]
+    learners = comm.Get_group().Translate_ranks(members, topology.world.Get_group())
+    return Sick(tuple(learners), num_members, is_sick)
 
 
 def is_finite(arrays: Iterable[Tensor]) -> bool:
     """Return whether every element of `arrays`, each of shape (learners, numel), is finite. One pass over them."""
-    return all(_is_finite(row) for array in arrays for row in array)
-
-
-def _is_finite(row: Tensor) -> bool:
-    row = torch.view_as_real(row).view(-1) if row.is_complex() else row
     # What is not finite stays in a sum for good. A sum can also overflow without, and only then is there more to do.
-    return math.isfinite(row.sum().item()) or all(bool(part.isfinite().all()) for part in row.split(_CHUNK_ELEMENTS))
+    return all(cmath.isfinite(array.sum().item()) or _is_all_finite(array) for array in arrays)
+
+
+def _is_all_finite(array: Tensor) -> bool:
+    return all(bool(part.isfinite().all()) for row in array for part in row.split(_CHUNK_ELEMENTS))
 
 
 # -- silent corruption --------------------------------------------------------------------------------------------
