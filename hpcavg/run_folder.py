@@ -19,7 +19,7 @@ import tomli_w
 from mpi4py import MPI
 
 import hpcavg
-from hpcavg import atomic
+from hpcavg import small_file
 from hpcavg.config import Config
 from hpcavg.errors import InputError, reason
 
@@ -66,7 +66,7 @@ def _unwritable(path: Path, reason: str) -> InputError:
 def write_start(path: Path, config: Config, nodes: list[str], threads: int, device: str) -> None:
     """Write ``config.toml``, which can be fed back as --config, and ``environment.json``."""
     options = {name: value for name, value in config.as_toml().items() if name != "output"}
-    atomic.write(path / "config.toml", tomli_w.dumps(options).encode())
+    small_file.write(path / "config.toml", tomli_w.dumps(options).encode())
     environment = {
         "hpcavg": hpcavg.__version__,
         "python": platform.python_version(),
@@ -87,7 +87,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     values = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }
-    atomic.write(path, (json.dumps(values, indent=2) + "\n").encode())
+    small_file.write(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def attempt(write: Callable[[], object]) -> str | None:

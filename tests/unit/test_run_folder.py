@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from hpcavg import atomic, run_folder
+from hpcavg import run_folder, small_file
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -20,7 +20,7 @@ def test_what_is_no_ordinary_file_is_never_replaced(tmp_path):
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "folder"):
         with pytest.raises(FileExistsError):
-            atomic.write(tmp_path / name, b"")
+            small_file.write(tmp_path / name, b"")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
 
 

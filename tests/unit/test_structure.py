@@ -11,7 +11,7 @@ PACKAGE = Path(hpcavg.__file__).parent
 
 # A module may import modules of lower levels, and those of its own level only within its own folder.
 LEVELS = [
-    {"hpcavg", "hpcavg.atomic", "hpcavg.errors", "hpcavg.merge", "hpcavg.schedule"},
+    {"hpcavg", "hpcavg.errors", "hpcavg.merge", "hpcavg.schedule", "hpcavg.small_file"},
     {"hpcavg.rule", "hpcavg.launcher", "hpcavg.events"},
     {"hpcavg.catalogue", "hpcavg.topology", "hpcavg.flat", "hpcavg.eager", "hpcavg.node_memory"},
     {
@@ -35,8 +35,23 @@ LEVELS = [
         "hpcavg.progress",
     },
     {"hpcavg.config", "hpcavg.gradients", "hpcavg.optimizer_state", "hpcavg.replica", "hpcavg.asynchronous"},
-    {"hpcavg.averaging", "hpcavg.policies", "hpcavg.models", "hpcavg.placement", "hpcavg.cli", "hpcavg.summary"},
-    {"hpcavg.averager", "hpcavg.data", "hpcavg.data.partition", "hpcavg.learning_rate", "hpcavg.checkpoint"},
+    {
+        "hpcavg.averaging",
+        "hpcavg.policies",
+        "hpcavg.models",
+        "hpcavg.placement",
+        "hpcavg.cli",
+        "hpcavg.summary",
+        "hpcavg.curves",
+    },
+    {
+        "hpcavg.averager",
+        "hpcavg.curves",
+        "hpcavg.data",
+        "hpcavg.data.partition",
+        "hpcavg.learning_rate",
+        "hpcavg.checkpoint",
+    },
     {"hpcavg.tasks", "hpcavg.tasks.task", "hpcavg.tasks.digits", "hpcavg.tasks.synthetic", "hpcavg.run_folder"},
     {"hpcavg.train", "hpcavg.report", "hpcavg.info"},
     {"hpcavg.__main__"},
