@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 import sys
@@ -130,7 +131,7 @@ class Config:
     expect_ranks: int | None = _option(None, _RUN, "refuse to run on another number of ranks")
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
+        hints = _hints()
         for field in dataclasses.fields(self):
             value = _coerced(field.name, getattr(self, field.name), hints[field.name])
             choices = field.metadata["choices"]
@@ -215,6 +216,12 @@ class Config:
         values = dataclasses.asdict(self)
         values["image_shape"] = "x".join(map(str, self.image_shape))
         return {name: value for name, value in values.items() if value is not None}
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """Return the types of the fields of `Config`; they cost milliseconds to find out."""
+    return typing.get_type_hints(Config)
 
 
 def _algorithm_options() -> set[str]:

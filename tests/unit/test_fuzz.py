@@ -321,7 +321,7 @@ def test_damaged_metrics(tmp_path, monkeypatch, runs, capsys):
         folders = []
         for seed in range(first, min(first + batch, count)):
             rng = np.random.default_rng(seed)
-            folder = shutil.copytree(runs[seed % 25 == 0], tmp_path / f"run-{seed}")
+            folder = shutil.copytree(runs[seed % 50 == 0], tmp_path / f"run-{seed}")
             path = pick(rng, sorted((folder / "metrics").iterdir()))
             path.write_bytes(damaged(path.read_bytes(), rng))
             folders.append(folder)
