@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import hpcavg
 from hpcavg import algorithms
 from hpcavg.config import Config, from_sources
-from hpcavg.errors import UsageError
+from hpcavg.errors import UsageError, printable
 
 COMMANDS = {
     "train": "train a model (the default)",
@@ -37,7 +37,7 @@ def split_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 def wants_help(arguments: Sequence[str]) -> bool:
     """Return whether the arguments only ask for a text, which needs no MPI."""
-    return bool({"-h", "--help", "--version"} & set(arguments))
+    return any(text in ("--help", "--version") or text.startswith("-h") for text in arguments)
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -47,7 +47,8 @@ def train_parser() -> argparse.ArgumentParser:
         prog="hpcavg",
         usage="python -m hpcavg [train|info|report] [--config FILE.toml] [options]",
         description=f"Train a neural network by model averaging over MPI.\n\ncommands:\n{commands}",
-        epilog="Options come from the defaults, then the TOML file, then the command line.\n\n"
+        epilog="Options come from the defaults, then the TOML file, then the command line. There, the word unset as a\n"
+        "value takes back what the file says, for options without a default.\n\n"
         "algorithms, with their options and defaults (M: the size of the model, P: the number of learners)\n"
         f"{algorithms.describe()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -85,9 +86,9 @@ def parse_train(arguments: Sequence[str]) -> Config:
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=3)
+        near = difflib.get_close_matches(unknown[0].partition("=")[0][:100], flags, n=3)
         hint = f"; near it: {', '.join(near)}" if near else ""
-        raise UsageError(f"{unknown[0]}: no such option{hint or '; --help lists them'}")
+        raise UsageError(f"{printable(unknown[0])}: no such option{hint or '; --help lists them'}")
     options = vars(known)
     return from_sources(options.pop("config", None), options)
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
+import os
 import re
 import sys
 import types
@@ -17,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcavg import algorithms, catalogue
-from hpcavg.errors import InputError, require_integer
+from hpcavg import algorithms, catalogue, files
+from hpcavg.errors import InputError, printable, reason, require_integer
 from hpcavg.rule import Rule
 
 if sys.version_info >= (3, 11):
@@ -39,6 +41,8 @@ def _averaging(name: str) -> Any:
 CONFIG_FILE = "config.toml"
 ENGINES = ("auto", "mpi", "shared", "twolevel", "staged", "cuda-aware", "cuda-ipc")
 BUILT_IN_TASKS = ("digits", "synthetic")
+UNSET = "unset"
+"""The value that means None, for the command line to take back what a file sets."""
 _AVERAGING, _TASK, _OPTIMIZER, _RUN, _FAULTS = "averaging", "task", "optimizer", "run", "checkpoints and faults"
 
 
@@ -155,7 +159,7 @@ class Config:
     hang_timeout: float = _option(600.0, _FAULTS, "seconds to wait for ranks in a mean before they hang; 0: for ever")
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
+        hints = _hints()
         for field in dataclasses.fields(self):
             value = _coerced(field.name, getattr(self, field.name), hints[field.name])
             choices = field.metadata["choices"]
@@ -184,6 +188,7 @@ class Config:
         self._require("nesterov", not self.nesterov or self.momentum > 0, "false where momentum is 0")
         shape = self.image_shape
         self._require("image_shape", len(shape) == 3 and min(shape) >= 1, "channels x height x width, as 3x32x32")
+        self._require("output", self.output != "", "the name of a folder")
         self._check_task()
         if self.epochs is not None and self.steps is not None:
             raise InputError("steps", self.steps, "unset where epochs is given")
@@ -225,7 +230,11 @@ class Config:
         path, separator, function = self.task.rpartition(":")
         is_python = bool(separator) and path.endswith(".py")
         self._require("task", is_python, f"one of {', '.join(BUILT_IN_TASKS)}, or path/to/file.py:function")
-        self._require("task", Path(path).is_file(), "a file that exists, as path/to/file.py:function")
+        try:
+            exists = Path(path).is_file()
+        except OSError:  # a name too long, a folder that may not be searched
+            exists = False
+        self._require("task", exists, "a file that exists, as path/to/file.py:function")
         # Absolute, so that a run's config.toml can be given back from anywhere.
         object.__setattr__(self, "task", f"{Path(path).resolve()}:{function}")
 
@@ -244,6 +253,12 @@ class Config:
         values = dataclasses.asdict(self)
         values["image_shape"] = "x".join(map(str, self.image_shape))
         return {name: value for name, value in values.items() if value is not None}
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """Return the types of the fields of `Config`; they cost milliseconds to find out."""
+    return typing.get_type_hints(Config)
 
 
 def _algorithm_options() -> set[str]:
@@ -265,42 +280,49 @@ def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
             path = path or str(run / CONFIG_FILE)
             options = {"output": str(run), **options}
     values = {} if path is None else _read_toml(path)
-    chosen = str(options.get("algorithm")).replace("-", "_")
+    chosen = _underscored(options.get("algorithm"))
     if chosen in algorithms.ALGORITHMS:  # the command line's choice leaves out what it does not take of the file's
         own = set(algorithms.option_names(chosen))
-        if str(values.get("algorithm", chosen)).replace("-", "_") != chosen:
+        if _underscored(values.get("algorithm", chosen)) != chosen:
             own = set()  # the file's are another algorithm's, also where a name is the same
         foreign = _algorithm_options() - own
         if algorithms.ALGORITHMS[chosen]().server is None:
             foreign.add("num_servers")
         values = {name: value for name, value in values.items() if name not in foreign}
-    if "epochs" in options:  # the command line's choice of run length replaces the file's
-        values.pop("steps", None)
-    if "steps" in options:
-        values.pop("epochs", None)
+    for name, other in (("epochs", "steps"), ("steps", "epochs")):
+        if options.get(name, UNSET) != UNSET:  # the command line's choice of run length replaces the file's
+            values.pop(other, None)
     return Config(**{**values, **options})
 
 
 def run_of(path: Path) -> Path | None:
     """Return the folder of the run that `path` is, or whose checkpoint it is; None where it is none."""
     folders = (path, *path.absolute().parents[:2])
-    return next((folder for folder in folders if (folder / CONFIG_FILE).is_file()), None)
+    return next((folder for folder in folders if os.path.isfile(folder / CONFIG_FILE)), None)
 
 
 def _read_toml(path: str) -> dict[str, Any]:
     try:
-        with Path(path).open("rb") as file:
-            read = tomllib.load(file)
+        read = tomllib.loads(files.read_small(Path(path)).decode("utf-8-sig"))
     except OSError as error:
-        raise InputError("config", path, f"a file that can be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError("config", path, f"a TOML file ({' '.join(str(error).split())})") from error
+        raise InputError("config", path, f"a file that can be read ({reason(error)})") from error
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, numbers or nesting beyond Python's limits
+        raise InputError("config", path, f"a TOML file ({printable(reason(error))})") from error
     valid = [field.name for field in dataclasses.fields(Config)]
-    values = {name.replace("-", "_"): value for name, value in read.items()}
-    for name in values:
+    values: dict[str, Any] = {}
+    for key, value in read.items():
+        name = _underscored(key)
         if name not in valid:
-            raise InputError("config", path, f"a file of known options; {name!r} is none of {', '.join(valid)}")
+            known = ", ".join(valid)
+            raise InputError("config", path, f"a file of known options; {printable(repr(name))} is none of {known}")
+        if name in values:
+            raise InputError("config", path, f"a file that sets {name} once")
+        values[name] = value
     return values
+
+
+def _underscored(name: Any) -> str:
+    return name.replace("-", "_") if isinstance(name, str) else ""
 
 
 def _chosen(name: str, value: str, choices: tuple[str, ...]) -> str:
@@ -314,26 +336,32 @@ def _chosen(name: str, value: str, choices: tuple[str, ...]) -> str:
 def _coerced(name: str, value: Any, hint: Any) -> Any:
     """Return `value` as the type the field declares, from a string (command line) or a TOML value."""
     kinds = _kinds(hint)
-    if value is None and type(None) in kinds:
+    if (value is None or value == UNSET) and type(None) in kinds:
         return None
     for kind in kinds:
-        with contextlib.suppress(TypeError, ValueError, AttributeError):
+        with contextlib.suppress(TypeError, ValueError, AttributeError, OverflowError):
             return _read(value, kind)
-    words = {bool: "true or false", str: "a text", int: "an integer", float: "a finite number"}
+    words = {bool: "true or false", str: "a text", int: "an integer below 2^63", float: "a finite number"}
     raise InputError(name, value, words.get(kinds[0], "sizes such as 3x32x32"))
 
 
 def _read(value: Any, kind: Any) -> Any:
     """Return `value` as `kind`; raises where it is something else."""
     if typing.get_origin(kind) is tuple:
-        if isinstance(value, str):
-            return tuple(int(part) for part in re.split("[x,]", value))
-        return tuple(_read(part, int) for part in value)
-    if kind in (bool, str):
-        if isinstance(value, kind):
+        parts = re.split("[x,]", value) if isinstance(value, str) else value
+        if isinstance(parts, (list, tuple)):
+            return tuple(_read(part, int) for part in parts)
+    elif kind is bool:
+        if isinstance(value, bool):
+            return value
+    elif kind is str:
+        value.encode()  # raises for what is no Unicode, such as the bytes of a file's name in another encoding
+        if "\0" not in value:
             return value
     elif not isinstance(value, bool) and not (kind is int and isinstance(value, float)) and math.isfinite(kind(value)):
-        return kind(value)
+        number = kind(value)
+        if kind is float or abs(number) < 2**63:
+            return number
     raise TypeError(value)
 
 

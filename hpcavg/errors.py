@@ -27,9 +27,10 @@ class InputError(ValueError):
 
     def as_option(self) -> str:
         """Return the same line with the name as the command line, or the shell for a variable, spells it."""
+        value, allowed = printable(self.value), printable(self.allowed, 2000)
         if self.option.isupper():
-            return f"{self.option}={self.value}: must be {self.allowed}"
-        return f"--{self.option.replace('_', '-')} {self.value}: must be {self.allowed}"
+            return f"{self.option}={value}: must be {allowed}"
+        return f"--{self.option.replace('_', '-')} {value}: must be {allowed}"
 
 
 class UsageError(InputError):
@@ -41,7 +42,7 @@ class UsageError(InputError):
 
     def as_option(self) -> str:
         """Return the message."""
-        return str(self.value)
+        return printable(self.value, 2000)
 
 
 class SickLearnersError(RuntimeError):
@@ -102,3 +103,14 @@ def reason(error: Exception) -> str:
     found = re.search(r"errno = (\d+)", str(error))
     number = getattr(error, "errno", None) or (found and int(found[1]))
     return os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__
+
+
+def printable(value: object, max_length: int = 200) -> str:
+    """Return `value` as text of one line that any terminal takes, shortened where it is longer than `max_length`."""
+    try:
+        text = str(value)
+    except ValueError:  # an integer of thousands of digits
+        text = f"a {type(value).__name__} too long to show"
+    if len(text) > max_length:
+        text = f"{text[: max_length // 2]}...{text[-max_length // 4 :]} ({len(text)} characters)"
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

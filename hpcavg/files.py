@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+SMALL_BYTES = 2**24
+
 
 @dataclass(frozen=True)
 class FileRecord:
@@ -97,6 +99,15 @@ def open_file(path: Path | str) -> BinaryIO:
         return open(path, "rb")
     except ValueError as error:  # a name that no file can have
         raise OSError(errno.EINVAL, str(error)) from error
+
+
+def read_small(path: Path | str) -> bytes:
+    """Return what is in the file `path`; raises `OSError` where that is more than `SMALL_BYTES`, or no file at all."""
+    with open_file(path) as file:
+        data = file.read(SMALL_BYTES + 1)
+    if len(data) > SMALL_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return data
 
 
 def remove_folder(path: Path, first: str) -> None:

@@ -12,7 +12,7 @@ _LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCI
 
 def launcher_rank() -> int:
     """Return this process's rank as its launcher tells it, without MPI; 0 where no launcher does."""
-    return next((int(os.environ[name]) for name in _LAUNCHER_RANKS if os.environ.get(name, "").isdigit()), 0)
+    return next((int(os.environ[name]) for name in _LAUNCHER_RANKS if os.environ.get(name, "").isdecimal()), 0)
 
 
 def check_ranks(num_ranks: int, expected: int | None) -> None:
@@ -27,7 +27,7 @@ def check_ranks(num_ranks: int, expected: int | None) -> None:
             raise InputError("expect_ranks", expected, f"the number of ranks that MPI sees, {num_ranks}; {cure}")
         return
     for name in _LAUNCHER_SIZES:
-        if os.environ.get(name, "").isdigit():
+        if os.environ.get(name, "").isdecimal():
             if num_ranks == 1 < int(os.environ[name]):
                 allowed = f"given, or the {os.environ[name]} ranks of {name} seen by MPI too: MPI sees 1 alone; {cure}"
                 raise InputError("expect_ranks", "unset", allowed)

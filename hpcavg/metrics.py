@@ -87,10 +87,15 @@ def file_name(rank: int, segment: int = 0) -> str:
     return f"rank-{rank:05d}-{segment}.h5" if segment else f"rank-{rank:05d}.h5"
 
 
+def rank_files(folder: Path) -> list[tuple[int, int]]:
+    """Return rank and segment of every rank's file in `folder`."""
+    found = (re.fullmatch(r"rank-(\d{5,9})(?:-(\d{1,9}))?\.h5", path.name) for path in folder.glob("rank-*.h5"))
+    return sorted((int(match[1]), int(match[2] or 0)) for match in found if match)
+
+
 def num_segments(folder: Path) -> int:
     """Return how many segments have files in `folder`, those included that came to nothing."""
-    found = (re.fullmatch(r"rank-\d+(?:-(\d+))?\.h5", path.name) for path in folder.glob("rank-*.h5"))
-    return max((1 + int(match[1] or 0) for match in found if match), default=0)
+    return max((1 + segment for _, segment in rank_files(folder)), default=0)
 
 
 def continued(folder: Path, resumed: Sequence[Positions], positions: Positions) -> list[Positions]:
@@ -282,7 +287,16 @@ def read_view(folder: Path, group: str) -> dict[str, NDArray[Any]]:
 
     A row that is being written, and so is not in every column yet, is left out.
     """
-    with h5py.File(folder / VIEW, "r", swmr=True) as file:
+    # On a damaged file HDF5 gives up at once where it may; as a reader beside a writer it would try again for minutes.
+    written = any(_is_open(folder / file_name(rank, segment)) for rank, segment in rank_files(folder))
+    with h5py.File(folder / VIEW, "r", swmr=written) as file:
         columns = {name: file[group][name][...] for name in COLUMNS[group]}
     rows = min(values.shape[1] for values in columns.values())
     return {name: values[:, :rows] for name, values in columns.items()}
+
+
+def _is_open(path: Path) -> bool:
+    """Return whether somebody writes the file at `path`, or left it open when killed."""
+    with path.open("rb") as file:
+        superblock = file.read(12)  # signature (8 bytes), version, two sizes, consistency flags
+    return len(superblock) == 12 and superblock[11] != 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ def find(config: Config) -> Found:
     if config.resume == "auto":
         assert config.output is not None
         found = _newest(Path(config.output))
-    elif (Path(config.resume) / CHECKPOINTS).is_dir():
+    elif os.path.isdir(Path(config.resume) / CHECKPOINTS):
         found = _newest(Path(config.resume))
         if found.checkpoint is None:
             why = "; ".join(found.passed_over) or "it has none"

@@ -7,9 +7,10 @@ import math
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
-from hpcavg.errors import InputError
+from hpcavg import files
+from hpcavg.errors import InputError, printable, reason
 from hpcavg.progress import is_terminal
 
 
@@ -60,17 +61,35 @@ def read(folder: Path) -> Summary:
     """Return a run's summary; raises `InputError` where the folder has none that can be read."""
     kinds = typing.get_type_hints(Summary)
     try:
-        values = json.loads((folder / "summary.json").read_text())
+        values = json.loads(files.read_small(folder / "summary.json"))
     except OSError as error:
-        allowed = f"the folder of a finished run (summary.json: {error.strerror})"
+        allowed = f"the folder of a finished run (summary.json: {reason(error)})"
         raise InputError("folder", folder, allowed) from error
-    except ValueError as error:
-        raise InputError("folder", folder, f"a run whose summary.json is JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        allowed = f"a run whose summary.json is JSON ({printable(reason(error))})"
+        raise InputError("folder", folder, allowed) from error
     missing = kinds.keys() - values if isinstance(values, dict) else kinds.keys()
     if missing:
         raise InputError("folder", folder, f"a run whose summary.json has {', '.join(sorted(missing))}")
-    numbers = {name: math.nan if values[name] is None else values[name] for name in kinds if kinds[name] is float}
-    return typing.cast(Summary, values | numbers)
+    for name, kind in kinds.items():
+        if kind is float and values[name] is None:
+            values[name] = math.nan
+        if not _fits(values[name], kind):
+            raise InputError("folder", folder, f"a run whose summary.json is undamaged; it has a wrong {name}")
+    return typing.cast(Summary, values)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Return whether `value`, read from JSON, may stand in a field of type `kind`."""
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and bool(value) and all(_fits(item, int) for item in value)
+    if typing.get_args(kind):
+        return any(_fits(value, member) for member in typing.get_args(kind))
+    if kind is float:
+        return isinstance(value, float) or _fits(value, int)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    return isinstance(value, kind)
 
 
 def counted(number: int, noun: str) -> str:
@@ -111,9 +130,11 @@ def show(runs: Sequence[tuple[Path, Summary]]) -> None:
     """Print the table of one or several runs, a column each."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    # Texts as they are: rich would take what is in square brackets for markup.
     table = Table(show_header=False)
     for entries in zip(*(rows(path, summary) for path, summary in runs), strict=True):
-        table.add_row(entries[0][0], *(text for _, text in entries))
+        table.add_row(entries[0][0], *(Text(printable(text)) for _, text in entries))
     # Outside a terminal rich would cut the lines at 80 columns, and with them the folder's name.
     Console(width=None if is_terminal() else 60 + 60 * len(runs)).print(table)

@@ -214,7 +214,7 @@ class Trainer:
 
     def _begin_watch(self) -> None:
         """Listen to signals and the clock, and watch over the ranks, from now on."""
-        config, topology, averager = self.config, self.topology, self.averager
+        topology, averager = self.topology, self.averager
         self._supervisor = supervisor = Supervisor(topology.world)
         self._is_by_step = not (averager.algorithm.own_pace or topology.is_server)
         step = averager.progress.step

@@ -2,6 +2,8 @@
 
 import pytest
 import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hpcavg import cli
 from hpcavg.config import Config, from_sources
@@ -68,6 +70,10 @@ def test_options_of_several_kinds_come_back_from_the_file(tmp_path):
         ("--k1 0", "--k1 0: must be an integer of at least 1"),
         ("--k1 64", "--k1 64: must be an integer of at least 1 and at most k2 = 32"),
         ("--k1 four", "--k1 four: must be an integer"),
+        (f"--k1 {2**63}", f"--k1 {2**63}: must be an integer below 2^63"),
+        ("--task a\0.py:f", "--task a\\x00.py:f: must be a text"),
+        ("--output=", "--output : must be the name of a folder"),
+        ("--algorithm unset", "--algorithm unset: must be one of sgd"),
         ("--k1 2.5", "--k1 2.5: must be an integer"),
         ("--algorithm k-avg --k1 4", "--k1 4: must be left out: k_avg takes only k"),
         ("--algorithm dasgd --tau 4 --delay 4", "--delay 4: must be an integer of at least 0 and below tau = 4"),
@@ -100,6 +106,67 @@ def test_one_line_names_option_value_and_what_is_allowed(arguments, message):
         cli.parse_train(arguments.split())
     assert caught.value.as_option().startswith(message)
     assert "\n" not in caught.value.as_option()
+
+
+def test_an_option_of_the_file_is_taken_back_by_unset(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("algorithm = 'ada-lupa'\nalpha = 0.3\nsteps = 7\ngroup_size = 2\n")
+
+    def options(text):
+        config = cli.parse_train(["--config", str(path), *text.split()])
+        return config.alpha, config.rounds, config.steps, config.epochs, config.group_size
+
+    assert options("") == (0.3, None, 7, None, 2)
+    assert options("--alpha unset --rounds 5") == (None, 5, 7, None, 2)
+    assert options("--group-size unset --epochs unset") == (0.3, None, 7, None, None)
+    assert options("--steps unset") == (0.3, None, None, 20, 2)
+
+
+def test_a_byte_order_mark_is_no_harm_and_an_option_twice_is(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_bytes(b"\xef\xbb\xbfbatch-size = 3\r\n")
+    assert from_sources(str(path), {}).batch_size == 3
+    path.write_text("batch-size = 3\nbatch_size = 4\n")
+    with pytest.raises(InputError, match="sets batch_size once"):
+        from_sources(str(path), {})
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
+positive = st.floats(0, 1e29, exclude_min=True)
+valid = st.fixed_dictionaries(
+    {},
+    optional={
+        "output": texts.filter(lambda text: text != "unset"),
+        "image_shape": st.tuples(*[st.integers(1, 2**63 - 1)] * 3),
+        "learning_rate": positive,
+        "momentum": st.floats(0, 1, exclude_max=True),
+        "weight_decay": st.floats(0, allow_infinity=False),
+        "decay_factor": st.floats(0, 1, exclude_min=True),
+        "flush_seconds": st.floats(0, allow_infinity=False),
+        "seed": st.integers(0, 2**63 - 1),
+        "expect_ranks": st.integers(1, 2**63 - 1),
+        "consensus_distance": st.booleans(),
+        "schedule": st.sampled_from(["constant", "one-cycle", "one_cycle"]),
+    },
+)
+algorithm = st.one_of(
+    st.fixed_dictionaries({"algorithm": st.just("hier_avg"), "k1": st.integers(1, 9), "k2": st.integers(9, 2**63 - 1)}),
+    st.fixed_dictionaries({"algorithm": st.just("dasgd"), "tau": st.integers(3, 99), "xi": st.floats(0, 0.99)}),
+    st.fixed_dictionaries(
+        {"algorithm": st.just("pr-sgd-hetero"), "local_steps": st.lists(st.integers(1, 2**40), min_size=1)}
+    ),
+    st.fixed_dictionaries({"algorithm": st.just("eamsgd"), "alpha": st.none() | st.floats(0.001, 0.999)}),
+    st.fixed_dictionaries({"algorithm": st.just("slowmo"), "beta": st.floats(0, 0.99), "outer_lr": positive}),
+    st.fixed_dictionaries({"algorithm": st.just("ada_lupa"), "rounds": st.none() | st.integers(1, 99)}),
+)
+
+
+@given(valid, algorithm)
+def test_every_configuration_comes_back_from_its_file(tmp_path_factory, options, rule):
+    path = tmp_path_factory.getbasetemp() / "config.toml"
+    config = Config(**{**options, **rule})
+    path.write_bytes(tomli_w.dumps(config.as_toml()).encode())
+    assert from_sources(str(path), {}) == config
 
 
 def test_an_unknown_option_in_a_file_lists_the_valid_ones(tmp_path):

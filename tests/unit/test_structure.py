@@ -69,7 +69,8 @@ LEVELS = [
     {"hpcavg.checkpointer", "hpcavg.evaluation", "hpcavg.feed"},
     {"hpcavg.account"},
     {"hpcavg.record"},
-    {"hpcavg.train", "hpcavg.report", "hpcavg.info"},
+    {"hpcavg.train", "hpcavg.curves", "hpcavg.info"},
+    {"hpcavg.report"},
     {"hpcavg.__main__"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
