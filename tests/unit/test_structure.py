@@ -36,7 +36,7 @@ LEVELS = [
         "hpcavg.supervisor",
     },
     {"hpcavg.config", "hpcavg.gradients", "hpcavg.optimizer_state", "hpcavg.replica", "hpcavg.asynchronous"},
-    {"hpcavg.pauses"},
+    {"hpcavg.pauses", "hpcavg.watchdog"},
     {"hpcavg.averaging", "hpcavg.policies", "hpcavg.models", "hpcavg.placement", "hpcavg.cli", "hpcavg.summary"},
     {"hpcavg.averager", "hpcavg.data", "hpcavg.data.partition", "hpcavg.learning_rate", "hpcavg.checkpoint"},
     {"hpcavg.tasks", "hpcavg.tasks.task", "hpcavg.tasks.digits", "hpcavg.tasks.synthetic", "hpcavg.run_folder"},
