@@ -15,8 +15,8 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from mpi4py import MPI
@@ -35,6 +35,23 @@ class Wait(NamedTuple):
     step: int
     ranks: Sequence[int]
     since: float
+
+
+class Waiting:
+    """Sets `wait` of a supervisor for the time of a block; see `Supervisor.waiting`."""
+
+    __slots__ = ("_outer", "_supervisor", "_wait")
+
+    def __init__(self, supervisor: Supervisor, wait: Wait) -> None:
+        self._supervisor = supervisor
+        self._wait = wait
+
+    def __enter__(self) -> None:
+        self._outer = self._supervisor.wait
+        self._supervisor.wait = self._wait
+
+    def __exit__(self, *_: object) -> None:
+        self._supervisor.wait = self._outer
 
 
 class Process(NamedTuple):
@@ -116,17 +133,12 @@ class Supervisor:
 
     # -- where the main thread is ---------------------------------------------------------------------------------
 
-    @contextmanager
-    def waiting(self, what: str, step: int, ranks: Sequence[int]) -> Iterator[None]:
-        """Let the other ranks know that the main thread waits inside the block for all of `ranks`.
+    def waiting(self, what: str, step: int, ranks: Sequence[int]) -> Waiting:
+        """Return a context in which the main thread waits for all of `ranks`, as the other ranks may learn.
 
         what : a few words, such as ``"global mean"``; the same on all of `ranks`. step : the step it belongs to.
         """
-        outer, self.wait = self.wait, Wait(what, step, ranks, time.monotonic())
-        try:
-            yield
-        finally:
-            self.wait = outer
+        return Waiting(self, Wait(what, step, ranks, time.monotonic()))
 
     def ranks_of(self, comm: MPI.Intracomm) -> list[int]:
         """Return which ranks of the supervisors the ranks of `comm` are."""

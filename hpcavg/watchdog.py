@@ -89,9 +89,10 @@ class Watchdog:
                 self._asked = None  # they have come after all
             elif now >= self._collect_until or len(self._answers) == supervisor.size:
                 self._conclude(self._asked)
+                return 0.0
             else:
                 return self._collect_until - now
-        if wait is None or not self._timeout_s:
+        if wait is None or not self._timeout_s or supervisor.is_quiet:
             return math.inf
         spread_s = _SPREAD_S * supervisor.rank / supervisor.size
         due = max(wait.since + self._timeout_s, self._quiet_until) + spread_s

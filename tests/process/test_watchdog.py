@@ -57,24 +57,10 @@ def test_a_report_repeats_as_long_as_the_hang_lasts():
 
 def test_hung_ranks_can_be_killed():
     """The launcher then ends the job; with --with-ft ulfm the others would go on."""
-    command = [
-        mpirun(),
-        "-np",
-        "4",
-        *FLAGS,
-        sys.executable,
-        "-m",
-        PROGRAM,
-        "stopped",
-        "--timeout",
-        "1",
-        "--act",
-        "kill",
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment())
-    assert result.returncode == 128 + 9
-    assert "missing: rank 2" in result.stderr
-    assert time.monotonic() - started < 15
+    result = run(4, ["stopped", "--timeout", "1", "--act", "kill"], module=PROGRAM)
+    assert result.status == 128 + 9
+    assert "missing: rank 2" in result.err
+    assert result.wall_s < 15
 
 
 def test_idle_threads_cost_next_to_nothing():
