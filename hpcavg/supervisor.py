@@ -116,7 +116,7 @@ class Supervisor:
         atexit.register(self.abandon)
 
     def _take(self, comm: MPI.Intracomm) -> None:
-        """Duplicate `comm` and have no messages on it. Collective."""
+        """Duplicate `comm` and begin anew on it. Collective."""
         own = comm.Dup()
         processes = own.allgather(Process(MPI.Get_processor_name(), os.getpid(), _started_ticks(os.getpid())))
         with self.changed:
@@ -130,6 +130,8 @@ class Supervisor:
             self._on_their_way: list[MPI.Request] = []
             self._num_sent = [0] * self.size
             self._num_received = 0
+            for part in self._parts.values():
+                part.restart()
 
     # -- where the main thread is ---------------------------------------------------------------------------------
 
@@ -202,9 +204,6 @@ class Supervisor:
         that are dead, it cannot be.
         """
         self._take(comm)
-        with self.changed:
-            for part in self._parts.values():
-                part.restart()
         self.wake()
 
     def close(self) -> None:
