@@ -17,7 +17,7 @@ from typing import NoReturn
 from hpcavg import cli
 from hpcavg.config import Config
 from hpcavg.errors import InputError
-from hpcavg.launcher import check_ranks, launcher_rank
+from hpcavg.launcher import check_ranks, launcher_rank, remember_early_signals
 
 EXIT_INPUT_ERROR = 2
 
@@ -58,6 +58,7 @@ def _with_mpi(command: str, arguments: list[str]) -> int:
     """
     # Collecting garbage while thousands of modules are created costs a fifth of the start-up and finds nothing.
     gc.disable()
+    remember_early_signals()
     from mpi4py import MPI
 
     from hpcavg.topology import install_abort_hook
@@ -110,11 +111,10 @@ def _print_error(error: InputError) -> None:
 
 def _leave(status: int) -> NoReturn:
     """End the process at once after an orderly shutdown: taking torch's modules apart one by one costs 0.5 s a rank."""
-    from mpi4py import MPI
+    from hpcavg import recovery
 
     atexit._run_exitfuncs()
-    if not MPI.Is_finalized():
-        MPI.Finalize()
+    recovery.finalize()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hpcavg.errors import InputError
 
 _LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
 _LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+
+
+_early_signals: list[signal.Signals] = []
+
+
+def remember_early_signals() -> None:
+    """From now on, take SIGUSR1 for a request that whoever handles it later finds in `early_signals`."""
+    signal.signal(signal.SIGUSR1, lambda number, frame: _early_signals.append(signal.Signals(number)))
+
+
+def early_signals() -> list[signal.Signals]:
+    """Return the requests that came while the program was starting."""
+    return list(_early_signals)
 
 
 def launcher_rank() -> int:

@@ -163,6 +163,11 @@ class Pauses:
         """What this rank has been asked for and has not done yet."""
         return max(self._asked, self._given).kind
 
+    def count_from(self, step: int) -> None:
+        """Go on from `step` steps taken, where a loop that was restarted after a failure counts anew."""
+        with self._changed:
+            self._next = self._supervisor.step = step + 1
+
     def _arrive(self) -> Pause:
         """Begin the agreed pause; whatever was asked for meanwhile and is done by it is done."""
         pause = self._agreed

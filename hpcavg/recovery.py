@@ -30,6 +30,7 @@ _T = TypeVar("_T")
 
 # What mpirun --with-ft ulfm sets for the ranks.
 _ENABLED = "OMPI_MCA_mpi_ft_enable"
+_has_lost_ranks = False
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,8 @@ class SurvivingTopology(Topology):
             except MPI.Exception as raised:
                 if raised is error:
                     raise
+        global _has_lost_ranks
+        _has_lost_ranks = True
         lost = tuple(rank for rank in before if rank not in self._members)
         self.losses.append(Loss(lost, self.num_learners, time.perf_counter() - met))
 
@@ -166,6 +169,12 @@ class SurvivingTopology(Topology):
         """Free the communicators, unless ranks have died: their share of that is missing."""
         if not self.losses:
             super().free()
+
+
+def finalize() -> None:
+    """End MPI, unless ranks have died: it would wait for what they owe, and is left as it is."""
+    if not _has_lost_ranks and not MPI.Is_finalized():
+        MPI.Finalize()
 
 
 def install_farewell_hook(rank: int) -> None:

@@ -15,8 +15,8 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from mpi4py import MPI
@@ -35,6 +35,23 @@ class Wait(NamedTuple):
     step: int
     ranks: Sequence[int]
     since: float
+
+
+class Waiting:
+    """Sets `wait` of a supervisor for the time of a block; see `Supervisor.waiting`."""
+
+    __slots__ = ("_outer", "_supervisor", "_wait")
+
+    def __init__(self, supervisor: Supervisor, wait: Wait) -> None:
+        self._supervisor = supervisor
+        self._wait = wait
+
+    def __enter__(self) -> None:
+        self._outer = self._supervisor.wait
+        self._supervisor.wait = self._wait
+
+    def __exit__(self, *_: object) -> None:
+        self._supervisor.wait = self._outer
 
 
 class Process(NamedTuple):
@@ -99,7 +116,7 @@ class Supervisor:
         atexit.register(self.abandon)
 
     def _take(self, comm: MPI.Intracomm) -> None:
-        """Duplicate `comm` and have no messages on it. Collective."""
+        """Duplicate `comm` and begin anew on it. Collective."""
         own = comm.Dup()
         processes = own.allgather(Process(MPI.Get_processor_name(), os.getpid(), _started_ticks(os.getpid())))
         with self.changed:
@@ -113,20 +130,17 @@ class Supervisor:
             self._on_their_way: list[MPI.Request] = []
             self._num_sent = [0] * self.size
             self._num_received = 0
+            for part in self._parts.values():
+                part.restart()
 
     # -- where the main thread is ---------------------------------------------------------------------------------
 
-    @contextmanager
-    def waiting(self, what: str, step: int, ranks: Sequence[int]) -> Iterator[None]:
-        """Let the other ranks know that the main thread waits inside the block for all of `ranks`.
+    def waiting(self, what: str, step: int, ranks: Sequence[int]) -> Waiting:
+        """Return a context in which the main thread waits for all of `ranks`, as the other ranks may learn.
 
         what : a few words, such as ``"global mean"``; the same on all of `ranks`. step : the step it belongs to.
         """
-        outer, self.wait = self.wait, Wait(what, step, ranks, time.monotonic())
-        try:
-            yield
-        finally:
-            self.wait = outer
+        return Waiting(self, Wait(what, step, ranks, time.monotonic()))
 
     def ranks_of(self, comm: MPI.Intracomm) -> list[int]:
         """Return which ranks of the supervisors the ranks of `comm` are."""
@@ -190,9 +204,6 @@ class Supervisor:
         that are dead, it cannot be.
         """
         self._take(comm)
-        with self.changed:
-            for part in self._parts.values():
-                part.restart()
         self.wake()
 
     def close(self) -> None:

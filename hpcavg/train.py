@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict, astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mpi4py import MPI
@@ -23,12 +24,14 @@ from hpcavg.emergency import FAILED, RECORDS_LOST, REQUEUE
 from hpcavg.errors import CorruptionError, SickLearnersError
 from hpcavg.evaluation import Score, evaluate
 from hpcavg.feed import Feed
+from hpcavg.launcher import early_signals
 from hpcavg.metrics import COLUMNS, continued, file_name, num_segments, rows_before, write_view
 from hpcavg.pauses import Kind, Pauses, deadline
 from hpcavg.record import Record
 from hpcavg.summary import counted, show
 from hpcavg.supervisor import Supervisor
 from hpcavg.topology import wait_asleep
+from hpcavg.watchdog import Watchdog
 
 
 class Trainer:
@@ -214,12 +217,32 @@ class Trainer:
 
     def _begin_watch(self) -> None:
         """Listen to signals and the clock, and watch over the ranks, from now on."""
-        topology, averager = self.topology, self.averager
+        config, topology, averager = self.config, self.topology, self.averager
         self._supervisor = supervisor = Supervisor(topology.world)
         self._is_by_step = not (averager.algorithm.own_pace or topology.is_server)
         step = averager.progress.step
         self._pauses = Pauses(supervisor, step, self._stop_at, catch_signals=True, by_step=self._is_by_step)
-        topology.on_renewal(lambda: supervisor.move_to(topology.world))
+        for early in early_signals():
+            self._pauses.request(Kind.STOP, early.name)
+        self._watchdog = Watchdog(supervisor, config.hang_timeout, self._on_hang)
+        members: dict[MPI.Comm, list[int]] = {}
+
+        def waiting(what: str, comm: MPI.Comm) -> AbstractContextManager[None]:
+            if comm not in members:
+                members[comm] = supervisor.ranks_of(cast(MPI.Intracomm, comm))
+            return supervisor.waiting(what, averager.progress.step, members[comm])
+
+        def move() -> None:
+            members.clear()
+            supervisor.move_to(topology.world)
+
+        topology.watch_waits(waiting)
+        topology.on_renewal(move)
+
+    def _on_hang(self, missing: list[int]) -> None:
+        """Part with ranks that hang, or end the job; on the supervisor's thread of one rank."""
+        if not self.topology.survives or not missing or self._watchdog.kill(missing):
+            emergency.abort(self.config)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 

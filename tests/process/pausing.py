@@ -5,10 +5,13 @@ agreed on, and made after the same step by all, before the next.
 any-time: for `count` steps, threads of all ranks ask whenever they like, also while a pause is being agreed on or made,
 and while the program ends.
 signals: stop at the first signal.
+deaths: like any-time, while all ranks but two are killed one after the other; needs mpirun --with-ft ulfm.
 """
 
 import argparse
+import os
 import random
+import signal
 import threading
 import time
 
@@ -62,15 +65,18 @@ def pause_in_turn(num_pauses):
     return f"{num_pauses} pauses in {step} steps, {1000 * np.median(waits_s or [0]):.1f} ms from request to pause"
 
 
-def pause_at_any_time(num_steps):
-    pauses = Pauses(supervisor)
-
+def ask_at_any_time(pauses):
     def ask():
         for number in range(10**6):
             time.sleep(own.expovariate(topology.num_learners / 0.02))
             pauses.request(own.choice([Kind.CHECKPOINT, Kind.STOP]), f"{topology.rank}.{number}")
 
     threading.Thread(target=ask, daemon=True).start()
+
+
+def pause_at_any_time(num_steps):
+    pauses = Pauses(supervisor)
+    ask_at_any_time(pauses)
     made = []
     for step in range(1, num_steps + 1):
         take_step(step)
@@ -83,6 +89,38 @@ def pause_at_any_time(num_steps):
     assert made_by_all == [made] * topology.num_learners
     assert len(made) > num_steps / 100, len(made)
     return f"{len(made)} pauses in {num_steps} steps"
+
+
+def pause_while_ranks_die(num_steps):
+    global topology
+    pauses = Pauses(supervisor)
+    ask_at_any_time(pauses)
+    step, made = 0, []
+    while topology.num_learners > 2 or step < num_steps:
+        if topology.num_learners > 2 and topology.rank == topology.num_learners - 1 and step > num_steps:
+            time.sleep(own.uniform(0, 0.1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            take_step(step + 1)
+            step += 1
+            pause = pauses.end_step(step)
+            if pause is not None:
+                made.append((step, pause))
+                topology.world.Barrier()
+        except MPI.Exception:
+            for comm in (topology.world, topology.local):
+                comm.Revoke()
+            survivors = topology.world.Shrink()
+            topology = Topology(survivors, group_size=2)
+            supervisor.move_to(topology.everyone)
+            step = topology.world.allreduce(step, MPI.MAX) // K2 * K2
+            num_steps = step + 200
+            pauses.count_from(step)
+            made = []
+    made_by_all = topology.world.allgather(made)
+    assert made_by_all == [made] * topology.num_learners, made_by_all
+    assert made
+    return f"{len(made)} pauses of {topology.num_learners} ranks"
 
 
 def pause_at_signals(stay):
@@ -107,15 +145,16 @@ def pause_at_signals(stay):
 
 
 parser = argparse.ArgumentParser()
-parser.add_argument("mode", choices=["in-turn", "any-time", "signals"])
+parser.add_argument("mode", choices=["in-turn", "any-time", "deaths", "signals"])
 parser.add_argument("--count", type=int, default=0)
 parser.add_argument("--stay", action="store_true", help="sleep when a signal has stopped the run")
 parser.add_argument("--name", help="by which a test finds this program's processes")
 options = parser.parse_args()
-if options.mode == "signals":
-    line = pause_at_signals(options.stay)
-else:
-    line = {"in-turn": pause_in_turn, "any-time": pause_at_any_time}[options.mode](options.count)
+modes = {"in-turn": pause_in_turn, "any-time": pause_at_any_time, "deaths": pause_while_ranks_die}
+line = pause_at_signals(options.stay) if options.mode == "signals" else modes[options.mode](options.count)
 supervisor.close()
 if topology.rank == 0:
-    print(line)
+    print(line, flush=True)
+if options.mode == "deaths":
+    topology.world.Barrier()
+    os._exit(0)  # Open MPI's finalisation sometimes waits for the dead

@@ -47,6 +47,7 @@ LEVELS = [
         "hpcavg.placement",
         "hpcavg.cli",
         "hpcavg.summary",
+        "hpcavg.watchdog",
     },
     {"hpcavg.averaging"},
     {

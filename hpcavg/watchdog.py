@@ -1,0 +1,231 @@
+"""A watchdog for hung ranks: who waits in a mean for too long learns which ranks have not come, and what they do.
+
+The thread of a rank that waits longer than the timeout asks the threads of all others where their main threads are, and
+collects the answers of a few seconds; of several that ask at once, the lowest one goes on. A rank that others wait for
+and that is alive answers, and writes the stacks of its Python threads to standard error. A stopped process answers
+nothing. Until a timeout has passed nobody sends anything.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import math
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from hpcavg.supervisor import Process, Supervisor, Wait
+
+# A thread answers when it wakes, which it does twice a second, and when the others on its core let it.
+_ANSWERS_S = 2.5
+# Ranks come to a mean at much the same time; their questions should not.
+_SPREAD_S = 0.25
+
+
+class Answer(NamedTuple):
+    """Where a rank's main thread is: what it waits for and how long it has, or else for how long it has been in `step`.
+
+    Clocks differ between hosts, so only durations travel; `wait.since` is not used.
+    """
+
+    wait: Wait | None
+    step: int
+    for_s: float
+
+
+class Watchdog:
+    """The watchdog of one rank; what the main thread waits for it is told by `Supervisor.waiting`.
+
+    Parameters
+    ----------
+    supervisor : whose ranks watch each other.
+    timeout_s : how long a rank may wait in one place; 0 asks nobody, but answers others.
+    on_hang : called by the thread of the rank that reports, once the report is written, with the ranks that have not
+        come. It may call `kill`, or end the job. None are named where all have come and the mean is not done all the
+        same. As long as the hang lasts this repeats after every further `timeout_s`.
+    """
+
+    def __init__(
+        self, supervisor: Supervisor, timeout_s: float = 600.0, on_hang: Callable[[list[int]], None] | None = None
+    ) -> None:
+        self._supervisor = supervisor
+        self._timeout_s = timeout_s
+        self._on_hang = on_hang
+        self._quiet_until = self._dumped_s = -math.inf
+        self._asked: Wait | None = None  # the wait that this rank asks about
+        self._collect_until = math.inf
+        self._answers: dict[int, Answer] = {}
+        supervisor.add("watchdog", self)
+
+    def kill(self, ranks: Iterable[int]) -> list[int]:
+        """Send SIGKILL to `ranks`, through a rank of the same host where they are on another.
+
+        Returns those that nobody can reach: the hosts of which have no other rank. Any thread may call this.
+        """
+        unreached, ranks = [], set(ranks)
+        processes = self._supervisor.processes
+        for rank in sorted(ranks):
+            others = [other for other, process in enumerate(processes) if process.host == processes[rank].host]
+            helpers = [other for other in others if other not in ranks]
+            if self._supervisor.rank in others:
+                _kill(processes[rank])
+            elif helpers:
+                self._send(helpers[0], "kill", processes[rank])
+            else:
+                unreached.append(rank)
+        return unreached
+
+    # -- for the thread -------------------------------------------------------------------------------------------
+
+    def look(self, now: float) -> float:
+        """See `hpcavg.supervisor.Part`."""
+        supervisor, wait = self._supervisor, self._supervisor.wait
+        if self._asked is not None:
+            if self._asked is not wait:
+                self._asked = None  # they have come after all
+            elif now >= self._collect_until or len(self._answers) == supervisor.size:
+                self._conclude(self._asked)
+                return 0.0
+            else:
+                return self._collect_until - now
+        if wait is None or not self._timeout_s or supervisor.is_quiet:
+            return math.inf
+        spread_s = _SPREAD_S * supervisor.rank / supervisor.size
+        due = max(wait.since + self._timeout_s, self._quiet_until) + spread_s
+        if now < due:
+            return due - now
+        self._asked, self._answers, self._collect_until = wait, {}, now + _ANSWERS_S
+        for rank in range(supervisor.size):
+            self._send(rank, "ask", wait)
+        return _ANSWERS_S
+
+    def receive(self, source: int, *message: Any) -> None:
+        """See `hpcavg.supervisor.Part`."""
+        what, *content = message
+        getattr(self, f"_receive_{what}")(source, *content)
+
+    def restart(self) -> None:
+        """See `hpcavg.supervisor.Part`; means begin anew, and so do their clocks."""
+        self._asked = None
+        self._be_quiet(self._timeout_s)
+
+    def _receive_ask(self, source: int, asked: Wait) -> None:
+        supervisor, now = self._supervisor, time.monotonic()
+        wait = supervisor.wait
+        self._send(
+            source, "answer", Answer(wait, supervisor.step, now - (wait.since if wait else supervisor.step_since))
+        )
+        if source < supervisor.rank:
+            self._asked = None
+        if source != supervisor.rank:
+            self._be_quiet(2 * _ANSWERS_S)
+            if wait is None and supervisor.rank in asked.ranks and now > self._dumped_s + 2 * _ANSWERS_S:
+                self._dumped_s = now
+                supervisor.later(lambda: _dump_stacks(supervisor.rank, asked))
+
+    def _receive_answer(self, source: int, answer: Answer) -> None:
+        self._answers[source] = answer
+
+    def _receive_reported(self, source: int) -> None:
+        self._asked = None
+        self._be_quiet(self._timeout_s)
+
+    def _receive_kill(self, source: int, process: Process) -> None:
+        _kill(process)
+
+    def _be_quiet(self, duration_s: float) -> None:
+        self._quiet_until = max(self._quiet_until, time.monotonic() + duration_s)
+
+    def _conclude(self, wait: Wait) -> None:
+        """Report, tell the others that it is done, and act."""
+        answers = self._answers
+        late = [answer.wait for answer in answers.values() if answer.wait and answer.for_s >= self._timeout_s]
+        missing = sorted({rank for each in late for rank in missing_ranks(each, answers)})
+        waited_s = time.monotonic() - wait.since
+        text = report(wait, waited_s, missing, answers, self._supervisor.processes)
+        for rank in range(self._supervisor.size):
+            self._send(rank, "reported")
+        self._asked = None
+        self._supervisor.later(lambda: self._act(text, missing))
+
+    def _act(self, text: str, missing: list[int]) -> None:
+        _write(text)
+        if self._on_hang is not None:
+            self._on_hang(missing)
+
+    def _send(self, rank: int, *message: Any) -> None:
+        self._supervisor.send("watchdog", rank, *message)
+
+
+def missing_ranks(wait: Wait, answers: dict[int, Answer]) -> list[int]:
+    """Return the ranks that keep those in `wait` waiting, going by the answers of the ranks that gave one.
+
+    They are those of its ranks that do not answer or are busy. Where there are none, they are those that wait in
+    another place: nobody is to blame then but the program.
+    """
+    absent = [rank for rank in wait.ranks if rank not in answers or not _is_in(answers[rank], wait)]
+    return [rank for rank in absent if rank not in answers or answers[rank].wait is None] or absent
+
+
+def report(
+    wait: Wait, waited_s: float, missing: Sequence[int], answers: dict[int, Answer], processes: Sequence[Process]
+) -> str:
+    """Return the message on ranks `missing`, after `waited_s` in `wait`: who waits, and a line on each of them."""
+    here = [rank for rank, answer in sorted(answers.items()) if _is_in(answer, wait)]
+    lines = [
+        f"hpcavg: hung: {_count(here)} waiting in the {_name(wait)} for {waited_s:.1f} s;"
+        f" {f'missing: {_count(missing)}' if missing else 'all have arrived, yet it is not done'}"
+    ]
+    for rank in missing:
+        process, answer = processes[rank], answers.get(rank)
+        if answer is None:
+            does = "does not answer: stopped, swapped out, in code that holds Python's lock, or its node is gone"
+        elif answer.wait is None:
+            does = f"is alive, in step {answer.step} for {answer.for_s:.1f} s; see its stacks"
+        else:
+            does = f"waits in the {_name(answer.wait)} for {answer.for_s:.1f} s"
+        lines.append(f"hpcavg: hung: rank {rank} (process {process.pid} on {process.host}) {does}")
+    return "\n".join(lines)
+
+
+def _is_in(answer: Answer, wait: Wait) -> bool:
+    return answer.wait is not None and answer.wait[:3] == wait[:3]
+
+
+def _name(wait: Wait) -> str:
+    return f"{wait.what} of step {wait.step}"
+
+
+def _count(ranks: Sequence[int]) -> str:
+    """Return ascending `ranks` as text, neighbours as a range."""
+    parts: list[list[int]] = []
+    for rank in ranks:
+        if parts and rank == parts[-1][-1] + 1:
+            parts[-1].append(rank)
+        else:
+            parts.append([rank])
+    text = ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+    return f"rank{'s' if len(ranks) > 1 else ''} {text}"
+
+
+def _dump_stacks(rank: int, asked: Wait) -> None:
+    with tempfile.TemporaryFile("w+") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        _write(f"hpcavg: hung: rank {rank}, which others wait for in the {_name(asked)}, is here:\n{file.read()}")
+
+
+def _write(text: str) -> None:
+    # The process's own, and all at once: other ranks write there, too.
+    stderr = sys.__stderr__ or sys.stderr
+    stderr.write(f"{text.rstrip()}\n")
+    stderr.flush()
+
+
+def _kill(process: Process) -> None:
+    if process.is_here():
+        os.kill(process.pid, signal.SIGKILL)
