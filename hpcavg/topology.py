@@ -62,7 +62,7 @@ class Topology:
         self.num_servers = num_servers
         self._group_size = group_size
         self._owned: list[MPI.Comm] = []
-        self._waiting: Callable[[str, MPI.Comm], AbstractContextManager[None]] = lambda what, comm: nullcontext()
+        self._waiting: Callable[[str, Scope], AbstractContextManager[None]] = lambda what, scope: nullcontext()
         self._is_free = False
         self._split(comm.Dup())
         atexit.register(self.free)
@@ -134,15 +134,15 @@ class Topology:
 
         The collectives of a training loop all go through here, to be watched, and repeated by `hpcavg.recovery`.
         """
-        with self._waiting(f"{scope.value} {what}", self._comms[scope]):
+        with self._waiting(f"{scope.value} {what}", scope):
             return action()
 
     def attempt(self, action: Callable[[], _T], what: str) -> _T:
         """Return what `action` does; see `carry_out`, of which it lacks that all wait until all have done it."""
-        with self._waiting(what, self.world):
+        with self._waiting(what, Scope.GLOBAL):
             return action()
 
-    def watch_waits(self, waiting: Callable[[str, MPI.Comm], AbstractContextManager[None]]) -> None:
+    def watch_waits(self, waiting: Callable[[str, Scope], AbstractContextManager[None]]) -> None:
         """Enter what `waiting` returns wherever this rank may wait for others: it is told for what and for whom."""
         self._waiting = waiting
 

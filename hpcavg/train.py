@@ -28,6 +28,7 @@ from hpcavg.launcher import early_signals
 from hpcavg.metrics import COLUMNS, continued, file_name, num_segments, rows_before, write_view
 from hpcavg.pauses import Kind, Pauses, deadline
 from hpcavg.record import Record
+from hpcavg.schedule import Scope
 from hpcavg.summary import counted, show
 from hpcavg.supervisor import Supervisor
 from hpcavg.topology import wait_asleep
@@ -225,12 +226,12 @@ class Trainer:
         for early in early_signals():
             self._pauses.request(Kind.STOP, early.name)
         self._watchdog = Watchdog(supervisor, config.hang_timeout, self._on_hang)
-        members: dict[MPI.Comm, list[int]] = {}
+        members: dict[Scope, list[int]] = {}
 
-        def waiting(what: str, comm: MPI.Comm) -> AbstractContextManager[None]:
-            if comm not in members:
-                members[comm] = supervisor.ranks_of(cast(MPI.Intracomm, comm))
-            return supervisor.waiting(what, averager.progress.step, members[comm])
+        def waiting(what: str, scope: Scope) -> AbstractContextManager[None]:
+            if scope not in members:
+                members[scope] = supervisor.ranks_of(cast(MPI.Intracomm, topology.comm(scope)))
+            return supervisor.waiting(what, averager.progress.step, members[scope])
 
         def move() -> None:
             members.clear()
