@@ -183,20 +183,20 @@ def test_a_compressed_mean_without_a_learner_is_exact_and_the_next_goes_on(world
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     options = {"engine": "twolevel", "wire_dtype": "bfloat16", "error_feedback": True}
     averager = Averager(model, optimizer, algorithms.k_avg(1), topology, **options)
-    expected = 0.0
     for step in range(1, 6):
+        before = model.x.detach().double()  # the same on all learners, the sick one included
         model.x.grad = torch.full_like(model.x, -(1 + rank / 1024))
         ill = {size - 1} if step == 3 and size > 1 else set()
         if rank in ill:
             infect(model.x)
         averager.step()
         healthy = [j for j in range(size) if j not in ill]
-        expected += 1 + sum(healthy) / len(healthy) / 1024
-        tolerance = 2 * torch.finfo(torch.float32).eps * expected if ill else 2.0**-8
+        expected = before + 1 + sum(healthy) / len(healthy) / 1024
+        # Where it is rounded: differences of up to 2, twice, with what was carried over.
+        tolerance = 2 * torch.finfo(torch.float32).eps * expected.max() if ill else 2.0**-6
         assert (model.x.detach() - expected).abs().max() <= tolerance, step
-        expected = model.x[0].item()
-        assert (model.x == expected).all()
-        assert world.bcast(expected) == expected
+        everyone = world.allgather(model.x.detach().numpy().tobytes())
+        assert len(set(everyone)) == 1
     topology.free()
 
 
