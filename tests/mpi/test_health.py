@@ -66,19 +66,24 @@ def test_a_worked_example(world, value):
     topology.free()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_engine_takes_the_mean_of_the_others(world, engine, layout, dtype):
-    """At sizes that are averaged in one piece and in several, at the first, the last and all learners but one sick."""
+def test_every_engine_takes_the_mean_of_the_others(world, engine, layout):
+    """At sizes that are averaged in one piece and in several, with one or all learners but one sick."""
     rank, size = world.Get_rank(), world.Get_size()
+    cases = [
+        (37, torch.float64, {0}),
+        (38, torch.complex64, {size - 1}),
+        (150_001, torch.float32, set(range(1, size))),
+        (150_001, torch.bfloat16, {size - 1}),
+    ]
     topology = Nodes(world, min(2, size), layout)
     if engine == "shared" and topology.num_nodes > 1:
         with pytest.raises(InputError):
             ENGINES[engine](topology)
         topology.free()
         return
-    for numel, ill in ((37, {0}), (150_001, {size - 1}), (150_001, set(range(1, size)))):
+    for numel, dtype, ill in cases:
         ill = ill if size > 1 else set()
         generator = torch.Generator().manual_seed(5)
         values = 1 + torch.rand(size, numel, generator=generator, dtype=torch.float64)
@@ -125,7 +130,7 @@ def test_agrees_with_the_oracle_whenever_a_learner_falls_sick(world, name, optio
     num_steps, group_size = 25, min(2, size)
     problem = Logistic(size)
     generator = np.random.default_rng(17)
-    for _ in range(4 if size > 1 else 0):
+    for _ in range(2 if size > 1 else 0):
         ill, ill_step = int(generator.integers(size)), int(generator.integers(1, num_steps + 1))
         local = synchronous.LocalSgd(0.05, momentum=0.9)
         expected, final = sick.run(
