@@ -210,6 +210,7 @@ class Config:
         if rule.rate is not None:
             self._require("schedule", self.schedule == "constant", f"constant: {label} sets the learning rate")
             self._require("warmup_steps", self.warmup_steps == 0, f"0: {label} sets the learning rate")
+        self._require("check_rounds", rule.server is None or not self.check_rounds, f"0 for {label}")
         if self.num_servers is not None:
             require_integer("num_servers", self.num_servers, 0 if rule.server is None else 1)
             self._require("num_servers", rule.server is not None or not self.num_servers, f"0 for {label}")

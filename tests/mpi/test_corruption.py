@@ -83,7 +83,7 @@ RULES = [
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.name}-{rule.options}")
 def test_nothing_is_found_where_nothing_is_wrong(world, rule):
-    for options in ({}, {"buffers": "keep"}, {"check_rounds": 1}):
+    for options in ({}, {"buffers": "keep", "check_rounds": 1}):
         _, error = train(world, rule, 12, **options)
         assert error is None
 

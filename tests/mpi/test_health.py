@@ -66,19 +66,24 @@ def test_a_worked_example(world, value):
     topology.free()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_engine_takes_the_mean_of_the_others(world, engine, layout, dtype):
-    """At sizes that are averaged in one piece and in several, at the first, the last and all learners but one sick."""
+def test_every_engine_takes_the_mean_of_the_others(world, engine, layout):
+    """At sizes that are averaged in one piece and in several, with one or all learners but one sick."""
     rank, size = world.Get_rank(), world.Get_size()
+    cases = [
+        (37, torch.float64, {0}),
+        (38, torch.complex64, {size - 1}),
+        (150_001, torch.float32, set(range(1, size))),
+        (150_001, torch.bfloat16, {size - 1}),
+    ]
     topology = Nodes(world, min(2, size), layout)
     if engine == "shared" and topology.num_nodes > 1:
         with pytest.raises(InputError):
             ENGINES[engine](topology)
         topology.free()
         return
-    for numel, ill in ((37, {0}), (150_001, {size - 1}), (150_001, set(range(1, size)))):
+    for numel, dtype, ill in cases:
         ill = ill if size > 1 else set()
         generator = torch.Generator().manual_seed(5)
         values = 1 + torch.rand(size, numel, generator=generator, dtype=torch.float64)
@@ -125,7 +130,7 @@ def test_agrees_with_the_oracle_whenever_a_learner_falls_sick(world, name, optio
     num_steps, group_size = 25, min(2, size)
     problem = Logistic(size)
     generator = np.random.default_rng(17)
-    for _ in range(4 if size > 1 else 0):
+    for _ in range(2 if size > 1 else 0):
         ill, ill_step = int(generator.integers(size)), int(generator.integers(1, num_steps + 1))
         local = synchronous.LocalSgd(0.05, momentum=0.9)
         expected, final = sick.run(
@@ -183,20 +188,20 @@ def test_a_compressed_mean_without_a_learner_is_exact_and_the_next_goes_on(world
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     options = {"engine": "twolevel", "wire_dtype": "bfloat16", "error_feedback": True}
     averager = Averager(model, optimizer, algorithms.k_avg(1), topology, **options)
-    expected = 0.0
     for step in range(1, 6):
+        before = model.x.detach().double()  # the same on all learners, the sick one included
         model.x.grad = torch.full_like(model.x, -(1 + rank / 1024))
         ill = {size - 1} if step == 3 and size > 1 else set()
         if rank in ill:
             infect(model.x)
         averager.step()
         healthy = [j for j in range(size) if j not in ill]
-        expected += 1 + sum(healthy) / len(healthy) / 1024
-        tolerance = 2 * torch.finfo(torch.float32).eps * expected if ill else 2.0**-8
+        expected = before + 1 + sum(healthy) / len(healthy) / 1024
+        # Where it is rounded: differences of up to 2, twice, with what was carried over.
+        tolerance = 2 * torch.finfo(torch.float32).eps * expected.max() if ill else 2.0**-6
         assert (model.x.detach() - expected).abs().max() <= tolerance, step
-        expected = model.x[0].item()
-        assert (model.x == expected).all()
-        assert world.bcast(expected) == expected
+        everyone = world.allgather(model.x.detach().numpy().tobytes())
+        assert len(set(everyone)) == 1
     topology.free()
 
 

@@ -158,7 +158,9 @@ def test_recompute_without_batches_is_refused(topology):
 
 
 @pytest.mark.parametrize(
-    "argument", [{"buffers": "some"}, {"optimizer_state": "some"}, {"engine": "fast"}], ids=lambda a: next(iter(a))
+    "argument",
+    [{"buffers": "some"}, {"optimizer_state": "some"}, {"non_finite": "some"}, {"engine": "fast"}],
+    ids=lambda a: next(iter(a)),
 )
 def test_unknown_policies_are_refused(argument, topology):
     model, optimizer = make("sgd")
