@@ -27,6 +27,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, unknown = super().parse_known_args(args, namespace)
+        for name, value in vars(known).items():
+            if value == []:  # what some versions of argparse make of --k=--
+                self.error(f"argument --{name.replace('_', '-')}: expected one argument")
+        return known, unknown
+
 
 def split_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """Return the subcommand and the arguments after it; without one it is ``train``."""

@@ -298,5 +298,5 @@ def read_view(folder: Path, group: str) -> dict[str, NDArray[Any]]:
 def _is_open(path: Path) -> bool:
     """Return whether somebody writes the file at `path`, or left it open when killed."""
     with path.open("rb") as file:
-        superblock = file.read(12)  # signature (8 bytes), version, two sizes, consistency flags
-    return len(superblock) == 12 and superblock[11] != 0
+        superblock = file.read(12)  # signature and version (9 bytes), two sizes, consistency flags
+    return superblock[:9] == b"\x89HDF\r\n\x1a\n\x03" and superblock[11:] > b"\0"

@@ -172,6 +172,13 @@ def test_every_configuration_comes_back_from_its_file(tmp_path_factory, options,
     assert from_sources(str(path), {}) == config
 
 
+@pytest.mark.parametrize("name", ["seed", "config"])
+def test_two_dashes_are_no_value(name):
+    with pytest.raises(InputError) as caught:  # some versions of argparse make an empty list of them
+        cli.parse_train([f"--{name}=--"])
+    assert f"--{name}" in caught.value.as_option()
+
+
 def test_an_unknown_option_in_a_file_lists_the_valid_ones(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text("learning_rat = 0.1\n")
