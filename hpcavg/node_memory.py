@@ -6,10 +6,17 @@ import math
 import mmap
 import os
 import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
+
+_PREFIX = "hpcavg-"
+# The processes of other containers cannot be seen; theirs are done with a file long before.
+_LEFT_OVER_S = 60.0
 
 MEMORY = ("/dev/shm",)
 MEMORY_OR_DISK = (*MEMORY, tempfile.gettempdir())
@@ -18,8 +25,8 @@ MEMORY_OR_DISK = (*MEMORY, tempfile.gettempdir())
 def shared_memory(node: MPI.Comm, num_bytes: int, folders: tuple[str, ...] = MEMORY) -> mmap.mmap:
     """Return `num_bytes` of zeros that every rank of `node` maps. Collective; `num_bytes` is rank 0's.
 
-    The file behind it has lost its name before this returns, so nothing is left behind however the job ends. Raises
-    OSError on every rank where no folder has the room.
+    The file behind it has lost its name before this returns, so nothing is left behind however the job ends after it.
+    What was left by a process that died in here is removed. Raises OSError on every rank where no folder has the room.
     """
     descriptor, path, error = -1, "", None
     if node.Get_rank() == 0:
@@ -59,8 +66,9 @@ def share_array(node: MPI.Comm, array: NDArray[np.generic] | None) -> NDArray[np
 def _create_file(num_bytes: int, folders: tuple[str, ...]) -> tuple[int, str]:
     """Create a file of `num_bytes` with its room reserved, so that a full disk is an error and not a bus error."""
     for folder in folders:
+        _remove_leftovers(folder)
         try:
-            descriptor, path = tempfile.mkstemp(prefix="hpcavg-", dir=folder)
+            descriptor, path = tempfile.mkstemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=folder)
         except OSError:
             continue
         try:
@@ -70,3 +78,14 @@ def _create_file(num_bytes: int, folders: tuple[str, ...]) -> tuple[int, str]:
             os.close(descriptor)
             os.unlink(path)
     raise OSError(f"no room for {num_bytes} bytes shared by the ranks of a node in {' or '.join(folders)}")
+
+
+def _remove_leftovers(folder: str) -> None:
+    """Remove the files in `folder` of processes that were killed before they could."""
+    with suppress(OSError):
+        for path in Path(folder).glob(f"{_PREFIX}*-*"):
+            pid = path.name[len(_PREFIX) :].partition("-")[0]
+            if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+                with suppress(OSError):
+                    if time.time() - path.stat().st_mtime > _LEFT_OVER_S:
+                        path.unlink()

@@ -1,0 +1,23 @@
+"""Memory that a node's ranks share leaves nothing behind."""
+
+import os
+import subprocess
+import sys
+
+from mpi4py import MPI
+
+from hpcavg.node_memory import shared_memory
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    old, new, alive, foreign = names = [f"hpcavg-{dead.pid}-a", f"hpcavg-{dead.pid}-b", f"hpcavg-{os.getpid()}-c", "x-1"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+        if name != new:
+            os.utime(tmp_path / name, (0, 0))
+    memory = shared_memory(MPI.COMM_SELF, 100, (str(tmp_path),))
+    assert len(memory) == 100
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([new, alive, foreign])
+    assert old not in os.listdir(tmp_path)
