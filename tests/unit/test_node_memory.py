@@ -12,8 +12,8 @@ from hpcavg.node_memory import shared_memory
 def test_what_a_killed_process_left_is_removed(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    old, new, alive, foreign = names = [f"hpcavg-{dead.pid}-a", f"hpcavg-{dead.pid}-b", f"hpcavg-{os.getpid()}-c", "x-1"]
-    for name in names:
+    old, new, alive, foreign = f"hpcavg-{dead.pid}-a", f"hpcavg-{dead.pid}-b", f"hpcavg-{os.getpid()}-c", "x-1"
+    for name in (old, new, alive, foreign):
         (tmp_path / name).write_bytes(b"")
         if name != new:
             os.utime(tmp_path / name, (0, 0))
