@@ -121,7 +121,8 @@ class Trainer:
         finally:
             self.record.close()
         status = self._conclude(result)
-        self._supervisor.close()
+        # Where ranks may die nobody waits for all others any more.
+        (self._supervisor.abandon if topology.survives else self._supervisor.close)()
         topology.free()
         return status
 
