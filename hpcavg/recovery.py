@@ -9,6 +9,7 @@ brings how many collectives it has completed in each scope, and learns whether a
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar, cast
@@ -24,13 +26,15 @@ from mpi4py import MPI
 
 from hpcavg.errors import InputError
 from hpcavg.schedule import Scope
-from hpcavg.topology import Topology
+from hpcavg.topology import Topology, wait_until
 
 _T = TypeVar("_T")
 
 # What mpirun --with-ft ulfm sets for the ranks.
 _ENABLED = "OMPI_MCA_mpi_ft_enable"
-_has_lost_ranks = False
+# How long a rank that is done waits for the others to be so, too.
+_FAREWELL_S = 5.0
+_has_survivors = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class SurvivingTopology(Topology):
         self._completed = {Scope.LOCAL: 0, Scope.GLOBAL: 0}
         self._renewals: list[Callable[[], None]] = []
         self.losses: list[Loss] = []
+        global _has_survivors
+        _has_survivors = True
         super().__init__(comm, group_size)
         self.origin = self.rank
         self._members: list[int] = self.everyone.allgather(self.origin)
@@ -154,8 +160,6 @@ class SurvivingTopology(Topology):
             except MPI.Exception as raised:
                 if raised is error:
                     raise
-        global _has_lost_ranks
-        _has_lost_ranks = True
         lost = tuple(rank for rank in before if rank not in self._members)
         self.losses.append(Loss(lost, self.num_learners, time.perf_counter() - met))
 
@@ -166,14 +170,22 @@ class SurvivingTopology(Topology):
                 comm.Revoke()
 
     def free(self) -> None:
-        """Free the communicators, unless ranks have died: their share of that is missing."""
-        if not self.losses:
-            super().free()
+        """Let the other survivors get as far as this: a rank that is gone counts as dead to whoever is not.
+
+        Nothing is freed: that would need the dead, who may have died just now.
+        """
+        atexit.unregister(self.free)
+        if self._is_free:
+            return
+        self._is_free = True
+        with suppress(MPI.Exception):
+            request, until = self.everyone.Ibarrier(), time.monotonic() + _FAREWELL_S
+            wait_until(lambda: request.Test() or time.monotonic() > until, 0.005)
 
 
 def finalize() -> None:
-    """End MPI, unless ranks have died: it would wait for what they owe, and is left as it is."""
-    if not _has_lost_ranks and not MPI.Is_finalized():
+    """End MPI, except where ranks may die: it would wait for what they owe, and is left as it is."""
+    if not _has_survivors and not MPI.Is_finalized():
         MPI.Finalize()
 
 

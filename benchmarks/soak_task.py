@@ -1,0 +1,303 @@
+"""The digits task for `benchmarks.soak`, with ranks that die at a chosen place of a chosen step.
+
+``PLAN`` in the environment names a JSON file: a list of ``{"rank", "place", "step"}``, the rank as numbered at the
+start. At the first passage of the place at that step or a later one the rank kills itself with SIGKILL. Survivors
+leave ``survivor-RANK.json`` beside the plan: a hash of their parameters, their losses of ranks, and the time it cost.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hpcavg import checkpoint
+from hpcavg.averager import Averager
+from hpcavg.averaging import Averaging
+from hpcavg.checkpointer import Checkpointer
+from hpcavg.config import Config
+from hpcavg.delayed import Delayed
+from hpcavg.mean import mpi as mpi_engine
+from hpcavg.mean import pending, shared
+from hpcavg.recovery import SurvivingTopology
+from hpcavg.replica import Replica
+from hpcavg.tasks import Task, digits
+from hpcavg.train import Trainer
+
+PLAN = "HPCAVG_SOAK_PLAN"
+
+# What a rank is in, and where it may die there. A collective: before it, when its result is there but others may not
+# have theirs, and when all have it and nobody has used it. A mean: with half of the own slice written, too.
+_COLLECTIVE = ("before", "after", "told")
+_MEAN = ("before", "half", "after", "told")
+PLACES: dict[str, tuple[str, ...]] = {
+    "computation": ("step",),
+    "local average": _MEAN,
+    "global average": _MEAN,
+    "start of a delayed average": _COLLECTIVE,
+    "delayed average on its way": ("half", "after"),
+    "merge of a delayed average": ("before", "told"),
+    "agreement on a round": _COLLECTIVE,
+    "mean for an evaluation": _MEAN,
+    "evaluation": _COLLECTIVE,
+    "checkpoint": ("before", "file", "manifest", "after", "told"),
+    "recovery": ("met", "shrunk", "split", "renewed", "moved"),
+    "final average": _MEAN,
+    "summary": (*_COLLECTIVE, "leaving"),
+}
+# Nobody need learn of this one.
+LEAVING = "summary: leaving"
+
+
+class Reaper:
+    """Kills this process when it passes by the place that the plan says, and keeps account of what others' deaths cost.
+
+    Attributes
+    ----------
+    step : the step that is being taken. interrupted_s : seconds in collectives up to the deaths that interrupted them.
+    """
+
+    def __init__(self, plan: Path) -> None:
+        self._folder = plan.parent
+        self._plan: list[dict[str, Any]] = json.loads(plan.read_text())
+        self._own: list[tuple[str, int]] | None = None
+        self._is_in = threading.local()  # means on their way are another thread's
+        self.model: nn.Module | None = None
+        self.topology: SurvivingTopology | None = None
+        self.step = 0
+        self.interrupted_s = 0.0
+        self._met_s = 0.0
+
+    def meet(self) -> None:
+        """Keep in mind when a death was met."""
+        self._met_s = time.perf_counter()
+
+    @property
+    def what(self) -> str:
+        """What the thread is in."""
+        return getattr(self._is_in, "what", "")
+
+    @contextmanager
+    def within(self, what: str) -> Iterator[None]:
+        """Be in `what`, for the time of the block."""
+        outer, self._is_in.what = self.what, what
+        try:
+            yield
+        finally:
+            self._is_in.what = outer
+
+    def pass_by(self, place: str, what: str | None = None) -> None:
+        """Die if this is the place."""
+        if self.topology is None:
+            return
+        name = f"{self.what if what is None else what}: {place}"
+        own = self._plan_of(self.topology.origin)
+        if any(name == where and self.step >= step for where, step in own):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def is_due(self, place: str) -> bool:
+        """Return whether `pass_by` would kill."""
+        name = f"{self.what}: {place}"
+        topology = self.topology
+        return topology is not None and any(
+            name == where and self.step >= step for where, step in self._plan_of(topology.origin)
+        )
+
+    def _plan_of(self, rank: int) -> list[tuple[str, int]]:
+        if self._own is None:
+            self._own = [(each["place"], each["step"]) for each in self._plan if each["rank"] == rank]
+        return self._own
+
+    def collective(self, carry_out: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `carry_out` or `attempt` with places before, at and after what it does."""
+
+        @functools.wraps(carry_out)
+        def wrapped(topology: SurvivingTopology, action: Callable[[], Any], *rest: Any, **more: Any) -> Any:
+            def act() -> Any:
+                self.pass_by("before")
+                result = action()
+                self.pass_by("after")
+                return result
+
+            entered_s, num_losses = time.perf_counter(), len(topology.losses)
+            result = carry_out(topology, act, *rest, **more)
+            if len(topology.losses) > num_losses:
+                # Of several deaths in one collective the last counts: what lies before is recovery, too, or waiting.
+                recovered_s = sum(loss.recovery_s for loss in topology.losses[num_losses:-1])
+                self.interrupted_s += self._met_s - entered_s - recovered_s
+            self.pass_by("told")
+            return result
+
+        return wrapped
+
+    def inside(self, function: Callable[..., Any], what: Callable[..., str] | str) -> Callable[..., Any]:
+        """Return `function`, in which this rank is in `what`, or in what that returns for the arguments."""
+
+        @functools.wraps(function)
+        def wrapped(*arguments: Any, **more: Any) -> Any:
+            with self.within(what if isinstance(what, str) else what(*arguments, **more)):
+                return function(*arguments, **more)
+
+        return wrapped
+
+    def before(self, function: Callable[..., Any], place: str, what: str | None = None) -> Callable[..., Any]:
+        """Return `function` with a place before it."""
+
+        @functools.wraps(function)
+        def wrapped(*arguments: Any, **more: Any) -> Any:
+            self.pass_by(place, what)
+            return function(*arguments, **more)
+
+        return wrapped
+
+    def after(self, function: Callable[..., Any], place: str, what: str | None = None) -> Callable[..., Any]:
+        """Return `function` with a place after it."""
+
+        @functools.wraps(function)
+        def wrapped(*arguments: Any, **more: Any) -> Any:
+            result = function(*arguments, **more)
+            self.pass_by(place, what)
+            return result
+
+        return wrapped
+
+    def install(self) -> None:
+        """Put the places into the classes of hpcavg, in this process."""
+        patch = _Patch(self)
+        patch.collectives()
+        patch.means()
+        patch.recovery()
+        atexit.register(self.leave)
+
+    def leave(self) -> None:
+        """Leave what the soak checks of a survivor."""
+        topology, model = self.topology, self.model
+        if topology is None or model is None:
+            return
+        bits = hashlib.sha256()
+        for tensor in (*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())):
+            bits.update(tensor.detach().contiguous().numpy().tobytes())
+        found = {
+            "rank": topology.origin,
+            "sha256": bits.hexdigest(),
+            "losses": [[*loss.ranks] for loss in topology.losses],
+            "recovery_s": [loss.recovery_s for loss in topology.losses],
+            "interrupted_s": self.interrupted_s,
+        }
+        (self._folder / f"survivor-{topology.origin}.json").write_text(json.dumps(found))
+
+
+class _Patch:
+    """The places, one method for each kind."""
+
+    def __init__(self, reaper: Reaper) -> None:
+        self.reaper = reaper
+
+    def _in(self, owner: Any, name: str, what: Callable[..., str] | str) -> None:
+        _replace(owner, name, self.reaper.inside(getattr(owner, name), what))
+
+    def _before(self, owner: Any, name: str, place: str, what: str | None = None) -> None:
+        _replace(owner, name, self.reaper.before(getattr(owner, name), place, what))
+
+    def _after(self, owner: Any, name: str, place: str, what: str | None = None) -> None:
+        _replace(owner, name, self.reaper.after(getattr(owner, name), place, what))
+
+    def collectives(self) -> None:
+        """Whatever goes through the topology, and what it is."""
+        reaper, step = self.reaper, Averager.step
+        for name in ("carry_out", "attempt"):
+            _replace(SurvivingTopology, name, reaper.collective(getattr(SurvivingTopology, name)))
+
+        def counted(averager: Averager, *arguments: Any, **more: Any) -> None:
+            reaper.topology = averager.topology  # type: ignore[assignment]
+            reaper.step = averager.progress.step + 1
+            reaper.pass_by("step", "computation")
+            step(averager, *arguments, **more)
+
+        _replace(Averager, "step", counted)
+        self._in(Averaging, "take", lambda averaging, scope, progress: f"{scope.value} average")
+        self._in(Averaging, "take_final", "final average")
+        self._in(Averaging, "replace_by_mean", "mean for an evaluation")
+        self._in(Delayed, "start", "start of a delayed average")
+        self._in(Delayed, "collect", "merge of a delayed average")
+        self._in(Averager, "_agree_on_round", "agreement on a round")
+        self._in(Trainer, "_evaluate", "evaluation")
+        self._in(Trainer, "_conclude", "summary")
+        self._in(Checkpointer, "write", "checkpoint")
+        self._before(SurvivingTopology, "free", "leaving", "summary")
+        self._before(checkpoint, "write_rank", "file")
+        self._before(checkpoint, "commit", "manifest")
+
+    def means(self) -> None:
+        """In the middle of a mean: half of the slice is written, or MPI has summed the first of the arrays."""
+        reaper, average, step = self.reaper, shared.average, pending.Pending.step
+
+        def half(rows: Any, targets: Any, start: int, end: int) -> None:
+            if reaper.is_due("half"):
+                average(rows, targets, start, (start + end) // 2)
+                reaper.pass_by("half")
+            average(rows, targets, start, end)
+
+        def watched(mean: pending.Pending) -> bool:
+            with reaper.within("delayed average on its way"):
+                got_on = step(mean)
+                if got_on and mean.is_complete:
+                    reaper.pass_by("after")
+                return got_on
+
+        _replace(shared, "average", half)
+        _replace(pending.Pending, "step", watched)
+        self._before(mpi_engine, "divide", "half")
+
+    def recovery(self) -> None:
+        """While others' deaths are dealt with."""
+        reaper, recover, split = self.reaper, SurvivingTopology.recover, SurvivingTopology._split
+
+        def recovering(topology: SurvivingTopology, error: Any) -> None:
+            reaper.meet()
+            with reaper.within("recovery"):
+                reaper.pass_by("met")
+                recover(topology, error)
+
+        def splitting(topology: SurvivingTopology, everyone: Any) -> None:
+            is_recovering = reaper.what == "recovery"
+            if is_recovering:
+                reaper.pass_by("shrunk")
+            split(topology, everyone)
+            if is_recovering:
+                reaper.pass_by("split")
+
+        _replace(SurvivingTopology, "recover", recovering)
+        _replace(SurvivingTopology, "_split", splitting)
+        self._before(Replica, "_go_home", "renewed")
+        self._after(Replica, "_go_home", "moved")
+
+
+def _replace(owner: Any, name: str, function: Callable[..., Any]) -> None:
+    setattr(owner, name, function)
+
+
+def task(config: Config) -> Task:
+    """Return the digits task with a perceptron whose means are taken in slices, and this process under the reaper."""
+    reaper = Reaper(Path(os.environ[PLAN]))
+    reaper.install()
+
+    def build_model() -> nn.Module:
+        reaper.model = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(),
+            nn.Linear(128, 10),
+        )  # fmt: skip
+        return reaper.model
+
+    return Task("digits", build_model, digits.load_data)
