@@ -38,9 +38,10 @@ class Checkpointer:
 
     @property
     def is_overdue(self) -> bool:
-        """Whether one is due by the clock, which is rank 0's to ask for."""
+        """Whether one is due by the clock, which is rank 0's to ask for; never where servers keep the state."""
         minutes = self._config.checkpoint_minutes
-        return bool(minutes) and self._topology.rank == 0 and time.monotonic() - self._written_at_s > 60 * minutes
+        may_ask = bool(minutes) and self._topology.rank == 0 and self._averager.algorithm.server is None
+        return may_ask and time.monotonic() - self._written_at_s > 60 * minutes
 
     def write(self, step: float, loop: Mapping[str, Any], about: Callable[[], Mapping[str, Any]]) -> str | None:
         """Write one of all learners; return why it could not be written, None where it was. Collective over them.

@@ -46,9 +46,14 @@ def create(config: Config, task_name: str) -> Path:
 
 
 def check(path: Path, may_be_run: bool = False) -> None:
-    """Raise `InputError` when `path` cannot become a run's folder, or with `may_be_run` be one; nothing is written."""
+    """Raise `InputError` when `path` cannot become a run's folder, or with `may_be_run` be one; nothing is written.
+
+    A run that was killed before it could write its configuration counts as one.
+    """
     try:
-        if path.is_dir() and any(path.iterdir()) and not (may_be_run and (path / CONFIG_FILE).is_file()):
+        begun = {"metrics", "checkpoints", f"{CONFIG_FILE}.partial"}
+        names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+        if names and not (may_be_run and ((path / CONFIG_FILE).is_file() or names <= begun)):
             raise InputError("output", path, "a new or empty folder; this one holds files, as another run would")
         parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     except OSError as error:

@@ -124,7 +124,14 @@ def start_again(averager: Averager, progress: Mapping[str, Any], step: int) -> N
     averager.progress = Progress(step=step, round=progress["round"], round_step=step, mean_step=float(step), **kept)
     seed = (averager.generator.initial_seed() + step) % 2**63
     averager.generator.manual_seed(seed)
+    seed_generators(seed)
+
+
+def seed_generators(seed: int) -> None:
+    """Let the generators that a task may draw from, torch's, NumPy's and Python's own, begin anew."""
     torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  a task's own code may use it
+    random.seed(seed)
 
 
 def _fit(load: Any, state: Any, what: str) -> None:
@@ -141,7 +148,7 @@ def _random_state() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-        "numpy": np.random.get_state(),  # noqa: NPY002  a task's own code may use it
+        "numpy": np.random.get_state(),  # noqa: NPY002
         "python": random.getstate(),
     }
 

@@ -56,7 +56,7 @@ class Trainer:
         self.total_steps = config.steps or (config.epochs or 0) * self.feed.steps_per_epoch
         found = topology.do_together(lambda: resume.find(config) if topology.rank == 0 else None)
         self._found = topology.everyone.bcast(found, root=0)
-        torch.manual_seed(config.seed)
+        saving.seed_generators(config.seed)
         model = topology.do_together(lambda: tasks.build_model(self.task))
         self.model = model.to(self.device, getattr(torch, config.dtype))
         self.optimizer = self._build_optimizer()
@@ -81,7 +81,7 @@ class Trainer:
             check_rounds=config.check_rounds,
         )
         # From here on learners differ: dropout and other random layers draw from the learner's own stream.
-        torch.manual_seed(self.averager.generator.initial_seed())
+        saving.seed_generators(self.averager.generator.initial_seed())
         self.scheduler = learning_rate.build(config, self.optimizer, self.total_steps)
         self.account = Account()
         self.epoch = 0  # those that are over

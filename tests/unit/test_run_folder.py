@@ -5,6 +5,7 @@ import os
 import pytest
 
 from hpcavg import files, run_folder
+from hpcavg.errors import InputError
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -36,3 +37,15 @@ def test_a_failure_to_write_becomes_its_reason(tmp_path):
 def test_other_failures_are_not_hidden():
     with pytest.raises(ZeroDivisionError):
         run_folder.attempt(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize("left", [["metrics"], ["metrics", "checkpoints"], ["metrics", "config.toml.partial"]])
+def test_a_run_that_was_killed_at_its_very_start_may_be_resumed(tmp_path, left):
+    for name in left:
+        (tmp_path / name).mkdir()
+    run_folder.check(tmp_path, may_be_run=True)
+    with pytest.raises(InputError, match="output"):
+        run_folder.check(tmp_path)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match="output"):
+        run_folder.check(tmp_path, may_be_run=True)

@@ -1,0 +1,46 @@
+"""Runs that are killed, or told to stop, and resumed: they end with the bits of a run that nothing has disturbed.
+
+With HPCAVG_KILLS=60 the runs are killed 60 times, 15 for each of four algorithms, and a table says where.
+"""
+
+import os
+import random
+from collections import Counter
+
+import pytest
+
+from tests.process.resuming import differences, outcome, train, train_killed, write_task
+
+pytestmark = pytest.mark.process
+
+KILLS = int(os.environ.get("HPCAVG_KILLS", 4))
+SEED = int(os.environ.get("HPCAVG_SEED", 1))
+KILLED = {
+    "hier-avg": (3, "--k1 4 --k2 12 --group-size 2 --schedule one-cycle"),
+    "dasgd": (2, "--tau 8 --delay 6 --xi 0.25 --schedule step"),
+    "ada-lupa": (2, "--tau0 2 --rounds 12 --optimizer-state average --schedule one-cycle"),
+    "slowmo": (2, "--k 9 --schedule step --warmup-steps 20"),
+}
+
+
+@pytest.mark.parametrize("algorithm", KILLED)
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, algorithm):
+    """Killed at random moments, also inside a checkpoint, with means in flight and momentum on its way."""
+    ranks, options = KILLED[algorithm]
+    task = write_task(tmp_path)
+    arguments = ["--algorithm", algorithm, "--task", task, *options.split()]
+    arguments += "--steps 150 --checkpoint-steps 7 --flush-seconds 0.3 --batch-size 8".split()
+    train(ranks, arguments, tmp_path / "undisturbed")
+    undisturbed = outcome(tmp_path / "undisturbed")
+    assert undisturbed["step/step"].tolist() == [list(range(1, 151))] * ranks
+    own = random.Random(f"{SEED} {algorithm}")
+    num_left, runs, where = KILLS // len(KILLED), 0, Counter()
+    while num_left > 0:
+        runs += 1
+        folder = tmp_path / f"killed-{runs}"
+        places = train_killed(ranks, arguments, folder, num_left, own, STEP_S="0.02", CALL_S="0.01")
+        where.update(places)
+        num_left -= len(places)
+        print(f"{algorithm}, run {runs}: killed {', '.join(places) or 'never'}", flush=True)
+        assert differences(undisturbed, outcome(folder)) == []
+    print(f"{algorithm}: {where.total()} kills in {runs} runs: {dict(where)}", flush=True)
