@@ -7,13 +7,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mpi4py import MPI
-
 from hpcavg import run_folder
 from hpcavg.account import Account, Result
 from hpcavg.events import Event
 from hpcavg.metrics import Recorder
 from hpcavg.progress import display
+from hpcavg.schedule import Scope
 from hpcavg.summary import counted
 from hpcavg.topology import Topology
 
@@ -99,10 +98,11 @@ class Record:
             line += f"  accuracy {mean.accuracy:.4f}  (learners {learners.accuracy:.4f})"
         self.line(line)
 
-    def flush(self, comm: MPI.Comm) -> None:
-        """Write what has been recorded, and show what is lost on any rank of `comm`. Collective over it."""
+    def flush(self, scope: Scope = Scope.GLOBAL) -> None:
+        """Write what has been recorded, and show what is lost on any rank of `scope`. Collective over it."""
         self._metrics.flush()
-        for lost in self._topology.carry_out(lambda: comm.allgather(self._metrics.lost), what="evaluation"):
+        topology = self._topology
+        for lost in topology.carry_out(lambda: topology.comm(scope).allgather(self._metrics.lost), what="evaluation"):
             if lost is not None:
                 self.tell_of(lost)
 

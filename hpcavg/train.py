@@ -334,7 +334,7 @@ class Trainer:
         self.record.averages(self.averager.events)
         result = Result(train_loss, mean, learners)
         self.record.evaluation(averager.progress.step, epoch, result, self.task.count_correct is not None)
-        self.record.flush(topology.world)
+        self.record.flush()
         self.model.train()
         averager.restart_clock()
         return result
@@ -357,7 +357,7 @@ class Trainer:
     def _save(self, reached: float) -> None:
         """Write a checkpoint of all learners, which have reached this step; one that cannot be written is told of."""
         topology, feed, record = self.topology, self.feed, self.record
-        record.flush(topology.world)
+        record.flush()
         loop = {
             "epoch": self.epoch,
             "losses": torch.stack(self._losses) if self._losses else torch.empty(0),
@@ -381,7 +381,7 @@ class Trainer:
     def _conclude(self, result: Result | None) -> int:
         """Leave the record of the run, where it is at its end, and return the exit status of all ranks. Collective."""
         topology, averager, record = self.topology, self.averager, self.record
-        record.flush(topology.everyone)
+        record.flush(Scope.SERVER)
         self.account.wall_s = self._wall_s()
         is_complete, last = self._stopped_by is None, self._checkpointer.last
         if not is_complete:
