@@ -36,10 +36,10 @@ def environment(**changes):
     return {**kept, **root, "OMPI_MCA_osc": "^ucx", "OMP_NUM_THREADS": "1", **changes}
 
 
-def start(ranks, arguments, module="hpcavg", **changes):
+def start(ranks, arguments, module="hpcavg", flags=(), **changes):
     command = [sys.executable, "-m", module, *map(str, arguments)]
     if ranks:
-        command = [mpirun(), "-np", str(ranks), *FLAGS, *command]
+        command = [mpirun(), "-np", str(ranks), *FLAGS, *flags, *command]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -50,10 +50,10 @@ def start(ranks, arguments, module="hpcavg", **changes):
     )
 
 
-def run(ranks, arguments, timeout=60, module="hpcavg", **changes):
+def run(ranks, arguments, timeout=60, module="hpcavg", flags=(), **changes):
     """Run `module` on `ranks` ranks (0: without mpirun); fail when it has not ended after `timeout` seconds."""
     started = time.monotonic()
-    process = start(ranks, arguments, module, **changes)
+    process = start(ranks, arguments, module, flags, **changes)
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
