@@ -32,8 +32,9 @@ _T = TypeVar("_T")
 
 # What mpirun --with-ft ulfm sets for the ranks.
 _ENABLED = "OMPI_MCA_mpi_ft_enable"
-# How long a rank that is done waits for the others to be so, too.
-_FAREWELL_S = 5.0
+# How long a rank that is done waits for the others to be so, and one that fails for others to fail as well.
+_END_WAIT_S = 5.0
+_FAREWELL_S = 1.0
 _has_survivors = False
 
 
@@ -79,7 +80,7 @@ class SurvivingTopology(Topology):
         super().__init__(comm, group_size)
         self.origin = self.rank
         self._members: list[int] = self.everyone.allgather(self.origin)
-        install_farewell_hook(self.origin)
+        install_farewell_hook(self.origin, self._is_last)
 
     def _group_name(self, first_on_node: int) -> int:
         if self._name is None:
@@ -92,6 +93,21 @@ class SurvivingTopology(Topology):
         It may communicate; it is repeated if more ranks die meanwhile.
         """
         self._renewals.append(action)
+
+    def _is_last(self) -> bool:
+        """Return whether all other ranks are dead; if this is the lowest that is not, wait a moment for it.
+
+        A fault that all share, in the task's code for example, would else leave no rank whose status tells of it.
+        """
+        deadline = time.monotonic() + _FAREWELL_S
+        while True:
+            failed = self.everyone.Get_failed().Translate_ranks(None, self.everyone.Get_group())
+            others = set(range(self.everyone.Get_size())) - {self.everyone.Get_rank(), *failed}
+            if not others:
+                return True
+            if min(others) < self.everyone.Get_rank() or time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
 
     # -- collectives ----------------------------------------------------------------------------------------------
 
@@ -179,7 +195,7 @@ class SurvivingTopology(Topology):
             return
         self._is_free = True
         with suppress(MPI.Exception):
-            request, until = self.everyone.Ibarrier(), time.monotonic() + _FAREWELL_S
+            request, until = self.everyone.Ibarrier(), time.monotonic() + _END_WAIT_S
             wait_until(lambda: request.Test() or time.monotonic() > until, 0.005)
 
 
@@ -189,10 +205,11 @@ def finalize() -> None:
         MPI.Finalize()
 
 
-def install_farewell_hook(rank: int) -> None:
+def install_farewell_hook(rank: int, is_last: Callable[[], bool]) -> None:
     """Make an uncaught exception, in any thread, print its traceback and end this rank alone.
 
-    Only a process that a signal ends is dead in the eyes of MPI; one that exits would be waited for.
+    Only a process that a signal ends is dead in the eyes of MPI; one that exits would be waited for. But mpirun counts
+    no dead ones in its status: where `is_last` says that nobody waits, this rank exits, with status 1.
     """
 
     def leave(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
@@ -201,6 +218,8 @@ def install_farewell_hook(rank: int) -> None:
         stderr = sys.__stderr__ or sys.stderr
         stderr.write(f"hpcavg: rank {rank} failed; the others go on without it\n{''.join(lines)}")
         stderr.flush()
+        if is_last():
+            os._exit(1)
         os.kill(os.getpid(), signal.SIGKILL)
 
     def leave_from_thread(args: Any) -> None:

@@ -22,3 +22,17 @@ def test_a_death_before_records_are_flushed(tmp_path, rank):
     assert result.status == 0, result.err
     assert result.out.count(f"lost rank {rank}; 2 learners went on") == 1
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["completed"]
+
+
+@pytest.mark.parametrize("ranks", [[0], [2]])
+def test_a_rank_that_fails_leaves_alone(tmp_path, ranks):
+    result = lose(tmp_path / "run", "hpcavg.feed:Feed.next", ranks, "--time", 50, "--fails")
+    assert result.status == 0, result.err
+    assert result.err.count("told to fail in next") == 1
+    assert f"lost rank {ranks[0]}; 2 learners went on" in result.out
+
+
+def test_where_all_fail_the_status_tells(tmp_path):
+    result = lose(tmp_path / "run", "hpcavg.feed:Feed.next", [0, 1, 2], "--time", 50, "--fails")
+    assert result.status == 1
+    assert result.err.count("told to fail in next") == 3
