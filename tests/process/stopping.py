@@ -25,7 +25,7 @@ OPTIONS = [
     "--algorithm sync-sgd --optimizer adam --learning-rate 0.003",
     "--algorithm sync-sgd --variant gradients --optimizer adamw --learning-rate 0.003 --schedule cosine",
     "--algorithm one-shot --buffers recompute",
-    "--algorithm k-avg --k 5 --optimizer-state average --buffers keep --nesterov true --consensus-distance true",
+    "--algorithm k-avg --k 5 --optimizer-state average --buffers keep --nesterov --consensus-distance",
     "--algorithm k-avg --k 7 --optimizer adam --optimizer-state average --partition shared --learning-rate 0.003",
     "--algorithm hier-avg --k1 2 --k2 6 --group-size 2 --optimizer-state reset --check-rounds 1",
     "--algorithm hier-avg --k1 3 --k2 9 --group-size 2 --dtype float64 --buffers recompute --schedule one-cycle",
