@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ class Manifest:
     parts : for every rank, the number of the rank whose file holds its part of that name: ranks with equal parts name
         one and the same.
     about : JSON values of the caller's, for example the configuration.
+    number : its place in the order in which those of the folder were written, from 1; `commit` gives it. Steps do not
+        tell: a run that goes on with more ranks from an epoch's end has taken fewer of them.
     """
 
     step: int
@@ -49,6 +52,7 @@ class Manifest:
     files: list[FileRecord]
     parts: list[dict[str, int]]
     about: dict[str, Any]
+    number: int = 0
 
     def __post_init__(self) -> None:
         names = {record.name for record in self.files}
@@ -117,6 +121,8 @@ def write_rank(path: Path, rank: int, parts: Mapping[str, Any]) -> FileRecord:
 
 def commit(path: Path, manifest: Manifest) -> None:
     """Make the checkpoint in `path` count, once every rank's file is written; then let ``latest`` point to it."""
+    numbers = (found.manifest.number for _, found in _entries(path.parent) if isinstance(found, Checkpoint))
+    manifest = replace(manifest, number=1 + max(numbers, default=0))
     files.replace_file(path / MANIFEST, [manifest.to_json().encode()])
     files.switch_link(path.parent / LATEST, path.name)
 
@@ -129,17 +135,16 @@ def discard(path: Path) -> None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, at least 1, and what was left half-written before the newest.
+    """Remove all but the newest `keep` checkpoints, at least 1, and what was left half-written.
 
-    The one ``latest`` points to always stays. Raises `OSError` where one cannot be removed, after all others were.
+    Nothing goes as long as none is whole. The one ``latest`` points to always stays. Raises `OSError` where one cannot
+    be removed, after all others were.
     """
     latest = _latest(folder)
-    whole, half_written, failed = [], [], None
-    for path, found in _entries(folder):  # from the newest on
-        if isinstance(found, Checkpoint):
-            whole.append(path)
-        elif whole:
-            half_written.append(path)
+    entries = _entries(folder)
+    whole = [path for path, found in entries if isinstance(found, Checkpoint)]
+    half_written = [path for path, found in entries if whole and not isinstance(found, Checkpoint)]
+    failed = None
     for path in (*half_written, *whole[keep:]):
         if path.name != latest:
             try:
@@ -154,7 +159,7 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def candidates(folder: Path) -> list[Path]:
-    """Return the folders of checkpoints in `folder`, whole or not, the newest first: by step, then by attempt.
+    """Return the folders of checkpoints in `folder`: those that are not whole, then the others, the newest first.
 
     Raises `InputError` where `folder` cannot be read; one that does not exist is empty.
     """
@@ -165,7 +170,7 @@ def candidates(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
-    """Return the newest checkpoint that is whole and unharmed, and the newer ones, each with why it was passed over.
+    """Return the newest checkpoint that is whole and unharmed, and what was passed over for it, each with the reason.
 
     Every byte of it is read. Raises `InputError` where `folder` cannot be read.
     """
@@ -192,15 +197,15 @@ def open_checkpoint(path: Path | str, verify: bool = True) -> Checkpoint:
 
 
 def _entries(folder: Path) -> list[tuple[Path, Checkpoint | str]]:
-    """Return the checkpoints in `folder`, the newest first, with what `_inspect` says of each."""
+    """Return the checkpoints in `folder`, in the order of `candidates`, with what `_inspect` says of each."""
     entries = []
     with suppress(FileNotFoundError):
         for name in os.listdir(folder):
             match = _FOLDER.fullmatch(name)
             if match:
                 found = _inspect(folder / name, verify=False)
-                step = found.manifest.step if isinstance(found, Checkpoint) else int(match[1])
-                entries.append(((step, int(match[2] or 1)), folder / name, found))
+                number = found.manifest.number if isinstance(found, Checkpoint) else math.inf
+                entries.append(((number, int(match[1]), int(match[2] or 1)), folder / name, found))
     return [(path, found) for _, path, found in sorted(entries, key=lambda entry: entry[0], reverse=True)]
 
 
@@ -222,7 +227,9 @@ def _parse(data: bytes) -> Manifest:
     """Return the manifest whose text `data` is; raises some exception unless it is that to the last byte."""
     values = json.loads(data)
     records = [FileRecord(**record) for record in values["files"]]
-    manifest = Manifest(values["step"], values["num_ranks"], records, values["parts"], values["about"])
+    manifest = Manifest(
+        values["step"], values["num_ranks"], records, values["parts"], values["about"], values["number"]
+    )
     if manifest.to_json().encode() != data:
         raise ValueError("checksum")
     return manifest

@@ -25,23 +25,31 @@ _FREE = {
 
 @dataclass(frozen=True)
 class Found:
-    """The checkpoint to go on from; None to start afresh. passed_over : newer ones that cannot be used, and why."""
+    """The checkpoint to go on from; None to start afresh.
+
+    passed_over : those that cannot be used, and why. is_any_damaged : not all of them just were never finished.
+    """
 
     checkpoint: Checkpoint | None
     passed_over: Sequence[str] = ()
+    is_any_damaged: bool = False
 
 
 def find(config: Config) -> Found:
     """Return what ``config.resume`` names, read to the last byte.
 
-    ``auto`` is the newest whole and unharmed checkpoint of the run in ``config.output``, or none; a path is a run's
-    folder, or a checkpoint in it. Raises `InputError` where there is none at the path, or it is another run's.
+    ``auto`` is the newest whole and unharmed checkpoint of the run in ``config.output``, or none where no checkpoint
+    was ever finished; a path is a run's folder, or a checkpoint in it. Raises `InputError` where there is none at the
+    path, all are damaged, or it is another run's.
     """
     if config.resume is None:
         return Found(None)
     if config.resume == "auto":
         assert config.output is not None
         found = _newest(Path(config.output))
+        if found.checkpoint is None and found.is_any_damaged:  # to start over would lose what may still be saved
+            allowed = f"of a run with a whole checkpoint ({'; '.join(found.passed_over)}); to start over, remove them"
+            raise InputError("resume", config.resume, allowed)
     elif os.path.isdir(Path(config.resume) / CHECKPOINTS):
         found = _newest(Path(config.resume))
         if found.checkpoint is None:
@@ -56,7 +64,8 @@ def find(config: Config) -> Found:
 
 def _newest(run: Path) -> Found:
     saved, passed_over = checkpoint.newest(run / CHECKPOINTS)
-    return Found(saved, [f"{path.name}: {why}" for path, why in passed_over])
+    is_any_damaged = any((path / checkpoint.MANIFEST).exists() for path, _ in passed_over)
+    return Found(saved, [f"{path.name}: {why}" for path, why in passed_over], is_any_damaged)
 
 
 def _check_same(config: Config, saved: Checkpoint) -> None:

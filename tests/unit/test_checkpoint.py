@@ -77,7 +77,7 @@ def test_every_rank_gets_its_parts_wherever_they_are(tmp_path):
     assert list(found.load(1, ["loop"])) == ["loop"]
 
 
-def test_the_newest_is_the_one_of_the_highest_step_and_attempt(tmp_path):
+def test_the_newest_is_the_one_that_was_written_last(tmp_path):
     assert newest(tmp_path) == newest(tmp_path / "missing") == (None, [])
     paths = [take(tmp_path, step) for step in (9, 10, 9, *[10] * 10)]
     assert [path.name for path in paths[1:5]] == [
@@ -86,8 +86,9 @@ def test_the_newest_is_the_one_of_the_highest_step_and_attempt(tmp_path):
         "step-00000010~2",
         "step-00000010~3",
     ]
-    assert newest(tmp_path)[0].path == tmp_path / "step-00000010~11"
-    assert open_checkpoint(tmp_path / LATEST).path == tmp_path / "step-00000010~11"
+    assert newest(tmp_path)[0].path == open_checkpoint(tmp_path / LATEST).path == tmp_path / "step-00000010~11"
+    path = take(tmp_path, 7)
+    assert newest(tmp_path)[0].path == open_checkpoint(tmp_path / LATEST).path == path
 
 
 def test_what_is_not_whole_is_passed_over_and_told(tmp_path):
@@ -104,9 +105,9 @@ def test_what_is_not_whole_is_passed_over_and_told(tmp_path):
     assert [(path.name, reason) for path, reason in passed_over] == [
         ("step-00000009", "manifest.json: Not a directory"),
         ("step-00000005", "it has no manifest.json: it was not finished"),
+        ("step-00000002", "manifest.json is damaged"),
         ("step-00000004", "rank-00001.safetensors: No such file or directory"),
         ("step-00000003", "rank-00002.safetensors has 5 bytes and was written with 304"),
-        ("step-00000002", "manifest.json is damaged"),
     ]
     for path, reason in passed_over:
         with pytest.raises(InputError) as caught:
@@ -145,16 +146,17 @@ def test_the_newest_stay(tmp_path):
     write(tmp_path, 2)
     write(tmp_path, 8)
     take(tmp_path, 3, keep=2)
-    assert names(tmp_path) == [LATEST, "step-00000002", "step-00000003", "step-00000008"]
-    take(tmp_path, 9, keep=1)
-    assert names(tmp_path) == [LATEST, "step-00000009"]
+    assert names(tmp_path) == [LATEST, "step-00000002", "step-00000003"]
+    take(tmp_path, 1, keep=1)
+    assert names(tmp_path) == [LATEST, "step-00000001"]
 
 
-def test_the_latest_stays_also_below_others(tmp_path):
+def test_the_latest_stays_also_where_its_manifest_is_damaged(tmp_path):
     for step in (10, 20):
         take(tmp_path, step)
-    take(tmp_path, 15, keep=1)
-    assert names(tmp_path) == [LATEST, "step-00000015", "step-00000020"]
+    (tmp_path / "step-00000020" / "manifest.json").write_text("{}")
+    prune(tmp_path, 1)
+    assert names(tmp_path) == [LATEST, "step-00000010", "step-00000020"]
 
 
 def test_what_cannot_be_removed_keeps_nothing_else(tmp_path):
