@@ -36,11 +36,12 @@ from benchmarks.soak_task import LEAVING, PLACES, PLAN
 from hpcavg import metrics, summary
 from hpcavg.errors import InputError
 
-STEPS = 300
-_CHECKPOINT_STEPS = 40
+STEPS = 500
+_CHECKPOINT_STEPS = 50
 # Steps that the places of one event may be apart: the first mean after any step is due within so many.
 _REACH_STEPS = 32
-_BLOCKING = {"computation": 1, "global average": 3, "mean for an evaluation": 1, "evaluation": 1, "checkpoint": 1}
+_ALL = dict.fromkeys(("computation", "mean for an evaluation", "evaluation", "flush of records", "checkpoint"), 1)
+_BLOCKING = {**_ALL, "global average": 3}
 _LATE = ("final average", "summary")
 # Options of each algorithm, and what its runs go through, with how much of it there shall be.
 ALGORITHMS: dict[str, tuple[str, dict[str, int]]] = {
@@ -48,7 +49,7 @@ ALGORITHMS: dict[str, tuple[str, dict[str, int]]] = {
     "dasgd": (
         "--tau 4 --delay 2",
         {
-            **{what: share for what, share in _BLOCKING.items() if what != "global average"},
+            **_ALL,
             "start of a delayed average": 2,
             "delayed average on its way": 3,
             "merge of a delayed average": 2,
@@ -116,7 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--undisturbed", action="store_true", help="run every algorithm without kills, too")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what bad runs left, in FOLDER")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all outcomes to FILE, after every run")
+    parser.add_argument("--show", type=Path, nargs="+", metavar="FILE", help="show what such files tell instead")
     options = parser.parse_args(arguments)
+    if options.show:
+        show([_outcome(each) for path in options.show for each in json.loads(path.read_text())])
+        return 0
     if options.steps < 4 * _REACH_STEPS:
         parser.error(f"--steps {options.steps}: allowed is {4 * _REACH_STEPS} or more")
     outcomes: list[Outcome] = []
@@ -140,7 +145,7 @@ def plans(options: argparse.Namespace) -> Iterator[Outcome]:
     """Yield runs until they kill as many as there shall be, after one of each algorithm without kills if asked for."""
     if options.undisturbed:
         for name in options.only:
-            yield Outcome(name, _arguments(name, 2, "auto", options.steps), 6, [])
+            yield Outcome(name, arguments(name, 2, "auto", options.steps), 6, [])
     choice = random.Random(options.seed)
     decks: dict[str, list[str]] = {name: [] for name in options.only}
     left, turn = options.kills, 0
@@ -151,15 +156,16 @@ def plans(options: argparse.Namespace) -> Iterator[Outcome]:
         engine = choice.choice(["auto", "auto", "auto", "mpi"])
         num_kills = min(left, num_ranks - choice.choice([1, 2, 2]))
         kills = _kills(name, num_ranks, group_size, engine, num_kills, options.steps, decks[name], choice)
-        yield Outcome(name, _arguments(name, group_size, engine, options.steps), num_ranks, kills)
+        yield Outcome(name, arguments(name, group_size, engine, options.steps), num_ranks, kills)
         left -= len(kills)
         turn += 1
 
 
-def _arguments(name: str, group_size: int, engine: str, steps: int) -> str:
+def arguments(name: str, group_size: int, engine: str, steps: int) -> str:
+    """Return the options of hpcavg for a run."""
     own, _ = ALGORITHMS[name]
     return (
-        f"--algorithm {name} {own} --group-size {group_size} --engine {engine} --steps {steps}"
+        f"--algorithm {name} {own} --group-size {group_size} --engine {engine} --steps {steps} --schedule cosine"
         f" --checkpoint-steps {_CHECKPOINT_STEPS} --check-rounds 1 --on-failure shrink"
     )
 
@@ -241,6 +247,7 @@ def carry_out(run: Outcome, folder: Path, options: argparse.Namespace) -> None:
             stdout=out,
             stderr=subprocess.STDOUT,
             env={**os.environ, PLAN: str(plan)},
+            start_new_session=True,
         )
         try:
             status = process.wait(options.deadline)
@@ -318,6 +325,11 @@ def _end(process: subprocess.Popen[bytes]) -> int:
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _outcome(values: dict[str, Any]) -> Outcome:
+    """Return an outcome as ``--json`` wrote it."""
+    return Outcome(**{**values, "kills": [Kill(**kill) for kill in values["kills"]]})
 
 
 def _tell(run: Outcome) -> None:

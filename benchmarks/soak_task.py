@@ -30,6 +30,7 @@ from hpcavg.config import Config
 from hpcavg.delayed import Delayed
 from hpcavg.mean import mpi as mpi_engine
 from hpcavg.mean import pending, shared
+from hpcavg.record import Record
 from hpcavg.recovery import SurvivingTopology
 from hpcavg.replica import Replica
 from hpcavg.tasks import Task, digits
@@ -51,6 +52,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "agreement on a round": _COLLECTIVE,
     "mean for an evaluation": _MEAN,
     "evaluation": _COLLECTIVE,
+    "flush of records": _COLLECTIVE,
     "checkpoint": ("before", "file", "manifest", "after", "told"),
     "recovery": ("met", "shrunk", "split", "renewed", "moved"),
     "final average": _MEAN,
@@ -234,6 +236,7 @@ class _Patch:
         self._in(Averager, "_agree_on_round", "agreement on a round")
         self._in(Trainer, "_evaluate", "evaluation")
         self._in(Trainer, "_conclude", "summary")
+        self._in(Record, "flush", "flush of records")
         self._in(Checkpointer, "write", "checkpoint")
         self._before(SurvivingTopology, "free", "leaving", "summary")
         self._before(checkpoint, "write_rank", "file")
