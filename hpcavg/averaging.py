@@ -288,7 +288,8 @@ class Averaging:
             is_sick = self._awaits_mean or not self._is_finite()
             return health.agree_on_sick(is_sick, Scope.GLOBAL, self._topology)
 
-        self._refresh()
+        with torch.no_grad():
+            self._refresh()
         self._check_sick(self._topology.carry_out(agree), Scope.GLOBAL, step, what)
 
     def _is_finite(self) -> bool:

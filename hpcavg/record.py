@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from hpcavg import run_folder
@@ -71,10 +72,7 @@ class Record:
             if not math.isnan(event.consensus_distance):
                 self.account.consensus_distance = event.consensus_distance
             if event.sick:
-                self.line(
-                    f"warning: step {event.step}: parameters of learner {', '.join(map(str, event.sick))} are not"
-                    f" finite; it was left out of the {event.scope.value} average, and given it"
-                )
+                self._tell_of_sick(event)
             self.add(
                 "averaging",
                 event.step,
@@ -87,6 +85,16 @@ class Record:
                 event.consensus_distance,
             )
         return blocked_s
+
+    def _tell_of_sick(self, event: Event) -> None:
+        """Show who was left out, through one rank of those that know: rank 0 has no part in means of other groups."""
+        if event.scope is not Scope.SERVER and self._topology.comm(event.scope).Get_rank() != 0:
+            return
+        show = self.line if self._topology.rank == 0 else partial(print, flush=True)
+        show(
+            f"warning: step {event.step}: parameters of learner {', '.join(map(str, event.sick))} are not"
+            f" finite; it was left out of the {event.scope.value} average, and given it"
+        )
 
     def evaluation(self, step: int, epoch: int, result: Result, has_accuracy: bool) -> None:
         """Record and show how the models do after `epoch`."""

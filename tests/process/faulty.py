@@ -1,6 +1,7 @@
-"""A task file: digits, with the fault that FAULT=KIND:RANK:STEP asks for; RANK and STEP may be `all` and 0."""
+"""A task file: digits, with the fault that FAULT=KIND:RANK:STEP asks for; RANK may be `all`, STEP 0 is the start."""
 
 import dataclasses
+import errno
 import os
 import resource
 import shutil
@@ -11,7 +12,7 @@ import torch
 from mpi4py import MPI
 from torch.nn.functional import cross_entropy
 
-from hpcavg import health
+from hpcavg import files, health
 from hpcavg.tasks import digits
 
 KIND, RANK, STEP = os.environ["FAULT"].split(":")
@@ -22,6 +23,8 @@ def task(config):
     base = digits.task(config)
     models = []
     step = 0
+    if IS_HERE and KIND == "no-space":
+        files.perform = refuse_to_write
 
     def build_model():
         models[:] = [base.build_model()]
@@ -80,6 +83,13 @@ def lose_folder(config, model):
 def fill_disk(config, model):
     """Let no file grow beyond what the run has written so far, and no new one beyond a few kilobytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**13, resource.RLIM_INFINITY))
+
+
+def refuse_to_write(call, *arguments):
+    """Stand in for `files.perform` on a full disk: files can be made, and nothing be put into them."""
+    if call is os.write:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return call(*arguments)
 
 
 FAULTS = {
