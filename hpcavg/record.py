@@ -88,8 +88,11 @@ class Record:
 
     def _tell_of_sick(self, event: Event) -> None:
         """Show who was left out, through one rank of those that know: rank 0 has no part in means of other groups."""
-        if event.scope is not Scope.SERVER and self._topology.comm(event.scope).Get_rank() != 0:
+        comm = self._topology.comm(event.scope)
+        if event.scope is not Scope.SERVER and comm.Get_rank() != 0:
             return
+        if event.scope is Scope.LOCAL and len(event.sick) == comm.Get_size():
+            return  # nobody could help them; the global average will, and tell
         show = self.line if self._topology.rank == 0 else partial(print, flush=True)
         show(
             f"warning: step {event.step}: parameters of learner {', '.join(map(str, event.sick))} are not"
