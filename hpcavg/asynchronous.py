@@ -189,7 +189,7 @@ class Worker:
     def _start_over(self, progress: Progress) -> None:
         """Take the centre in place of parameters that are not finite; what has changed them is never sent."""
         if self._non_finite == "stop":
-            raise SickLearnersError([self._topology.rank], Scope.SERVER.value, progress.step, 1)
+            raise SickLearnersError([self._topology.rank], f"{Scope.SERVER.value} average of step {progress.step}", 1)
         self._fetch(_FETCH)
         forget(self._optimizer)
 

@@ -239,6 +239,14 @@ class Averager:
                 raise InputError("batches", None, "training batches, because buffers='recompute'")
             self.recompute_buffers(batches)
 
+    def check_health(self, what: str) -> None:
+        """Raise `SickLearnersError` where no mean could be taken now: `what` is about to happen would be worth nothing.
+
+        Collective over all learners, which stand together. What `non_finite` says counts as it does at a mean.
+        """
+        self._check_together("check_health")
+        self._averaging.check_health(self.progress.step, what)
+
     def serve(self) -> Iterator[Arrival]:
         """On a server, serve until every learner has called `finish`, yielding every update; elsewhere yield nothing.
 

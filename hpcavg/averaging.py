@@ -281,30 +281,27 @@ class Averaging:
         self._awaits_mean = is_sick
         return sick
 
+    def check_health(self, step: int, what: str) -> None:
+        """Raise `SickLearnersError` on all learners where they could take no global mean now. Collective over them."""
+
+        def agree() -> Sick:
+            is_sick = self._awaits_mean or not self._is_finite()
+            return health.agree_on_sick(is_sick, Scope.GLOBAL, self._topology)
+
+        with torch.no_grad():
+            self._refresh()
+        self._check_sick(self._topology.carry_out(agree), Scope.GLOBAL, step, what)
+
     def _is_finite(self) -> bool:
         return health.is_finite([*self._parameters.arrays, *self._buffers.arrays])
 
-    def _check_sick(self, sick: Sick, scope: Scope, step: int) -> None:
+    def _check_sick(self, sick: Sick, scope: Scope, step: int, what: str = "") -> None:
         """Raise `SickLearnersError` where nobody may be sick, or nobody is left for a global mean."""
         is_over = sick.is_everyone and scope is Scope.GLOBAL
         if sick.learners and (is_over or self._non_finite == "stop"):
-            raise SickLearnersError(sick.learners, scope.value, step, sick.num_members)
-
-    def _recover(self, scope: Scope, sick: Sick) -> None:
-        """Do with the sick what is left to be done once they have the mean. Collective over the scope if any are."""
-        if not sick.learners:
-            return
-        self._kept_buffers.refresh()
-        for array in self._kept_buffers.arrays:
-            mean = torch.empty_like(array[0])
-            sick.withdraw([array])
-            self._engine.mean(array, mean, scope)
-            sick.make_up_for(mean)
-            if sick.is_here:
-                array.copy_(mean)
-        if sick.is_here:
-            forget(self._optimizer)
-            self._awaits_mean = False
+            raise SickLearnersError(
+                sick.learners, f"{what or scope.value + ' average'} of step {step}", sick.num_members
+            )
 
     def _equal_after(self, how: Merge, how_buffers: Merge) -> list[str]:
         """Return the names of what all learners hold alike after merging a global mean so."""

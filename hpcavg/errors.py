@@ -46,17 +46,21 @@ class UsageError(InputError):
 
 
 class SickLearnersError(RuntimeError):
-    """A mean that cannot be taken, or must not be, because parameters are not finite.
+    """A mean or checkpoint that cannot be taken, or must not be, because parameters are not finite.
+
+    Parameters
+    ----------
+    when : which it is, such as ``"global average of step 32"``. of_how_many : learners that take part in it.
 
     Attributes
     ----------
     learners : the indices of the learners whose they are, in the topology's `world`.
     """
 
-    def __init__(self, learners: Sequence[int], scope: str, step: int, of_how_many: int) -> None:
+    def __init__(self, learners: Sequence[int], when: str, of_how_many: int) -> None:
         self.learners = list(learners)
         who = f"{_listed(learners)} ({len(learners)} of {of_how_many})"
-        super().__init__(f"{who} with parameters that are not finite, at the {scope} average of step {step}")
+        super().__init__(f"{who} with parameters that are not finite, at the {when}")
 
 
 class CorruptionError(RuntimeError):

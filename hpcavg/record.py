@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from hpcavg import run_folder
@@ -25,7 +26,7 @@ class Record:
 
     Attributes
     ----------
-    account : what the rank did so far. lost : what could not be written, as far as this rank knows.
+    account : what the rank did so far. lost : what could not be written, by kind, as far as this rank knows.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Record:
         step: int,
     ) -> None:
         self.account = account
-        self.lost: set[str] = set()
+        self.lost: dict[str, list[str]] = {}
         self._topology = topology
         self._total_steps = total_steps
         self._num_losses = 0
@@ -71,10 +72,7 @@ class Record:
             if not math.isnan(event.consensus_distance):
                 self.account.consensus_distance = event.consensus_distance
             if event.sick:
-                self.line(
-                    f"warning: step {event.step}: parameters of learner {', '.join(map(str, event.sick))} are not"
-                    f" finite; it was left out of the {event.scope.value} average, and given it"
-                )
+                self._tell_of_sick(event)
             self.add(
                 "averaging",
                 event.step,
@@ -87,6 +85,19 @@ class Record:
                 event.consensus_distance,
             )
         return blocked_s
+
+    def _tell_of_sick(self, event: Event) -> None:
+        """Show who was left out, through one rank of those that know: rank 0 has no part in means of other groups."""
+        comm = self._topology.comm(event.scope)
+        if event.scope is not Scope.SERVER and comm.Get_rank() != 0:
+            return
+        if event.scope is Scope.LOCAL and len(event.sick) == comm.Get_size():
+            return  # nobody could help them; the global average will, and tell
+        show = self.line if self._topology.rank == 0 else partial(print, flush=True)
+        show(
+            f"warning: step {event.step}: parameters of learner {', '.join(map(str, event.sick))} are not"
+            f" finite; it was left out of the {event.scope.value} average, and given it"
+        )
 
     def evaluation(self, step: int, epoch: int, result: Result, has_accuracy: bool) -> None:
         """Record and show how the models do after `epoch`."""
@@ -105,19 +116,27 @@ class Record:
         # The communicator is looked up inside: after a death it is another.
         for lost in topology.carry_out(lambda: topology.comm(scope).allgather(self._metrics.lost), what="evaluation"):
             if lost is not None:
-                self.tell_of(lost)
+                self.tell_of("metrics", lost)
 
     def write(self, action: Callable[[], object]) -> None:
         """Call `action`, which writes a file; where it cannot, that is a loss and no failure."""
         why = run_folder.attempt(action)
         if why is not None:
-            self.tell_of(why)
+            self.tell_of(why, why)
 
-    def tell_of(self, lost: str) -> None:
-        """Show what could not be written, once."""
-        if lost not in self.lost:
-            self.lost.add(lost)
+    def tell_of(self, kind: str, lost: str) -> None:
+        """Show what could not be written, and why: the first loss of its kind; `losses` counts the others."""
+        of_kind = self.lost.setdefault(kind, [])
+        if not of_kind:
             self.line(f"warning: not recorded: {lost}")
+        if lost not in of_kind:
+            of_kind.append(lost)
+
+    def losses(self) -> str:
+        """Return in one line what could not be written: the first loss of each kind, and how many followed it."""
+        return "; ".join(
+            f"{first} (and {len(more)} more like it)" if more else first for first, *more in self.lost.values()
+        )
 
     def close(self) -> None:
         """Close the metrics file and leave the terminal as it was; lines can still be shown."""

@@ -10,7 +10,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,21 @@ def check(path: Path, may_be_run: bool = False) -> None:
 
 def _unwritable(path: Path, reason: str) -> InputError:
     return InputError("output", path, f"a folder that can be written ({reason})")
+
+
+@contextmanager
+def starting(path: Path) -> Iterator[None]:
+    """Raise `InputError` where the folder cannot be written inside the block: better than training without a record.
+
+    A folder that holds nothing else yet is removed.
+    """
+    try:
+        yield
+    except OSError as error:
+        for folder in (path / "metrics", path / "checkpoints", path):
+            with suppress(OSError):
+                folder.rmdir()
+        raise _unwritable(path, ": ".join(str(part) for part in (error.filename, reason(error)) if part)) from error
 
 
 def write_start(path: Path, config: Config, nodes: list[str], threads: int, device: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,18 +97,29 @@ def restore(averager: Averager, saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mean_model(saved: Checkpoint) -> dict[str, Tensor]:
-    """Return the mean over all learners' models, summed in float64; what has no mean is the first learner's."""
-    places = Counter(held["model"] for held in saved.manifest.parts)
+    """Return the mean over the models of all learners that were well, summed in float64.
+
+    What has no mean is the first learner's.
+    """
+    alike: dict[tuple[int, int], list[int]] = {}  # learners by where their model and state of the means are
+    for rank, held in enumerate(saved.manifest.parts):
+        alike.setdefault((held["model"], held["means"]), []).append(rank)
     first: dict[str, Tensor] = {}
     sums: dict[str, Tensor] = {}
-    for place, count in sorted(places.items()):
-        for name, values in saved.load(place, ["model"])["model"].items():
-            first.setdefault(name, values)
-            if values.is_floating_point():
-                sums[name] = sums.get(name, 0) + count * values.double()
+    num_learners = 0
+    for ranks in alike.values():
+        parts = saved.load(ranks[0], ["model", "means"])
+        floats = {name: values for name, values in parts["model"].items() if values.is_floating_point()}
+        if parts["means"]["awaits_mean"] or not all(bool(values.isfinite().all()) for values in floats.values()):
+            continue
+        num_learners += len(ranks)
+        first = first or parts["model"]
+        for name, values in floats.items():
+            sums[name] = sums.get(name, 0) + len(ranks) * values.double()
+    if not num_learners:
+        raise InputError("resume", saved.path, "a checkpoint with a learner whose parameters are finite")
     return {
-        name: (sums[name] / saved.manifest.num_ranks).to(values.dtype) if name in sums else values
-        for name, values in first.items()
+        name: (sums[name] / num_learners).to(values.dtype) if name in sums else values for name, values in first.items()
     }
 
 

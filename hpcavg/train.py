@@ -168,22 +168,24 @@ class Trainer:
         Returns its path and the history of its metrics, on every rank.
         """
         topology, saved = self.topology, self._found.checkpoint
-        path = topology.do_together(
-            lambda: run_folder.create(self.config, self.task.name) if topology.rank == 0 else None
-        )
         nodes = topology.everyone.allgather(MPI.Get_processor_name())
-        segments: list[Any] = []
-        if topology.rank == 0:
-            assert path is not None
+
+        def create() -> tuple[Path, list[Any]]:
+            segments: list[Any] = []
+            path = run_folder.create(self.config, self.task.name)
             metrics = path / "metrics"
             if saved is not None and saved.path.parent.resolve() == (path / resume.CHECKPOINTS).resolve():
                 segments = continued(metrics, **saved.manifest.about["metrics"])
             elif num_segments(metrics):
                 nothing = [dict.fromkeys(COLUMNS, 0)] * topology.everyone.Get_size()
                 segments = continued(metrics, [], nothing)
-            run_folder.write_start(path, self.config, sorted(set(nodes)), self.threads, str(self.device))
-            write_view(metrics, topology.everyone.Get_size(), segments)
-        return topology.everyone.bcast((path, segments), root=0)
+            with run_folder.starting(path):
+                run_folder.write_start(path, self.config, sorted(set(nodes)), self.threads, str(self.device))
+                write_view(metrics, topology.everyone.Get_size(), segments)
+            return path, segments
+
+        found = topology.do_together(lambda: create() if topology.rank == 0 else None)
+        return topology.everyone.bcast(found, root=0)
 
     def _attributes(self) -> dict[str, object]:
         topology = self.topology
@@ -358,6 +360,7 @@ class Trainer:
     def _save(self, reached: float) -> None:
         """Write a checkpoint of all learners, which have reached this step; one that cannot be written is told of."""
         topology, feed, record = self.topology, self.feed, self.record
+        self.averager.check_health("checkpoint")  # the last good one must be one to go on from
         record.flush()
         loop = {
             "epoch": self.epoch,
@@ -374,7 +377,7 @@ class Trainer:
 
         error = self._checkpointer.write(reached, loop, about)
         if error is not None:
-            record.tell_of(f"checkpoint of step {round(reached)} ({error})")
+            record.tell_of("checkpoint", f"checkpoint of step {round(reached)} ({error})")
 
     def _wall_s(self) -> float:
         return self.account.wall_s + time.monotonic() - self._started_s
@@ -400,5 +403,5 @@ class Trainer:
         if not is_complete:
             return FAILED if last is None else REQUEUE
         if num_lost:
-            record.line(f"warning: the run is complete; its record is not: {'; '.join(sorted(record.lost))}")
+            record.line(f"warning: the run is complete; its record is not: {record.losses()}")
         return RECORDS_LOST if num_lost else 0

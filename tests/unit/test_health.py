@@ -67,7 +67,7 @@ def test_digests_tell_bits_apart_and_not_where_they_lie():
 
 
 def test_errors_are_one_line_that_says_who_what_and_when():
-    sick = SickLearnersError([1, 3], "global", 40, 4)
+    sick = SickLearnersError([1, 3], "global average of step 40", 4)
     assert str(sick) == "learners 1, 3 (2 of 4) with parameters that are not finite, at the global average of step 40"
     assert sick.learners == [1, 3]
     odd = CorruptionError([2], True, ["parameters", "outer state"], "at step 8")
