@@ -2,10 +2,12 @@
 
     python -m benchmarks.cluster --nodes 2 --slots 2 --rate 1gbit -- python -m benchmarks.mean
     python -m benchmarks.cluster --slots 3,1 --np 4 -- python -m hpcavg --algorithm hier-avg
+    python -m benchmarks.cluster --plain -- jobs/restart.sh mpirun -host node0:2,node1:2 python -m hpcavg ...
 
-Starts the command under mpirun on node0, so that MPI sees separate hosts, and ends with its exit status. A node has a
-network interface, a host name and a /dev/shm of its own; cores, memory and all other files are the machine's. Every
-node hangs on a switch by a cable that carries `--rate` in each direction. Needs Linux, root, iproute2 and util-linux.
+Starts the command under mpirun on node0, so that MPI sees separate hosts, and ends with its exit status; a `--plain`
+one starts mpirun itself. A node has a network interface, a host name and a /dev/shm of its own; cores, memory and all
+other files are the machine's. Every node hangs on a switch by a cable that carries `--rate` in each direction. Needs
+Linux, root, iproute2 and util-linux.
 
 Nothing has to be cleaned up. Process 1 of a fresh process namespace makes all the others inside its own; it dies with
 the process that started it, however that ends, the kernel then kills every process of the cluster, and with the last of
@@ -104,11 +106,16 @@ class Cluster:
         return max(_MIN_BURST_BYTES, round(self.bytes_per_s * _BURST_S))
 
     def command_line(
-        self, program: Sequence[str], num_ranks: int | None = None, mpirun_flags: Sequence[str] = ()
+        self,
+        program: Sequence[str],
+        num_ranks: int | None = None,
+        mpirun_flags: Sequence[str] = (),
+        is_plain: bool = False,
     ) -> list[str]:
         """Return the command that sets the cluster up and runs `program`, for a process in `environment`.
 
-        num_ranks : all slots when None. A `program` that starts with ``python`` runs under this interpreter.
+        num_ranks : all slots when None. is_plain : run it once, on node0, without mpirun. A `program` that starts with
+        ``python`` runs under this interpreter.
         """
         require_integer("np", sum(self.slots) if num_ranks is None else num_ranks, 1, sum(self.slots))
         if program[0] == "python":
@@ -116,7 +123,8 @@ class Cluster:
         hosts = ",".join(f"node{node}:{slots}" for node, slots in enumerate(self.slots))
         # More slots than cores are no reason to refuse. Bound, the ranks of all nodes would share the same first cores.
         flags = ["-host", hosts, "--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"]
-        mpirun = [_mpirun(), "-np", str(num_ranks or sum(self.slots)), *flags, *mpirun_flags, *program]
+        mpirun = [_mpirun(), "-np", str(num_ranks or sum(self.slots)), *flags, *mpirun_flags]
+        launched = [*program] if is_plain else [*mpirun, *program]
         # The shell stays as process 1: it reaps, and the namespace lives as long as it does.
         script = f"""
             failed=$({{ {" && ".join(self._setup())}; }} 2>&1) || {{
@@ -127,7 +135,7 @@ class Cluster:
             exit $?
         """
         namespaces = ["--fork", "--kill-child", "--pid", "--mount-proc", "--mount", "--net"]
-        script_words = ["sh", "-c", script, "cluster", f"exec {shlex.join(mpirun)}"]
+        script_words = ["sh", "-c", script, "cluster", f"exec {shlex.join(launched)}"]
         return ["setpriv", "--pdeathsig", "KILL", "unshare", *namespaces, *script_words]
 
     def _setup(self) -> list[str]:
@@ -178,15 +186,17 @@ class Cluster:
         num_ranks: int | None = None,
         mpirun_flags: Sequence[str] = (),
         variables: Mapping[str, str] | None = None,
+        is_plain: bool = False,
         **popen: Any,
     ) -> subprocess.Popen[Any]:
         """Start `program` on the cluster; killing the returned process ends all of it.
 
-        variables : added to the environment, which reaches every rank. popen : passed on to `subprocess.Popen`. To be
-        called by a thread that lives as long as the cluster shall. Raises `ClusterError` where something is missing.
+        variables : added to the environment, which reaches every rank. is_plain : as in `command_line`. popen : passed
+        on to `subprocess.Popen`. To be called by a thread that lives as long as the cluster shall. Raises
+        `ClusterError` where something is missing.
         """
         check_requirements()
-        command = self.command_line(program, num_ranks, mpirun_flags)
+        command = self.command_line(program, num_ranks, mpirun_flags, is_plain)
         variables = {**environment(self.yields), **(variables or {})}
         # In a group of its own: Ctrl-C in a terminal then goes to the caller alone, who decides.
         return subprocess.Popen(command, env=variables, start_new_session=True, **popen)
@@ -265,7 +275,8 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Cluster, argparse.Namespace
     parser.add_argument("--yield", action="store_true", dest="yields", help="ranks that wait in MPI yield their core")
     parser.add_argument("--np", type=int, metavar="P", help="number of ranks [all slots]")
     parser.add_argument("--mpirun-flags", default="", metavar="'FLAGS'", help='more of mpirun, "--with-ft ulfm" [none]')
-    parser.add_argument("program", nargs="+", metavar="-- COMMAND", help="what every rank runs")
+    parser.add_argument("--plain", action="store_true", help="run the command on node0, once; it starts mpirun itself")
+    parser.add_argument("program", nargs="+", metavar="-- COMMAND", help="what every rank runs, or node0")
     options = parser.parse_args(arguments)
     words = options.slots.split(",")
     num_nodes = (len(words) if len(words) > 1 else 2) if options.nodes is None else options.nodes
@@ -280,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cluster, options = _parse(arguments)
         flags = shlex.split(options.mpirun_flags)
-        process = cluster.start(options.program, options.np, flags)
+        process = cluster.start(options.program, options.np, flags, is_plain=options.plain)
     except InputError as error:
         return _refuse(error.as_option())
     except ClusterError as error:
