@@ -14,10 +14,10 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcavg import checkpoint, eager, emergency, learning_rate, placement, resume, run_folder, saving, tasks
+from hpcavg import eager, emergency, learning_rate, local_optimizer, placement, resume, run_folder, saving, tasks
 from hpcavg.account import Account, Result, summarise
 from hpcavg.averager import Averager
-from hpcavg.checkpoint import Checkpoint
+from hpcavg.checkpoint import Checkpoint, save_model
 from hpcavg.checkpointer import Checkpointer
 from hpcavg.config import Config
 from hpcavg.emergency import FAILED, RECORDS_LOST, REQUEUE
@@ -59,7 +59,7 @@ class Trainer:
         saving.seed_generators(config.seed)
         model = topology.do_together(lambda: tasks.build_model(self.task))
         self.model = model.to(self.device, getattr(torch, config.dtype))
-        self.optimizer = self._build_optimizer()
+        self.optimizer = local_optimizer.build(config, self.model.parameters())
         saved = self._found.checkpoint
         if saved is not None and not self._is_of_as_many(saved):  # the averager gives everyone rank 0's
             topology.do_together(lambda: saving.load_mean_model(self.model, saved) if topology.rank == 0 else None)
@@ -131,14 +131,6 @@ class Trainer:
     def _deadline(self) -> Any:
         started_s = time.time() - placement.process_age_s()
         return deadline(started_s, self.config.stop_after, self.config.stop_margin, os.environ)
-
-    def _build_optimizer(self) -> torch.optim.Optimizer:
-        config, parameters = self.config, self.model.parameters()
-        rate, decay = config.learning_rate, config.weight_decay
-        if config.optimizer == "sgd":
-            return torch.optim.SGD(parameters, rate, config.momentum, weight_decay=decay, nesterov=config.nesterov)
-        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-        return kind(parameters, rate, weight_decay=decay)
 
     def _is_of_as_many(self, saved: Checkpoint) -> bool:
         return saved.manifest.num_ranks == self.topology.num_learners
@@ -396,7 +388,7 @@ class Trainer:
             summary = topology.carry_out(lambda: summarise(*form, result, self.account, is_complete), what="summary")
             if summary is not None and topology.rank == 0:
                 model = self.path / resume.CHECKPOINTS / "final.safetensors"
-                record.write(lambda: checkpoint.save_model(model, averager.model.state_dict()))
+                record.write(lambda: save_model(model, averager.model.state_dict()))
                 record.write(lambda: run_folder.write_json(self.path / "summary.json", summary))
                 show([(self.path, summary)])
         num_lost = topology.carry_out(lambda: topology.everyone.allreduce(len(record.lost), MPI.MAX), what="summary")

@@ -29,7 +29,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, algorithm):
     ranks, options = KILLED[algorithm]
     task = write_task(tmp_path)
     arguments = ["--algorithm", algorithm, "--task", task, *options.split()]
-    arguments += "--steps 150 --checkpoint-steps 7 --flush-seconds 0.3 --batch-size 8".split()
+    arguments += ["--steps", "150", "--checkpoint-steps", "7", "--flush-seconds", "0.3", "--batch-size", "8"]
     train(ranks, arguments, tmp_path / "undisturbed")
     undisturbed = outcome(tmp_path / "undisturbed")
     assert undisturbed["step/step"].tolist() == [list(range(1, 151))] * ranks

@@ -11,7 +11,22 @@ from hpcavg.pauses import Kind
 from hpcavg.train import Trainer
 from tests.process.resuming import differences, outcome
 
-RUN = "--model mlp --batch-size 128 --algorithm dasgd --tau 4 --delay 3 --checkpoint-minutes 0 --threads 1".split()
+RUN = [
+    "--model",
+    "mlp",
+    "--batch-size",
+    "128",
+    "--algorithm",
+    "dasgd",
+    "--tau",
+    "4",
+    "--delay",
+    "3",
+    "--checkpoint-minutes",
+    "0",
+    "--threads",
+    "1",
+]
 REQUEUE = 75
 
 

@@ -57,6 +57,7 @@ LEVELS = [
         "hpcavg.data.partition",
         "hpcavg.emergency",
         "hpcavg.learning_rate",
+        "hpcavg.local_optimizer",
     },
     {
         "hpcavg.resume",
