@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
+import numpy as np
 from mpi4py import MPI
 
 from hpcavg.errors import InputError
@@ -32,8 +33,9 @@ _T = TypeVar("_T")
 
 # What mpirun --with-ft ulfm sets for the ranks.
 _ENABLED = "OMPI_MCA_mpi_ft_enable"
-# How long a rank that is done waits for the others to be so, too.
+# How long a rank that is done waits for the others to be so, too, and one that has failed to see whether all have.
 _FAREWELL_S = 5.0
+_LAST_WORDS_S = 2.0
 _has_survivors = False
 
 
@@ -79,7 +81,11 @@ class SurvivingTopology(Topology):
         super().__init__(comm, group_size)
         self.origin = self.rank
         self._members: list[int] = self.everyone.allgather(self.origin)
-        install_farewell_hook(self.origin)
+        install_farewell_hook(self)
+
+    def _split(self, everyone: MPI.Intracomm) -> None:
+        super()._split(everyone)
+        self._farewell = everyone.Dup()
 
     def _group_name(self, first_on_node: int) -> int:
         if self._name is None:
@@ -169,6 +175,19 @@ class SurvivingTopology(Topology):
             if comm != MPI.COMM_NULL:
                 comm.Revoke()
 
+    def is_abandoned(self) -> bool:
+        """Return whether all ranks that are left have called this, having failed; waits for them some seconds."""
+        until = time.monotonic() + _LAST_WORDS_S
+        try:
+            request = self._farewell.Iagree(np.ones(1, dtype=np.intc))
+            while not request.Test():
+                if time.monotonic() > until:
+                    return False
+                time.sleep(0.01)
+        except MPI.Exception as error:  # what agreement ends with where ranks are dead, when all others have come
+            return bool(error.Get_error_class() == MPI.ERR_PROC_FAILED)
+        return True
+
     def free(self) -> None:
         """Let the other survivors get as far as this: a rank that is gone counts as dead to whoever is not.
 
@@ -189,11 +208,13 @@ def finalize() -> None:
         MPI.Finalize()
 
 
-def install_farewell_hook(rank: int) -> None:
+def install_farewell_hook(topology: SurvivingTopology) -> None:
     """Make an uncaught exception, in any thread, print its traceback and end this rank alone.
 
-    Only a process that a signal ends is dead in the eyes of MPI; one that exits would be waited for.
+    Only a process that a signal ends is dead in the eyes of MPI; one that exits would be waited for. The launcher takes
+    no notice of signals, though, so where all that are left fail they exit: the job must not end with status 0.
     """
+    rank = topology.origin
 
     def leave(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         lines = traceback.format_exception(kind, error, trace)
@@ -201,6 +222,8 @@ def install_farewell_hook(rank: int) -> None:
         stderr = sys.__stderr__ or sys.stderr
         stderr.write(f"hpcavg: rank {rank} failed; the others go on without it\n{''.join(lines)}")
         stderr.flush()
+        if topology.is_abandoned():
+            os._exit(1)
         os.kill(os.getpid(), signal.SIGKILL)
 
     def leave_from_thread(args: Any) -> None:
