@@ -58,8 +58,9 @@ ALGORITHMS: dict[str, tuple[str, dict[str, int]]] = {
     "k-avg": ("--k 8", _BLOCKING),
     "slowmo": ("--k 8", _BLOCKING),
     "diloco": ("--h 16", _BLOCKING),
-    "ada-lupa": ("--tau0 4 --alpha 0.2", {**_BLOCKING, "agreement on a round": 1}),
-    "pr-sgd-hetero": ("--base-steps 8", {**_BLOCKING, "agreement on a round": 1}),
+    "ada-lupa": ("--tau0 4 --growth loss", {**_BLOCKING, "agreement on a round": 1}),
+    # It evaluates where the learners have just met.
+    "pr-sgd-hetero": ("--base-steps 8", {**_BLOCKING, "mean for an evaluation": 0, "agreement on a round": 1}),
     "sync-sgd": ("--variant gradients", _BLOCKING),
 }
 

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import soak
 from benchmarks.soak import Kill, Outcome
-from tests.process.launch import environment, mpirun
+from tests.process.launch import environment, mpirun, run
 
 pytestmark = pytest.mark.process
 
@@ -29,7 +29,30 @@ def test_survivors_go_on_and_agree(algorithm, ranks, group_size, kills, tmp_path
     for name, value in environment(MPIRUN=mpirun()).items():
         monkeypatch.setenv(name, value)
     options = argparse.Namespace(steps=120, deadline=120.0, at_least=0.9)
-    run = Outcome(algorithm, soak.arguments(algorithm, group_size, "auto", options.steps), ranks, kills)
-    soak.carry_out(run, tmp_path, options)
-    assert not run.faults, "\n".join(run.faults)
-    assert run.steps == run.steps_due == run.num_survivors * options.steps
+    outcome = Outcome(algorithm, soak.arguments(algorithm, group_size, "auto", options.steps), ranks, kills)
+    soak.carry_out(outcome, tmp_path, options)
+    assert not outcome.faults, "\n".join(outcome.faults)
+    assert outcome.steps == outcome.steps_due == outcome.num_survivors * options.steps
+
+
+FAILING = """
+from torch import nn
+from torch.nn.functional import cross_entropy
+from hpcavg.tasks import Task, digits
+
+def loss(output, target):
+    raise ValueError("a mistake in the task")
+
+def task(config):
+    return Task("failing", lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits.load_data, loss)
+"""
+
+
+def test_a_job_in_which_all_ranks_fail_does_not_end_well(tmp_path, monkeypatch):
+    path = tmp_path / "task.py"
+    path.write_text(FAILING)
+    monkeypatch.setattr("tests.process.launch.FLAGS", ["--with-ft", "ulfm", "--oversubscribe", "--bind-to", "none"])
+    arguments = ["--on-failure", "shrink", "--task", f"{path}:task", "--output", tmp_path / "run", "--steps", 20]
+    result = run(2, arguments)
+    assert result.status == 1
+    assert result.err.count("ValueError: a mistake in the task") == 2
