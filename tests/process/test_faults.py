@@ -72,7 +72,7 @@ def test_a_rank_that_raises_leaves_alone_under_shrink(tmp_path):
     result = train(tmp_path / "run", "raise:1:30", 3, "--epochs", 2, "--on-failure", "shrink")
     assert result.status == 0, result.err
     assert said(result, "hpcavg: rank 1 failed") == "hpcavg: rank 1 failed; the others go on without it"
-    assert said(result, "RuntimeError") == "RuntimeError: rank 1 breaks"
+    assert said(result, "RuntimeError: ") == "RuntimeError: rank 1 breaks"
     assert "lost rank 1; 2 learners went on" in said(result, "warning: ")
     assert summary(tmp_path / "run")["num_learners"] == 2
 
