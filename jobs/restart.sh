@@ -36,7 +36,7 @@ restart_out_of_time() {
     local began=$1 limit_s
     shift
     limit_s=$(restart_option stop-after "$@")
-    if [[ -n $limit_s ]] && ((SECONDS - began >= ${limit_s%.*})); then
+    if [[ -n $limit_s ]] && ((SECONDS - began >= $(LC_ALL=C printf '%.0f' "$limit_s"))); then
         return 0
     fi
     [[ -n ${SLURM_JOB_END_TIME-} ]] && (($(date +%s) + restart_margin_s >= SLURM_JOB_END_TIME))

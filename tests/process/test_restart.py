@@ -108,8 +108,8 @@ def test_the_time_limit_is_no_failure(tmp_path):
     line = "restart.sh: stopped by the time limit, after 0 restarts; to be started again"
     soon = str(int(time.time()) + 60)
     assert restart(tmp_path, "75 done", SLURM_JOB_END_TIME=soon) == (75, line, "done")
-    assert restart(tmp_path, "75 done", more=["--stop-after", "0.5"]) == (75, line, "done")
-    assert restart(tmp_path, "75 done", more=["--stop-after=600"])[0] == 0
+    assert restart(tmp_path, "75 done", more=["--stop-after", ".5"]) == (75, line, "done")
+    assert restart(tmp_path, "75 done", more=["--stop-after=6e2"])[0] == 0
     assert restart(tmp_path, "KILL done", SLURM_JOB_END_TIME=str(int(time.time()) + 3600))[0] == 0
 
 
