@@ -98,7 +98,10 @@ def ranks_of(process):
 
 
 def kill_all(process):
-    """Kill the launcher and all ranks at once, and wait until they are gone."""
+    """Kill the launcher and all ranks at once, if they are still there, and wait until they are gone."""
+    if process.poll() is not None:
+        process.communicate()
+        return
     os.kill(process.pid, signal.SIGSTOP)  # so that it starts no more of them
     pids = ranks_of(process)
     for pid in (process.pid, *pids):

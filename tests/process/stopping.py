@@ -36,7 +36,7 @@ OPTIONS = [
     "--algorithm pr-sgd-hetero --local-steps 5,5,2 --schedule one-cycle --optimizer-state average",
     "--algorithm lupa --tau auto",
     "--algorithm lupa --tau 6 --mu 0.5 --shift 50 --buffers keep",
-    "--algorithm ada-lupa --tau0 3 --growth loss --rounds 9",
+    "--algorithm ada-lupa --tau0 3 --growth loss",
     "--algorithm dasgd --tau 5 --delay 4 --dtype float64 --partition shared --buffers keep",
     "--algorithm dasgd --tau 5 --delay 4 --optimizer-state reset --engine mpi",
     "--algorithm slowmo --k 4 --optimizer adamw --learning-rate 0.003 --dtype float64",
@@ -78,11 +78,11 @@ def both_ways(folder, options, own):
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--seed", type=int, default=1)
-parser.add_argument("--only", default="", help="options with this in them")
+parser.add_argument("--only", default="algorithm", help="options with one of these words in them")
 chosen = parser.parse_args()
 own = random.Random(chosen.seed)
 for options in OPTIONS:
-    if chosen.only in options:
+    if any(word in options for word in chosen.only.split(",")):
         folder = Path(world.bcast(tempfile.mkdtemp() if world.rank == 0 else None))
         if world.rank == 0:
             write_task(folder)
