@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -90,10 +91,8 @@ def ranks_of(process):
     """Return the process ids of the ranks that a launcher has started so far."""
     pids = []
     for task in Path(f"/proc/{process.pid}/task").glob("*"):
-        try:
+        with suppress(OSError):  # the thread has ended
             pids += map(int, (task / "children").read_text().split())
-        except OSError:  # the thread has ended
-            continue
     return pids
 
 
@@ -105,10 +104,8 @@ def kill_all(process):
     os.kill(process.pid, signal.SIGSTOP)  # so that it starts no more of them
     pids = ranks_of(process)
     for pid in (process.pid, *pids):
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
     process.communicate(timeout=20)
     deadline = time.monotonic() + 20
     while any(is_running(pid) for pid in pids):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.process
 
 REQUEUE = 75
 RANKS = 3
-HIER_AVG = "--k1 4 --k2 32 --group-size 2 --batch-size 8 --flush-seconds 0.1 --steps".split()
+HIER_AVG = "--k1 4 --k2 32 --group-size 2 --batch-size 8 --flush-seconds 0.1 --steps"
 
 
 def wait_for(condition, process, seconds=100):
@@ -55,7 +55,7 @@ def program(tmp_path):
     task, processes = write_task(tmp_path), []
 
     def begin(*arguments, folder=tmp_path / "run", **changes):
-        options = ["--task", task, *HIER_AVG, *map(str, arguments), "--resume", "auto", "--output", folder]
+        options = ["--task", task, *HIER_AVG.split(), *map(str, arguments), "--resume", "auto", "--output", folder]
         processes.append(start(RANKS, options, **changes))
         return processes[-1]
 
@@ -117,7 +117,7 @@ def test_a_run_that_is_stopped_in_every_way_ends_with_the_same_bits(program, tmp
     process.send_signal(signal.SIGUSR1)
     ended(process)
     assert process.returncode in (0, REQUEUE)
-    train(RANKS, ["--task", tmp_path / "noisy.py:task", *HIER_AVG, steps], folder)
+    train(RANKS, ["--task", tmp_path / "noisy.py:task", *HIER_AVG.split(), steps], folder)
     assert differences(outcome(tmp_path / "undisturbed"), outcome(folder)) == []
 
 
@@ -141,7 +141,7 @@ def test_an_asynchronous_run_ends_early_with_its_model(tmp_path):
 
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 2)])
 def test_another_number_of_ranks_goes_on_from_the_mean(tmp_path, before, after):
-    """Also when it is stopped again: with more ranks it has taken fewer steps than the checkpoint that it began with."""
+    """Also when it is stopped again: with more ranks, its checkpoints are of fewer steps than the one it began with."""
     folder = tmp_path / "run"
     arguments = ["--model", "mlp", "--algorithm", "slowmo", "--resume", "auto", "--output", folder, "--epochs"]
     first = run(before, [*arguments, 3])

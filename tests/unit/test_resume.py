@@ -11,13 +11,13 @@ from hpcavg.pauses import Kind
 from hpcavg.train import Trainer
 from tests.process.resuming import differences, outcome
 
-RUN = "--model mlp --batch-size 128 --algorithm dasgd --tau 4 --delay 3 --checkpoint-minutes 0 --threads 1".split()
+RUN = "--model mlp --batch-size 128 --algorithm dasgd --tau 4 --delay 3 --checkpoint-minutes 0 --threads 1"
 REQUEUE = 75
 
 
 def train(folder, arguments, stop=False):
     """Train, up to the end or only one step; return the trainer."""
-    trainer = Trainer(cli.parse_train([*RUN, *arguments.split(), "--output", str(folder)]))
+    trainer = Trainer(cli.parse_train([*f"{RUN} {arguments}".split(), "--output", str(folder)]))
     if stop:
         begin_watch = trainer._begin_watch
 
@@ -32,7 +32,7 @@ def train(folder, arguments, stop=False):
 
 def refusal(folder, arguments):
     with pytest.raises(InputError) as caught:
-        Trainer(cli.parse_train([*RUN, *arguments.split(), "--output", str(folder)]))
+        Trainer(cli.parse_train([*f"{RUN} {arguments}".split(), "--output", str(folder)]))
     line = caught.value.as_option()
     assert "\n" not in line
     return line
@@ -40,7 +40,7 @@ def refusal(folder, arguments):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Return a run of two epochs, with checkpoints of its steps 5 to 24, and one of its steps 20, 24."""
+    """Return the folder of a run of two epochs, with all its checkpoints."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
     train(folder, "--epochs 2 --checkpoint-steps 5 --keep-checkpoints 9")
     assert [path.name for path in sorted(folder.glob("checkpoints/step-*"))] == [
