@@ -1,4 +1,4 @@
-"""A program that trains with many options, twice each: once to the end, once told to stop by a signal, and resumed.
+"""A program that trains with many options, twice each: once to the end, once stopped by signals, and resumed.
 
 Both must leave the same. Run it on 3 ranks; one line for each, and `end`.
 """
@@ -65,12 +65,12 @@ def train(arguments, stop_step=None):
 
 def both_ways(folder, options, own):
     """Return what differs between the two runs, and where the second was stopped."""
-    arguments = [*options.split(), "--task", f"{folder}/noisy.py:task", "--steps", 60, "--batch-size", 8]
+    arguments = [*options.split(), "--task", f"{folder}/noisy.py:task", "--steps", 50, "--batch-size", 8]
     arguments += ["--checkpoint-minutes", 0, "--flush-seconds", 60]
     assert train([*arguments, "--output", folder / "whole"]) == 0
     stops, status = [], REQUEUE
     while status == REQUEUE:
-        stops.append(own.randint(1, 25))
+        stops.append(own.randint(1, 25) if len(stops) < chosen.stops else None)
         status = train([*arguments, "--output", folder / "stopped", "--resume", "auto"], stops[-1])
     assert status == 0, status
     return differences(outcome(folder / "whole"), outcome(folder / "stopped")) if world.rank == 0 else [], stops
@@ -78,6 +78,7 @@ def both_ways(folder, options, own):
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--seed", type=int, default=1)
+parser.add_argument("--stops", type=int, default=1, help="how often to stop each at most")
 parser.add_argument("--only", default="algorithm", help="options with one of these words in them")
 chosen = parser.parse_args()
 own = random.Random(chosen.seed)

@@ -2,10 +2,13 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from hpcavg import cli, report
+from hpcavg.checkpointer import Checkpointer
+from hpcavg.config import Config
 from hpcavg.errors import InputError
 from hpcavg.pauses import Kind
 from hpcavg.train import Trainer
@@ -180,3 +183,10 @@ def test_checkpoints_by_the_clock_and_how_many_are_kept(tmp_path):
     kept = sorted(path.name for path in tmp_path.glob("run/checkpoints/step-*"))
     assert len(kept) == 3
     assert kept[-1] == "step-00000024"
+
+
+@pytest.mark.parametrize(("algorithm", "is_overdue"), [("k-avg", True), ("downpour", False)])
+def test_the_clock_asks_for_none_where_servers_keep_the_state(tmp_path, algorithm, is_overdue):
+    config = Config(algorithm=algorithm, checkpoint_minutes=1e-9)
+    averager = SimpleNamespace(topology=SimpleNamespace(rank=0), agreed_step=0, algorithm=config.rule())
+    assert Checkpointer(config, averager, tmp_path, None).is_overdue is is_overdue
