@@ -22,6 +22,8 @@ from hpcavg import files
 from hpcavg.tasks import Data, Task, digits
 
 STEP_S, CALL_S = float(os.environ.get("STEP_S", 0)), float(os.environ.get("CALL_S", 0))
+BEGUN = os.environ.get("BEGUN")  # a folder, for the number of steps that each rank has begun
+steps = 0
 make_the_call = files.perform
 
 def perform(call, *arguments):
@@ -30,8 +32,16 @@ def perform(call, *arguments):
 
 files.perform = perform
 
+def count_step():
+    global steps
+    steps += 1
+    if BEGUN:
+        with open(os.path.join(BEGUN, os.environ["OMPI_COMM_WORLD_RANK"]), "a") as file:
+            file.write(f"{steps}\\n")
+
 def noisy_loss(output, target):
     if torch.is_grad_enabled():
+        count_step()
         time.sleep(STEP_S)
         output = output * (1 + 0.05 * random.random()) + 0.05 * np.random.rand() + 0.05 * torch.rand_like(output)
     return nn.functional.cross_entropy(output, target)

@@ -20,7 +20,7 @@ RANKS = 3
 HIER_AVG = "--k1 4 --k2 32 --group-size 2 --batch-size 8 --flush-seconds 0.1 --steps"
 
 
-def wait_for(condition, process, seconds=100):
+def wait_for(condition, process, seconds=200):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -42,7 +42,7 @@ def catches_usr1(pid):
     return bool(caught & 1 << signal.SIGUSR1 - 1)
 
 
-def ended(process, seconds=60):
+def ended(process, seconds=200):
     """Return what the process has shown when it has ended."""
     out, err = process.communicate(timeout=seconds)
     assert "Traceback" not in err
@@ -66,27 +66,32 @@ def program(tmp_path):
 
 @pytest.mark.parametrize("way", ["SIGUSR1 to the launcher", "SIGTERM to a rank", "SIGUSR1 twice"])
 def test_a_signal_is_heeded_within_a_step(program, tmp_path, way):
-    """Steps take 0.2 s, and means are far apart: ranks are at different steps of the same round."""
-    step_s = 0.2
-    process = program(1000, STEP_S=str(step_s))
-    wait_for(lambda: max(steps_recorded(tmp_path / "run")) > 4, process)
+    """Means are far apart, and ranks at different steps of the same round."""
+    step_s, begun = 0.5, tmp_path / "begun"
+    begun.mkdir()
+
+    def steps_begun():
+        return [len(path.read_text().splitlines()) for path in begun.iterdir()] or [0]
+
+    process = program(1000, STEP_S=str(step_s), BEGUN=str(begun))
+    wait_for(lambda: max(steps_begun()) > 4, process)
     time.sleep(random.uniform(0, step_s))
-    taken, sent_s = max(steps_recorded(tmp_path / "run")), time.monotonic()
+    sent_s = time.monotonic()
     if way == "SIGTERM to a rank":
         os.kill(ranks_of(process)[-1], signal.SIGTERM)
     else:
         for _ in range(2 if way == "SIGUSR1 twice" else 1):
             process.send_signal(signal.SIGUSR1)
+    taking = max(steps_begun())
     out = ended(process)
     took_s = time.monotonic() - sent_s
-    print(f"{way}: {took_s:.2f} s from signal to exit, after step {taken}: {out.splitlines()[-1]}")
-    assert process.returncode == REQUEUE
     step = int(os.readlink(tmp_path / "run" / "checkpoints" / "latest").removeprefix("step-"))
+    print(f"{way}: in step {taking}; {took_s:.2f} s later ended, with a checkpoint of step {step}")
+    assert process.returncode == REQUEUE
     assert f"stopped at step {step} by {way.split()[0]}; go on with --resume " in out
     assert steps_recorded(tmp_path / "run").tolist() == [step] * RANKS
-    # What was recorded may lag by 0.1 s and the step in which that passed; the signal's own step comes on top.
-    assert taken <= step <= taken + 3
-    assert took_s < step_s + 10
+    assert step <= taking + 1
+    assert took_s < 2 * step_s + 10  # the write, and the end of all processes on a busy machine
 
 
 def test_a_run_that_is_stopped_in_every_way_ends_with_the_same_bits(program, tmp_path):
@@ -144,16 +149,16 @@ def test_another_number_of_ranks_goes_on_from_the_mean(tmp_path, before, after):
     """Also when it is stopped again: with more ranks, its checkpoints are of fewer steps than the one it began with."""
     folder = tmp_path / "run"
     arguments = ["--model", "mlp", "--algorithm", "slowmo", "--resume", "auto", "--output", folder, "--epochs"]
-    first = run(before, [*arguments, 3])
+    first = run(before, [*arguments, 3], timeout=200)
     assert first.status == 0, first.err
-    stopped = run(after, [*arguments, 6, "--stop-after", 0.001])
+    stopped = run(after, [*arguments, 6, "--stop-after", 0.001], timeout=200)
     assert stopped.status == REQUEUE, stopped.err
     per_epoch = {2: 45, 3: 30}[after]
     assert f"going on from step {3 * per_epoch}: " in stopped.out
     assert f"warning: it is of {before} learners; {after} start from their mean" in stopped.out
     step = int(os.readlink(folder / "checkpoints" / "latest").removeprefix("step-").partition("~")[0])
     assert 3 * per_epoch < step < 4 * per_epoch
-    last = run(after, [*arguments, 6])
+    last = run(after, [*arguments, 6], timeout=200)
     assert last.status == 0, last.err
     assert f"going on from step {step}: " in last.out
     assert "warning" not in last.out
