@@ -1,4 +1,4 @@
-"""A program that trains with many options, twice each: once to the end, once told to stop by a signal, and resumed.
+"""A program that trains with many options, twice each: once to the end, once stopped by signals, and resumed.
 
 Both must leave the same. Run it on 3 ranks; one line for each, and `end`.
 """
@@ -36,7 +36,7 @@ OPTIONS = [
     "--algorithm pr-sgd-hetero --local-steps 5,5,2 --schedule one-cycle --optimizer-state average",
     "--algorithm lupa --tau auto",
     "--algorithm lupa --tau 6 --mu 0.5 --shift 50 --buffers keep",
-    "--algorithm ada-lupa --tau0 3 --growth loss --rounds 9",
+    "--algorithm ada-lupa --tau0 3 --growth loss",
     "--algorithm dasgd --tau 5 --delay 4 --dtype float64 --partition shared --buffers keep",
     "--algorithm dasgd --tau 5 --delay 4 --optimizer-state reset --engine mpi",
     "--algorithm slowmo --k 4 --optimizer adamw --learning-rate 0.003 --dtype float64",
@@ -65,12 +65,12 @@ def train(arguments, stop_step=None):
 
 def both_ways(folder, options, own):
     """Return what differs between the two runs, and where the second was stopped."""
-    arguments = [*options.split(), "--task", f"{folder}/noisy.py:task", "--steps", 60, "--batch-size", 8]
+    arguments = [*options.split(), "--task", f"{folder}/noisy.py:task", "--steps", 50, "--batch-size", 8]
     arguments += ["--checkpoint-minutes", 0, "--flush-seconds", 60]
     assert train([*arguments, "--output", folder / "whole"]) == 0
     stops, status = [], REQUEUE
     while status == REQUEUE:
-        stops.append(own.randint(1, 25))
+        stops.append(own.randint(1, 25) if len(stops) < chosen.stops else None)
         status = train([*arguments, "--output", folder / "stopped", "--resume", "auto"], stops[-1])
     assert status == 0, status
     return differences(outcome(folder / "whole"), outcome(folder / "stopped")) if world.rank == 0 else [], stops
@@ -78,11 +78,12 @@ def both_ways(folder, options, own):
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--seed", type=int, default=1)
-parser.add_argument("--only", default="", help="options with this in them")
+parser.add_argument("--stops", type=int, default=1, help="how often to stop each at most")
+parser.add_argument("--only", default="algorithm", help="options with one of these words in them")
 chosen = parser.parse_args()
 own = random.Random(chosen.seed)
 for options in OPTIONS:
-    if chosen.only in options:
+    if any(word in options for word in chosen.only.split(",")):
         folder = Path(world.bcast(tempfile.mkdtemp() if world.rank == 0 else None))
         if world.rank == 0:
             write_task(folder)

@@ -2,37 +2,25 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from hpcavg import cli, report
+from hpcavg.checkpointer import Checkpointer
+from hpcavg.config import Config
 from hpcavg.errors import InputError
 from hpcavg.pauses import Kind
 from hpcavg.train import Trainer
 from tests.process.resuming import differences, outcome
 
-RUN = [
-    "--model",
-    "mlp",
-    "--batch-size",
-    "128",
-    "--algorithm",
-    "dasgd",
-    "--tau",
-    "4",
-    "--delay",
-    "3",
-    "--checkpoint-minutes",
-    "0",
-    "--threads",
-    "1",
-]
+RUN = "--model mlp --batch-size 128 --algorithm dasgd --tau 4 --delay 3 --checkpoint-minutes 0 --threads 1"
 REQUEUE = 75
 
 
 def train(folder, arguments, stop=False):
     """Train, up to the end or only one step; return the trainer."""
-    trainer = Trainer(cli.parse_train([*RUN, *arguments.split(), "--output", str(folder)]))
+    trainer = Trainer(cli.parse_train([*f"{RUN} {arguments}".split(), "--output", str(folder)]))
     if stop:
         begin_watch = trainer._begin_watch
 
@@ -47,7 +35,7 @@ def train(folder, arguments, stop=False):
 
 def refusal(folder, arguments):
     with pytest.raises(InputError) as caught:
-        Trainer(cli.parse_train([*RUN, *arguments.split(), "--output", str(folder)]))
+        Trainer(cli.parse_train([*f"{RUN} {arguments}".split(), "--output", str(folder)]))
     line = caught.value.as_option()
     assert "\n" not in line
     return line
@@ -55,7 +43,7 @@ def refusal(folder, arguments):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Return a run of two epochs, with checkpoints of its steps 5 to 24, and one of its steps 20, 24."""
+    """Return the folder of a run of two epochs, with all its checkpoints."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
     train(folder, "--epochs 2 --checkpoint-steps 5 --keep-checkpoints 9")
     assert [path.name for path in sorted(folder.glob("checkpoints/step-*"))] == [
@@ -178,7 +166,7 @@ def test_where_none_was_ever_finished_auto_starts_afresh(finished, run):
         path.unlink()
     train(run, "--epochs 2 --resume auto --checkpoint-steps 5 --keep-checkpoints 1")
     assert differences(outcome(finished), outcome(run)) == []
-    assert [path.name for path in run.glob("checkpoints/step-*")] == ["step-00000024~2"]
+    assert [path.name for path in run.glob("checkpoints/step-*")] == ["step-00000024"]
 
 
 @pytest.mark.parametrize("resume", ["auto", "here", "missing"])
@@ -195,3 +183,10 @@ def test_checkpoints_by_the_clock_and_how_many_are_kept(tmp_path):
     kept = sorted(path.name for path in tmp_path.glob("run/checkpoints/step-*"))
     assert len(kept) == 3
     assert kept[-1] == "step-00000024"
+
+
+@pytest.mark.parametrize(("algorithm", "is_overdue"), [("k-avg", True), ("downpour", False)])
+def test_the_clock_asks_for_none_where_servers_keep_the_state(tmp_path, algorithm, is_overdue):
+    config = Config(algorithm=algorithm, checkpoint_minutes=1e-9)
+    averager = SimpleNamespace(topology=SimpleNamespace(rank=0), agreed_step=0, algorithm=config.rule())
+    assert Checkpointer(config, averager, tmp_path, None).is_overdue is is_overdue
