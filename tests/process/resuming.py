@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from hpcavg import files
 from hpcavg.tasks import Data, Task, digits
 
 STEP_S, CALL_S = float(os.environ.get("STEP_S", 0)), float(os.environ.get("CALL_S", 0))
+BEGUN = os.environ.get("BEGUN")  # a folder, for the number of steps that each rank has begun
+steps = 0
 make_the_call = files.perform
 
 def perform(call, *arguments):
@@ -29,8 +32,16 @@ def perform(call, *arguments):
 
 files.perform = perform
 
+def count_step():
+    global steps
+    steps += 1
+    if BEGUN:
+        with open(os.path.join(BEGUN, os.environ["OMPI_COMM_WORLD_RANK"]), "a") as file:
+            file.write(f"{steps}\\n")
+
 def noisy_loss(output, target):
     if torch.is_grad_enabled():
+        count_step()
         time.sleep(STEP_S)
         output = output * (1 + 0.05 * random.random()) + 0.05 * np.random.rand() + 0.05 * torch.rand_like(output)
     return nn.functional.cross_entropy(output, target)
@@ -90,22 +101,21 @@ def ranks_of(process):
     """Return the process ids of the ranks that a launcher has started so far."""
     pids = []
     for task in Path(f"/proc/{process.pid}/task").glob("*"):
-        try:
+        with suppress(OSError):  # the thread has ended
             pids += map(int, (task / "children").read_text().split())
-        except OSError:  # the thread has ended
-            continue
     return pids
 
 
 def kill_all(process):
-    """Kill the launcher and all ranks at once, and wait until they are gone."""
+    """Kill the launcher and all ranks at once, if they are still there, and wait until they are gone."""
+    if process.poll() is not None:
+        process.communicate()
+        return
     os.kill(process.pid, signal.SIGSTOP)  # so that it starts no more of them
     pids = ranks_of(process)
     for pid in (process.pid, *pids):
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
     process.communicate(timeout=20)
     deadline = time.monotonic() + 20
     while any(is_running(pid) for pid in pids):

@@ -9,11 +9,13 @@ from collections import Counter
 
 import pytest
 
+from tests.process.launch import run
 from tests.process.resuming import differences, outcome, train, train_killed, write_task
 
 pytestmark = pytest.mark.process
 
 KILLS = int(os.environ.get("HPCAVG_KILLS", 4))
+STEPS = 150 if KILLS > 4 else 80
 SEED = int(os.environ.get("HPCAVG_SEED", 1))
 KILLED = {
     "hier-avg": (3, "--k1 4 --k2 12 --group-size 2 --schedule one-cycle"),
@@ -23,16 +25,26 @@ KILLED = {
 }
 
 
+def test_all_algorithms_and_options_that_are_stopped_end_with_the_same_bits():
+    """Each one is told by a signal in a random step; in the long form up to 15 times."""
+    result = run(3, ["--seed", SEED, "--stops", KILLS // len(KILLED)], module="tests.process.stopping", timeout=600)
+    assert (result.status, result.err) == (0, "")
+    *lines, last = result.out.splitlines()
+    assert last == "end"
+    assert len(lines) >= 20
+    assert [line for line in lines if not line.startswith("same ")] == []
+
+
 @pytest.mark.parametrize("algorithm", KILLED)
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, algorithm):
     """Killed at random moments, also inside a checkpoint, with means in flight and momentum on its way."""
     ranks, options = KILLED[algorithm]
     task = write_task(tmp_path)
     arguments = ["--algorithm", algorithm, "--task", task, *options.split()]
-    arguments += "--steps 150 --checkpoint-steps 7 --flush-seconds 0.3 --batch-size 8".split()
+    arguments += ["--steps", STEPS, "--checkpoint-steps", 7, "--flush-seconds", 0.3, "--batch-size", 8]
     train(ranks, arguments, tmp_path / "undisturbed")
     undisturbed = outcome(tmp_path / "undisturbed")
-    assert undisturbed["step/step"].tolist() == [list(range(1, 151))] * ranks
+    assert undisturbed["step/step"].tolist() == [list(range(1, STEPS + 1))] * ranks
     own = random.Random(f"{SEED} {algorithm}")
     num_left, runs, where = KILLS // len(KILLED), 0, Counter()
     while num_left > 0:

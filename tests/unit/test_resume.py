@@ -1,0 +1,192 @@
+"""What --resume takes for a checkpoint to go on from, and what it refuses; with one learner, in this process."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from hpcavg import cli, report
+from hpcavg.checkpointer import Checkpointer
+from hpcavg.config import Config
+from hpcavg.errors import InputError
+from hpcavg.pauses import Kind
+from hpcavg.train import Trainer
+from tests.process.resuming import differences, outcome
+
+RUN = "--model mlp --batch-size 128 --algorithm dasgd --tau 4 --delay 3 --checkpoint-minutes 0 --threads 1"
+REQUEUE = 75
+
+
+def train(folder, arguments, stop=False):
+    """Train, up to the end or only one step; return the trainer."""
+    trainer = Trainer(cli.parse_train([*f"{RUN} {arguments}".split(), "--output", str(folder)]))
+    if stop:
+        begin_watch = trainer._begin_watch
+
+        def ask():
+            begin_watch()
+            trainer._pauses.request(Kind.STOP, "a test")
+
+        trainer._begin_watch = ask
+    trainer.status = trainer.train()
+    return trainer
+
+
+def refusal(folder, arguments):
+    with pytest.raises(InputError) as caught:
+        Trainer(cli.parse_train([*f"{RUN} {arguments}".split(), "--output", str(folder)]))
+    line = caught.value.as_option()
+    assert "\n" not in line
+    return line
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Return the folder of a run of two epochs, with all its checkpoints."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    train(folder, "--epochs 2 --checkpoint-steps 5 --keep-checkpoints 9")
+    assert [path.name for path in sorted(folder.glob("checkpoints/step-*"))] == [
+        *(f"step-{step:08d}" for step in (5, 10, 15, 20, 24))
+    ]
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run", symlinks=True)
+
+
+@pytest.mark.parametrize("way", ["auto", ".", "checkpoints/latest", "checkpoints/step-00000010"])
+def test_ways_to_name_a_checkpoint(finished, run, way):
+    trainer = train(run, f"--epochs 2 --resume {way if way == 'auto' else run / way}")
+    assert trainer.status == 0
+    assert differences(outcome(finished), outcome(run)) == []
+
+
+def test_the_folder_is_that_of_the_run_that_is_named(finished, run):
+    trainer = Trainer(cli.parse_train(["--resume", str(run / "checkpoints" / "step-00000015")]))
+    assert trainer.path == run
+    assert trainer.averager.progress.step == 15
+    assert trainer.train() == 0
+    assert differences(outcome(finished), outcome(run)) == []
+
+
+def test_a_run_may_go_on_in_another_folder(finished, run, tmp_path):
+    train(tmp_path / "other", f"--epochs 2 --resume {run}/checkpoints/step-00000010")
+    summaries = [json.loads((path / "summary.json").read_text()) for path in (finished, tmp_path / "other")]
+    for name in ("parameters_sha256", "samples", "steps", "global_averages", "test_loss", "train_loss"):
+        assert summaries[0][name] == summaries[1][name], name
+
+
+def test_auto_where_nothing_is_starts_afresh_and_goes_on_from_there(finished, tmp_path):
+    folder = tmp_path / "new"
+    for _ in range(3):
+        assert train(folder, "--epochs 2 --resume auto", stop=True).status == REQUEUE
+    assert not (folder / "summary.json").exists()
+    assert train(folder, "--epochs 2 --resume auto").status == 0
+    assert differences(outcome(finished), outcome(folder)) == []
+    report.main([str(folder)], None)
+
+
+def test_a_finished_run_ends_at_once_with_the_same_result(finished, run):
+    for _ in range(2):
+        assert train(run, "--epochs 2 --resume auto").account.samples == 2 * 1440
+        assert differences(outcome(finished), outcome(run)) == []
+
+
+@pytest.mark.parametrize("longer", ["--epochs 4", "--epochs 3 --stop-after 1000"])
+def test_a_finished_run_may_go_on_to_more_epochs(run, tmp_path, longer):
+    train(run, f"{longer} --resume auto")
+    train(tmp_path / "long", longer)
+    assert differences(outcome(tmp_path / "long"), outcome(run)) == []
+
+
+def test_a_schedule_laid_out_for_the_length_refuses_another(tmp_path):
+    options = "--schedule one-cycle --steps"
+    train(tmp_path / "run", f"{options} 10", stop=True)
+    line = refusal(tmp_path / "run", f"{options} 20 --resume auto")
+    assert line == "--steps 20: must be 10: the one-cycle schedule is laid out for the run's length"
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ("--algorithm k-avg --tau unset --delay unset", "--algorithm k_avg: must be dasgd, as in the run that "),
+        ("--tau 5", "--tau 5: must be 4, as in the run that "),
+        ("--batch-size 64", "--batch-size 64: must be 128, as in the run that "),
+        ("--seed 7", "--seed 7: must be 0, as in the run that "),
+        ("--optimizer adam", "--optimizer adam: must be sgd, as in the run that "),
+        ("--dtype float64", "--dtype float64: must be float32, as in the run that "),
+        ("--buffers keep", "--buffers keep: must be average, as in the run that "),
+        ("--model cnn", "--model cnn: must be mlp, as in the run that "),
+    ],
+)
+def test_another_run_is_refused(run, changed, line):
+    before = sorted(path for path in run.rglob("*"))
+    assert refusal(run, f"--epochs 2 --resume auto {changed}").startswith(line)
+    assert sorted(path for path in run.rglob("*")) == before
+
+
+def damage(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_damaged_one_is_passed_over_and_told(finished, run, capsys):
+    damage(run / "checkpoints/step-00000024/rank-00000.safetensors")
+    (run / "checkpoints/step-00000020/manifest.json").unlink()
+    train(run, "--epochs 2 --resume auto")
+    shown = capsys.readouterr().out
+    why = "rank-00000.safetensors is damaged: its checksum is another"
+    assert f"warning: passed over step-00000024: {why}" in shown
+    assert "warning: passed over step-00000020: it has no manifest.json: it was not finished" in shown
+    assert "going on from step 15" in shown
+    assert differences(outcome(finished), outcome(run)) == []
+
+
+def test_a_damaged_one_that_is_named_is_refused(run):
+    damage(run / "checkpoints/step-00000010/rank-00000.safetensors")
+    line = refusal(run, f"--epochs 2 --resume {run}/checkpoints/step-00000010")
+    assert line.startswith(f"--resume {run}/checkpoints/step-00000010: must be a whole checkpoint (")
+
+
+@pytest.mark.parametrize("way", ["auto", "folder"])
+def test_where_all_are_damaged_nothing_starts_over(run, way):
+    for path in run.glob("checkpoints/step-*"):
+        damage(path / "manifest.json")
+    line = refusal(run, f"--epochs 2 --resume {run if way == 'folder' else way}")
+    assert line.startswith(f"--resume {run if way == 'folder' else way}: must be ")
+    assert line.count("manifest.json is damaged") == 5
+
+
+def test_where_none_was_ever_finished_auto_starts_afresh(finished, run):
+    for path in run.glob("checkpoints/step-*/manifest.json"):
+        path.unlink()
+    train(run, "--epochs 2 --resume auto --checkpoint-steps 5 --keep-checkpoints 1")
+    assert differences(outcome(finished), outcome(run)) == []
+    assert [path.name for path in run.glob("checkpoints/step-*")] == ["step-00000024"]
+
+
+@pytest.mark.parametrize("resume", ["auto", "here", "missing"])
+def test_a_folder_that_holds_something_else_is_refused(tmp_path, resume):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "thesis.tex").touch()
+    line = refusal(tmp_path / "here", f"--resume {tmp_path / resume if resume != 'auto' else resume}")
+    assert line.startswith("--output" if resume == "auto" else "--resume"), line
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["thesis.tex"]
+
+
+def test_checkpoints_by_the_clock_and_how_many_are_kept(tmp_path):
+    train(tmp_path / "run", "--epochs 2 --checkpoint-minutes 0.000001 --keep-checkpoints 3")
+    kept = sorted(path.name for path in tmp_path.glob("run/checkpoints/step-*"))
+    assert len(kept) == 3
+    assert kept[-1] == "step-00000024"
+
+
+@pytest.mark.parametrize(("algorithm", "is_overdue"), [("k-avg", True), ("downpour", False)])
+def test_the_clock_asks_for_none_where_servers_keep_the_state(tmp_path, algorithm, is_overdue):
+    config = Config(algorithm=algorithm, checkpoint_minutes=1e-9)
+    averager = SimpleNamespace(topology=SimpleNamespace(rank=0), agreed_step=0, algorithm=config.rule())
+    assert Checkpointer(config, averager, tmp_path, None).is_overdue is is_overdue
