@@ -50,7 +50,8 @@ class Trainer:
         self.device = topology.do_together(lambda: placement.choose_device(config.device, topology.node_rank))
         self.threads = config.threads or placement.num_threads(topology.node)
         torch.set_num_threads(self.threads)
-        self._stop_at = topology.do_together(self._deadline)
+        started_s, limits = time.time() - placement.process_age_s(), (config.stop_after, config.stop_margin)
+        self._stop_at = topology.do_together(lambda: deadline(started_s, *limits, os.environ))
         self.task = topology.do_together(lambda: tasks.load(config))
         self.feed = Feed(self.task, config, topology, self.device)
         self.total_steps = config.steps or (config.epochs or 0) * self.feed.steps_per_epoch
@@ -127,10 +128,6 @@ class Trainer:
         return status
 
     # -- set-up ---------------------------------------------------------------------------------------------------
-
-    def _deadline(self) -> Any:
-        started_s = time.time() - placement.process_age_s()
-        return deadline(started_s, self.config.stop_after, self.config.stop_margin, os.environ)
 
     def _is_of_as_many(self, saved: Checkpoint) -> bool:
         return saved.manifest.num_ranks == self.topology.num_learners

@@ -64,7 +64,9 @@ def program(tmp_path):
         kill_all(process)
 
 
-@pytest.mark.parametrize("way", ["SIGUSR1 to the launcher", "SIGTERM to a rank", "SIGUSR1 twice"])
+@pytest.mark.parametrize(
+    "way", ["SIGUSR1 to the launcher", "SIGTERM to all ranks", "SIGTERM to one rank", "SIGUSR1 twice"]
+)
 def test_a_signal_is_heeded_within_a_step(program, tmp_path, way):
     """Means are far apart, and ranks at different steps of the same round."""
     step_s, begun = 0.5, tmp_path / "begun"
@@ -77,8 +79,9 @@ def test_a_signal_is_heeded_within_a_step(program, tmp_path, way):
     wait_for(lambda: max(steps_begun()) > 4, process)
     time.sleep(random.uniform(0, step_s))
     sent_s = time.monotonic()
-    if way == "SIGTERM to a rank":
-        os.kill(ranks_of(process)[-1], signal.SIGTERM)
+    if "SIGTERM" in way:
+        for pid in ranks_of(process)[0 if "all" in way else -1 :]:
+            os.kill(pid, signal.SIGTERM)
     else:
         for _ in range(2 if way == "SIGUSR1 twice" else 1):
             process.send_signal(signal.SIGUSR1)
@@ -90,8 +93,10 @@ def test_a_signal_is_heeded_within_a_step(program, tmp_path, way):
     assert process.returncode == REQUEUE
     assert f"stopped at step {step} by {way.split()[0]}; go on with --resume " in out
     assert steps_recorded(tmp_path / "run").tolist() == [step] * RANKS
-    assert step <= taking + 1
-    assert took_s < 2 * step_s + 10  # the write, and the end of all processes on a busy machine
+    # Threads that have heard no signal themselves look for messages twice a second: that of rank 0, then the others.
+    lag_steps = round(2 * 0.5 / step_s) if "one" in way else 0
+    assert step <= taking + 1 + lag_steps
+    assert took_s < (2 + lag_steps) * step_s + 10  # the write, and the end of all processes on a busy machine
 
 
 def test_a_run_that_is_stopped_in_every_way_ends_with_the_same_bits(program, tmp_path):
