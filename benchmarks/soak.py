@@ -192,7 +192,8 @@ def _kills(
         events.append(places)
         number -= len(places)
     if choice.random() < 0.4:
-        events[-1] = [_pick(choice.choice(_LATE), choice), *events[-1][1:]]
+        late = _LATE if name != "pr-sgd-hetero" else _LATE[1:]  # which ends with a mean
+        events[-1] = [_pick(choice.choice(late), choice), *events[-1][1:]]
     kills: list[Kill] = []
     for index, places in enumerate(events):
         step = (index + 1) * (steps - _REACH_STEPS) // (len(events) + 1) + choice.randrange(8)
