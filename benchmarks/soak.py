@@ -192,7 +192,7 @@ def _kills(
         events.append(places)
         number -= len(places)
     if choice.random() < 0.4:
-        late = _LATE if name != "pr-sgd-hetero" else _LATE[1:]  # which ends with a mean
+        late = _LATE[1:] if name in ("ada-lupa", "pr-sgd-hetero") else _LATE  # which may end with a mean
         events[-1] = [_pick(choice.choice(late), choice), *events[-1][1:]]
     kills: list[Kill] = []
     for index, places in enumerate(events):
