@@ -29,7 +29,7 @@ from hpcavg.metrics import COLUMNS, continued, file_name, num_segments, rows_bef
 from hpcavg.pauses import Kind, Pauses, deadline
 from hpcavg.record import Record
 from hpcavg.schedule import Scope
-from hpcavg.summary import counted, show
+from hpcavg.summary import Summary, counted, show
 from hpcavg.supervisor import Supervisor
 from hpcavg.topology import wait_asleep
 from hpcavg.watchdog import Watchdog
@@ -382,11 +382,23 @@ class Trainer:
             record.line(f"stopped at step {averager.progress.step} by {self._stopped_by}; {outlook}")
         if result is not None or topology.is_server:
             form = (topology, averager, self.config, self.task.name, self.feed.steps_per_epoch)
-            summary = topology.carry_out(lambda: summarise(*form, result, self.account, is_complete), what="summary")
+
+            def conclude() -> Summary | None:
+                summary = summarise(*form, result, self.account, is_complete)
+                if summary is not None and topology.rank == 0:  # within: should it die over this, another does it
+                    model = self.path / resume.CHECKPOINTS / "final.safetensors"
+                    record.write(lambda: checkpoint.save_model(model, averager.model.state_dict()))
+                    record.write(lambda: run_folder.write_json(self.path / "summary.json", summary))
+                return summary
+
+            summary = topology.carry_out(conclude, what="summary")
             if summary is not None and topology.rank == 0:
+<<<<<<< HEAD
                 model = self.path / resume.CHECKPOINTS / "final.safetensors"
                 record.write(lambda: save_model(model, averager.model.state_dict()))
                 record.write(lambda: run_folder.write_json(self.path / "summary.json", summary))
+=======
+>>>>>>> soak
                 show([(self.path, summary)])
         num_lost = topology.carry_out(lambda: topology.everyone.allreduce(len(record.lost), MPI.MAX), what="summary")
         if not is_complete:

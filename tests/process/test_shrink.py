@@ -18,7 +18,8 @@ HIER_AVG = [
 DASGD = [
     Kill(1, "start of a delayed average: before", 20),
     Kill(4, "recovery: split", 10),
-    Kill(0, "delayed average on its way: half", 60),
+    Kill(2, "delayed average on its way: half", 60),
+    Kill(0, "summary: told", 120),
 ]
 
 
