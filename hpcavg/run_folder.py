@@ -24,6 +24,8 @@ from hpcavg import files
 from hpcavg.config import CONFIG_FILE, Config
 from hpcavg.errors import InputError, reason
 
+FINAL_MODEL = Path("checkpoints/final.safetensors")
+
 
 def create(config: Config, task_name: str) -> Path:
     """Make the folder with its ``metrics`` and ``checkpoints``, or find it where a run is resumed, and return it.

@@ -106,9 +106,8 @@ class Trainer:
         self._stopped_by: str | None = None
         path = self.path / "metrics" / file_name(topology.rank, len(self._segments))
         rows = rows_before(self._segments, topology.rank)
-        steps = (self.total_steps, self.averager.progress.step)
         form = (self._attributes(), self.config.flush_seconds, rows, topology, self.account)
-        self.record = Record(path, *form, *steps)
+        self.record = Record(path, *form, self.total_steps, self.averager.progress.step)
         self._announce()
         self._begin_watch()
         result = None
@@ -386,19 +385,12 @@ class Trainer:
             def conclude() -> Summary | None:
                 summary = summarise(*form, result, self.account, is_complete)
                 if summary is not None and topology.rank == 0:  # within: should it die over this, another does it
-                    model = self.path / resume.CHECKPOINTS / "final.safetensors"
-                    record.write(lambda: checkpoint.save_model(model, averager.model.state_dict()))
+                    record.write(lambda: save_model(self.path / run_folder.FINAL_MODEL, averager.model.state_dict()))
                     record.write(lambda: run_folder.write_json(self.path / "summary.json", summary))
                 return summary
 
             summary = topology.carry_out(conclude, what="summary")
             if summary is not None and topology.rank == 0:
-<<<<<<< HEAD
-                model = self.path / resume.CHECKPOINTS / "final.safetensors"
-                record.write(lambda: save_model(model, averager.model.state_dict()))
-                record.write(lambda: run_folder.write_json(self.path / "summary.json", summary))
-=======
->>>>>>> soak
                 show([(self.path, summary)])
         num_lost = topology.carry_out(lambda: topology.everyone.allreduce(len(record.lost), MPI.MAX), what="summary")
         if not is_complete:
