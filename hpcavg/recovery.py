@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ _T = TypeVar("_T")
 _ENABLED = "OMPI_MCA_mpi_ft_enable"
 # How long a rank that is done waits for the others to be so, and one that fails for others to fail as well.
 _END_WAIT_S = 5.0
-_FAREWELL_S = 1.0
+_FAREWELL_S = 2.0
 _has_survivors = False
 
 
@@ -80,7 +81,7 @@ class SurvivingTopology(Topology):
         super().__init__(comm, group_size)
         self.origin = self.rank
         self._members: list[int] = self.everyone.allgather(self.origin)
-        install_farewell_hook(self.origin, self._is_last)
+        install_farewell_hook(self)
 
     def _group_name(self, first_on_node: int) -> int:
         if self._name is None:
@@ -94,20 +95,22 @@ class SurvivingTopology(Topology):
         """
         self._renewals.append(action)
 
-    def _is_last(self) -> bool:
-        """Return whether all other ranks are dead; if this is the lowest that is not, wait a moment for it.
+    def _split(self, everyone: MPI.Intracomm) -> None:
+        super()._split(everyone)
+        self._farewell = everyone.Dup()
 
-        A fault that all share, in the task's code for example, would else leave no rank whose status tells of it.
-        """
-        deadline = time.monotonic() + _FAREWELL_S
-        while True:
-            failed = self.everyone.Get_failed().Translate_ranks(None, self.everyone.Get_group())
-            others = set(range(self.everyone.Get_size())) - {self.everyone.Get_rank(), *failed}
-            if not others:
-                return True
-            if min(others) < self.everyone.Get_rank() or time.monotonic() > deadline:
-                return False
-            time.sleep(0.01)
+    def is_abandoned(self) -> bool:
+        """Return whether all ranks that are left have called this, having failed; waits for them some seconds."""
+        until = time.monotonic() + _FAREWELL_S
+        try:
+            request = self._farewell.Iagree(array("i", [1]))
+            while not request.Test():
+                if time.monotonic() > until:
+                    return False
+                time.sleep(0.01)
+        except MPI.Exception as error:  # what agreement ends with where ranks are dead, when all others have come
+            return bool(error.Get_error_class() == MPI.ERR_PROC_FAILED)
+        return True
 
     # -- collectives ----------------------------------------------------------------------------------------------
 
@@ -205,20 +208,20 @@ def finalize() -> None:
         MPI.Finalize()
 
 
-def install_farewell_hook(rank: int, is_last: Callable[[], bool]) -> None:
+def install_farewell_hook(topology: SurvivingTopology) -> None:
     """Make an uncaught exception, in any thread, print its traceback and end this rank alone.
 
-    Only a process that a signal ends is dead in the eyes of MPI; one that exits would be waited for. But mpirun counts
-    no dead ones in its status: where `is_last` says that nobody waits, this rank exits, with status 1.
+    Only a process that a signal ends is dead in the eyes of MPI; one that exits would be waited for. The launcher takes
+    no notice of signals, though, so where all that are left fail they exit: the job must not end with status 0.
     """
 
     def leave(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         lines = traceback.format_exception(kind, error, trace)
         sys.stdout.flush()
         stderr = sys.__stderr__ or sys.stderr
-        stderr.write(f"hpcavg: rank {rank} failed; the others go on without it\n{''.join(lines)}")
+        stderr.write(f"hpcavg: rank {topology.origin} failed; the others go on without it\n{''.join(lines)}")
         stderr.flush()
-        if is_last():
+        if topology.is_abandoned():
             os._exit(1)
         os.kill(os.getpid(), signal.SIGKILL)
 
