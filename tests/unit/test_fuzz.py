@@ -24,7 +24,7 @@ from hpcavg.errors import InputError
 from hpcavg.metrics import Recorder, file_name, write_view
 from tests.unit.test_summary import example
 
-COUNT = int(os.environ.get("HPCAVG_FUZZ", "2000"))
+COUNT = int(os.environ.get("HPCAVG_FUZZ", "1000"))
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 PNG = b"\x89PNG"
 
