@@ -226,7 +226,7 @@ class Averaging:
         assert self._delayed is not None
 
         def is_sick() -> bool:
-            self._awaits_mean = self._awaits_mean or not self._is_finite()
+            self._awaits_mean = self._is_sick()
             return self._awaits_mean
 
         with torch.no_grad():
@@ -274,7 +274,7 @@ class Averaging:
 
         Raises `SickLearnersError` on all of them where nobody may be, or nobody is left for a global mean.
         """
-        is_sick = self._awaits_mean or not self._is_finite()
+        is_sick = self._is_sick()
         sick = health.agree_on_sick(is_sick, scope, self._topology)
         self._check_sick(sick, scope, step)
         # Stays so until a mean is merged: what a mean makes of the parameters before is finite, but worth nothing.
@@ -285,15 +285,14 @@ class Averaging:
         """Raise `SickLearnersError` on all learners where they could take no global mean now. Collective over them."""
 
         def agree() -> Sick:
-            is_sick = self._awaits_mean or not self._is_finite()
-            return health.agree_on_sick(is_sick, Scope.GLOBAL, self._topology)
+            return health.agree_on_sick(self._is_sick(), Scope.GLOBAL, self._topology)
 
         with torch.no_grad():
             self._refresh()
         self._check_sick(self._topology.carry_out(agree), Scope.GLOBAL, step, what)
 
-    def _is_finite(self) -> bool:
-        return health.is_finite([*self._parameters.arrays, *self._buffers.arrays])
+    def _is_sick(self) -> bool:
+        return self._awaits_mean or not health.is_finite([*self._parameters.arrays, *self._buffers.arrays])
 
     def _check_sick(self, sick: Sick, scope: Scope, step: int, what: str = "") -> None:
         """Raise `SickLearnersError` where nobody may be sick, or nobody is left for a global mean."""

@@ -38,7 +38,7 @@ def _averaging(name: str) -> Any:
     return _option(None, _AVERAGING, catalogue.option_help(name))
 
 
-CONFIG_FILE = "config.toml"
+CONFIG_FILE, CHECKPOINTS = "config.toml", "checkpoints"
 ENGINES = ("auto", "mpi", "shared", "twolevel", "staged", "cuda-aware", "cuda-ipc")
 BUILT_IN_TASKS = ("digits", "synthetic")
 UNSET = "unset"

@@ -102,6 +102,11 @@ def require_number(option: str, value: object, holds: Callable[[float], bool], a
         raise InputError(option, value, allowed)
 
 
+def why(error: OSError) -> str:
+    """Return the `reason` of a failed operation on a file, after the file's name where it is known."""
+    return ": ".join(str(part) for part in (error.filename, reason(error)) if part)
+
+
 def reason(error: Exception) -> str:
     """Return why a file could not be read or written, in a few words; also where only HDF5's text tells the errno."""
     found = re.search(r"errno = (\d+)", str(error))

@@ -10,7 +10,6 @@ from hpcavg.errors import InputError
 _LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
 _LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 
-
 _early_signals: list[signal.Signals] = []
 
 
@@ -27,6 +26,12 @@ def early_signals() -> list[signal.Signals]:
 def launcher_rank() -> int:
     """Return this process's rank as its launcher tells it, without MPI; 0 where no launcher does."""
     return next((int(os.environ[name]) for name in _LAUNCHER_RANKS if os.environ.get(name, "").isdecimal()), 0)
+
+
+def started_ticks(pid: int) -> int:
+    """Return when a process of this host was started, in clock ticks since the host was; raises `OSError`."""
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[19])
 
 
 def check_ranks(num_ranks: int, expected: int | None) -> None:

@@ -9,6 +9,7 @@ import torch
 from mpi4py import MPI
 
 from hpcavg.errors import InputError
+from hpcavg.launcher import started_ticks
 
 
 def num_threads(node: MPI.Comm) -> int:
@@ -35,6 +36,4 @@ def choose_device(name: str, node_rank: int) -> torch.device:
 
 def process_age_s() -> float:
     """Return the seconds since this process was started, interpreter and imports included."""
-    with open("/proc/self/stat") as file:
-        started_ticks = int(file.read().rpartition(")")[2].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks(os.getpid()) / os.sysconf("SC_CLK_TCK")

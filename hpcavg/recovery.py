@@ -12,22 +12,18 @@ from __future__ import annotations
 import atexit
 import os
 import signal
-import sys
-import threading
 import time
-import traceback
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from mpi4py import MPI
 
 from hpcavg.errors import InputError
 from hpcavg.schedule import Scope
-from hpcavg.topology import Topology, wait_until
+from hpcavg.topology import Topology, on_uncaught, wait_until
 
 _T = TypeVar("_T")
 
@@ -215,19 +211,9 @@ def install_farewell_hook(topology: SurvivingTopology) -> None:
     no notice of signals, though, so where all that are left fail they exit: the job must not end with status 0.
     """
 
-    def leave(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
-        lines = traceback.format_exception(kind, error, trace)
-        sys.stdout.flush()
-        stderr = sys.__stderr__ or sys.stderr
-        stderr.write(f"hpcavg: rank {topology.origin} failed; the others go on without it\n{''.join(lines)}")
-        stderr.flush()
+    def leave() -> None:
         if topology.is_abandoned():
             os._exit(1)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def leave_from_thread(args: Any) -> None:
-        if args.exc_type is not SystemExit:
-            leave(args.exc_type, args.exc_value, args.exc_traceback)
-
-    sys.excepthook = leave
-    threading.excepthook = leave_from_thread
+    on_uncaught(f"rank {topology.origin} failed; the others go on without it", leave)

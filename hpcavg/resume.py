@@ -10,10 +10,9 @@ from typing import Any
 
 from hpcavg import checkpoint
 from hpcavg.checkpoint import Checkpoint
-from hpcavg.config import Config
+from hpcavg.config import CHECKPOINTS, Config
 from hpcavg.errors import InputError
 
-CHECKPOINTS = "checkpoints"
 # What may differ from the run that wrote the checkpoint; whatever else a learner's state follows from must be the same.
 _FREE = {
     *("steps", "epochs", "output", "resume", "engine", "wire_dtype", "error_feedback", "device", "threads"),

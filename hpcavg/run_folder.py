@@ -21,10 +21,10 @@ from mpi4py import MPI
 
 import hpcavg
 from hpcavg import files
-from hpcavg.config import CONFIG_FILE, Config
-from hpcavg.errors import InputError, reason
+from hpcavg.config import CHECKPOINTS, CONFIG_FILE, Config
+from hpcavg.errors import InputError, why
 
-FINAL_MODEL = Path("checkpoints/final.safetensors")
+FINAL_MODEL = Path(CHECKPOINTS, "final.safetensors")
 
 
 def create(config: Config, task_name: str) -> Path:
@@ -42,7 +42,7 @@ def create(config: Config, task_name: str) -> Path:
     check(path, may_be_run=config.resume is not None)
     try:
         (path / "metrics").mkdir(parents=True, exist_ok=True)
-        (path / "checkpoints").mkdir(exist_ok=True)
+        (path / CHECKPOINTS).mkdir(exist_ok=True)
     except OSError as error:
         raise _unwritable(path, str(error.strerror)) from error
     return path
@@ -54,7 +54,7 @@ def check(path: Path, may_be_run: bool = False) -> None:
     A run that was killed before it could write its configuration counts as one.
     """
     try:
-        begun = {"metrics", "checkpoints", f"{CONFIG_FILE}.partial"}
+        begun = {"metrics", CHECKPOINTS, f"{CONFIG_FILE}.partial"}
         names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
         if names and not (may_be_run and ((path / CONFIG_FILE).is_file() or names <= begun)):
             raise InputError("output", path, "a new or empty folder; this one holds files, as another run would")
@@ -80,10 +80,10 @@ def starting(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        for folder in (path / "metrics", path / "checkpoints", path):
+        for folder in (path / "metrics", path / CHECKPOINTS, path):
             with suppress(OSError):
                 folder.rmdir()
-        raise _unwritable(path, ": ".join(str(part) for part in (error.filename, reason(error)) if part)) from error
+        raise _unwritable(path, why(error)) from error
 
 
 def write_start(path: Path, config: Config, nodes: list[str], threads: int, device: str) -> None:
@@ -121,7 +121,7 @@ def attempt(write: Callable[[], object]) -> str | None:
     try:
         write()
     except OSError as error:
-        return ": ".join(str(part) for part in (error.filename, reason(error)) if part)
+        return why(error)
     return None
 
 

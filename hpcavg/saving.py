@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hpcavg import checkpoint, state_file
 from hpcavg.averager import Averager
 from hpcavg.checkpoint import Checkpoint, Manifest
-from hpcavg.errors import InputError, reason
+from hpcavg.errors import InputError, why
 from hpcavg.schedule import Progress
 from hpcavg.topology import Topology
 
@@ -41,7 +41,7 @@ def save(
         try:
             path = checkpoint.create(folder, step)
         except OSError as raised:
-            error = _why(raised)
+            error = why(raised)
     path, error = world.bcast((path, error))
     if error is not None:
         return path, error
@@ -52,7 +52,7 @@ def save(
             path, rank, {name: parts[name] for name, at in places[rank].items() if at == rank}
         )
     except OSError as raised:
-        error = _why(raised)
+        error = why(raised)
     records, errors = zip(*world.allgather((record, error)), strict=True)
     error = next(filter(None, errors), None)
     if rank == 0:
@@ -61,14 +61,10 @@ def save(
                 checkpoint.commit(path, Manifest(step, world.Get_size(), list(records), places, dict(about)))
                 checkpoint.prune(folder, keep)
         except OSError as raised:
-            error = _why(raised)
+            error = why(raised)
         if error is not None:
             checkpoint.discard(path)
     return path, world.bcast(error)
-
-
-def _why(error: OSError) -> str:
-    return f"{error.filename}: {reason(error)}" if error.filename else reason(error)
 
 
 # -- what a learner's state is --------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 from mpi4py import MPI
 
+from hpcavg.launcher import started_ticks
 from hpcavg.topology import wait_asleep
 
 _INTERVAL_S = 0.5
@@ -64,7 +65,7 @@ class Process(NamedTuple):
     def is_here(self) -> bool:
         """Return whether it still runs on this host."""
         try:
-            return self.host == MPI.Get_processor_name() and self.started_ticks == _started_ticks(self.pid)
+            return self.host == MPI.Get_processor_name() and self.started_ticks == started_ticks(self.pid)
         except OSError:
             return False
 
@@ -118,7 +119,7 @@ class Supervisor:
     def _take(self, comm: MPI.Intracomm) -> None:
         """Duplicate `comm` and begin anew on it. Collective."""
         own = comm.Dup()
-        processes = own.allgather(Process(MPI.Get_processor_name(), os.getpid(), _started_ticks(os.getpid())))
+        processes = own.allgather(Process(MPI.Get_processor_name(), os.getpid(), started_ticks(os.getpid())))
         with self.changed:
             self._comm = own
             self.processes = processes
@@ -294,11 +295,6 @@ class Supervisor:
         self.is_quiet = True
         for part in self._parts.values():
             part.restart()
-
-
-def _started_ticks(pid: int) -> int:
-    with open(f"/proc/{pid}/stat") as file:
-        return int(file.read().rpartition(")")[2].split()[19])
 
 
 def _ignore(*_: object) -> None:

@@ -209,19 +209,25 @@ def wait_until(is_there: Callable[[], bool], interval_s: float) -> None:
 
 def install_abort_hook(status: int = 1) -> None:
     """Make an uncaught exception, in any thread of any rank, print its traceback once and end the whole job."""
+    rank = MPI.COMM_WORLD.Get_rank()
+    on_uncaught(f"rank {rank} failed; the job is ended", lambda: MPI.COMM_WORLD.Abort(status))
 
-    def abort(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+
+def on_uncaught(text: str, end: Callable[[], None]) -> None:
+    """Make an uncaught exception, in any thread, print `text` and its traceback, and then call `end`."""
+
+    def tell(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         lines = traceback.format_exception(kind, error, trace)
         sys.stdout.flush()
-        # The process's own: torch.distributed calls this hook with a buffer for sys.stderr, which the abort would lose.
+        # The process's own: torch.distributed calls this hook with a buffer for sys.stderr, which the end would lose.
         stderr = sys.__stderr__ or sys.stderr
-        stderr.write(f"hpcavg: rank {MPI.COMM_WORLD.Get_rank()} failed; the job is ended\n{''.join(lines)}")
+        stderr.write(f"hpcavg: {text}\n{''.join(lines)}")
         stderr.flush()
-        MPI.COMM_WORLD.Abort(status)
+        end()
 
-    def abort_from_thread(args: Any) -> None:
+    def tell_from_thread(args: Any) -> None:
         if args.exc_type is not SystemExit:
-            abort(args.exc_type, args.exc_value, args.exc_traceback)
+            tell(args.exc_type, args.exc_value, args.exc_traceback)
 
-    sys.excepthook = abort
-    threading.excepthook = abort_from_thread
+    sys.excepthook = tell
+    threading.excepthook = tell_from_thread

@@ -19,7 +19,7 @@ from hpcavg.account import Account, Result, summarise
 from hpcavg.averager import Averager
 from hpcavg.checkpoint import Checkpoint, save_model
 from hpcavg.checkpointer import Checkpointer
-from hpcavg.config import Config
+from hpcavg.config import CHECKPOINTS, Config
 from hpcavg.emergency import FAILED, RECORDS_LOST, REQUEUE
 from hpcavg.errors import CorruptionError, SickLearnersError
 from hpcavg.evaluation import Score, evaluate
@@ -102,7 +102,7 @@ class Trainer:
         self.account.startup_s += topology.carry_out(lambda: topology.everyone.allreduce(age_s, MPI.MAX))
         self._started_s = time.monotonic()
         last = None if self._found.checkpoint is None else self._found.checkpoint.path
-        self._checkpointer = Checkpointer(self.config, self.averager, self.path / resume.CHECKPOINTS, last)
+        self._checkpointer = Checkpointer(self.config, self.averager, self.path / CHECKPOINTS, last)
         self._stopped_by: str | None = None
         path = self.path / "metrics" / file_name(topology.rank, len(self._segments))
         rows = rows_before(self._segments, topology.rank)
@@ -162,7 +162,7 @@ class Trainer:
             segments: list[Any] = []
             path = run_folder.create(self.config, self.task.name)
             metrics = path / "metrics"
-            if saved is not None and saved.path.parent.resolve() == (path / resume.CHECKPOINTS).resolve():
+            if saved is not None and saved.path.parent.resolve() == (path / CHECKPOINTS).resolve():
                 segments = continued(metrics, **saved.manifest.about["metrics"])
             elif num_segments(metrics):
                 nothing = [dict.fromkeys(COLUMNS, 0)] * topology.everyone.Get_size()

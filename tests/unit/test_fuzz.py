@@ -207,18 +207,7 @@ def toml_text(rng):
         value = pick(rng, [likely, f'"{likely}"']) if rng.random() < 0.7 else pick(rng, LITERALS)
         lines.append(f"{name} = {value}")
     if rng.random() < 0.2:
-        odd = [
-            "[k1]",
-            "[[k]]",
-            "k1.k2 = 1",
-            "'a\\nb' = 1",
-            '"" = 1',
-            '"k\\n1" = 1',
-            "# é",
-            "x" * 10**5,
-            "[" + "a." * 2000 + "b]",
-        ]
-        lines.insert(rng.integers(len(lines) + 1), pick(rng, odd))
+        lines.insert(rng.integers(len(lines) + 1), pick(rng, ODD_LINES))
     data = pick(rng, ["\n", "\n", "\r\n"]).join(lines).encode("utf-8", "surrogatepass")
     if rng.random() < 0.2:
         data = damaged(data, rng)
