@@ -60,7 +60,8 @@ def run(ranks, arguments, timeout=60, module="hpcavg", flags=(), **changes):
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
         raise AssertionError(f"still running after {timeout} s\n{out}\n{err}") from None
-    return Result(process.returncode, out, err, time.monotonic() - started)
+    # Open MPI's own messages end with a NUL, which stands before whatever a rank says next.
+    return Result(process.returncode, out.replace("\0", ""), err.replace("\0", ""), time.monotonic() - started)
 
 
 def pid_of_rank(folder, rank):
