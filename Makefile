@@ -2,6 +2,7 @@
 # make compare  trains the embedded example with every algorithm and prints one table
 # make test   runs every test that needs neither a GPU nor root; make check adds lint, types and documentation
 # make test-cluster  needs root and iproute2: tests of the emulated cluster, MPI tests on nodes of 2,2 and 3,1 ranks
+# make jobs   writes the scripts in jobs/ from their templates, hpcavg/job_scripts
 # make test-gpu  runs the tests that need a GPU
 
 PYTHON ?= python3
@@ -37,7 +38,7 @@ export OMP_NUM_THREADS ?= 1
 export OMPI_MCA_osc ?= ^ucx
 export MPIRUN
 
-.PHONY: install run compare test test-cluster test-gpu check lint types docs clean
+.PHONY: install run compare test test-cluster test-gpu check lint types docs jobs clean
 
 install: $(INSTALLED)
 
@@ -88,6 +89,11 @@ docs: $(INSTALLED)
 	$(BIN)/sphinx-build -q -W -b html docs docs/_build/html
 
 check: lint types docs test
+
+# Those that need a change of their template are written anew.
+jobs: $(INSTALLED)
+	$(BIN)/python -c 'from pathlib import Path; from hpcavg.job import shipped; \
+	    [Path("jobs", name).write_text(text) for name, text in shipped().items()]'
 
 clean:
 	rm -rf build dist docs/_build docs/_generated *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

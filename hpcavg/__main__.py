@@ -25,7 +25,7 @@ EXIT_INPUT_ERROR = 2
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit status."""
     command, rest = cli.split_command(sys.argv[1:] if arguments is None else arguments)
-    if command != "report" and not cli.wants_help(rest):
+    if command not in ("report", "job") and not cli.wants_help(rest):
         try:
             status = _with_mpi(command, rest)
         except SystemExit as error:  # a rank that left quietly would leave the others waiting
@@ -43,6 +43,8 @@ def _without_mpi(command: str, arguments: list[str]) -> int:
             from hpcavg import report
 
             report.main(options.folders, options.output)
+        elif command == "job":
+            cli.write_job(arguments)
         else:
             cli.train_parser().parse_args(arguments)
     except InputError as error:

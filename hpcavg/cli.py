@@ -7,10 +7,11 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hpcavg
-from hpcavg import algorithms
+from hpcavg import algorithms, job
 from hpcavg.config import Config, from_sources
 from hpcavg.errors import UsageError, printable
 
@@ -18,6 +19,7 @@ COMMANDS = {
     "train": "train a model (the default)",
     "info": "print where the ranks run and how means would be taken; takes the options of train",
     "report": "print the table of one or several runs and plot their curves",
+    "job": "print a job script for Slurm or LSF",
 }
 
 
@@ -52,7 +54,7 @@ def train_parser() -> argparse.ArgumentParser:
     commands = "\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items())
     parser = _Parser(
         prog="hpcavg",
-        usage="python -m hpcavg [train|info|report] [--config FILE.toml] [options]",
+        usage="python -m hpcavg [train|info|report|job] [--config FILE.toml] [options]",
         description=f"Train a neural network by model averaging over MPI.\n\ncommands:\n{commands}",
         epilog="Options come from the defaults, then the TOML file, then the command line. There, the word unset as a\n"
         "value takes back what the file says, for options without a default.\n\n"
@@ -106,6 +108,57 @@ def report_parser() -> argparse.ArgumentParser:
     parser.add_argument("folders", nargs="+", metavar="DIR", help="folder of a run")
     parser.add_argument("--output", metavar="FILE.png", help="where the plot goes [DIR/curves.png of the first run]")
     return parser
+
+
+def job_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``job``, which leaves the options of ``train`` alone."""
+    parser = _Parser(
+        prog="hpcavg job",
+        usage="python -m hpcavg job {slurm,lsf} [options] [options of train]",
+        description="Print a job script that trains with the given options, as those in jobs/ do with the defaults.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("scheduler", choices=tuple(job.LAUNCHERS))
+    parser.add_argument("--script", type=Path, metavar="FILE", help="write it there, and beside it what it needs")
+    texts = {
+        "kind": f"{', '.join(job.PURPOSES)}",
+        "launcher": "mpirun; srun for Slurm, jsrun for LSF",
+        "nodes": "nodes of the allocation",
+        "ranks_per_node": "ranks on each",
+        "cpus_per_rank": "cores of each rank",
+        "gpus_per_node": "GPUs of each node",
+        "time": "time limit, as [D-]H:MM:SS",
+        "warning_minutes": "minutes before it in which to write a checkpoint",
+        "account": "account, or LSF's project",
+        "partition": "partition, or LSF's queue; unset: the site's default",
+        "name": "the job's name; unset: hpcavg-KIND",
+        "array": "lines of sweep.txt to run, for --kind sweep",
+    }
+    hints = typing.get_type_hints(job.Job)
+    for field in dataclasses.fields(job.Job):
+        if field.name != "scheduler":
+            shown = "" if field.default is None else f" [{field.default}]"
+            parser.add_argument(
+                f"--{field.name.replace('_', '-')}",
+                type=int if hints[field.name] is int else str,
+                choices=tuple(job.PURPOSES) if field.name == "kind" else None,
+                default=field.default,
+                metavar=_metavar(hints[field.name]),
+                help=texts[field.name] + shown,
+            )
+    return parser
+
+
+def write_job(arguments: Sequence[str]) -> None:
+    """Do what the arguments of ``job`` say. Raises `InputError`, for options of ``train``, too."""
+    known, options = job_parser().parse_known_args(arguments)
+    script = known.__dict__.pop("script")
+    if known.kind == "benchmarks":
+        if options:
+            raise UsageError(f"{printable(options[0])}: no such option for --kind benchmarks")
+    else:
+        parse_train(options)
+    job.write(job.Job(**vars(known)), options, script)
 
 
 def _metavar(hint: Any) -> str:

@@ -12,7 +12,7 @@ PACKAGE = Path(hpcavg.__file__).parent
 # A module may import modules of lower levels, and those of its own level only within its own folder.
 LEVELS = [
     {"hpcavg", "hpcavg.errors", "hpcavg.merge", "hpcavg.schedule"},
-    {"hpcavg.rule", "hpcavg.launcher", "hpcavg.events", "hpcavg.files"},
+    {"hpcavg.rule", "hpcavg.launcher", "hpcavg.events", "hpcavg.files", "hpcavg.job"},
     {"hpcavg.catalogue", "hpcavg.topology", "hpcavg.flat", "hpcavg.eager", "hpcavg.node_memory", "hpcavg.state_file"},
     {
         "hpcavg.algorithms",

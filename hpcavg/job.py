@@ -1,0 +1,158 @@
+"""``python -m hpcavg job``: job scripts for Slurm and LSF, from the templates in ``job_scripts``. Light to import."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcavg.errors import InputError, reason, require_integer
+
+TEMPLATES = Path(__file__).parent / "job_scripts"
+PURPOSES = {
+    "train": "Trains once. Near the time limit it stops with a checkpoint, from which the same run can go on.",
+    "sweep": "Trains once per line of sweep.txt, as an array of jobs.",
+    "requeue": "Trains for longer than the time limit: near it, it stops with a checkpoint and queues itself again.",
+    "benchmarks": "Runs the benchmark suite and writes a page of its figures.",
+}
+LAUNCHERS = {"slurm": ("mpirun", "srun"), "lsf": ("mpirun", "jsrun")}
+CHANGE_ME = "CHANGE_ME"
+# What the scripts need beside them; the user's own are left as they are.
+_COMPANIONS = ("environment.sh", "restart.sh", "sweep.txt")
+_TOKEN = re.compile(r"@([a-z_]+)@")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a job asks of its scheduler. Raises `InputError` naming the option.
+
+    Parameters
+    ----------
+    scheduler : ``"slurm"`` or ``"lsf"``. kind : one of `PURPOSES`. launcher : one of the scheduler's `LAUNCHERS`.
+    nodes, ranks_per_node, cpus_per_rank, gpus_per_node : the allocation.
+    time : the limit, as [D-]H:MM:SS. warning_minutes : how long before it ranks are asked for a checkpoint.
+    account, partition, name : as the scheduler knows them; LSF's words for the first two are project and queue.
+    array : the tasks of a sweep, such as 1-4.
+    """
+
+    scheduler: str
+    kind: str = "train"
+    launcher: str = "mpirun"
+    nodes: int = 2
+    ranks_per_node: int = 4
+    cpus_per_rank: int = 8
+    gpus_per_node: int = 0
+    time: str = "1:00:00"
+    warning_minutes: int = 3
+    account: str = CHANGE_ME
+    partition: str | None = None
+    name: str | None = None
+    array: str = "1-4"
+
+    def __post_init__(self) -> None:
+        allowed = LAUNCHERS[self.scheduler]
+        if self.launcher not in allowed:
+            raise InputError("launcher", self.launcher, f"{' or '.join(allowed)} for {self.scheduler}")
+        for option, least in {"nodes": 1, "ranks_per_node": 1, "cpus_per_rank": 1, "gpus_per_node": 0}.items():
+            require_integer(option, getattr(self, option), least, 10**6)
+        if self.launcher == "jsrun" and self.gpus_per_node % self.ranks_per_node:
+            raise InputError("gpus_per_node", self.gpus_per_node, "a multiple of --ranks-per-node for jsrun")
+        require_integer("warning_minutes", self.warning_minutes, 1)
+        if self.minutes <= self.warning_minutes:
+            raise InputError("time", self.time, f"longer than the {self.warning_minutes} minutes of --warning-minutes")
+        if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", self.array):
+            raise InputError("array", self.array, "numbers and spans of lines, such as 1-4 or 1,3,7-9")
+        for option in ("account", "partition", "name"):
+            value = getattr(self, option)
+            if value is not None and not re.fullmatch(r"[\w.+:/-]+", value):
+                raise InputError(option, value, "a name without spaces")
+
+    @property
+    def minutes(self) -> int:
+        """The time limit, rounded up."""
+        found = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", self.time)
+        if not found:
+            raise InputError("time", self.time, "[D-]H:MM:SS")
+        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+        return (days * 24 + hours) * 60 + minutes + (seconds > 0)
+
+    @property
+    def file_name(self) -> str:
+        """The name of the script in ``jobs``."""
+        if self.scheduler == "slurm":
+            return f"{self.kind}.sbatch"
+        return f"{self.kind}{'-jsrun' * (self.launcher == 'jsrun')}.lsf"
+
+    def render(self, options: Sequence[str] = (), script: Path | None = None) -> str:
+        """Return the text of the job's script, which gives `options` to hpcavg; `script` is where it will lie."""
+        script = script or Path("jobs") / self.file_name
+        header = "jsrun" if self.launcher == "jsrun" else self.scheduler
+        values = {**self._values(), "script": str(script), "folder": str(script.parent)}
+        values["options"] = "".join(f" {shlex.quote(option)}" for option in options)
+        text = "".join((TEMPLATES / name).read_text() for name in (f"{header}.header", f"{self.kind}.body"))
+        return _fill(text, values)
+
+    def _values(self) -> dict[str, str | None]:
+        """Return what stands for the tokens of the templates."""
+        is_slurm, is_sweep = self.scheduler == "slurm", self.kind == "sweep"
+        name = self.name or f"hpcavg-{self.kind}"
+        log = ("%x-%A-%a" if is_sweep else "%x-%j") if is_slurm else f"{name}-{'%J-%I' if is_sweep else '%J'}"
+        return {
+            "purpose": PURPOSES[self.kind],
+            "usage": " [OPTIONS OF THE SUITE]" if self.kind == "benchmarks" else " [OPTIONS OF HPCAVG]",
+            "name": f"{name}[{self.array}]" if is_sweep and not is_slurm else name,
+            "account": self.account,
+            "partition": self.partition,
+            "nodes": str(self.nodes),
+            "ranks": str(self.nodes * self.ranks_per_node),
+            "ranks_per_node": str(self.ranks_per_node),
+            "cpus_per_rank": str(self.cpus_per_rank),
+            "gpus_per_node": str(self.gpus_per_node) if self.gpus_per_node else None,
+            "gpus_per_rank": str(self.gpus_per_node // self.ranks_per_node),
+            "exclusive": ("exclusive" if is_slurm else "x") if self.kind == "benchmarks" else None,
+            "time": self.time if is_slurm else f"{self.minutes // 60}:{self.minutes % 60:02}",
+            "warning_s": str(60 * self.warning_minutes),
+            "warning_minutes": str(self.warning_minutes),
+            "array": self.array if is_sweep else None,
+            "requeue": "requeue" if self.kind == "requeue" else None,
+            "requeue_status": "75" if self.kind == "requeue" else None,
+            "log": f"{log}.log",
+            "launcher": self.launcher,
+        }
+
+
+def shipped() -> dict[str, str]:
+    """Return the scripts of ``jobs`` by their names: every kind for every scheduler and its launchers, by default."""
+    jobs = [Job("slurm", kind) for kind in PURPOSES]
+    jobs += [Job("lsf", kind, launcher) for kind in PURPOSES for launcher in LAUNCHERS["lsf"]]
+    return {job.file_name: job.render() for job in jobs}
+
+
+def write(job: Job, options: Sequence[str], script: Path | None) -> None:
+    """Write the job's script to `script`, with the files that it sources beside it, or print it where that is None.
+
+    Raises `InputError` where `script` exists or cannot be written.
+    """
+    if script is None:
+        sys.stdout.write(job.render(options))
+        return
+    try:
+        script.parent.mkdir(parents=True, exist_ok=True)
+        with script.open("x") as file:
+            file.write(job.render(options, script))
+        for name in _COMPANIONS:
+            if not (script.parent / name).exists():
+                shutil.copy(TEMPLATES / name, script.parent / name)
+    except OSError as error:
+        raise InputError("script", script, f"a new file that can be written: {reason(error)}") from error
+    print(f"{'sbatch' if job.scheduler == 'slurm' else 'bsub <'} {script}")
+
+
+def _fill(text: str, values: Mapping[str, str | None]) -> str:
+    """Return `text` with its tokens replaced, and without the lines that have one for which there is no value."""
+    lines = [line for line in text.splitlines(True) if all(values[name] is not None for name in _TOKEN.findall(line))]
+    return _TOKEN.sub(lambda token: values[token[1]] or "", "".join(lines))

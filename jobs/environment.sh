@@ -1,0 +1,135 @@
+# shellcheck shell=bash
+# What every job does first: the one place to edit for a site. The scripts beside it source it.
+#
+# What is set by ${NAME-value}, here and in the scripts, can be set outside, too: HPCAVG_LAUNCHER=srun sbatch ...
+
+# -- the site -----------------------------------------------------------------------------------------------------
+
+# module purge
+# module load openmpi                       # the one that mpi4py was built with: docs/clusters.md
+HPCAVG_VENV=${HPCAVG_VENV-.venv}            # the virtual environment with hpcavg; empty: python is on the PATH
+HPCAVG_CONTAINER=${HPCAVG_CONTAINER-}       # an Apptainer image with hpcavg in its place
+HPCAVG_RUNS=${HPCAVG_RUNS-runs}             # where runs are written: a file system that all nodes see, with room
+HPCAVG_LAUNCHER_FLAGS=${HPCAVG_LAUNCHER_FLAGS-} # options of mpirun, srun or jsrun, such as --with-ft ulfm
+# Every rank writes files of its own, and parallel file systems may refuse HDF5's locks.
+export HDF5_USE_FILE_LOCKING=${HDF5_USE_FILE_LOCKING-FALSE}
+# Scratch space of the node, where the site has some.
+export TMPDIR=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}
+
+# -- the allocation -----------------------------------------------------------------------------------------------
+
+# shellcheck disable=SC2034 # the scripts take job and array_task
+if [[ -n ${SLURM_JOB_ID-} ]]; then
+    job=$SLURM_JOB_NAME-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}
+    array_task=${SLURM_ARRAY_TASK_ID-}
+    num_ranks=$SLURM_NTASKS
+    ranks_per_node=${SLURM_TASKS_PER_NODE%%[(,]*}
+    cpus_per_rank=${SLURM_CPUS_PER_TASK:-1}
+elif [[ -n ${LSB_JOBID-} ]]; then
+    job=${LSB_JOBNAME%%\[*}-$LSB_JOBID
+    array_task=${LSB_JOBINDEX-}
+    # LSF does not tell these to a job; its script does.
+    num_ranks=${HPCAVG_RANKS:?}
+    ranks_per_node=${HPCAVG_RANKS_PER_NODE:?}
+    cpus_per_rank=${HPCAVG_CPUS_PER_RANK:?}
+else
+    echo "job: error: neither Slurm nor LSF has started this; submit it with sbatch, or bsub <" >&2
+    exit 2
+fi
+export OMP_NUM_THREADS=$cpus_per_rank
+
+# -- how a program is started on all its ranks ----------------------------------------------------------------------
+
+case $HPCAVG_LAUNCHER in
+    mpirun)
+        launcher=(mpirun -np "$num_ranks" --map-by "ppr:$ranks_per_node:node:PE=$cpus_per_rank" --bind-to core)
+        ;;
+    srun)
+        launcher=(srun --mpi=pmix --ntasks "$num_ranks" --cpus-per-task "$cpus_per_rank" --kill-on-bad-exit=1)
+        ;;
+    jsrun)
+        launcher=(jsrun --nrs "$num_ranks" --tasks_per_rs 1 --rs_per_host "$ranks_per_node")
+        launcher+=(--cpu_per_rs "$cpus_per_rank" --gpu_per_rs "${HPCAVG_GPUS_PER_RANK:-0}" --bind rs)
+        ;;
+    *)
+        echo "job: error: HPCAVG_LAUNCHER=$HPCAVG_LAUNCHER: must be mpirun, srun or jsrun" >&2
+        exit 2
+        ;;
+esac
+read -ra more <<< "$HPCAVG_LAUNCHER_FLAGS"
+launcher+=("${more[@]}")
+
+if [[ -n $HPCAVG_CONTAINER ]]; then
+    python=(apptainer exec --nv --bind "$PWD" "$HPCAVG_CONTAINER" python)
+else
+    python=(python)
+    if [[ -n $HPCAVG_VENV ]]; then
+        # shellcheck disable=SC1091
+        source "$HPCAVG_VENV/bin/activate"
+    fi
+fi
+
+# shellcheck source=restart.sh
+source "${BASH_SOURCE[0]%/*}/restart.sh"
+trap 'forward TERM' TERM
+trap 'forward USR1' USR1
+
+# train OPTIONS...: run hpcavg on all ranks, again where that helps (restart.sh); the status is that of the last time.
+train() {
+    output=$(restart_option output "$@")
+    began_with=$(newest_checkpoint)
+    restart -- "${launcher[@]}" "${python[@]}" -m hpcavg "$@"
+}
+
+newest_checkpoint() {
+    readlink "$output/checkpoints/latest" || true
+}
+
+# requeue: have this job started again, after the same command, unless it has got no further than it was.
+requeue() {
+    if [[ $(newest_checkpoint) == "$began_with" ]]; then
+        say "error: no new checkpoint since the job began: not queued again; a longer limit is needed"
+        exit 1
+    fi
+    say "queued again, to go on from $(newest_checkpoint)"
+    if [[ -n ${SLURM_JOB_ID-} ]]; then
+        scontrol requeue "$SLURM_JOB_ID" # ends this script, too
+    fi # LSF does it for a job that ends with a status of #BSUB -Q
+}
+
+say() {
+    echo "job: $*" >&2
+}
+
+# -- the log's last lines say how the job ended -----------------------------------------------------------------------
+
+output=$HPCAVG_RUNS began=$SECONDS
+tell_end() {
+    local status=$? free_kib nodes
+    trap - EXIT
+    case $status in
+        0) say "done" ;;
+        2) say "ended with status 2: the input cannot be used" ;;
+        3) say "ended with status 3: done, but records were lost" ;;
+        75) say "stopped${restart_asked:+ by SIG$restart_asked}, with a checkpoint: it goes on with --output $output --resume auto" ;;
+        *) say "ended with status $status" ;;
+    esac
+    if ((status)); then
+        # Slurm and LSF send it before the limit; hpcavg itself knows the limit, too.
+        if [[ $restart_asked == USR1 ]] || restart_out_of_time "$began"; then
+            say "out of time: the job's limit was near"
+        fi
+        free_kib=$(df -P "$output" "$HPCAVG_RUNS" 2> /dev/null | awk 'NR == 2 { print $4 }')
+        if ((${free_kib:-1048576} < 102400)); then
+            say "the disk of $output is full: $((free_kib / 1024)) MiB are free"
+        fi
+        if [[ -n ${SLURM_JOB_NODELIST-} ]]; then
+            nodes=$(sinfo -h -N -n "$SLURM_JOB_NODELIST" -t down,drain,fail,no_respond -o %N 2> /dev/null | sort -u | xargs)
+            if [[ -n $nodes ]]; then
+                say "nodes that are down or do not respond: $nodes"
+            fi
+        fi
+    fi
+    exit "$status"
+}
+trap tell_end EXIT

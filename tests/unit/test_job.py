@@ -1,0 +1,118 @@
+"""Job scripts: those shipped are what the templates give, options end where they belong, bad ones are told."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from hpcavg import cli
+from hpcavg.errors import InputError
+from hpcavg.job import Job, shipped
+
+JOBS = Path(__file__).parents[2] / "jobs"
+
+
+def test_the_shipped_scripts_are_what_the_templates_give():
+    found = {path.name: path.read_text() for path in JOBS.iterdir() if path.suffix in (".sbatch", ".lsf")}
+    assert found == shipped(), "make jobs writes them anew"
+
+
+def test_every_option_is_where_its_scheduler_looks():
+    text = Job(
+        "slurm",
+        nodes=16,
+        ranks_per_node=4,
+        gpus_per_node=4,
+        cpus_per_rank=12,
+        time="1-04:00:00",
+        warning_minutes=5,
+        account="physics",
+        partition="gpu",
+        name="mine",
+    ).render(["--algorithm", "k-avg", "--output", "my runs"])
+    for line in (
+        "--job-name=mine",
+        "--account=physics",
+        "--partition=gpu",
+        "--nodes=16",
+        "--ntasks-per-node=4",
+        "--cpus-per-task=12",
+        "--gpus-per-node=4",
+        "--time=1-04:00:00",
+        "--signal=B:USR1@300",
+    ):
+        assert f"\n#SBATCH {line}\n" in text
+    command = shlex.split(text.splitlines()[-1])
+    assert command[-5:] == ["--algorithm", "k-avg", "--output", "my runs", "$@"]
+
+    text = Job("lsf", nodes=3, ranks_per_node=2, gpus_per_node=2, time="0:59:01", partition="batch").render()
+    for line in (
+        "-n 6",
+        '-R "span[ptile=2] affinity[core(8)]"',
+        '-gpu "num=2"',
+        "-W 1:00",
+        "-q batch",
+        "-wt 3 -wa USR1",
+    ):
+        assert f"\n#BSUB {line}\n" in text
+    assert "\nHPCAVG_RANKS=6 HPCAVG_RANKS_PER_NODE=2 HPCAVG_CPUS_PER_RANK=8\n" in text
+
+    text = Job("lsf", launcher="jsrun", nodes=3, ranks_per_node=2, gpus_per_node=6).render()
+    assert "\n#BSUB -nnodes 3\n" in text
+    assert "\nHPCAVG_GPUS_PER_RANK=3\n" in text
+
+
+def test_what_has_no_value_leaves_no_line():
+    text = Job("slurm").render()
+    assert "gpus" not in text
+    assert "partition" not in text
+    assert "--array" not in text
+    assert "--array=2,5-7\n" in Job("slurm", "sweep", array="2,5-7").render()
+    assert "[2,5-7]" in Job("lsf", "sweep", array="2,5-7").render()
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"nodes": 0}, "nodes"),
+        ({"gpus_per_node": -1}, "gpus_per_node"),
+        ({"time": "4:00"}, "time"),
+        ({"time": "0:03:00"}, "time"),
+        ({"array": "1-"}, "array"),
+        ({"account": "a b"}, "account"),
+        ({"name": "x;rm"}, "name"),
+        ({"launcher": "jsrun"}, "launcher"),
+        ({"scheduler": "lsf", "launcher": "srun"}, "launcher"),
+        ({"scheduler": "lsf", "launcher": "jsrun", "gpus_per_node": 6}, "gpus_per_node"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_told(options, option):
+    with pytest.raises(InputError) as error:
+        Job(**{"scheduler": "slurm", **options})
+    assert error.value.option == option
+
+
+def test_the_command_checks_the_options_of_train_and_overwrites_nothing(tmp_path, capsys):
+    script = tmp_path / "mine" / "a.sbatch"
+    with pytest.raises(InputError, match="k=0"):
+        cli.write_job(["slurm", "--algorithm", "k-avg", "--k", "0", "--script", str(script)])
+    with pytest.raises(InputError, match="--k7"):
+        cli.write_job(["slurm", "--k7", "4"])
+    assert not script.parent.exists()
+
+    cli.write_job(["slurm", "--nodes", "4", "--k1", "4", "--k2", "32", "--script", str(script)])
+    assert capsys.readouterr().out == f"sbatch {script}\n"
+    assert script.read_text().endswith('--resume auto --k1 4 --k2 32 "$@"\n')
+    assert f'source "${{HPCAVG_JOBS-{script.parent}}}/environment.sh"' in script.read_text()
+    for name in ("environment.sh", "restart.sh", "sweep.txt"):
+        assert (script.parent / name).read_text() == (JOBS / name).read_text()
+
+    (script.parent / "environment.sh").write_text("mine")
+    with pytest.raises(InputError, match="script"):
+        cli.write_job(["slurm", "--script", str(script)])
+    cli.write_job(["lsf", "--kind", "requeue", "--script", str(script.with_name("b.lsf"))])
+    assert (script.parent / "environment.sh").read_text() == "mine"
+
+    capsys.readouterr()
+    cli.write_job(["lsf", "--launcher", "jsrun", "--kind", "sweep"])
+    assert capsys.readouterr().out == shipped()["sweep-jsrun.lsf"]
