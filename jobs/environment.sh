@@ -20,11 +20,18 @@ export TMPDIR=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}
 
 # shellcheck disable=SC2034 # the scripts take job and array_task
 if [[ -n ${SLURM_JOB_ID-} ]]; then
-    job=$SLURM_JOB_NAME-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}
+    job_id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}
+    job=$SLURM_JOB_NAME-$job_id
     array_task=${SLURM_ARRAY_TASK_ID-}
+    # One task of an array must be named so: the last one's own id means the whole array, too.
+    job_id+=${array_task:+_$array_task}
     num_ranks=$SLURM_NTASKS
     ranks_per_node=${SLURM_TASKS_PER_NODE%%[(,]*}
     cpus_per_rank=${SLURM_CPUS_PER_TASK:-1}
+    # hpcavg stops in time by this; older versions of Slurm do not set it.
+    if [[ -z ${SLURM_JOB_END_TIME-} ]] && end=$(date -d "$(squeue -h -j "$job_id" -o %e)" +%s 2> /dev/null); then
+        export SLURM_JOB_END_TIME=$end
+    fi
 elif [[ -n ${LSB_JOBID-} ]]; then
     job=${LSB_JOBNAME%%\[*}-$LSB_JOBID
     array_task=${LSB_JOBINDEX-}
@@ -88,13 +95,14 @@ newest_checkpoint() {
 # requeue: have this job started again, after the same command, unless it has got no further than it was.
 requeue() {
     if [[ $(newest_checkpoint) == "$began_with" ]]; then
-        say "error: no new checkpoint since the job began: not queued again; a longer limit is needed"
+        say "error: no new checkpoint since the job began, so it is not queued again; it needs a longer limit"
         exit 1
     fi
-    say "queued again, to go on from $(newest_checkpoint)"
+    requeued=yes
     if [[ -n ${SLURM_JOB_ID-} ]]; then
-        scontrol requeue "$SLURM_JOB_ID" # ends this script, too
-    fi # LSF does it for a job that ends with a status of #BSUB -Q
+        trap '' TERM # which every process of the job gets now
+        scontrol requeue "$job_id"
+    fi # LSF does it by itself for a job that ends with a status of #BSUB -Q
 }
 
 say() {
@@ -103,7 +111,7 @@ say() {
 
 # -- the log's last lines say how the job ended -----------------------------------------------------------------------
 
-output=$HPCAVG_RUNS began=$SECONDS
+output=$HPCAVG_RUNS began=$SECONDS requeued=
 tell_end() {
     local status=$? free_kib nodes
     trap - EXIT
@@ -111,7 +119,10 @@ tell_end() {
         0) say "done" ;;
         2) say "ended with status 2: the input cannot be used" ;;
         3) say "ended with status 3: done, but records were lost" ;;
-        75) say "stopped${restart_asked:+ by SIG$restart_asked}, with a checkpoint: it goes on with --output $output --resume auto" ;;
+        75)
+            say "stopped${restart_asked:+ by SIG$restart_asked}, with a checkpoint"
+            say "${requeued:+it is queued again and }goes on with --output $output --resume auto"
+            ;;
         *) say "ended with status $status" ;;
     esac
     if ((status)); then
