@@ -29,8 +29,12 @@ if [[ -n ${SLURM_JOB_ID-} ]]; then
     ranks_per_node=${SLURM_TASKS_PER_NODE%%[(,]*}
     cpus_per_rank=${SLURM_CPUS_PER_TASK:-1}
     # hpcavg stops in time by this; older versions of Slurm do not set it.
-    if [[ -z ${SLURM_JOB_END_TIME-} ]] && end=$(date -d "$(squeue -h -j "$job_id" -o %e)" +%s 2> /dev/null); then
-        export SLURM_JOB_END_TIME=$end
+    if [[ -z ${SLURM_JOB_END_TIME-} ]]; then
+        end=$(squeue -h -j "$job_id" -o %e || true) # no date where there is no limit
+        if [[ $end == ????-??-* ]]; then
+            SLURM_JOB_END_TIME=$(date -d "$end" +%s)
+            export SLURM_JOB_END_TIME
+        fi
     fi
 elif [[ -n ${LSB_JOBID-} ]]; then
     job=${LSB_JOBNAME%%\[*}-$LSB_JOBID
