@@ -9,7 +9,7 @@ from tests.slurm.slurm import Slurm, SlurmError
 def slurm():
     """Two nodes; what this machine lacks for them is a failure, not a reason to skip."""
     try:
-        running = Slurm(nodes=2, cpus=4).__enter__()
+        running = Slurm(nodes=2, cpus=8).__enter__()
     except SlurmError as error:
         pytest.fail(f"Slurm: {error}", pytrace=False)
     yield running
