@@ -1,8 +1,8 @@
 """A Slurm of several nodes on one machine, for tests: `make test-slurm`.
 
 It is Debian's, and runs on node0 of the cluster that `benchmarks.cluster` emulates, whose nodes are Slurm's. Ports,
-processes and mounts of the cluster and of the rest of the machine are hidden from each other, and when the cluster ends
-the kernel ends the daemons, whatever has happened. Configuration, state, logs and sockets are in a folder of their own.
+processes and mounts of the cluster and of the rest of the machine are hidden from each other. Configuration, state,
+logs and sockets are in a file system in memory of its own. However the cluster ends, the kernel ends the daemons then.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Slurm:
             raise SlurmError(f"needs {', '.join(missing)}: Debian's packages slurm-wlm, munge and libpmix2")
         if platform.node() != "node0" or not Path(ON_NODE).exists():
             raise SlurmError("runs on node0 of an emulated cluster alone: make test-slurm")
-        self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir=Path(ON_NODE).parent))
         self._environment = {**os.environ, "SLURM_CONF": f"{self.folder}/slurm.conf"}
         try:
             self._configure()
