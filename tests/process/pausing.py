@@ -2,8 +2,8 @@
 
 in-turn: `count` times, requests come at random times from one, some or all ranks; what is asked for and why must be
 agreed on, and made after the same step by all, before the next.
-any-time: for at least `count` steps, threads of all ranks ask whenever they like, also while a pause is being agreed on or made,
-and while the program ends.
+any-time: for at least `count` steps, threads of all ranks ask whenever they like, also while a pause is being agreed on
+or made, and while the program ends.
 signals: stop at the first signal.
 deaths: like any-time, while all ranks but two are killed one after the other; needs mpirun --with-ft ulfm.
 """
