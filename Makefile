@@ -2,6 +2,7 @@
 # make compare  trains the embedded example with every algorithm and prints one table
 # make test   runs every test that needs neither a GPU nor root; make check adds lint, types and documentation
 # make test-cluster  needs root and iproute2: tests of the emulated cluster, MPI tests on nodes of 2,2 and 3,1 ranks
+# make test-slurm  needs root, and Debian to install Slurm: tests of the job scripts on a Slurm of two emulated nodes
 # make jobs   writes the scripts in jobs/ from their templates, hpcavg/job_scripts
 # make test-gpu  runs the tests that need a GPU
 
@@ -38,7 +39,7 @@ export OMP_NUM_THREADS ?= 1
 export OMPI_MCA_osc ?= ^ucx
 export MPIRUN
 
-.PHONY: install run compare test test-cluster test-gpu check lint types docs jobs clean
+.PHONY: install run compare test test-cluster test-slurm test-gpu check lint types docs jobs clean
 
 install: $(INSTALLED)
 
@@ -70,6 +71,13 @@ test-cluster: $(INSTALLED)
 	    timeout 600 $(BIN)/python -m benchmarks.cluster --yield --slots $$slots -- \
 	        python -m mpi4py -m pytest -q --with-mpi $(CLUSTER_TESTS) || exit 1; \
 	done
+
+# Slurm, what it proves identities with, and the PMIx that its srun gives ranks. None of them is started or configured.
+SLURM_PACKAGES ?= slurm-wlm munge libpmix2
+test-slurm: $(INSTALLED)
+	@dpkg -s $(SLURM_PACKAGES) > /dev/null 2>&1 || { \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES); }
+	timeout 900 $(BIN)/python -m benchmarks.cluster --plain --yield --slots 2,2 -- python -m pytest -q tests/slurm
 
 # Any number of ranks may share a GPU. Needs a torch built for it; docs/gpu.md.
 test-gpu: $(INSTALLED)

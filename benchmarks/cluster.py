@@ -42,7 +42,7 @@ _MIN_BURST_BYTES = 2**18
 
 # A file system in memory that this cluster alone sees, over a folder that iproute2 uses for its names.
 _FOLDER = "/run/netns"
-_ON_NODE = f"{_FOLDER}/on-node"
+ON_NODE = f"{_FOLDER}/on-node"
 # As ssh: the first word is a host, a shell there gets the others joined. Every node has its own names and memory.
 # Its TCP is the one that all kernels have: where BBR is the default, pacing every packet would take much of the cores.
 _ON_NODE_SCRIPT = """#!/bin/sh
@@ -131,7 +131,7 @@ class Cluster:
                 printf 'benchmarks.cluster: error: %s\\n' "$failed" >&2
                 exit 2
             }}
-            {_ON_NODE} node0 "$1"
+            {ON_NODE} node0 "$1"
             exit $?
         """
         namespaces = ["--fork", "--kill-child", "--pid", "--mount-proc", "--mount", "--net"]
@@ -146,8 +146,8 @@ class Cluster:
             f"mount -t tmpfs tmpfs {_FOLDER}",
             f"printf %s {shlex.quote(hosts)} > {_FOLDER}/hosts",
             f"mount --bind {_FOLDER}/hosts /etc/hosts",
-            f"printf %s {shlex.quote(_ON_NODE_SCRIPT)} > {_ON_NODE}",
-            f"chmod +x {_ON_NODE}",
+            f"printf %s {shlex.quote(_ON_NODE_SCRIPT)} > {ON_NODE}",
+            f"chmod +x {ON_NODE}",
             "ip link add switch type bridge",
             "ip link set switch up",
         ]
@@ -231,7 +231,7 @@ def environment(yields: bool) -> dict[str, str]:
         **({"OMPI_MCA_mpi_yield_when_idle": "1"} if yields else {}),
     }
     needed = {f"{part}_ALLOW_RUN_AS_ROOT{more}": "1" for part in ("OMPI", "PRTE") for more in ("", "_CONFIRM")}
-    needed["PRTE_MCA_plm_ssh_agent"] = _ON_NODE
+    needed["PRTE_MCA_plm_ssh_agent"] = ON_NODE
     needed["PRTE_MCA_prte_tmpdir_base"] = "/dev/shm"  # the node's own; clusters would meet in /tmp
     return {**usual, **around, **needed}
 

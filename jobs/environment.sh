@@ -119,6 +119,7 @@ output=$HPCAVG_RUNS began=$SECONDS requeued=
 tell_end() {
     local status=$? free_kib nodes
     trap - EXIT
+    set +e # what cannot be found out must not change the status
     case $status in
         0) say "done" ;;
         2) say "ended with status 2: the input cannot be used" ;;
