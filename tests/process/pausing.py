@@ -2,8 +2,8 @@
 
 in-turn: `count` times, requests come at random times from one, some or all ranks; what is asked for and why must be
 agreed on, and made after the same step by all, before the next.
-any-time: for `count` steps, threads of all ranks ask whenever they like, also while a pause is being agreed on or made,
-and while the program ends.
+any-time: for at least `count` steps, threads of all ranks ask whenever they like, also while a pause is being agreed on
+or made, and while the program ends.
 signals: stop at the first signal.
 deaths: like any-time, while all ranks but two are killed one after the other; needs mpirun --with-ft ulfm.
 """
@@ -77,8 +77,9 @@ def ask_at_any_time(pauses):
 def pause_at_any_time(num_steps):
     pauses = Pauses(supervisor)
     ask_at_any_time(pauses)
-    made = []
-    for step in range(1, num_steps + 1):
+    step, made = 0, []
+    while step < num_steps or len(made) < 10:  # the same on all ranks, or this hangs
+        step += 1
         take_step(step)
         pause = pauses.end_step(step)
         if pause is not None:
@@ -87,8 +88,7 @@ def pause_at_any_time(num_steps):
                 topology.world.Barrier()
     made_by_all = topology.world.allgather(made)
     assert made_by_all == [made] * topology.num_learners
-    assert len(made) > num_steps / 100, len(made)
-    return f"{len(made)} pauses in {num_steps} steps"
+    return f"{len(made)} pauses in {step} steps"
 
 
 def pause_while_ranks_die(num_steps):

@@ -137,41 +137,10 @@ def test_sync_sgd_on_4_ranks_is_one_rank_with_4_times_the_batch(tmp_path):
         assert difference <= 1e-12, name
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--algorithm", "sync-sgd", "--variant", "gradients", "--optimizer", "adamw", "--learning-rate", 0.001],
-        [
-            "--algorithm",
-            "post-local-sgd",
-            "--switch-step",
-            10,
-            "--k",
-            5,
-            "--schedule",
-            "one-cycle",
-            "--warmup-steps",
-            3,
-        ],
-        ["--algorithm", "k-avg", "--optimizer-state", "average", "--buffers", "recompute", "--schedule", "cosine"],
-        ["--algorithm", "one-shot", "--optimizer-state", "reset", "--buffers", "keep", "--schedule", "step"],
-        [
-            "--task",
-            "synthetic",
-            "--image-shape",
-            "2x6x5",
-            "--num-classes",
-            3,
-            "--num-samples",
-            400,
-            "--partition",
-            "shared",
-        ],
-    ],
-    ids=lambda arguments: arguments[1],
-)
-def test_every_option_trains_on_3_uneven_ranks(tmp_path, arguments):
-    summary, _ = trained(tmp_path / "run", 3, [*arguments, "--group-size", 2, "--steps", 40])
+def test_synthetic_images_train_on_3_uneven_ranks(tmp_path):
+    shape = ["--image-shape", "2x6x5", "--num-classes", 3, "--num-samples", 400]
+    arguments = ["--task", "synthetic", *shape, "--partition", "shared", "--group-size", 2, "--steps", 40]
+    summary, _ = trained(tmp_path / "run", 3, arguments)
     assert summary["steps"] == 40
     assert np.isfinite(summary["test_loss"])
     assert summary["train_loss"] < 2.4
@@ -211,17 +180,17 @@ def test_a_rank_that_fails_ends_the_job_and_the_records_survive(tmp_path, how, s
     folder = tmp_path / "run"
     started = time.monotonic()
     arguments = ["--task", f"{tmp_path}/mine.py:task", "--flush-seconds", 0, "--output", folder]
-    result = run(4, arguments)
+    result = run(2, arguments)
     assert result.status not in (0, 2)
     assert time.monotonic() - started < 30
     assert "hpcavg: rank 1 failed" in result.err
     assert says in result.err
     assert result.err.count("hpcavg: rank") == 1
     assert not (folder / "summary.json").exists()
-    view = read_view(folder / "metrics", "step")  # epoch 1 has 23 steps, so step 35 is in epoch 2
+    view = read_view(folder / "metrics", "step")
     assert (view["step"] > 0).sum(axis=1).min() >= 32
     assert (view["step"][:, :32] == np.arange(1, 33)).all()
-    for rank in range(4):
+    for rank in range(2):
         with h5py.File(folder / "metrics" / f"rank-{rank:05d}.h5", "r", swmr=True) as file:
             assert len(file["step/loss"]) >= 32
 
