@@ -15,14 +15,17 @@ from mpi4py import MPI
 
 import hpcavg
 from hpcavg import mpi_library, placement, recovery, run_folder, tasks
+from hpcavg.advice import warnings
 from hpcavg.config import Config
 from hpcavg.errors import InputError
-from hpcavg.place import Place, Plan
+from hpcavg.place import Place, Plan, by_node
 from hpcavg.topology import Topology
 
 # Where locks are slow, fail, or hang.
 _NETWORK_FILE_SYSTEMS = ("lustre", "gpfs", "beegfs", "nfs", "nfs4", "pvfs2", "panfs", "wekafs", "cifs", "ceph")
 _LOCKING = "HDF5_USE_FILE_LOCKING"
+# Of those of a run; `hpcavg info` tells all.
+_MAX_WARNINGS = 3
 
 
 def find_place(topology: Topology, device: torch.device, threads: int) -> Place:
@@ -65,8 +68,20 @@ def find_place(topology: Topology, device: torch.device, threads: int) -> Place:
     )
 
 
-def find_plan(config: Config, num_bytes: int) -> Plan:
-    """Return what a run with these options wants; `num_bytes` is the size of its model."""
+def look_around(topology: Topology, config: Config, device: torch.device, threads: int) -> tuple[list[str], list[str]]:
+    """Return the names of all nodes, and the first of what will hurt the run there; on rank 0, nothing on the others.
+
+    Collective over everyone.
+    """
+    places = topology.everyone.gather(find_place(topology, device, threads)) or []
+    texts = warnings(places, find_plan(config))
+    more = len(texts) - _MAX_WARNINGS
+    rest = [f"{more} more: python -m hpcavg info"] if more > 0 else []
+    return sorted(by_node(places)), [*texts[:_MAX_WARNINGS], *rest]
+
+
+def find_plan(config: Config, num_bytes: int = 0) -> Plan:
+    """Return what a run with these options wants. num_bytes : of its model, where that is not yet in its place."""
     rule = config.rule()
     is_beside = not rule.delay_steps and (rule.how.reads_parameters or config.on_failure == "shrink")
     locks = os.environ.get(_LOCKING, "FALSE").upper() not in ("FALSE", "0")
