@@ -33,8 +33,10 @@ export OMPI_ALLOW_RUN_AS_ROOT = 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 export PRTE_ALLOW_RUN_AS_ROOT = 1
 export PRTE_ALLOW_RUN_AS_ROOT_CONFIRM = 1
-# One thread per rank for the libraries below torch; hpcavg itself gives torch each rank's share of the cores.
-export OMP_NUM_THREADS ?= 1
+# One thread per rank for NumPy's linear algebra; hpcavg itself gives torch each rank's share of the cores.
+export OPENBLAS_NUM_THREADS ?= 1
+# Tests compute with one thread, whatever the machine has.
+test test-cluster test-gpu: export OMP_NUM_THREADS ?= 1
 # A warning about UCX windows, which hpcavg does not use.
 export OMPI_MCA_osc ?= ^ucx
 export MPIRUN

@@ -1,89 +1,142 @@
-"""``python -m hpcavg info``: where ranks run, and how means would be taken there, and why."""
+"""``python -m hpcavg info``: where ranks run, how means would be taken there and why, and what will hurt."""
 
 from __future__ import annotations
 
 import os
-import platform
-import shutil
-from collections import defaultdict
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from mpi4py import MPI
 
-import hpcavg
-from hpcavg import mean, placement
+from hpcavg import launcher, mean, mpi_library, placement, survey
+from hpcavg.advice import warnings
 from hpcavg.config import Config
-from hpcavg.topology import Topology
+from hpcavg.folding import fold_names, fold_numbers
+from hpcavg.mean.cuda_support import find_cuda_awareness
+from hpcavg.place import Place, by_node
+from hpcavg.summary import counted
+from hpcavg.topology import Topology, wait_asleep
 
-# About the size of a ResNet-18: what engines are tried with.
+# About the size of a ResNet-18: what engines are tried with, where a node has room for it.
 _TRIAL_ELEMENTS = 11 * 10**6
+
+HEADS = ("node", "ranks", "local groups", "cores", "NUMA nodes", "threads per rank", "device", "free to share")
 
 
 def main(config: Config) -> None:
     """Print one table of all nodes and the engine that `config` gets there, on rank 0. Collective over all ranks."""
+    wait_asleep(MPI.COMM_WORLD)
     topology = Topology(group_size=config.group_size, num_servers=config.servers)
     device = topology.do_together(lambda: placement.choose_device(config.device, topology.node_rank))
-    own = {
-        "node": MPI.Get_processor_name(),
-        "rank": topology.rank,
-        "group": "server" if topology.is_server else topology.group,
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": config.threads or placement.num_threads(topology.node),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "shared_bytes": shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0,
-    }
+    threads = config.threads or placement.num_threads(topology.node)
+    place = survey.find_place(topology, device, threads)
     engine = topology.do_together(lambda: mean.select(config.engine, topology, device))
-    if not topology.is_server:
-        engine.home(torch.empty(1, _TRIAL_ELEMENTS, device=device))
-    ranks = topology.everyone.gather(own)
-    if ranks is not None:
-        _print(topology, engine, ranks)
+    _try(engine, topology, device, place.shared_bytes)
+    is_cuda_aware, how_known = find_cuda_awareness(topology)
+    places = topology.everyone.gather(place)
+    if places is None:
+        return
+    num_bytes = survey.model_bytes(config)
+    lines = [
+        *_of_software(places[0]),
+        f"CUDA-aware: {'yes' if is_cuda_aware else 'no'} ({how_known})",
+        f"{counted(topology.num_learners, 'learner')}, {counted(topology.num_servers, 'server')},"
+        f" {counted(topology.num_nodes, 'node')}, {counted(topology.num_groups, 'local group')};"
+        f" model of {f'{num_bytes / 1e6:.3g} MB' if num_bytes else 'unknown size'}",
+        f"engine {engine.name}",
+        *(f"  {note}" for note in engine.notes),
+        *(f"warning: {text}" for text in warnings(places, survey.find_plan(config, num_bytes))),
+    ]
+    _print(places, lines)
 
 
-def _print(topology: Topology, engine: mean.Engine, ranks: list[dict[str, Any]]) -> None:
+def _try(engine: mean.Engine, topology: Topology, device: torch.device, shared_bytes: int) -> None:
+    """Let the engine find out what it can do with an array of some size. Collective over everyone."""
+    room = topology.everyone.allreduce(shared_bytes // topology.node.Get_size() // 8, MPI.MIN)  # half, of float32
+    if not topology.is_server and room:
+        engine.home(torch.empty(1, min(_TRIAL_ELEMENTS, room), device=device))
+
+
+def table(places: Sequence[Place]) -> list[tuple[str, ...]]:
+    """Return the rows under `HEADS`: one for the ranks of a node that have the same; nodes that are alike share theirs.
+
+    places : those of all ranks, in their order.
+    """
+    alike: dict[tuple[tuple[str, ...], ...], list[list[Place]]] = {}
+    for members in by_node(places).values():
+        kinds: dict[tuple[object, ...], list[Place]] = {}
+        for place in members:
+            kinds.setdefault((len(place.cores), place.threads, place.device, place.group is None), []).append(place)
+        shape = tuple((str(len(kind)), *_what_they_have(kind)) for kind in kinds.values())
+        rows = alike.setdefault(shape, [[] for _ in kinds])
+        for row, kind in zip(rows, kinds.values(), strict=True):
+            row.extend(kind)
+    return [
+        (*_who_they_are(row, int(number)), *has, f"{min(place.shared_bytes for place in row) / 2**30:.1f} GiB")
+        for shape, rows in alike.items()
+        for (number, *has), row in zip(shape, rows, strict=True)
+    ]
+
+
+def _who_they_are(row: Sequence[Place], number: int) -> tuple[str, str, str]:
+    nodes = {place.node for place in row}
+    is_many = len(nodes) > 1
+    groups = fold_numbers(place.group for place in row if place.group is not None)
+    return (
+        f"{fold_names(place.node for place in row)}{f': {len(nodes)}' if is_many else ''}",
+        f"{fold_numbers(place.rank for place in row)}{f' ({number} each)' if is_many else ''}",
+        groups or "servers",
+    )
+
+
+def _what_they_have(kind: Sequence[Place]) -> tuple[str, str, str, str]:
+    """Return the same for all ranks of a node that have as many cores and threads and are on devices of one kind."""
+    cores, own = frozenset[int]().union(*(place.cores for place in kind)), len(kind[0].cores)
+    given = kind[0].given
+    texts = [str(len(cores))]
+    if own < len(cores):
+        texts.append(f"{own} each")
+    if given is not None and given < len(cores):
+        texts.append(f"{given} given")
+    indices = [place.gpu_index for place in kind if place.gpu_index is not None]
+    return (
+        ", ".join(texts),
+        fold_numbers(number for place in kind for number in place.numa_nodes),
+        str(kind[0].threads),
+        f"{kind[0].device}{f' ({fold_numbers(indices)})' if indices else ''}",
+    )
+
+
+def _of_software(first: Place) -> Iterator[str]:
+    """Yield what rank 0 knows of the libraries and of who started it."""
+    versions = dict(first.versions)
+    mpi, messages_by, ucx_version = (versions.pop(name) for name in ("MPI", "messages by", "UCX"))
+    yield ", ".join(f"{name} {version}" for name, version in versions.items())
+    yield f"{mpi}, thread level {first.thread_level}"
+    yield f"messages go by: {messages_by} (the library's choice, read from its memory)"
+    ucx = mpi_library.ucx()
+    if ucx is None:
+        yield "UCX: not in this process (its memory map)"
+    else:
+        use = "sends the messages" if messages_by == "ucx" else "does not send the messages"
+        yield f"UCX: {ucx_version} is in this process and {use}; transports loaded: {', '.join(ucx[1]) or 'built-in'}"
+    has = "the library has it" if mpi_library.has_fault_tolerance() else "the library lacks it"
+    on = "switched on" if first.is_fault_tolerant else "not switched on (mpirun --with-ft ulfm)"
+    yield f"fault tolerance: {has}; {on}"
+    settings = mpi_library.settings(os.environ)
+    yield f"settings: {' '.join(f'{name}={value}' for name, value in settings.items()) or 'none'}"
+    job = launcher.scheduler_job(os.environ)
+    yield f"launcher: {launcher.launcher_name(os.environ)}{f', {job}' if job else ''}"
+
+
+def _print(places: Sequence[Place], lines: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    on_node: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for rank in ranks:
-        on_node[rank["node"]].append(rank)
-    table = Table()
-    for head in ("node", "ranks", "local groups", "cores", "threads per rank", "device", "memory to share"):
-        table.add_column(head)
-    for node, members in on_node.items():
-        table.add_row(
-            node,
-            _span(member["rank"] for member in members),
-            _span(member["group"] for member in members),
-            str(max(member["cores"] for member in members)),
-            _span(member["threads"] for member in members),
-            ", ".join(sorted({member["device"] for member in members})),
-            f"{min(member['shared_bytes'] for member in members) / 2**30:.1f} GiB",
-        )
-    console = Console(width=120, force_terminal=False)
-    console.print(table)
-    library = MPI.Get_library_version().split(",")[0].strip("\0\n ")
-    threads = {MPI.THREAD_MULTIPLE: "multiple", MPI.THREAD_SERIALIZED: "serialized"}.get(MPI.Query_thread(), "none")
-    lines = [
-        f"hpcavg {hpcavg.__version__}, Python {platform.python_version()}, torch {torch.__version__}, {library}"
-        f" (threads: {threads})",
-        f"{topology.num_learners} learners, {topology.num_servers} servers, {topology.num_nodes} nodes,"
-        f" {topology.num_groups} local groups",
-        f"engine {engine.name}",
-        *(f"  {note}" for note in engine.notes),
-    ]
+    shown = Table(*HEADS)
+    for row in table(places):
+        shown.add_row(*row)
+    console = Console(width=120, force_terminal=False, markup=False)
+    console.print(shown)
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
-
-
-def _span(values: Any) -> str:
-    """Return values in their order, runs of integers as the first and the last."""
-    distinct = sorted(set(values), key=lambda value: (isinstance(value, str), value))
-    parts: list[list[Any]] = []
-    for value in distinct:
-        if parts and isinstance(value, int) and parts[-1][-1] == value - 1:
-            parts[-1][1:] = [value]
-        else:
-            parts.append([value])
-    return ", ".join("-".join(map(str, part)) for part in parts)

@@ -1,14 +1,25 @@
-"""What the launcher says of this process in its environment, without MPI."""
+"""What the launcher and the scheduler say of this process in its environment, without MPI."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
 
 from hpcavg.errors import InputError
 
-_LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
-_LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+_LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JSM_NAMESPACE_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+_LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "JSM_NAMESPACE_RANK", "PMIX_RANK", "SLURM_PROCID")
+
+# By what only they set, and in this order: mpirun inside a Slurm job has the job's variables, too.
+_LAUNCHERS = {
+    "JSM_NAMESPACE_SIZE": "jsrun",
+    "PRTE_LAUNCHED": "mpirun",
+    "OMPI_UNIVERSE_SIZE": "mpirun",
+    "HYDI_CONTROL_FD": "mpirun",
+    "SLURM_STEP_ID": "srun",
+}
+_SCHEDULERS = {"SLURM_JOB_ID": "Slurm", "LSB_JOBID": "LSF", "PBS_JOBID": "PBS"}
 
 _early_signals: list[signal.Signals] = []
 
@@ -26,6 +37,39 @@ def early_signals() -> list[signal.Signals]:
 def launcher_rank() -> int:
     """Return this process's rank as its launcher tells it, without MPI; 0 where no launcher does."""
     return next((int(os.environ[name]) for name in _LAUNCHER_RANKS if os.environ.get(name, "").isdecimal()), 0)
+
+
+def launcher_name(environ: Mapping[str, str]) -> str:
+    """Return what started the ranks: mpirun, srun, jsrun, or none that is known."""
+    return next((name for variable, name in _LAUNCHERS.items() if variable in environ), "none")
+
+
+def scheduler_job(environ: Mapping[str, str]) -> str | None:
+    """Return the scheduler and the number of its job that this process is in, such as ``"Slurm job 17"``."""
+    jobs = (f"{name} job {environ[variable]}" for variable, name in _SCHEDULERS.items() if environ.get(variable))
+    return next(jobs, None)
+
+
+def cores_given(environ: Mapping[str, str], host: str) -> int | None:
+    """Return how many of the cores of `host` the scheduler gave to the job; None where none says."""
+    given = _leading_number(environ.get("SLURM_CPUS_ON_NODE"))
+    if given is None:
+        words = environ.get("LSB_MCPU_HOSTS", "").split()  # host cores host cores ...
+        pairs = zip(words[::2], words[1::2], strict=False)
+        given = {name.partition(".")[0]: _leading_number(number) for name, number in pairs}.get(host.partition(".")[0])
+    return given
+
+
+def threads_allowed(environ: Mapping[str, str]) -> int | None:
+    """Return the most threads that the job script lets a rank have; None where it does not say."""
+    said = (_leading_number(environ.get(name)) for name in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS"))
+    return min((number for number in said if number is not None), default=None)
+
+
+def _leading_number(text: str | None) -> int | None:
+    """Return the positive number that `text` starts with, as in OMP_NUM_THREADS=4,2; None for anything else."""
+    first = (text or "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) else None
 
 
 def started_ticks(pid: int) -> int:

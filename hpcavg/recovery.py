@@ -35,6 +35,11 @@ _FAREWELL_S = 2.0
 _has_survivors = False
 
 
+def is_enabled() -> bool:
+    """Return whether MPI was started with fault tolerance."""
+    return os.environ.get(_ENABLED, "0").lower() in ("1", "true", "yes")
+
+
 @dataclass(frozen=True)
 class Loss:
     """Ranks that died, and what it cost the survivors.
@@ -65,7 +70,7 @@ class SurvivingTopology(Topology):
     survives = True
 
     def __init__(self, comm: MPI.Intracomm | None = None, group_size: int | None = None) -> None:
-        if os.environ.get(_ENABLED, "0").lower() not in ("1", "true", "yes"):
+        if not is_enabled():
             allowed = "abort or restart here, or MPI started with fault tolerance: mpirun --with-ft ulfm"
             raise InputError("on_failure", "shrink", allowed)
         self._name: int | None = None

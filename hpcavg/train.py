@@ -31,6 +31,7 @@ from hpcavg.record import Record
 from hpcavg.schedule import Scope
 from hpcavg.summary import Summary, counted, show
 from hpcavg.supervisor import Supervisor
+from hpcavg.survey import look_around
 from hpcavg.topology import wait_asleep
 from hpcavg.watchdog import Watchdog
 
@@ -156,7 +157,7 @@ class Trainer:
         Returns its path and the history of its metrics, on every rank.
         """
         topology, saved = self.topology, self._found.checkpoint
-        nodes = topology.everyone.allgather(MPI.Get_processor_name())
+        nodes, self._warnings = look_around(topology, self.config, self.device, self.threads)
 
         def create() -> tuple[Path, list[Any]]:
             segments: list[Any] = []
@@ -168,12 +169,11 @@ class Trainer:
                 nothing = [dict.fromkeys(COLUMNS, 0)] * topology.everyone.Get_size()
                 segments = continued(metrics, [], nothing)
             with run_folder.starting(path):
-                run_folder.write_start(path, self.config, sorted(set(nodes)), self.threads, str(self.device))
+                run_folder.write_start(path, self.config, nodes, self.threads, str(self.device))
                 write_view(metrics, topology.everyone.Get_size(), segments)
             return path, segments
 
-        found = topology.do_together(lambda: create() if topology.rank == 0 else None)
-        return topology.everyone.bcast(found, root=0)
+        return topology.everyone.bcast(topology.do_together(lambda: create() if topology.rank == 0 else None), root=0)
 
     def _attributes(self) -> dict[str, object]:
         topology = self.topology
@@ -197,8 +197,8 @@ class Trainer:
             f" {counted(topology.num_groups, 'local group')}{servers}, {counted(topology.num_nodes, 'node')};"
             f" {counted(self.total_steps, 'step')}; {self.path}"
         )
-        for text in self._found.passed_over:
-            self.record.line(f"warning: passed over {text}")
+        for text in (*self._warnings, *(f"passed over {path}" for path in self._found.passed_over)):
+            self.record.line(f"warning: {text}")
         if saved is not None:
             self.record.line(f"going on from step {self.averager.progress.step}: {saved.path}")
             if not self._is_of_as_many(saved):

@@ -86,6 +86,10 @@ def test_an_array_is_shared_by_the_ranks_of_a_node(node, shape):
     node.Barrier()
 
 
-def test_threads_are_the_ranks_share_of_its_cores(world):
+def test_threads_are_the_ranks_share_of_its_cores(world, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_ON_NODE", "SLURM_CPUS_PER_TASK", "LSB_MCPU_HOSTS"):
+        monkeypatch.delenv(name, raising=False)
     cores = len(os.sched_getaffinity(0))
     assert num_threads(world) == max(1, cores // world.Get_size())
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert num_threads(world) == 1

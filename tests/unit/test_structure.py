@@ -11,8 +11,16 @@ PACKAGE = Path(hpcavg.__file__).parent
 
 # A module may import modules of lower levels, and those of its own level only within its own folder.
 LEVELS = [
-    {"hpcavg", "hpcavg.errors", "hpcavg.merge", "hpcavg.schedule"},
-    {"hpcavg.rule", "hpcavg.launcher", "hpcavg.events", "hpcavg.files", "hpcavg.job"},
+    {"hpcavg", "hpcavg.errors", "hpcavg.folding", "hpcavg.merge", "hpcavg.place", "hpcavg.schedule"},
+    {
+        "hpcavg.rule",
+        "hpcavg.advice",
+        "hpcavg.events",
+        "hpcavg.files",
+        "hpcavg.job",
+        "hpcavg.launcher",
+        "hpcavg.mpi_library",
+    },
     {"hpcavg.catalogue", "hpcavg.topology", "hpcavg.flat", "hpcavg.eager", "hpcavg.node_memory", "hpcavg.state_file"},
     {
         "hpcavg.algorithms",
@@ -68,7 +76,7 @@ LEVELS = [
         "hpcavg.tasks.synthetic",
         "hpcavg.tasks.task",
     },
-    {"hpcavg.checkpointer", "hpcavg.evaluation", "hpcavg.feed"},
+    {"hpcavg.checkpointer", "hpcavg.evaluation", "hpcavg.feed", "hpcavg.survey"},
     {"hpcavg.account"},
     {"hpcavg.record"},
     {"hpcavg.train", "hpcavg.curves", "hpcavg.info"},

@@ -1,0 +1,82 @@
+"""What the MPI library in this process is and can do, as far as it can be known, and how it is."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from mpi4py import MPI
+
+THREAD_LEVELS = {
+    MPI.THREAD_SINGLE: "single",
+    MPI.THREAD_FUNNELED: "funneled",
+    MPI.THREAD_SERIALIZED: "serialized",
+    MPI.THREAD_MULTIPLE: "multiple",
+}
+# What changes how messages travel; mpirun sets many more variables that do not.
+_SETTINGS = re.compile(r"UCX_\w+|OMPI_MCA_(pml|btl|mtl|osc|coll|smsc|accelerator)(_\w+)?|HPCAVG_\w+")
+# Where Open MPI keeps a component's type and name: `mca_base_component_t`, the same since 2012.
+_TYPE, _NAME, _COMPONENT_BYTES = 40, 84, 148
+
+
+def version() -> str:
+    """Return the library's name and version, of the same length on all that are alike."""
+    return MPI.Get_library_version().partition("\0")[0].split(",")[0].strip()
+
+
+def thread_level() -> str:
+    """Return the thread level that MPI was started with."""
+    return THREAD_LEVELS.get(MPI.Query_thread(), "unknown")
+
+
+def messages_by() -> str | None:
+    """Return the component of Open MPI that sends messages: ob1, ucx or cm; None for other libraries.
+
+    It is read from the library's memory, whatever was asked for.
+    """
+    try:
+        component = bytes((ctypes.c_char * _COMPONENT_BYTES).in_dll(_library(), "mca_pml_base_selected_component"))
+    except ValueError:  # no such symbol
+        return None
+    kind, name = (component[start:].partition(b"\0")[0] for start in (_TYPE, _NAME))
+    return name.decode(errors="replace") if kind == b"pml" else None
+
+
+def ucx(maps: Path = Path("/proc/self/maps")) -> tuple[str, list[str]] | None:
+    """Return the version of UCX and the transports that it has loaded; None where UCX is not in this process.
+
+    That it is there says nothing of whether it is used; see `messages_by`. maps : the file that lists what is.
+    """
+    paths = {line.split(maxsplit=5)[5].strip() for line in maps.read_text().splitlines() if "/libuc" in line}
+    library = next((path for path in sorted(paths) if re.search(r"/libucp[-.\w]*\.so", path)), None)
+    if library is None:
+        return None
+    transports = {match[1] for path in paths if (match := re.search(r"/libuct_(\w+)[-.\w]*\.so", path))}
+    return _ucx_version(library), sorted(transports)
+
+
+def _ucx_version(path: str) -> str:
+    """Return what the library that is already loaded from `path` says."""
+    numbers = [ctypes.c_uint() for _ in range(3)]
+    try:
+        ctypes.CDLL(path).ucp_get_version(*map(ctypes.byref, numbers))
+    except (OSError, AttributeError):
+        return "of unknown version"
+    return ".".join(str(number.value) for number in numbers)
+
+
+def has_fault_tolerance() -> bool:
+    """Return whether the library has ULFM; that it is switched on, too, `hpcavg.recovery` tells."""
+    return hasattr(_library(), "MPIX_Comm_revoke")
+
+
+def settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables in `environ` that have a say in how messages travel."""
+    return {name: environ[name] for name in sorted(environ) if _SETTINGS.fullmatch(name)}
+
+
+def _library() -> ctypes.CDLL:
+    """Return the MPI library, through mpi4py, which is linked to it."""
+    return ctypes.CDLL(MPI.__file__)
