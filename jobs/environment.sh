@@ -80,10 +80,22 @@ else
     fi
 fi
 
+output=$HPCAVG_RUNS began=$SECONDS requeued=
 # shellcheck source=restart.sh
 source "${BASH_SOURCE[0]%/*}/restart.sh"
-trap 'forward TERM' TERM
-trap 'forward USR1' USR1
+trap 'stop TERM' TERM
+trap 'stop USR1' USR1
+
+# stop SIGNAL: ask the run for a checkpoint, and say so at once: there may be no time to say anything later.
+stop() {
+    say "SIG$1: it is to stop$(is_out_of_time "$1" && echo ', for it is out of time: the limit is near')"
+    forward "$1"
+}
+
+# Slurm and LSF send SIGUSR1 before the limit; hpcavg itself knows the limit, too.
+is_out_of_time() {
+    [[ $1 == USR1 ]] || restart_out_of_time "$began"
+}
 
 # train OPTIONS...: run hpcavg on all ranks, again where that helps (restart.sh); the status is that of the last time.
 train() {
@@ -115,7 +127,6 @@ say() {
 
 # -- the log's last lines say how the job ended -----------------------------------------------------------------------
 
-output=$HPCAVG_RUNS began=$SECONDS requeued=
 tell_end() {
     local status=$? free_kib nodes
     trap - EXIT
@@ -131,8 +142,7 @@ tell_end() {
         *) say "ended with status $status" ;;
     esac
     if ((status)); then
-        # Slurm and LSF send it before the limit; hpcavg itself knows the limit, too.
-        if [[ $restart_asked == USR1 ]] || restart_out_of_time "$began"; then
+        if is_out_of_time "$restart_asked"; then
             say "out of time: the job's limit was near"
         fi
         free_kib=$(df -P "$output" "$HPCAVG_RUNS" 2> /dev/null | awk 'NR == 2 { print $4 }')

@@ -11,7 +11,6 @@ import pytest
 
 # What all jobs train, on two ranks: where these are, what started them and what stopped them must not show.
 TRAINING = ["--task", "tests/slurm/slow.py:task", "--algorithm", "k-avg", "--model", "mlp", "--steps", "200"]
-TRAINING += ["--threads", "1"]
 ONE_NODE = ["--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1"]
 TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1"]
 # Slurm warns when it looks for the first time 15 to 45 s after the start, so that the ranks have begun.
