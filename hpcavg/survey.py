@@ -46,7 +46,8 @@ def find_place(topology: Topology, device: torch.device, threads: int) -> Place:
     }
     if topology.node_rank == 0:  # what takes longer to look up, once on each node
         versions |= {name: importlib.metadata.version(name) for name in ("mpi4py", "h5py")}
-        versions["revision"] = run_folder.git_revision() or "none"
+        revision = run_folder.git_revision()
+        versions |= {"revision": revision} if revision else {}  # a node without git need not have another
     return Place(
         node=MPI.Get_processor_name(),
         rank=topology.rank,
