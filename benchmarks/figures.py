@@ -186,12 +186,12 @@ _READERS: dict[str, Callable[[Any], Figures]] = {
 
 
 def scale(figures: Sequence[Figure]) -> tuple[float, str]:
-    """Return what to multiply figures of one unit by and the unit this makes: seconds become ms or us if short."""
+    """Return what to multiply figures of one unit by and the unit this makes: seconds become ms or µs if short."""
     unit = figures[0].unit
     if unit != "s":
         return 1.0, unit
     shortest = min((abs(figure.median) for figure in figures if figure.median), default=1.0)
-    return next((found for found in ((1.0, "s"), (1e3, "ms")) if shortest * found[0] >= 1), (1e6, "us"))
+    return next((found for found in ((1.0, "s"), (1e3, "ms")) if shortest * found[0] >= 1), (1e6, "µs"))
 
 
 def number(value: float) -> str:

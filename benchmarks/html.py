@@ -29,6 +29,7 @@ th { font-weight: 600; }
 thead th { border-bottom-width: 2px; vertical-align: bottom; }
 .figures td, .figures thead th + th { text-align: right; white-space: nowrap; }
 .figures tbody th { font-weight: 400; white-space: nowrap; }
+.sides td:nth-child(-n + 3), .sides thead th:nth-child(-n + 3), .sides :last-child { text-align: left; }
 td small { display: block; color: var(--soft); font-size: .75rem; }
 pre { background: var(--block); border-radius: 6px; padding: .6rem .8rem; overflow-x: auto;
   font: .8rem/1.45 ui-monospace, monospace; }

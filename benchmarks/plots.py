@@ -35,8 +35,7 @@ def draw(record: Record, name: str, folder: Path) -> None:
         record.benchmark, lambda figures: _bars(figures, _BARS[record.benchmark])
     )
     for theme, style in THEMES.items():
-        with plt.style.context(["default", style]), plt.rc_context({"svg.hashsalt": name, "axes.grid": True}):
-            plt.rc_context({"grid.alpha": 0.3})
+        with plt.style.context(["default", style]), plt.rc_context({"svg.hashsalt": name}):
             figure = plot(record.figures)
             for axes in figure.axes:
                 axes.grid(alpha=0.25)
@@ -67,10 +66,8 @@ def _scaling(figures: Figures) -> Any:
     parts = {(*row.split(", "),): found for (row, column), found in figures.items() if column == "rate"}
     for axes, kind in zip(panels, ("weak", "strong"), strict=True):
         for index, name in enumerate(dict.fromkeys(name for _, name, _ in parts)):
-            of_count = {
-                int(ranks.split()[0]): found for (k, n, ranks), found in parts.items() if (k, n) == (kind, name)
-            }
-            _line(axes, of_count, 1.0, name, index)
+            own = {ranks: found for (k, n, ranks), found in parts.items() if (k, n) == (kind, name)}
+            _line(axes, {int(ranks.split()[0]): found for ranks, found in own.items()}, 1.0, name, index)
         counts = sorted({int(ranks.split()[0]) for _, _, ranks in parts})
         axes.set(title=f"{kind} scaling", xlabel="ranks", xscale="log", xticks=counts, xticklabels=counts)
         axes.minorticks_off()

@@ -14,7 +14,6 @@ from hpcavg.errors import InputError, printable, reason
 
 SUITE_FILE = "suite.json"
 ENVIRONMENT = {
-    "date": "date",
     "ranks": "ranks",
     "nodes": "nodes",
     "node_names": "names of the nodes",
@@ -102,12 +101,16 @@ def records(folder: Path, suite: Suite) -> dict[str, Record]:
     return {name: read_record(path) for name, path in paths.items() if path.exists()}
 
 
-def read_any(path: Path) -> dict[str, Record]:
-    """Return the records of a suite's folder, or the one of a file, by name; raises `InputError`."""
+def read_any(path: Path) -> tuple[dict[str, Record], dict[str, str]]:
+    """Return the records of a suite's folder by name, or the one of a file, and the suite's variables, if any.
+
+    Raises `InputError` for anything else.
+    """
     if path.is_dir():
-        return records(path, read_suite(path))
+        suite = read_suite(path)
+        return records(path, suite), suite.variables
     record = read_record(path)
-    return {record.benchmark: record}
+    return {record.benchmark: record}, {}
 
 
 def _record(path: Path, values: Any) -> Record:

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -31,19 +32,7 @@ from hpcavg.progress import is_terminal
 
 _LOOK_S = 0.1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_VARIABLES = (
-    "OMPI_",
-    "PRTE_",
-    "PMIX_",
-    "UCX_",
-    "FI_",
-    "GLOO_",
-    "MPICH_",
-    "OMP_",
-    "MPIRUN",
-    "SLURM_JOB_ID",
-    "LSB_JOBID",
-)
+_VARIABLES = ("OMPI_", "PRTE_", "PMIX_", "UCX_", "FI_", "GLOO_", "MPICH_", "OMP_", "MPIRUN", "SLURM_JOB_", "LSB_JOBID")
 
 
 class Stop:
@@ -83,23 +72,34 @@ def main() -> int:
         started_in=os.getcwd(),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         load=[*os.getloadavg()],
-        variables={key: value for key, value in launching.environment().items() if key.startswith(_VARIABLES)},
+        variables=_variables(launching.environment()),
     )
     for name in names:
         words = shlex.split(preset.runs[name])
-        words += [
-            f"--{key.replace('_', '-')}={value}" for key, value in handed_on.items() if words[0] in HANDED_ON[key]
-        ]
+        taken = {key: value for key, value in handed_on.items() if words[0] in HANDED_ON[key]}
+        words += [f"--{key.replace('_', '-')}={value}" for key, value in taken.items()]
         json_file = folder / f"{name}.json"
         suite.outcomes.append(Outcome(name, command(words, options.launcher, options.ranks, json_file)))
     stop = Stop()
     console = Console(force_terminal=is_terminal(), soft_wrap=True, highlight=False, markup=False)
-    _carry_out(suite, folder, options.ranks, deadline_s, stop, console)
+    try:
+        _carry_out(suite, folder, options.ranks, deadline_s, stop, console)
+    except OSError as error:
+        raise InputError("output", folder, f"a folder that can be written ({why(error)})") from error
     states = [outcome.state for outcome in suite.outcomes]
     console.print(f"{states.count('done')} of {len(states)} done: {folder / page.PAGE}")
     if stop.number is not None:
         return 128 + stop.number
     return int("failed" in states)
+
+
+def _variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return those that MPI and its networks take."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(_VARIABLES) and "_ALLOW_RUN_AS_ROOT" not in name
+    }
 
 
 def command(words: list[str], launcher: str, ranks: int, json_file: Path) -> list[str]:
