@@ -11,7 +11,6 @@ from xml.etree.ElementTree import Element
 
 from benchmarks.figures import FEWEST, Figures, scale, texts
 from benchmarks.html import Content, element, page, table
-from benchmarks.plots import THEMES
 from benchmarks.results import ENVIRONMENT, Outcome, Record, Suite
 from hpcavg import files
 
@@ -105,9 +104,9 @@ def figures_table(figures: Figures) -> Element:
 
 
 def _picture(name: str) -> Element:
-    light, dark = (f"{name}-{theme}.svg" for theme in THEMES)
-    source = element("source", srcset=dark, media="(prefers-color-scheme: dark)")
-    return element("picture", source, element("img", src=light, alt=f"plot of {name}; the table has its figures"))
+    source = element("source", srcset=f"{name}-dark.svg", media="(prefers-color-scheme: dark)")
+    image = element("img", src=f"{name}-light.svg", alt=f"plot of {name}; the table below has its figures")
+    return element("picture", source, image)
 
 
 def _about(outcome: Outcome) -> str:
@@ -115,7 +114,7 @@ def _about(outcome: Outcome) -> str:
     modules = (word.partition(".")[2] for word in outcome.command if word.startswith("benchmarks."))
     path = Path(__file__).with_name(f"{next(modules, '')}.py")
     text = ast.get_docstring(ast.parse(path.read_text())) if path.is_file() else None
-    return (text or "").partition("\n")[0]
+    return (text or "").partition("\n")[0].replace("``", "")
 
 
 def _lines(path: Path) -> list[str]:

@@ -14,7 +14,7 @@ from benchmarks.results import Record
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-THEMES = {"light": "default", "dark": "dark_background"}
+STYLES = {"light": "default", "dark": "dark_background"}
 _MARKERS = "osv^D<>pXP*h"
 # What is drawn of a benchmark as bars: the columns, a panel each.
 _BARS = {
@@ -34,7 +34,7 @@ def draw(record: Record, name: str, folder: Path) -> None:
     plot: Callable[[Figures], Any] = {"mean": _mean, "scaling": _scaling}.get(
         record.benchmark, lambda figures: _bars(figures, _BARS[record.benchmark])
     )
-    for theme, style in THEMES.items():
+    for theme, style in STYLES.items():
         with plt.style.context(["default", style]), plt.rc_context({"svg.hashsalt": name}):
             figure = plot(record.figures)
             for axes in figure.axes:

@@ -20,6 +20,21 @@ class Preset:
 
 
 PRESETS = {
+    # A minute: whether everything runs here. Its figures mean nothing.
+    "tiny": Preset(
+        deadline_s=300,
+        runs={
+            "mean": "mean --bytes 1024 1000000 --repeats 3",
+            "overlap": "overlap --bytes 40000 --repeats 2",
+            "training": "training --seconds 0.01 --repeats 1 --max-epochs 1 --algorithms hier_avg dasgd"
+            " --k1 2 --k2 4 --tau 4 --delay 2",
+            "scaling": "scaling --seconds 0.01 --repeats 1 --parameters 1e4 --algorithms k-avg",
+            "memory": "memory --parameters 1e6 --algorithms k_avg dasgd",
+            "own_pace": "own_pace --seconds 0.2 --budget-s 0.1",
+            "step_overhead": "step_overhead --rounds 2 --calls 2",
+            "compare_algorithms": "compare_algorithms --only k_avg --at-least 0.1 --epochs 1",
+        },
+    ),
     # Some minutes on a workstation: shows that all is well, and large differences.
     "quick": Preset(
         deadline_s=300,

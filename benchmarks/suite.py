@@ -23,7 +23,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import launching, page, plots
+from benchmarks import launching, page
 from benchmarks.options import Parser, chosen, run
 from benchmarks.presets import HANDED_ON, PRESETS
 from benchmarks.results import Outcome, Record, Suite, read_record
@@ -131,6 +131,8 @@ def _make_folder(path: Path) -> Path:
 
 def _carry_out(suite: Suite, folder: Path, ranks: int, deadline_s: float, stop: Stop, console: Console) -> None:
     """Run all; the folder tells of them after each."""
+    from benchmarks import plots  # with matplotlib, which bad input need not wait for
+
     records: dict[str, Record] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Once a second: what is measured needs the cores.
