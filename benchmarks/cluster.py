@@ -27,10 +27,10 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from benchmarks import launching
 from hpcavg.errors import InputError, UsageError, require_integer
 
 TOOLS = ("ip", "tc", "unshare", "setpriv", "mount")
@@ -250,8 +250,7 @@ def check_requirements() -> None:
 
 
 def _mpirun() -> str:
-    beside = Path(sys.executable).parent / "mpirun"
-    name = os.environ.get("MPIRUN") or (str(beside) if beside.exists() else "mpirun")
+    name = launching.mpirun()
     path = shutil.which(name)
     if path is None:
         raise ClusterError(f"needs mpirun, and there is no {name}: set MPIRUN")

@@ -8,64 +8,34 @@ import math
 import os
 import platform
 import random
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from mpi4py import MPI
 
+from benchmarks import options
+from benchmarks.figures import interval as interval
+from benchmarks.options import chosen as chosen
+from benchmarks.options import run as run
 from hpcavg import Topology, eager
 from hpcavg.errors import InputError
-from hpcavg.launcher import launcher_rank
 from hpcavg.run_folder import git_revision
 
 # -- options ------------------------------------------------------------------------------------------------------
 
 
-class Parser(argparse.ArgumentParser):
-    """Options of a benchmark. Every rank reads them; rank 0 alone prints help, and one line for what is wrong."""
+class Parser(options.Parser):
+    """Options of a benchmark under mpirun."""
 
     def __init__(self, text: str | None) -> None:
-        super().__init__(
-            prog=f"python -m benchmarks.{Path(sys.argv[0]).stem}",
-            description=text,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        super().__init__(text)
         self.add_argument("--json", type=Path, metavar="FILE", help="write the figures and the environment to FILE too")
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        if launcher_rank() == 0:
-            super()._print_message(message, file)
-
-    def error(self, message: str) -> NoReturn:
-        """Print `message` and end with status 2."""
-        self.exit(2, f"error: {message}\n")
-
-
-def run(main: Callable[[], None]) -> None:
-    """Run a benchmark; an `InputError`, which all ranks have alike, becomes one line and exit status 2."""
-    try:
-        main()
-    except InputError as error:
-        if launcher_rank() == 0:
-            print(f"error: {error.as_option()}", file=sys.stderr, flush=True)
-        sys.exit(2)
-
-
-def chosen(option: str, only: Sequence[str] | None, names: Iterable[str]) -> list[str]:
-    """Return those of `names` that the option's values list, all where it is None; raise for a name there is not."""
-    names = list(names)
-    for name in only or ():
-        if name not in names:
-            raise InputError(option, name, f"one of {', '.join(names)}")
-    return [name for name in names if only is None or name in only]
 
 
 # -- time and statistics ------------------------------------------------------------------------------------------
@@ -104,20 +74,6 @@ def in_turns(
     return seconds
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the median and its confidence interval of at least 95 %; with fewer than 6 values, their whole range.
-
-    The j-th smallest and the j-th largest of n values enclose the median except with probability
-    2 P(Binomial(n, 1/2) < j); j is the largest for which that is at most 5 %.
-    """
-    ordered = sorted(values)
-    n, cut, outside = len(ordered), 0, 0
-    while (outside := outside + math.comb(n, cut)) * 40 <= 2**n:
-        cut += 1
-    cut = max(cut, 1)
-    return statistics.median(ordered), ordered[cut - 1], ordered[n - cut]
-
-
 # -- the record ---------------------------------------------------------------------------------------------------
 
 
@@ -146,7 +102,8 @@ def report(topology: Topology, options: argparse.Namespace, results: object) -> 
     """Write options, environment and results to ``--json`` on rank 0. Collective."""
     where = environment(topology)
     if topology.rank == 0 and options.json:
-        record = {"environment": where, "options": vars(options), "results": results}
+        name = Path(sys.argv[0]).stem
+        record = {"benchmark": name, "environment": where, "options": vars(options), "results": results}
         options.json.write_text(json.dumps(record, indent=2, default=str, allow_nan=False) + "\n")
 
 

@@ -110,6 +110,7 @@ def main() -> None:
     num_engines = sum(name.startswith("hpcavg ") for name in timed)
     ranks_on_node = topology.everyone.allreduce(topology.node.Get_size(), MPI.MAX)
     results: dict[str, dict[str, list[float]]] = {}
+    wire: dict[str, float] = {}
     with torch_peers.gloo(topology, options.interface):
         for size in options.bytes or [size for size in SIZES if size <= options.max_bytes]:
             numel = size // 4
@@ -122,17 +123,19 @@ def main() -> None:
             calls = contenders(topology, numel, timed)
             seconds = common.in_turns(topology.world, calls, options.repeats, options.seconds)
             results[str(4 * numel)] = seconds
-            _show(topology, 4 * numel, seconds, options.wire_gbit)
+            if options.wire_gbit and topology.num_nodes > 1:
+                wire[str(4 * numel)] = wire_s(4 * numel, topology.num_nodes, options.wire_gbit)
+            _show(topology, 4 * numel, seconds, wire.get(str(4 * numel)))
             del calls  # before the next size's memory is taken
-    common.report(topology, options, {"seconds": results})
+    common.report(topology, options, {"seconds": results, "wire_s": wire})
 
 
-def _show(topology: Topology, num_bytes: int, seconds: dict[str, list[float]], wire_gbit: float | None) -> None:
+def _show(topology: Topology, num_bytes: int, seconds: dict[str, list[float]], wire: float | None) -> None:
     medians = {name: common.interval(values)[0] for name, values in seconds.items()}
     learners, nodes = topology.num_learners, topology.num_nodes
     limits = {f"/ {FLOOR}": medians.get(FLOOR)}
-    if wire_gbit and nodes > 1:
-        limits["/ wire"] = wire_s(num_bytes, nodes, wire_gbit)
+    if wire is not None:
+        limits["/ wire"] = wire
     rows = []
     for name, values in seconds.items():
         algbw = num_bytes / medians[name] / 1e9

@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import shlex
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -24,7 +21,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +29,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import launching
 from benchmarks.soak_task import LEAVING, PLACES, PLAN
 from hpcavg import metrics, summary
 from hpcavg.errors import InputError
@@ -241,22 +238,21 @@ def carry_out(run: Outcome, folder: Path, options: argparse.Namespace) -> None:
     plan = folder / "plan.json"
     plan.write_text(json.dumps([asdict(kill) for kill in run.kills]))
     task = f"{Path(__file__).with_name('soak_task.py')}:task"
-    launcher = shlex.split(os.environ.get("MPIRUN", "mpirun"))
-    flags = shlex.split(os.environ.get("MPIRUN_FLAGS", "--oversubscribe --bind-to none"))
+    launcher = launching.launch(launching.default_launcher(), run.num_ranks, ["--with-ft", "ulfm"])
     program = [sys.executable, "-m", "hpcavg", *run.arguments.split(), "--task", task, "--output", str(folder / "run")]
     with (folder / "out").open("w+") as out:
         process = subprocess.Popen(
-            [*launcher, "--with-ft", "ulfm", "-np", str(run.num_ranks), *flags, *program],
+            [*launcher, *program],
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, PLAN: str(plan)},
+            env={**launching.environment(), PLAN: str(plan)},
             start_new_session=True,
         )
         try:
             status = process.wait(options.deadline)
         except subprocess.TimeoutExpired:
             run.faults.append(f"it hung\n{_stacks(process.pid)}")
-            status = _end(process)
+            status = launching.end(process)
         if status:
             run.faults.append(f"status {status}")
     if not run.faults:
@@ -303,28 +299,9 @@ def _stacks(root: int) -> str:
     tool = shutil.which("py-spy")
     if tool is None:
         return "(py-spy would show where)"
-    dumps = (subprocess.run([tool, "dump", "--pid", str(pid)], capture_output=True, text=True) for pid in _under(root))
+    pids = launching.descendants(root)
+    dumps = (subprocess.run([tool, "dump", "--pid", str(pid)], capture_output=True, text=True) for pid in pids)
     return "\n".join(dump.stdout for dump in dumps)
-
-
-def _under(root: int) -> list[int]:
-    """Return the processes that `root` started."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has just ended
-            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
-    found = [root]
-    for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
-    return found[1:]
-
-
-def _end(process: subprocess.Popen[bytes]) -> int:
-    """End a job and return its status."""
-    for pid in [*_under(process.pid), process.pid]:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return process.wait()
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------

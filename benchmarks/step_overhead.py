@@ -1,17 +1,16 @@
 """What `Averager.step` costs over ``optimizer.step`` at a step where no mean is due.
 
 Both are timed in turn on the same parameters, many short rounds each; the figure is the median over the rounds of their
-difference, with the quartiles beside it, so that a slow spell of the machine meets both alike.
+difference, so that a slow spell of the machine meets both alike, on the rank where it is largest.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from mpi4py import MPI
 
 from benchmarks import common
 from hpcavg import Averager, Topology, algorithms
@@ -40,8 +39,8 @@ def seconds_per_call(call: Callable[[], object], calls: int) -> float:
     return (time.perf_counter() - started) / calls
 
 
-def measure(rule: Rule, topology: Topology, rounds: int, calls: int) -> dict[str, float]:
-    """Return the microseconds of both steps and of their difference: medians over `rounds` rounds, slowest rank."""
+def measure(rule: Rule, topology: Topology, rounds: int, calls: int) -> dict[str, list[float]]:
+    """Return the microseconds of both steps, a value a round, of the rank with the largest median difference."""
     model = build("cnn", (1, 8, 8), 10)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -51,15 +50,14 @@ def measure(rule: Rule, topology: Topology, rounds: int, calls: int) -> dict[str
     for _ in range(rounds):
         plain.append(seconds_per_call(optimizer.step, calls) * 1e6)
         ours.append(seconds_per_call(averager.step, calls) * 1e6)
-    quarters = statistics.quantiles([b - a for a, b in zip(plain, ours, strict=True)], n=4)
-    own = {
-        "optimizer_step_us": statistics.median(plain),
-        "averager_step_us": statistics.median(ours),
-        "overhead_us": quarters[1],
-        "overhead_q1_us": quarters[0],
-        "overhead_q3_us": quarters[2],
-    }
-    return {name: topology.world.allreduce(value, MPI.MAX) for name, value in own.items()}
+    medians = topology.world.allgather(statistics.median(differences(plain, ours)))
+    own = {"optimizer_step_us": plain, "averager_step_us": ours}
+    return topology.world.bcast(own, root=medians.index(max(medians)))
+
+
+def differences(plain: Sequence[float], ours: Sequence[float]) -> list[float]:
+    """Return how much longer each of `ours` took than its neighbour in `plain`."""
+    return [b - a for a, b in zip(plain, ours, strict=True)]
 
 
 def main() -> None:
@@ -75,10 +73,11 @@ def main() -> None:
     ranks = counted(topology.num_learners, "rank")
     title = f"step overhead, {ranks}, {options.rounds} rounds of {options.calls} calls, us"
     rows = []
-    for name, row in results.items():
-        plain, ours, overhead, first, third = (f"{value:.2f}" for value in row.values())
-        rows.append((name, plain, ours, overhead, f"{first} to {third}"))
-    common.show(topology, title, ("", "optimizer.step", "averager.step", "overhead", "quartiles"), rows)
+    for name, (plain, ours) in ((name, found.values()) for name, found in results.items()):
+        overhead, low, high = common.interval(differences(plain, ours))
+        steps = (f"{statistics.median(values):.2f}" for values in (plain, ours))
+        rows.append((name, *steps, f"{overhead:.2f}", f"{low:.2f} to {high:.2f}"))
+    common.show(topology, title, ("", "optimizer.step", "averager.step", "overhead", "95 % interval"), rows)
     common.report(topology, options, results)
 
 

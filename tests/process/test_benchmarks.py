@@ -1,45 +1,99 @@
-"""Every benchmark measures something on two ranks, prints its table once, and leaves JSON that says where it ran."""
+"""The suite runs every benchmark on two ranks, each measures something, and all is in JSON, tables and a page."""
 
 import json
+import signal
+import time
+from pathlib import Path
 
 import pytest
 
-from tests.process.launch import run
+from benchmarks.presets import PRESETS
+from tests.process.launch import run, start
 
 pytestmark = pytest.mark.process
 
-TINY = {
-    "mean": "--bytes 1024 1000000 --repeats 3",
-    "overlap": "--bytes 40000 --repeats 2",
-    "training": "--seconds 0.01 --repeats 1 --max-epochs 1 --algorithms hier_avg dasgd --k1 2 --k2 4 --tau 4 --delay 2",
-    "scaling": "--seconds 0.01 --repeats 1 --parameters 1e4 --algorithms k-avg",
-    "memory": "--parameters 1e6 --algorithms k_avg dasgd",
-    "own_pace": "--seconds 0.2 --budget-s 0.1",
-    "step_overhead": "--rounds 2 --calls 2",
-}
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    """Run the driver once with all there is; return its folder."""
+    folder = tmp_path_factory.mktemp("suite") / "new" / "folder"
+    arguments = ["--preset", "tiny", "--ranks", 2, "--output", folder]
+    result = run(0, arguments, timeout=400, module="benchmarks.suite")
+    lines = result.out.splitlines()
+    assert result.status == 0, result.out + result.err
+    assert [line.split(" done in ")[0] for line in lines[:-1]] == list(PRESETS["tiny"].runs)
+    assert lines[-1] == f"8 of 8 done: {folder}/index.html"
+    assert result.err == ""
+    return folder
 
 
-def measured(name, arguments, tmp_path, **changes):
-    path = tmp_path / "figures.json"
-    result = run(2, [*arguments.split(), "--json", path], module=f"benchmarks.{name}", **changes)
-    assert result.status == 0, result.err
-    return json.loads(path.read_text()), result.out
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_a_benchmark_prints_its_table_and_says_where_it_ran(name, tmp_path):
-    found, out = measured(name, TINY[name], tmp_path)
+@pytest.mark.parametrize("name", PRESETS["tiny"].runs)
+def test_a_benchmark_prints_its_table_and_says_where_it_ran(name, suite):
+    found = json.loads((suite / f"{name}.json").read_text())
+    out = (suite / f"{name}.txt").read_text()
     environment = found["environment"]
+    assert found["benchmark"] == name
     assert (environment["ranks"], environment["nodes"]) == (2, 1)
-    assert environment["command"][2:4] == [f"benchmarks.{name}", *TINY[name].split()][:2]
-    assert all(environment[key] for key in ("date", "platform", "cpus", "torch", "mpi4py", "numpy", "mpi_library"))
-    assert found["options"]["json"] == str(tmp_path / "figures.json")
+    assert f"benchmarks.{name}" in environment["command"]
+    assert all(environment[key] for key in ("date", "platform", "torch", "mpi4py", "numpy", "mpi_library"))
+    assert found["options"]["json"] == str(suite / f"{name}.json")
     assert found["results"]
-    titles = [line for line in out.splitlines() if line.startswith("# ")]
-    assert len(titles) == len(set(titles)) > 0
+    if name != "compare_algorithms":
+        titles = [line for line in out.splitlines() if line.startswith("# ")]
+        assert len(titles) == len(set(titles)) > 0
     check = globals().get(f"check_{name}")
     if check is not None:
         check(found["results"], out)
+
+
+def test_the_suite_has_a_page_that_tells_of_all(suite):
+    shown = (suite / "index.html").read_text()
+    assert "8 done, 0 failed, 0 not run" in shown
+    for name in PRESETS["tiny"].runs:
+        assert f'<h2 id="{name}">' in shown
+        assert f'src="{name}-light.svg"' in shown
+        assert (suite / f"{name}-light.svg").read_text().startswith("<?xml")
+
+
+def test_a_suite_is_compared_with_itself(suite):
+    result = run(0, [suite, suite / "mean.json"], module="benchmarks.compare")
+    assert result.status == 0, result.err
+    assert "only in A: overlap\n" in result.out
+    # 3 repeats have no interval
+    assert " B has 0 better and 0 worse, their intervals apart; 0 with" in result.out
+
+
+def test_failed_benchmarks_are_on_the_page(tmp_path):
+    launcher = "sh -c 'echo no ranks; exit 3' {ranks}"
+    arguments = ["--only", "mean", "own_pace", "--launcher", launcher, "--output", tmp_path]
+    result = run(0, arguments, module="benchmarks.suite")
+    assert result.status == 1
+    assert result.out.count(" failed in ") == 2
+    shown = (tmp_path / "index.html").read_text()
+    assert shown.count("Failed: it ended with status 3. Its output ends with:</p><pre>no ranks</pre>") == 2
+
+
+def test_a_signal_ends_the_suite_and_all_it_has_started(tmp_path):
+    launcher = "sh -c 'sleep 100; exit' {ranks}"
+    process = start(0, ["--only", "mean", "own_pace", "--launcher", launcher, "--output", tmp_path], "benchmarks.suite")
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "mean.txt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "mean failed in" in out
+    assert "SIGTERM ended it" in out
+    assert "Not run: SIGTERM ended the suite." in (tmp_path / "index.html").read_text()
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path) in words_of(path)]
+
+
+def words_of(path):
+    try:
+        return path.read_text(errors="replace")
+    except OSError:  # it has just ended
+        return ""
 
 
 def check_mean(results, out):
@@ -79,6 +133,11 @@ def check_memory(results, out):
         (2, "mean", "--bytes 2", "error: --bytes 2: must be an integer of at least 4"),
         (0, "training", "--algorithms downpour", "error: --algorithms downpour: must be algorithms whose learners"),
         (0, "overlap", "--repeats many", "error: argument --repeats: invalid int value: 'many'"),
+        (0, "suite", "--preset slow", "error: --preset slow: must be one of tiny, quick, full"),
+        (0, "suite", "--only soak", "error: --only soak: must be one of mean, "),
+        (0, "suite", "--output tests", "error: --output tests: must be a new or empty folder"),
+        (0, "suite", "--launcher mpirun", "error: --launcher mpirun: must be a command with {ranks} where"),
+        (0, "compare", "tests tests", "error: --file tests/suite.json: must be the folder of a suite (No such file"),
     ],
 )
 def test_bad_input_is_one_line(ranks, name, arguments, line):

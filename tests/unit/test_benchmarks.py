@@ -1,16 +1,26 @@
 """The benchmarks' formulas against numbers worked by hand."""
 
+import importlib
+import json
 import math
+import re
+import shlex
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+from benchmarks import compare, figures, launching, page, plots, presets, results
 from benchmarks.common import interval
 from benchmarks.learners import build_rule, first_period, mlp, mlp_workload
 from benchmarks.mean import auto_against_best, memory_needed, wire_s
 from benchmarks.memory import memory_of
+from benchmarks.options import Parser
 from benchmarks.overlap import overlap_percent
+from benchmarks.results import read_record
 from benchmarks.scaling import batch_of, rank_counts
-from hpcavg import InputError, algorithms
+from hpcavg import InputError, algorithms, cli
 
 
 @pytest.mark.parametrize(
@@ -94,3 +104,237 @@ def test_the_perceptron_has_the_parameters_asked_for():
     inputs, targets = next(mlp_workload(1e4).batches(2, 1, 8))
     assert inputs.shape == (8, 50)
     assert targets.shape == (8,)
+
+
+# -- the suite and its page ------------------------------------------------------------------------------------------
+
+RUNNABLE = {
+    path.stem for path in Path(presets.__file__).parent.glob("*.py") if 'if __name__ == "__main__":' in path.read_text()
+}
+
+
+def test_every_benchmark_is_in_both_presets_or_left_out_for_a_reason():
+    for preset in presets.PRESETS.values():
+        modules = {words.split()[0] for words in preset.runs.values()}
+        assert modules | set(presets.LEFT_OUT) == RUNNABLE
+        assert not modules & set(presets.LEFT_OUT)
+        assert modules == set(figures._READERS)
+
+
+@pytest.mark.parametrize(("preset", "name"), [(p, name) for p in presets.PRESETS for name in presets.PRESETS[p].runs])
+def test_a_benchmark_takes_the_options_of_its_presets(preset, name, monkeypatch):
+    module, *words = shlex.split(presets.PRESETS[preset].runs[name])
+    words += [f"--{key.replace('_', '-')}=1" for key, modules in presets.HANDED_ON.items() if module in modules]
+
+    class Parsed(Exception):
+        pass
+
+    def parse_known_args(self, *arguments):
+        raise Parsed(*original(self, words))
+
+    original = Parser.parse_known_args
+    monkeypatch.setattr(Parser, "parse_known_args", parse_known_args)
+    with pytest.raises(Parsed) as caught:
+        importlib.import_module(f"benchmarks.{module}").main()
+    options, passed_on = caught.value.args
+    assert module == "compare_algorithms" or not passed_on
+    cli.parse_train(passed_on)  # what is left goes to hpcavg
+    for algorithm in getattr(options, "algorithms", None) or ():
+        assert build_rule(algorithm, {})
+
+
+@pytest.mark.parametrize(
+    ("variables", "ranks"),
+    [
+        ({}, None),
+        ({"SLURM_NTASKS": "8"}, None),  # left over from a job, but no job
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_TASKS_PER_NODE": "4(x2)"}, 8),
+        ({"SLURM_JOB_ID": "7", "SLURM_TASKS_PER_NODE": "8(x2),4"}, 20),
+        ({"SLURM_JOB_ID": "7"}, 1),
+        ({"LSB_JOBID": "7", "LSB_DJOB_NUMPROC": "12"}, 12),
+    ],
+)
+def test_a_job_says_how_many_ranks_there_are(variables, ranks, monkeypatch):
+    for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_TASKS_PER_NODE", "LSB_JOBID", "LSB_DJOB_NUMPROC"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"MPIRUN": "/opt/my mpi/mpirun", **variables}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MPIRUN_FLAGS", raising=False)
+    assert launching.job_ranks(variables) == ranks
+    assert launching.default_ranks() == (ranks or 4)
+    flags = "" if ranks else " --oversubscribe --bind-to none"
+    assert launching.default_launcher() == f"'/opt/my mpi/mpirun' -np {{ranks}}{flags}"
+    monkeypatch.setenv("MPIRUN_FLAGS", "--bind-to core")
+    assert launching.default_launcher() == "'/opt/my mpi/mpirun' -np {ranks} --bind-to core"
+
+
+def test_the_launcher_is_a_template():
+    assert launching.launch("env -n={ranks} 'a b'", 8, ["x"]) == ["env", "-n=8", "a b", "x"]
+    for template, allowed in [("env", "{ranks}"), ("none-such {ranks}", "no none-such"), ("env '{ranks}", "quotation")]:
+        with pytest.raises(InputError, match=re.escape(allowed)):
+            launching.launch(template, 8, [])
+
+
+def record(benchmark, results, **options):
+    return {
+        "benchmark": benchmark,
+        "environment": {"ranks": 4, "torch": "2.13"},
+        "options": options,
+        "results": results,
+    }
+
+
+class Page(HTMLParser):
+    """Finds the elements that are open at the end, texts by element, and links."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.texts, self.links = [], [], []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.links += [found[name] for name in ("href", "src", "srcset") if name in found]
+        if tag not in ("meta", "img", "source"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    def of(self, tag):
+        return [text for kind, text in self.texts if kind == tag]
+
+
+def test_the_page_shows_figures_and_failures_and_escapes_all(tmp_path):
+    nasty = "<script>alert('&amp;')</script>"
+    seconds = {"1024": {nasty: [0.002, 0.003, 0.001], "auto": [4e-4] * 6}, "4096": {"auto": [0.25]}}
+    (tmp_path / "mean.json").write_text(json.dumps(record("mean", {"seconds": seconds})))
+    (tmp_path / "overlap.txt").write_text("lost\n" * 50 + f"\x1b[31m{nasty}\x1b[0m \x00 \x07 died\n")
+    program = [nasty, "-m", "benchmarks.overlap"]
+    suite = results.Suite("quick", ["python", nasty], "/here", "today", [0.1, 0.2, 0.3], {"UCX_TLS": nasty})
+    suite.outcomes += [
+        results.Outcome("mean", ["x", "-m", "benchmarks.mean"], "done", wall_s=3.25),
+        results.Outcome("overlap", program, "failed", f"it ended with status 1 {nasty}", 2.0),
+        results.Outcome("memory", ["benchmarks.no_such"], "not run", "SIGTERM ended the suite"),
+    ]
+    suite.write(tmp_path)
+    assert results.read_suite(tmp_path) == suite
+    found = results.records(tmp_path, suite)
+    plots.draw(found["mean"], "mean", tmp_path)
+    page.write(tmp_path, suite, found)
+    shown = Page(tmp_path / "index.html")
+    assert shown.open == []
+    assert "<script" not in (tmp_path / "index.html").read_text()
+    assert nasty in shown.of("th")  # a row of the table
+    assert shown.of("h2") == ["Environment", "mean", "overlap", "memory"]
+    assert any("1 done, 1 failed, 1 not run, in 5 s" in text for text in shown.of("p"))
+    assert [text for text in shown.of("th") if "bytes" in text] == ["1,024 bytes, µs", "4,096 bytes, ms"]
+    assert {"2,000", "400", "250"} <= set(shown.of("td"))
+    assert {"1,000 to 3,000", "400 to 400"} <= set(shown.of("small"))
+    assert any("How fast a mean over the learners is" in text for text in shown.of("p"))
+    tail = shown.of("pre")[2]
+    assert tail.endswith(f"{nasty}  \\x07 died")
+    assert tail.count("lost") == 39
+    assert f"Failed: it ended with status 1 {nasty}. Its output ends with:" in shown.of("p")
+    files = [link for link in shown.links if not link.startswith("#")]
+    assert files == ["mean-dark.svg", "mean-light.svg", "mean.json"]
+    assert all((tmp_path / name).exists() for name in files)
+
+
+# -- comparing -------------------------------------------------------------------------------------------------------
+
+
+def written(path, benchmark, values, **options):
+    path.write_text(json.dumps(record(benchmark, values, **options)))
+    return path
+
+
+def test_figures_are_compared_by_hand_worked_ratios_and_intervals(tmp_path, monkeypatch, capsys):
+    turn = {"blocked": 0.5, "hidden": None, "seconds_to_target": 1.0}
+    rates = {
+        "sgd": ([100, 100, 100, 100, 100, 100], [50, 50, 50, 50, 50, 50]),  # apart, and more is better: worse
+        "k_avg": ([1, 2, 3, 4, 5, 6], [6, 7, 8, 9, 10, 11]),  # they touch at 6: the same
+        "hier_avg": ([1, 2, 3, 4, 5, 6], [7, 7, 8, 8, 9, 9]),  # 8 / 3.5
+        "dasgd": ([1, 2, 3], [9, 9, 9, 9, 9, 9]),  # three values have no interval
+    }
+    sides = []
+    for index, side in enumerate("ab"):
+        ways = {
+            name: [{**turn, "samples_per_s": rate} for rate in both[index]]
+            for name, both in rates.items()
+            if name != "dasgd"
+        }
+        sides.append(read_record(written(tmp_path / f"{side}.json", "training", ways, repeats=6 + index)))
+    found = {(each.row, each.column): each for each in compare.comparisons(*({"training": side} for side in sides))}
+    assert {row: found[row, "rate"].verdict for row in ("sgd", "k_avg", "hier_avg")} == {
+        "sgd": "worse",
+        "k_avg": "same",
+        "hier_avg": "better",
+    }
+    assert found["sgd", "rate"].ratio == 0.5
+    assert found["hier_avg", "rate"].ratio == pytest.approx(8 / 3.5)
+    assert found["k_avg", "of sgd"].ratio == pytest.approx(17 / 3.5)  # 8.5/50 over 3.5/100
+    assert found["k_avg", "blocked"].cells()[3:] == ["50.0 (50.0 to 50.0)", "50.0 (50.0 to 50.0)", "1.000", "same"]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "better", "verdict", "ratio"),
+    [
+        ([2.0] * 6, [1.0] * 6, "less", "better", 0.5),
+        ([2.0] * 6, [1.0] * 6, "more", "worse", 0.5),
+        ([2.0] * 3, [1.0] * 6, "less", "unjudged", 0.5),
+        ([2.0] * 6, [math.inf] * 6, "less", "worse", None),
+        ([math.inf] * 6, [math.inf] * 6, "less", "same", None),
+        ([-1.0] * 6, [1.0] * 6, "less", "worse", None),
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9], [8, 9, 10, 11, 12, 13, 14, 15, 16], "less", "worse", 2.4),  # 2 to 8, 9 to 15
+    ],
+)
+def test_a_difference_is_judged_by_its_direction(a, b, better, verdict, ratio):
+    found = compare.Comparison("", "", "", figures.Figure((*a,), "s", better), figures.Figure((*b,), "s", better))
+    assert (found.verdict, found.ratio) == (verdict, ratio)
+
+
+def test_two_suites_are_compared_where_both_have_figures(tmp_path, monkeypatch, capsys):
+    for name, revision, other in (("A", "1", "memory"), ("B", "2", "own_pace")):
+        folder = tmp_path / name
+        folder.mkdir()
+        suite = results.Suite("quick", [], "", "", [], {"UCX_TLS": revision})
+        suite.outcomes += [results.Outcome(run, []) for run in ("mean", "overlap", other)]
+        suite.write(folder)
+        seconds = {"1024": {"auto": [float(revision)] * 6, f"only {name}": [1.0]}}
+        written(folder / "mean.json", "mean", {"seconds": seconds}, bytes=[1024], json=name, repeats=int(revision))
+        values = {"memory": {"copies": {"k_avg": {"held": 1.0}}}, "own_pace": {}}[other]
+        written(folder / f"{other}.json", other, values)
+    folders = [str(tmp_path / name) for name in "AB"]
+    monkeypatch.setattr(sys, "argv", ["compare", *folders, "--output", str(tmp_path / "page")])
+    compare.main()
+    out = capsys.readouterr().out
+    assert "Of 1 figure B has 0 better and 1 worse" in out
+    shown = Page(tmp_path / "page" / "index.html")
+    cells = shown.of("td")
+    assert [cell for cell in cells if cell.startswith("2.00")] == ["2.00 (2.00 to 2.00)", "2.000"]
+    assert shown.of("span") == ["worse"]
+    assert [text for text in shown.of("th") if text in ("mean --repeats", "UCX_TLS", "mean --json")] == [
+        "mean --repeats",
+        "UCX_TLS",
+    ]
+    lacking = ["mean: only A: 1,024 bytes", "memory", "mean: only B: 1,024 bytes", "own_pace"]
+    assert cells[-4:] == lacking
+    for side, line in zip("AABB", lacking, strict=True):
+        assert f"only in {side}: {line}" in out
+
+
+@pytest.mark.parametrize("content", ["[]", '{"benchmark": "mean"}', "no JSON", None])
+def test_what_is_no_record_is_refused_in_one_line(tmp_path, content, monkeypatch):
+    path = tmp_path / "figures.json"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        results.read_any(path)
+    assert str(path) in caught.value.as_option()
+    assert caught.value.as_option().isprintable()

@@ -1,0 +1,212 @@
+"""Two suites, or two JSON files of one benchmark, side by side.
+
+    python -m benchmarks.compare A B [--output FOLDER or FILE.html]
+
+For every figure that both have: A, B and B/A, and whether the 95 % intervals of the medians are apart. If so, B is
+better or worse: chance alone would part them in less than one figure of a hundred. That is of these two runs only; the
+next allocation may differ more. Figures of fewer than 6 values have no interval, and are not judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks import html
+from benchmarks.figures import Figure, scale, texts
+from benchmarks.html import Content, element
+from benchmarks.options import Parser, run
+from benchmarks.results import ENVIRONMENT, Record, read_any
+from hpcavg import files
+from hpcavg.errors import InputError, printable, why
+from hpcavg.progress import is_terminal
+from hpcavg.summary import counted
+
+# What B can be, with its style on a terminal and on the page.
+VERDICTS = {"better": ("green", "good"), "worse": ("red", "bad"), "same": ("", ""), "unjudged": ("dim", "soft")}
+_HEADS = ("benchmark", "", "figure", "A", "B", "B/A", "B is")
+
+Records = Mapping[str, Record]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One figure in both: the name of the run, row and column, and what each has."""
+
+    name: str
+    row: str
+    column: str
+    a: Figure
+    b: Figure
+
+    @property
+    def ratio(self) -> float | None:
+        """B's median over A's; None where one of them is not positive and finite."""
+        a, b = self.a.median, self.b.median
+        return b / a if 0 < a < float("inf") and 0 < b < float("inf") else None
+
+    @property
+    def verdict(self) -> str:
+        """A key of `VERDICTS`: whether B's median differs from A's, and for the better."""
+        if not (self.a.has_interval and self.b.has_interval):
+            return "unjudged"
+        (a_low, a_high), (b_low, b_high) = self.a.bounds, self.b.bounds
+        if b_low <= a_high and a_low <= b_high:
+            return "same"
+        return "better" if (b_low > a_high) == (self.a.better == "more") else "worse"
+
+    def cells(self) -> list[str]:
+        """Return the row of the table, as `_HEADS` has it."""
+        factor, unit = scale([self.a, self.b])
+        sides = (texts(figure, factor) for figure in (self.a, self.b))
+        a, b = (f"{median} ({spread})" if spread else median for median, spread in sides)
+        ratio = "" if self.ratio is None else f"{self.ratio:.3f}"
+        return [self.name, self.row, f"{self.column}, {unit}" if unit else self.column, a, b, ratio, self.verdict]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """All there is to say.
+
+    sides : the names of A and B. figures : in both. differing : what else differs, with A's and B's. lacking : ``"A"``
+    or ``"B"``, and what only this one has.
+    """
+
+    sides: dict[str, str]
+    figures: list[Comparison]
+    differing: list[tuple[str, str, str]]
+    lacking: list[tuple[str, str]]
+
+    @property
+    def totals(self) -> str:
+        """A line on how many figures are better, worse and so on."""
+        better, worse, same, unjudged = (sum(each.verdict == verdict for each in self.figures) for verdict in VERDICTS)
+        return (
+            f"Of {counted(len(self.figures), 'figure')} B has {better} better and {worse} worse, their intervals apart;"
+            f" {same} with overlapping intervals: no difference shown; {unjudged} with too few values to judge"
+        )
+
+
+def main() -> None:
+    """Print the comparison, and write its page if asked for."""
+    parser = Parser(__doc__)
+    parser.add_argument("a", type=Path, metavar="A", help="folder of a suite, or a benchmark's JSON file")
+    parser.add_argument("b", type=Path, metavar="B", help="what is compared with it")
+    parser.add_argument("--output", type=Path, metavar="PATH", help="page to write: FILE.html, or a folder")
+    options = parser.parse_args()
+    (a, a_variables), (b, b_variables) = read_any(options.a), read_any(options.b)
+    variables = differing("", a_variables, b_variables) if a_variables and b_variables else ()
+    compared = Compared(
+        sides={"A": str(options.a), "B": str(options.b)},
+        figures=list(comparisons(a, b)),
+        differing=[*differences(a, b), *variables],
+        lacking=[*(("A", line) for line in lacking(a, b)), *(("B", line) for line in lacking(b, a))],
+    )
+    if not compared.figures:
+        raise InputError("b", options.b, f"with figures that {options.a} has, too")
+    _print(compared)
+    if options.output is not None:
+        _write(options.output, compared)
+
+
+def comparisons(a: Records, b: Records) -> Iterator[Comparison]:
+    """Yield every figure that both have."""
+    for name in a:
+        if name in b:
+            theirs = b[name].figures
+            for (row, column), figure in a[name].figures.items():
+                if (row, column) in theirs:
+                    yield Comparison(name, row, column, figure, theirs[row, column])
+
+
+def differences(a: Records, b: Records) -> Iterator[tuple[str, str, str]]:
+    """Yield what differs in the environments and, for runs that both have, in the options: what, A's and B's."""
+    yield from differing("", *map(_environment, (a, b)))
+    for name in a:
+        if name in b:
+            yield from differing(f"{name} --", *(_options(records[name]) for records in (a, b)))
+
+
+def _environment(records: Records) -> dict[str, object]:
+    where: Mapping[str, object] = next((record.environment for record in records.values()), {})
+    return {name: where.get(key) for key, name in ENVIRONMENT.items()}
+
+
+def _options(record: Record) -> dict[str, object]:
+    return {key.replace("_", "-"): value for key, value in record.options.items() if key != "json"}
+
+
+def differing(prefix: str, a: Mapping[str, object], b: Mapping[str, object]) -> Iterator[tuple[str, str, str]]:
+    """Yield the keys, after `prefix`, under which `a` and `b` have different values, and these as text."""
+    for key in dict.fromkeys((*a, *b)):
+        if a.get(key) != b.get(key):
+            yield prefix + key, _plain(a.get(key)), _plain(b.get(key))
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def lacking(a: Records, b: Records) -> Iterator[str]:
+    """Yield what A has and B does not: whole runs, and figures of the others."""
+    for name in a:
+        if name not in b:
+            yield name
+            continue
+        rows: dict[str, list[str]] = {}
+        for row, column in a[name].figures:
+            if (row, column) not in b[name].figures:
+                rows.setdefault(row, []).append(column)
+        yield from (f"{name}: {row}: {', '.join(columns)}" for row, columns in rows.items())
+
+
+def _print(compared: Compared) -> None:
+    console = Console(width=None if is_terminal() else 200)
+    if compared.differing:
+        table = Table("differs", *(f"{side}: {escape(printable(name))}" for side, name in compared.sides.items()))
+        for line in compared.differing:
+            table.add_row(*(Text(printable(text)) for text in line))
+        console.print(table)
+    table = Table()
+    for head in _HEADS:
+        table.add_column(head, justify="right" if head in ("A", "B", "B/A") else "left")
+    for each in compared.figures:
+        *cells, verdict = each.cells()
+        table.add_row(*(Text(printable(cell)) for cell in cells), Text(verdict, style=VERDICTS[verdict][0]))
+    console.print(table)
+    for side, text in compared.lacking:
+        console.print(Text(printable(f"only in {side}: {text}", 1000)))
+    console.print(Text(compared.totals))
+
+
+def _write(output: Path, compared: Compared) -> None:
+    """Write the page to the file `output`, or to ``index.html`` in the folder `output`."""
+    content: list[Content] = [element("p", f"{side}: {name}") for side, name in compared.sides.items()]
+    content.append(element("p", f"{compared.totals}."))
+    if compared.differing:
+        content += [element("h2", "What differs"), html.table(("", "A", "B"), compared.differing)]
+    rows: list[list[Content]] = []
+    for each in compared.figures:
+        *cells, verdict = each.cells()
+        rows.append([*cells, element("span", verdict, class_=VERDICTS[verdict][1])])
+    content += [element("h2", "Figures"), html.table(_HEADS, rows, class_="figures sides")]
+    if compared.lacking:
+        content += [element("h2", "In one of them only"), html.table(("", ""), compared.lacking)]
+    path = output if output.suffix == ".html" else output / "index.html"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.replace_file(path, [html.page("hpcavg benchmarks compared", content)])
+    except OSError as error:
+        raise InputError("output", output, f"a file or folder that can be written ({why(error)})") from error
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,56 @@
+"""What the command lines of all benchmarks share; imports neither torch nor MPI."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hpcavg.errors import InputError
+from hpcavg.launcher import launcher_rank
+
+
+class Parser(argparse.ArgumentParser):
+    """Options of a benchmark. Every rank reads them; rank 0 alone prints help, and one line for what is wrong."""
+
+    def __init__(self, text: str | None) -> None:
+        super().__init__(
+            prog=f"python -m benchmarks.{Path(sys.argv[0]).stem}",
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if launcher_rank() == 0:
+            super()._print_message(message, file)
+
+    def error(self, message: str) -> NoReturn:
+        """Print `message` and end with status 2."""
+        self.exit(2, f"error: {message}\n")
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a benchmark and end with the status it returns, if any.
+
+    An `InputError`, which all ranks have alike, becomes one line and exit status 2.
+    """
+    try:
+        status = main()
+    except InputError as error:
+        if launcher_rank() == 0:
+            print(f"error: {error.as_option()}", file=sys.stderr, flush=True)
+        status = 2
+    if status:
+        sys.exit(status)
+
+
+def chosen(option: str, only: Sequence[str] | None, names: Iterable[str]) -> list[str]:
+    """Return those of `names` that the option's values list, all where it is None; raise for a name there is not."""
+    names = list(names)
+    for name in only or ():
+        if name not in names:
+            raise InputError(option, name, f"one of {', '.join(names)}")
+    return [name for name in names if only is None or name in only]

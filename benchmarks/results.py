@@ -1,0 +1,132 @@
+"""What benchmarks leave behind: JSON records, and the folder of a suite with one of them for each of its runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.figures import Figures, figures
+from hpcavg import files
+from hpcavg.errors import InputError, printable, reason
+
+SUITE_FILE = "suite.json"
+ENVIRONMENT = {
+    "ranks": "ranks",
+    "nodes": "nodes",
+    "node_names": "names of the nodes",
+    "threads_per_rank": "threads of a rank",
+    "cpu": "processor",
+    "cpus": "processors of the first node",
+    "platform": "platform",
+    "mpi_library": "MPI library",
+    "mpi4py": "mpi4py",
+    "torch": "torch",
+    "numpy": "numpy",
+    "python": "Python",
+    "git_revision": "git revision",
+}
+"""What a record tells of where it was taken, and how a page calls it."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A benchmark's JSON record.
+
+    path : of the file. benchmark : its module. environment, options : as it wrote them. figures : by row and column.
+    """
+
+    path: Path
+    benchmark: str
+    environment: Mapping[str, Any]
+    options: Mapping[str, Any]
+    figures: Figures
+
+
+@dataclass
+class Outcome:
+    """What became of one run of a suite.
+
+    name : of its files. command : that was started. reason : why it has failed or was not run, in one line.
+    """
+
+    name: str
+    command: list[str]
+    state: Literal["not run", "done", "failed"] = "not run"
+    reason: str = ""
+    wall_s: float = 0.0
+
+
+@dataclass
+class Suite:
+    """A suite: its preset, its own command and the folder that was started in, when it was and under which load.
+
+    variables : of its environment, those that MPI and its networks take. outcomes : of all its runs, in their order.
+    """
+
+    preset: str
+    command: list[str]
+    started_in: str
+    date: str
+    load: list[float]
+    variables: dict[str, str]
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def write(self, folder: Path) -> None:
+        """Write it to `folder`; raises `OSError`."""
+        files.replace_file(folder / SUITE_FILE, [(json.dumps(asdict(self), indent=2) + "\n").encode()])
+
+
+def read_record(path: Path) -> Record:
+    """Return the record in the file `path`; raises `InputError` where it holds none."""
+    return _record(path, _json(path, "the JSON file of a benchmark"))
+
+
+def read_suite(folder: Path) -> Suite:
+    """Return the suite that has written to `folder`; raises `InputError` where none has."""
+    allowed = "the folder of a suite"
+    values = _json(folder / SUITE_FILE, allowed)
+    try:
+        outcomes = [Outcome(**outcome) for outcome in values.pop("outcomes")]
+        return Suite(**values, outcomes=outcomes)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError("folder", folder, f"{allowed}; its {SUITE_FILE} is damaged") from error
+
+
+def records(folder: Path, suite: Suite) -> dict[str, Record]:
+    """Return the records in a suite's folder by the names of the runs; those of failed runs, too, that left one."""
+    paths = {outcome.name: folder / f"{outcome.name}.json" for outcome in suite.outcomes}
+    return {name: read_record(path) for name, path in paths.items() if path.exists()}
+
+
+def read_any(path: Path) -> tuple[dict[str, Record], dict[str, str]]:
+    """Return the records of a suite's folder by name, or the one of a file, and the suite's variables, if any.
+
+    Raises `InputError` for anything else.
+    """
+    if path.is_dir():
+        suite = read_suite(path)
+        return records(path, suite), suite.variables
+    record = read_record(path)
+    return {record.benchmark: record}, {}
+
+
+def _record(path: Path, values: Any) -> Record:
+    try:
+        found = Record(path, values["benchmark"], values["environment"], values["options"], figures(values))
+        if isinstance(found.environment, dict) and isinstance(found.options, dict):
+            return found
+        raise TypeError
+    except (AttributeError, ArithmeticError, KeyError, TypeError, ValueError) as error:
+        raise InputError("file", path, "the JSON file of a benchmark of this version") from error
+
+
+def _json(path: Path, allowed: str) -> Any:
+    try:
+        return json.loads(files.read_small(path))
+    except OSError as error:
+        raise InputError("file", path, f"{allowed} ({reason(error)})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError("file", path, f"{allowed} ({printable(error)})") from error

@@ -1,0 +1,207 @@
+"""Every benchmark that measures, one after the other, and one folder with a page of what they have found.
+
+    python -m benchmarks.suite --preset quick [--output FOLDER] [--ranks N] [--launcher TEMPLATE] [--only NAME ...]
+
+Not under mpirun: it starts mpirun, or what `--launcher` says, for each of them. Inside a Slurm or LSF job there are as
+many ranks as the job has tasks. A benchmark that fails, or takes too long, is on the page as failed, and the exit
+status is then 1. SIGINT (Ctrl-C), SIGTERM and SIGHUP end the one that runs; the page tells of those before it, and the
+exit status is 128 + the signal's number. `benchmarks.compare` sets two such folders side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks import launching, page
+from benchmarks.options import Parser, chosen, run
+from benchmarks.presets import HANDED_ON, PRESETS
+from benchmarks.results import Outcome, Record, Suite, read_record
+from hpcavg.errors import InputError, require_integer, require_number, why
+from hpcavg.progress import is_terminal
+
+_LOOK_S = 0.1
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_VARIABLES = ("OMPI_", "PRTE_", "PMIX_", "UCX_", "FI_", "GLOO_", "MPICH_", "OMP_", "MPIRUN", "SLURM_JOB_", "LSB_JOBID")
+
+
+class Stop:
+    """Whether a signal has asked the suite to end: `number` is then the signal's, else None."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        for number in _SIGNALS:
+            signal.signal(number, lambda number, frame: setattr(self, "number", number))
+
+
+def main() -> int:
+    """Run a preset and return the exit status."""
+    parser = Parser(__doc__)
+    parser.add_argument("--preset", default="quick", help=f"how much, of: {', '.join(PRESETS)} [quick]")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="new or empty [runs/suite-PRESET-TIME]")
+    parser.add_argument("--ranks", type=int, default=launching.default_ranks(), help="[those of the job, or 4]")
+    launching.add_option(parser)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="benchmarks of the preset to run [all]")
+    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="that a benchmark may take [the preset's]")
+    parser.add_argument("--wire-gbit", type=float, help="bandwidth between nodes in Gbit/s, for benchmarks.mean")
+    parser.add_argument("--interface", help="network interface for gloo, for benchmarks.mean and benchmarks.training")
+    options = parser.parse_args()
+    chosen("preset", [options.preset], PRESETS)
+    preset = PRESETS[options.preset]
+    names = chosen("only", options.only, preset.runs)
+    require_integer("ranks", options.ranks, 1)
+    deadline_s = preset.deadline_s if options.deadline is None else options.deadline
+    require_number("deadline", deadline_s, lambda seconds: seconds > 0, "a positive number")
+    _check_alone()
+    handed_on = {name: getattr(options, name) for name in HANDED_ON if getattr(options, name) is not None}
+    launching.launch(options.launcher, options.ranks, [])
+    folder = _make_folder(options.output or Path(f"runs/suite-{options.preset}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    suite = Suite(
+        preset=options.preset,
+        command=[*sys.orig_argv],
+        started_in=os.getcwd(),
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        load=[*os.getloadavg()],
+        variables=_variables(launching.environment()),
+    )
+    for name in names:
+        words = shlex.split(preset.runs[name])
+        taken = {key: value for key, value in handed_on.items() if words[0] in HANDED_ON[key]}
+        words += [f"--{key.replace('_', '-')}={value}" for key, value in taken.items()]
+        json_file = folder / f"{name}.json"
+        suite.outcomes.append(Outcome(name, command(words, options.launcher, options.ranks, json_file)))
+    stop = Stop()
+    console = Console(force_terminal=is_terminal(), soft_wrap=True, highlight=False, markup=False)
+    try:
+        _carry_out(suite, folder, options.ranks, deadline_s, stop, console)
+    except OSError as error:
+        raise InputError("output", folder, f"a folder that can be written ({why(error)})") from error
+    states = [outcome.state for outcome in suite.outcomes]
+    console.print(f"{states.count('done')} of {len(states)} done: {folder / page.PAGE}")
+    if stop.number is not None:
+        return 128 + stop.number
+    return int("failed" in states)
+
+
+def _variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return those that MPI and its networks take."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(_VARIABLES) and "_ALLOW_RUN_AS_ROOT" not in name
+    }
+
+
+def command(words: list[str], launcher: str, ranks: int, json_file: Path) -> list[str]:
+    """Return what starts the module and options in `words`; `compare_algorithms` starts its ranks itself."""
+    program = [sys.executable, "-m", f"benchmarks.{words[0]}", *words[1:], "--json", str(json_file)]
+    if words[0] == "compare_algorithms":
+        return [*program, "--ranks", str(ranks), "--launcher", launcher]
+    return launching.launch(launcher, ranks, program)
+
+
+def _check_alone() -> None:
+    """Raise `InputError` where a launcher has started several of this process."""
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
+        if os.environ.get(name, "1") != "1":
+            raise InputError(name, os.environ[name], "1 or unset: the suite starts mpirun itself")
+
+
+def _make_folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise InputError("output", path, "a new or empty folder")
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise InputError("output", path, "a folder that can be written")
+    except OSError as error:
+        raise InputError("output", path, f"a folder that can be made ({why(error)})") from error
+    return path
+
+
+def _carry_out(suite: Suite, folder: Path, ranks: int, deadline_s: float, stop: Stop, console: Console) -> None:
+    """Run all; the folder tells of them after each."""
+    from benchmarks import plots  # with matplotlib, which bad input need not wait for
+
+    records: dict[str, Record] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # Once a second: what is measured needs the cores.
+    bar = Progress(*columns, console=console, refresh_per_second=1, disable=not is_terminal())
+    with bar as progress:
+        task = progress.add_task("", total=len(suite.outcomes))
+        for outcome in suite.outcomes:
+            if stop.number is not None:
+                outcome.reason = f"{signal.Signals(stop.number).name} ended the suite"
+                continue
+            progress.update(task, description=outcome.name)
+            carry_out(outcome, folder / f"{outcome.name}.txt", deadline_s, stop)
+            record = _record(outcome, folder / f"{outcome.name}.json", ranks)
+            if record is not None:
+                records[outcome.name] = record
+                plots.draw(record, outcome.name, folder)
+            _write(suite, folder, records)
+            why_not = f": {outcome.reason}" if outcome.reason else ""
+            progress.console.print(f"{outcome.name} {outcome.state} in {outcome.wall_s:.1f} s{why_not}")
+            progress.advance(task)
+    _write(suite, folder, records)
+
+
+def carry_out(outcome: Outcome, output: Path, deadline_s: float, stop: Stop) -> None:
+    """Run one benchmark, what it prints into the file `output`, and note in `outcome` how it went."""
+    started = time.monotonic()
+    with output.open("wb") as out:
+        process = subprocess.Popen(
+            outcome.command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=launching.environment(),
+            start_new_session=True,
+        )
+        while process.poll() is None and not outcome.reason:
+            if stop.number is not None:
+                outcome.reason = f"{signal.Signals(stop.number).name} ended it"
+            elif time.monotonic() - started > deadline_s:
+                outcome.reason = f"it took longer than {deadline_s:g} s"
+            time.sleep(_LOOK_S)
+        if outcome.reason:
+            launching.end(process)
+        elif process.returncode:
+            outcome.reason = f"it ended with status {process.returncode}"
+    outcome.wall_s = time.monotonic() - started
+    outcome.state = "failed" if outcome.reason else "done"
+
+
+def _record(outcome: Outcome, path: Path, ranks: int) -> Record | None:
+    """Return the record that a run has left, if any; a run without one, or on other ranks, has failed."""
+    if not path.exists():
+        outcome.state, outcome.reason = "failed", outcome.reason or "it has left no figures"
+        return None
+    try:
+        record = read_record(path)
+    except InputError as error:
+        outcome.state, outcome.reason = "failed", outcome.reason or str(error)
+        return None
+    seen = record.environment.get("ranks")
+    if seen != ranks:  # each rank alone, under a launcher that MPI does not know
+        outcome.state, outcome.reason = "failed", f"MPI saw {seen} ranks, not {ranks}; see --launcher"
+    return record
+
+
+def _write(suite: Suite, folder: Path, records: dict[str, Record]) -> None:
+    suite.write(folder)
+    page.write(folder, suite, records)
+
+
+if __name__ == "__main__":
+    run(main)
