@@ -33,7 +33,8 @@ thead th { border-bottom-width: 2px; vertical-align: bottom; }
 td small { display: block; color: var(--soft); font-size: .75rem; }
 pre { background: var(--block); border-radius: 6px; padding: .6rem .8rem; overflow-x: auto;
   font: .8rem/1.45 ui-monospace, monospace; }
-pre.command { white-space: pre-wrap; overflow-wrap: anywhere; }
+pre.command { white-space: pre-wrap; }
+pre.command span { display: inline-block; max-width: 100%; overflow-wrap: anywhere; }
 td.long { overflow-wrap: anywhere; }
 img { max-width: 100%; height: auto; margin: .5rem 0; }
 summary { cursor: pointer; color: var(--link); }

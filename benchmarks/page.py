@@ -71,7 +71,8 @@ def _section(folder: Path, outcome: Outcome, record: Record | None) -> Iterator[
     about = _about(outcome)
     if about:
         yield element("p", about)
-    yield element("pre", shlex.join(outcome.command), class_="command")
+    words = [element("span", shlex.quote(word)) for word in outcome.command]  # lines break between them only
+    yield element("pre", *(part for word in words for part in (word, " ")), class_="command")
     output = folder / f"{outcome.name}.txt"
     if outcome.state == "failed":
         yield element("p", f"Failed: {outcome.reason}. Its output ends with:", class_="bad")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def draw(record: Record, name: str, folder: Path) -> None:
         record.benchmark, lambda figures: _bars(figures, _BARS[record.benchmark])
     )
     for theme, style in STYLES.items():
-        with plt.style.context(["default", style]), plt.rc_context({"svg.hashsalt": name}):
+        with plt.style.context(["default", style, {"axes.spines.top": False, "axes.spines.right": False}]):
             figure = plot(record.figures)
             for axes in figure.axes:
                 axes.grid(alpha=0.25)
@@ -111,6 +112,8 @@ def _bars(figures: Figures, columns: list[str]) -> Any:
 
 
 def _errors(figure: Figure, factor: float) -> tuple[float, float]:
-    """Return how far the interval reaches below and above the median."""
+    """Return how far the interval reaches below and above the median; one value has none, which is not drawn."""
+    if len(figure.values) == 1:
+        return math.nan, math.nan
     low, high = figure.bounds
     return (figure.median - low) * factor, (high - figure.median) * factor

@@ -145,7 +145,7 @@ def _carry_out(suite: Suite, folder: Path, ranks: int, deadline_s: float, stop: 
                 continue
             progress.update(task, description=outcome.name)
             carry_out(outcome, folder / f"{outcome.name}.txt", deadline_s, stop)
-            record = _record(outcome, folder / f"{outcome.name}.json", ranks)
+            record = take_record(outcome, folder / f"{outcome.name}.json", ranks)
             if record is not None:
                 records[outcome.name] = record
                 plots.draw(record, outcome.name, folder)
@@ -182,7 +182,7 @@ def carry_out(outcome: Outcome, output: Path, deadline_s: float, stop: Stop) -> 
     outcome.state = "failed" if outcome.reason else "done"
 
 
-def _record(outcome: Outcome, path: Path, ranks: int) -> Record | None:
+def take_record(outcome: Outcome, path: Path, ranks: int) -> Record | None:
     """Return the record that a run has left, if any; a run without one, or on other ranks, has failed."""
     if not path.exists():
         outcome.state, outcome.reason = "failed", outcome.reason or "it has left no figures"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compare, figures, launching, page, plots, presets, results
+from benchmarks import compare, figures, launching, page, plots, presets, results, suite
 from benchmarks.common import interval
 from benchmarks.learners import build_rule, first_period, mlp, mlp_workload
 from benchmarks.mean import auto_against_best, memory_needed, wire_s
@@ -140,7 +140,7 @@ def test_a_benchmark_takes_the_options_of_its_presets(preset, name, monkeypatch)
     assert module == "compare_algorithms" or not passed_on
     cli.parse_train(passed_on)  # what is left goes to hpcavg
     for algorithm in getattr(options, "algorithms", None) or ():
-        assert build_rule(algorithm, {})
+        assert build_rule(algorithm.replace("-", "_"), {})
 
 
 @pytest.mark.parametrize(
@@ -214,17 +214,17 @@ def test_the_page_shows_figures_and_failures_and_escapes_all(tmp_path):
     (tmp_path / "mean.json").write_text(json.dumps(record("mean", {"seconds": seconds})))
     (tmp_path / "overlap.txt").write_text("lost\n" * 50 + f"\x1b[31m{nasty}\x1b[0m \x00 \x07 died\n")
     program = [nasty, "-m", "benchmarks.overlap"]
-    suite = results.Suite("quick", ["python", nasty], "/here", "today", [0.1, 0.2, 0.3], {"UCX_TLS": nasty})
-    suite.outcomes += [
+    told = results.Suite("quick", ["python", nasty], "/here", "today", [0.1, 0.2, 0.3], {"UCX_TLS": nasty})
+    told.outcomes += [
         results.Outcome("mean", ["x", "-m", "benchmarks.mean"], "done", wall_s=3.25),
         results.Outcome("overlap", program, "failed", f"it ended with status 1 {nasty}", 2.0),
         results.Outcome("memory", ["benchmarks.no_such"], "not run", "SIGTERM ended the suite"),
     ]
-    suite.write(tmp_path)
-    assert results.read_suite(tmp_path) == suite
-    found = results.records(tmp_path, suite)
+    told.write(tmp_path)
+    assert results.read_suite(tmp_path) == told
+    found = results.records(tmp_path, told)
     plots.draw(found["mean"], "mean", tmp_path)
-    page.write(tmp_path, suite, found)
+    page.write(tmp_path, told, found)
     shown = Page(tmp_path / "index.html")
     assert shown.open == []
     assert "<script" not in (tmp_path / "index.html").read_text()
@@ -235,7 +235,8 @@ def test_the_page_shows_figures_and_failures_and_escapes_all(tmp_path):
     assert {"2,000", "400", "250"} <= set(shown.of("td"))
     assert {"1,000 to 3,000", "400 to 400"} <= set(shown.of("small"))
     assert any("How fast a mean over the learners is" in text for text in shown.of("p"))
-    tail = shown.of("pre")[2]
+    tail = next(text for text in shown.of("pre") if "died" in text)
+    assert shlex.quote(nasty) in shown.of("span")
     assert tail.endswith(f"{nasty}  \\x07 died")
     assert tail.count("lost") == 39
     assert f"Failed: it ended with status 1 {nasty}. Its output ends with:" in shown.of("p")
@@ -301,9 +302,9 @@ def test_two_suites_are_compared_where_both_have_figures(tmp_path, monkeypatch, 
     for name, revision, other in (("A", "1", "memory"), ("B", "2", "own_pace")):
         folder = tmp_path / name
         folder.mkdir()
-        suite = results.Suite("quick", [], "", "", [], {"UCX_TLS": revision})
-        suite.outcomes += [results.Outcome(run, []) for run in ("mean", "overlap", other)]
-        suite.write(folder)
+        told = results.Suite("quick", [], "", "", [], {"UCX_TLS": revision})
+        told.outcomes += [results.Outcome(run, []) for run in ("mean", "overlap", other)]
+        told.write(folder)
         seconds = {"1024": {"auto": [float(revision)] * 6, f"only {name}": [1.0]}}
         written(folder / "mean.json", "mean", {"seconds": seconds}, bytes=[1024], json=name, repeats=int(revision))
         values = {"memory": {"copies": {"k_avg": {"held": 1.0}}}, "own_pace": {}}[other]
@@ -338,3 +339,14 @@ def test_what_is_no_record_is_refused_in_one_line(tmp_path, content, monkeypatch
         results.read_any(path)
     assert str(path) in caught.value.as_option()
     assert caught.value.as_option().isprintable()
+
+
+@pytest.mark.parametrize(("ranks", "state", "reason"), [(4, "done", ""), (8, "failed", "MPI saw 4 ranks, not 8")])
+def test_ranks_that_each_believe_to_be_alone_are_a_failure(tmp_path, ranks, state, reason):
+    outcome = results.Outcome("memory", [], "done")
+    path = written(tmp_path / "memory.json", "memory", {"copies": {"k_avg": {"held": 1.0}}})
+    assert suite.take_record(outcome, path, ranks) is not None
+    assert (outcome.state, outcome.reason.split(";")[0]) == (state, reason)
+    outcome = results.Outcome("memory", [], "done")
+    assert suite.take_record(outcome, tmp_path / "none.json", ranks) is None
+    assert (outcome.state, outcome.reason) == ("failed", "it has left no figures")
