@@ -58,20 +58,23 @@ def default_launcher() -> str:
 
 def add_option(parser: argparse.ArgumentParser) -> None:
     """Let `parser` take ``--launcher``."""
-    text = f"how to start ranks, with {RANKS} for their number [{default_launcher()}]".replace("%", "%%")
+    text = f"how to start ranks, {RANKS} for their number [{default_launcher()}]".replace("%", "%%")
     parser.add_argument("--launcher", default=default_launcher(), metavar="TEMPLATE", help=text)
 
 
 def launch(template: str, ranks: int, program: list[str]) -> list[str]:
-    """Return the command that starts `program` on `ranks` ranks; raise `InputError` where `template` cannot."""
+    """Return the command that starts `program` on `ranks` ranks; raise `InputError` where `template` cannot.
+
+    A template without `RANKS` has their number in it already.
+    """
     try:
         words = shlex.split(template)
     except ValueError as error:
         raise InputError("launcher", template, f"a command ({error})") from error
-    if not any(RANKS in word for word in words):
-        raise InputError("launcher", template, f"a command with {RANKS} where the number of ranks belongs")
-    if shutil.which(words[0]) is None:
-        raise InputError("launcher", template, f"a command that exists: there is no {words[0]}")
+    if not words or shutil.which(words[0]) is None:
+        raise InputError(
+            "launcher", template, f"a command that exists: there is no {''.join(words[:1]) or 'word in it'}"
+        )
     return [*(word.replace(RANKS, str(ranks)) for word in words), *program]
 
 

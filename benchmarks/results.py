@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from benchmarks.figures import Figures, figures
 from hpcavg import files
-from hpcavg.errors import InputError, printable, reason
+from hpcavg.errors import UsageError, printable, reason
 
 SUITE_FILE = "suite.json"
 ENVIRONMENT = {
@@ -80,19 +80,19 @@ class Suite:
 
 
 def read_record(path: Path) -> Record:
-    """Return the record in the file `path`; raises `InputError` where it holds none."""
+    """Return the record in the file `path`; raises `UsageError` where it holds none."""
     return _record(path, _json(path, "the JSON file of a benchmark"))
 
 
 def read_suite(folder: Path) -> Suite:
-    """Return the suite that has written to `folder`; raises `InputError` where none has."""
+    """Return the suite that has written to `folder`; raises `UsageError` where none has."""
     allowed = "the folder of a suite"
     values = _json(folder / SUITE_FILE, allowed)
     try:
         outcomes = [Outcome(**outcome) for outcome in values.pop("outcomes")]
         return Suite(**values, outcomes=outcomes)
     except (AttributeError, KeyError, TypeError) as error:
-        raise InputError("folder", folder, f"{allowed}; its {SUITE_FILE} is damaged") from error
+        raise UsageError(f"{folder}: must be {allowed}; its {SUITE_FILE} is damaged") from error
 
 
 def records(folder: Path, suite: Suite) -> dict[str, Record]:
@@ -104,7 +104,7 @@ def records(folder: Path, suite: Suite) -> dict[str, Record]:
 def read_any(path: Path) -> tuple[dict[str, Record], dict[str, str]]:
     """Return the records of a suite's folder by name, or the one of a file, and the suite's variables, if any.
 
-    Raises `InputError` for anything else.
+    Raises `UsageError` for anything else.
     """
     if path.is_dir():
         suite = read_suite(path)
@@ -120,13 +120,13 @@ def _record(path: Path, values: Any) -> Record:
             return found
         raise TypeError
     except (AttributeError, ArithmeticError, KeyError, TypeError, ValueError) as error:
-        raise InputError("file", path, "the JSON file of a benchmark of this version") from error
+        raise UsageError(f"{path}: must be the JSON file of a benchmark of this version") from error
 
 
 def _json(path: Path, allowed: str) -> Any:
     try:
         return json.loads(files.read_small(path))
     except OSError as error:
-        raise InputError("file", path, f"{allowed} ({reason(error)})") from error
+        raise UsageError(f"{path}: must be {allowed} ({reason(error)})") from error
     except (ValueError, RecursionError) as error:
-        raise InputError("file", path, f"{allowed} ({printable(error)})") from error
+        raise UsageError(f"{path}: must be {allowed} ({printable(error)})") from error

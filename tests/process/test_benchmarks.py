@@ -136,8 +136,13 @@ def check_memory(results, out):
         (0, "suite", "--preset slow", "error: --preset slow: must be one of tiny, quick, full"),
         (0, "suite", "--only soak", "error: --only soak: must be one of mean, "),
         (0, "suite", "--output tests", "error: --output tests: must be a new or empty folder"),
-        (0, "suite", "--launcher mpirun", "error: --launcher mpirun: must be a command with {ranks} where"),
-        (0, "compare", "tests tests", "error: --file tests/suite.json: must be the folder of a suite (No such file"),
+        (
+            0,
+            "suite",
+            "--launcher nosuch",
+            "error: --launcher nosuch: must be a command that exists: there is no nosuch",
+        ),
+        (0, "compare", "tests tests", "error: tests/suite.json: must be the folder of a suite (No such file"),
     ],
 )
 def test_bad_input_is_one_line(ranks, name, arguments, line):

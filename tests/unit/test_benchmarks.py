@@ -170,7 +170,7 @@ def test_a_job_says_how_many_ranks_there_are(variables, ranks, monkeypatch):
 
 def test_the_launcher_is_a_template():
     assert launching.launch("env -n={ranks} 'a b'", 8, ["x"]) == ["env", "-n=8", "a b", "x"]
-    for template, allowed in [("env", "{ranks}"), ("none-such {ranks}", "no none-such"), ("env '{ranks}", "quotation")]:
+    for template, allowed in [("", "no word"), ("none-such {ranks}", "no none-such"), ("env '{ranks}", "quotation")]:
         with pytest.raises(InputError, match=re.escape(allowed)):
             launching.launch(template, 8, [])
 
