@@ -16,6 +16,15 @@ export HDF5_USE_FILE_LOCKING=${HDF5_USE_FILE_LOCKING-FALSE}
 # Scratch space of the node, where the site has some.
 export TMPDIR=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}
 
+say() {
+    echo "job: $*" >&2
+}
+
+fail() {
+    say "error: $*"
+    exit 2
+}
+
 # -- the allocation -----------------------------------------------------------------------------------------------
 
 # shellcheck disable=SC2034 # the scripts take job and array_task
@@ -44,8 +53,7 @@ elif [[ -n ${LSB_JOBID-} ]]; then
     ranks_per_node=${HPCAVG_RANKS_PER_NODE:?}
     cpus_per_rank=${HPCAVG_CPUS_PER_RANK:?}
 else
-    echo "job: error: neither Slurm nor LSF has started this; submit it with sbatch, or bsub <" >&2
-    exit 2
+    fail "neither Slurm nor LSF has started this; submit it with sbatch, or bsub <"
 fi
 export OMP_NUM_THREADS=$cpus_per_rank
 
@@ -63,22 +71,25 @@ case $HPCAVG_LAUNCHER in
         launcher+=(--cpu_per_rs "$cpus_per_rank" --gpu_per_rs "${HPCAVG_GPUS_PER_RANK:-0}" --bind rs)
         ;;
     *)
-        echo "job: error: HPCAVG_LAUNCHER=$HPCAVG_LAUNCHER: must be mpirun, srun or jsrun" >&2
-        exit 2
+        fail "HPCAVG_LAUNCHER=$HPCAVG_LAUNCHER: must be mpirun, srun or jsrun"
         ;;
 esac
 read -ra more <<< "$HPCAVG_LAUNCHER_FLAGS"
 launcher+=("${more[@]}")
 
 if [[ -n $HPCAVG_CONTAINER ]]; then
+    [[ -e $HPCAVG_CONTAINER ]] || fail "HPCAVG_CONTAINER=$HPCAVG_CONTAINER: no such image"
     python=(apptainer exec --nv --bind "$PWD" "$HPCAVG_CONTAINER" python)
 else
     python=(python)
     if [[ -n $HPCAVG_VENV ]]; then
+        [[ -e $HPCAVG_VENV/bin/activate ]] || fail "HPCAVG_VENV=$HPCAVG_VENV: no virtual environment (make install)"
         # shellcheck disable=SC1091
         source "$HPCAVG_VENV/bin/activate"
     fi
 fi
+
+command -v "${launcher[0]}" > /dev/null || fail "no ${launcher[0]} here: load its module in environment.sh"
 
 output=$HPCAVG_RUNS began=$SECONDS requeued=
 # shellcheck source=restart.sh
@@ -112,17 +123,13 @@ newest_checkpoint() {
 requeue() {
     if [[ $(newest_checkpoint) == "$began_with" ]]; then
         say "error: no new checkpoint since the job began, so it is not queued again; it needs a longer limit"
-        exit 1
+        exit 1 # and no status that asks for another time
     fi
     requeued=yes
     if [[ -n ${SLURM_JOB_ID-} ]]; then
         trap '' TERM # which every process of the job gets now
         scontrol requeue "$job_id"
     fi # LSF does it by itself for a job that ends with a status of #BSUB -Q
-}
-
-say() {
-    echo "job: $*" >&2
 }
 
 # -- the log's last lines say how the job ended -----------------------------------------------------------------------
