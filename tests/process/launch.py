@@ -5,9 +5,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+# An mpirun that is killed leaves a folder named after its process, over which the next one of that number stumbles
+# ("The PMIx server's listener thread failed to start"). So each has a place of its own for it.
+SESSIONS = tempfile.TemporaryDirectory(prefix="sessions-")
 
 FLAGS = ["--oversubscribe", "--bind-to", "none"]
 
@@ -33,7 +38,8 @@ def mpirun():
 def environment(**changes):
     root = {f"{part}_ALLOW_RUN_AS_ROOT{more}": "1" for part in ("OMPI", "PRTE") for more in ("", "_CONFIRM")}
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_COMM", "PMIX", "SLURM"))}
-    return {**kept, **root, "OMPI_MCA_osc": "^ucx", "OMP_NUM_THREADS": "1", **changes}
+    session = {"PRTE_MCA_prte_tmpdir_base": tempfile.mkdtemp(dir=SESSIONS.name)}
+    return {**kept, **root, **session, "OMPI_MCA_osc": "^ucx", "OMP_NUM_THREADS": "1", **changes}
 
 
 def start(ranks, arguments, module="hpcavg", flags=(), **changes):
