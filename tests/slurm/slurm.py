@@ -49,7 +49,7 @@ SchedulerParameters=bf_interval=1,sched_interval=1
 SlurmdParameters=config_overrides
 MailProg=/bin/true
 MinJobAge=86400
-ReturnToService=2
+ReturnToService=0
 NodeName=node[0-{last}] CPUs={cpus} RealMemory=1000000
 PartitionName=batch Nodes=ALL Default=YES State=UP
 """
@@ -63,7 +63,8 @@ class SlurmError(RuntimeError):
 class Slurm:
     """A Slurm that is there from the start of `with` to its end.
 
-    nodes : how many of the emulated cluster's. cpus : that each of them claims to have.
+    nodes : how many of the emulated cluster's. cpus : that each of them claims to have. small_disk : a folder, the same
+    on all nodes, that holds no more than 150 KiB.
     """
 
     def __init__(self, nodes: int = 2, cpus: int = 4) -> None:
@@ -78,6 +79,7 @@ class Slurm:
         if platform.node() != "node0" or not Path(ON_NODE).exists():
             raise SlurmError("runs on node0 of an emulated cluster alone: make test-slurm")
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir=Path(ON_NODE).parent))
+        self.small_disk = self.folder / "small"
         self._environment = {**os.environ, "SLURM_CONF": f"{self.folder}/slurm.conf"}
         try:
             self._configure()
@@ -100,7 +102,7 @@ class Slurm:
             time.sleep(0.05)
         for daemon in self._daemons:
             daemon.wait()
-        subprocess.run(["umount", "--quiet", *self._pmix_folders()])
+        subprocess.run(["umount", "--quiet", *self._pmix_folders(), self.small_disk])
         shutil.rmtree(self.folder)
 
     def submit(
@@ -155,6 +157,8 @@ class Slurm:
     def _configure(self) -> None:
         for name in ("state", *(f"spool-{node}" for node in self._nodes)):
             (self.folder / name).mkdir()
+        self.small_disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=150k", "tmpfs", self.small_disk], check=True)
         key = self.folder / "munge.key"
         key.touch(0o600)
         key.write_bytes(os.urandom(128))

@@ -6,6 +6,7 @@ Slurm looks at limits every half a minute alone, so jobs that meet theirs are su
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -26,7 +27,7 @@ class Jobs:
         self.folder = folder
 
     def submit(self, script, *arguments, options, launcher="mpirun", **variables):
-        variables |= {"HPCAVG_RUNS": self.folder, "HPCAVG_LAUNCHER": launcher}
+        variables = {"HPCAVG_RUNS": self.folder, "HPCAVG_LAUNCHER": launcher, **variables}
         return self.slurm.submit(f"jobs/{script}.sbatch", *arguments, options=options, variables=variables)
 
     def ends(self, job, state="COMPLETED", status=0):
@@ -35,6 +36,13 @@ class Jobs:
         log = self.slurm.log(job)
         assert (known["JobState"], known["ExitCode"]) == (state, f"{status}:0"), log
         return log
+
+    def until(self, job, text):
+        """Wait until the job has written `text`."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while text not in self.slurm.log(job):
+            assert time.monotonic() < deadline, self.slurm.log(job)
+            time.sleep(0.3)
 
     def summary(self, *names):
         summary = json.loads(self.folder.joinpath(*names, "summary.json").read_text())
@@ -120,6 +128,16 @@ def test_benchmarks_leave_a_page(jobs, launcher):
     assert "step_overhead" in (folder / "index.html").read_text()
 
 
+def test_a_job_whose_disk_is_full_says_so(jobs):
+    """It trains on, without records."""
+    disk = jobs.slurm.small_disk
+    job = jobs.submit("train", *TRAINING, options=ONE_NODE, HPCAVG_RUNS=disk)
+    assert jobs.ends(job, "FAILED", 3).splitlines()[-2:] == [
+        "job: ended with status 3: done, but records were lost",
+        f"job: the disk of {disk}/hpcavg-train-{job} is full: 0 MiB are free",
+    ]
+
+
 def test_a_job_near_its_limit_stops_with_a_checkpoint_and_says_why(jobs, whole, with_limits):
     """Another job goes on from it, as the log says."""
     log = jobs.ends(with_limits["stopped"], "FAILED", 75)
@@ -152,3 +170,17 @@ def test_a_job_that_its_limit_ends_says_so(jobs, with_limits):
     assert known["JobState"] == "TIMEOUT"
     assert "DUE TO TIME LIMIT" in log
     assert "out of time" in log.splitlines()[-1], log
+
+
+def test_a_job_that_loses_a_node_says_so(jobs):
+    """The last test, for every job on the node is ended."""
+    job = jobs.submit("train", *TRAINING, options=[*TWO_NODES, "--no-requeue"], STEP_S=0.6)
+    jobs.until(job, "steps;")
+    jobs.slurm.run("scontrol", "update", "NodeName=node1", "State=DOWN", "Reason=test")
+    try:
+        known = jobs.slurm.wait(job, TIMEOUT_S)
+        log = jobs.slurm.log(job)
+    finally:
+        jobs.slurm.run("scontrol", "update", "NodeName=node1", "State=RESUME")
+    assert known["JobState"] == "NODE_FAIL", log
+    assert log.splitlines()[-1] == "job: nodes that are down or do not respond: node1"
