@@ -61,7 +61,7 @@ def test_a_rank_that_hangs_is_named_in_time(tmp_path, fault, policy, status):
         assert re.search(r"hung: rank 1 \(process \d+ on \S+\) does not answer: stopped", result.err)
     assert_no_traceback(result)
     if policy == "shrink":
-        assert "lost rank 1; 2 learners went on" in said(result, "warning: ")
+        assert "lost rank 1; 2 learners went on" in said(result, "warning: step ")
         assert summary(folder)["completed"]
 
 
@@ -73,7 +73,7 @@ def test_a_rank_that_raises_leaves_alone_under_shrink(tmp_path):
     assert result.status == 0, result.err
     assert said(result, "hpcavg: rank 1 failed") == "hpcavg: rank 1 failed; the others go on without it"
     assert said(result, "RuntimeError: ") == "RuntimeError: rank 1 breaks"
-    assert "lost rank 1; 2 learners went on" in said(result, "warning: ")
+    assert "lost rank 1; 2 learners went on" in said(result, "warning: step ")
     assert summary(tmp_path / "run")["num_learners"] == 2
 
 
@@ -98,7 +98,7 @@ def test_a_sick_learner_costs_no_accuracy(tmp_path, algorithm, step):
         result = train(folder, fault, 3, *arguments)
         assert result.status == 0, result.err
         accuracies[fault] = summary(folder)["test_accuracy"]
-    line = said(result, "warning: ")
+    line = said(result, "warning: step ")
     found = re.match(
         r"warning: step (\d+): parameters of learner 2 are not finite; it was left out of the global", line
     )
@@ -146,7 +146,7 @@ def test_a_flipped_bit_is_found_at_the_next_check(tmp_path, policy, ranks, statu
     assert_no_traceback(result)
     if policy == "shrink":
         assert line.endswith("this rank leaves")
-        assert "lost rank 2; 3 learners went on" in said(result, "warning: ")
+        assert "lost rank 2; 3 learners went on" in said(result, "warning: step ")
 
 
 # -- records that cannot be written -------------------------------------------------------------------------------
