@@ -129,10 +129,10 @@ def job_parser() -> argparse.ArgumentParser:
         "gpus_per_node": "GPUs of each node",
         "time": "time limit, as [D-]H:MM:SS",
         "warning_minutes": "minutes before it in which to write a checkpoint",
-        "account": "account, or LSF's project",
+        "account": "account, or LSF's project; the word unset leaves it out",
         "partition": "partition, or LSF's queue; unset: the site's default",
         "name": "the job's name; unset: hpcavg-KIND",
-        "array": "lines of sweep.txt to run, for --kind sweep",
+        "array": "lines of sweep.txt to run, for --kind sweep; unset: 1-4",
     }
     hints = typing.get_type_hints(job.Job)
     for field in dataclasses.fields(job.Job):
@@ -153,10 +153,7 @@ def write_job(arguments: Sequence[str]) -> None:
     """Do what the arguments of ``job`` say. Raises `InputError`, for options of ``train``, too."""
     known, options = job_parser().parse_known_args(arguments)
     script = known.__dict__.pop("script")
-    if known.kind == "benchmarks":
-        if options:
-            raise UsageError(f"{printable(options[0])}: no such option for --kind benchmarks")
-    else:
+    if known.kind != "benchmarks":  # whose options are the suite's
         parse_train(options)
     job.write(job.Job(**vars(known)), options, script)
 

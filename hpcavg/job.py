@@ -20,7 +20,7 @@ PURPOSES = {
     "benchmarks": "Runs the benchmark suite and writes a page of its figures.",
 }
 LAUNCHERS = {"slurm": ("mpirun", "srun"), "lsf": ("mpirun", "jsrun")}
-CHANGE_ME = "CHANGE_ME"
+CHANGE_ME, UNSET = "CHANGE_ME", "unset"
 # What the scripts need beside them; the user's own are left as they are.
 _COMPANIONS = ("environment.sh", "restart.sh", "sweep.txt")
 _TOKEN = re.compile(r"@([a-z_]+)@")
@@ -51,7 +51,7 @@ class Job:
     account: str = CHANGE_ME
     partition: str | None = None
     name: str | None = None
-    array: str = "1-4"
+    array: str | None = None
 
     def __post_init__(self) -> None:
         allowed = LAUNCHERS[self.scheduler]
@@ -64,12 +64,14 @@ class Job:
         require_integer("warning_minutes", self.warning_minutes, 1)
         if self.minutes <= self.warning_minutes:
             raise InputError("time", self.time, f"longer than the {self.warning_minutes} minutes of --warning-minutes")
-        if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", self.array):
-            raise InputError("array", self.array, "numbers and spans of lines, such as 1-4 or 1,3,7-9")
+        if self.array is not None and (self.kind != "sweep" or not _is_array(self.array)):
+            raise InputError(
+                "array", self.array, "numbers and spans of lines, such as 1-4 or 1,3,7-9, for --kind sweep"
+            )
         for option in ("account", "partition", "name"):
             value = getattr(self, option)
-            if value is not None and not re.fullmatch(r"[\w.+:/-]+", value):
-                raise InputError(option, value, "a name without spaces")
+            if value is not None and not re.fullmatch(r"[\w.+:-]+", value):
+                raise InputError(option, value, "a name of letters, digits and .+:-_")
 
     @property
     def minutes(self) -> int:
@@ -99,13 +101,14 @@ class Job:
     def _values(self) -> dict[str, str | None]:
         """Return what stands for the tokens of the templates."""
         is_slurm, is_sweep = self.scheduler == "slurm", self.kind == "sweep"
-        name = self.name or f"hpcavg-{self.kind}"
+        name, array = self.name or f"hpcavg-{self.kind}", self.array or "1-4"
+        warning_minutes = None if self.kind == "benchmarks" else self.warning_minutes  # it stops at SIGTERM
         log = ("%x-%A-%a" if is_sweep else "%x-%j") if is_slurm else f"{name}-{'%J-%I' if is_sweep else '%J'}"
         return {
             "purpose": PURPOSES[self.kind],
             "usage": " [OPTIONS OF THE SUITE]" if self.kind == "benchmarks" else " [OPTIONS OF HPCAVG]",
-            "name": f"{name}[{self.array}]" if is_sweep and not is_slurm else name,
-            "account": self.account,
+            "name": f"{name}[{array}]" if is_sweep and not is_slurm else name,
+            "account": None if self.account == UNSET else self.account,
             "partition": self.partition,
             "nodes": str(self.nodes),
             "ranks": str(self.nodes * self.ranks_per_node),
@@ -115,9 +118,9 @@ class Job:
             "gpus_per_rank": str(self.gpus_per_node // self.ranks_per_node),
             "exclusive": ("exclusive" if is_slurm else "x") if self.kind == "benchmarks" else None,
             "time": self.time if is_slurm else f"{self.minutes // 60}:{self.minutes % 60:02}",
-            "warning_s": str(60 * self.warning_minutes),
-            "warning_minutes": str(self.warning_minutes),
-            "array": self.array if is_sweep else None,
+            "warning_s": str(60 * warning_minutes) if warning_minutes else None,
+            "warning_minutes": str(warning_minutes) if warning_minutes else None,
+            "array": array if is_sweep else None,
             "requeue": "requeue" if self.kind == "requeue" else None,
             "requeue_status": "75" if self.kind == "requeue" else None,
             "log": f"{log}.log",
@@ -149,7 +152,15 @@ def write(job: Job, options: Sequence[str], script: Path | None) -> None:
                 shutil.copy(TEMPLATES / name, script.parent / name)
     except OSError as error:
         raise InputError("script", script, f"a new file that can be written: {reason(error)}") from error
-    print(f"{'sbatch' if job.scheduler == 'slurm' else 'bsub <'} {script}")
+    print(f"{'sbatch' if job.scheduler == 'slurm' else 'bsub <'} {shlex.quote(str(script))}")
+
+
+def _is_array(text: str) -> bool:
+    """Return whether `text` lists lines, which count from 1."""
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+        return False
+    spans = [[int(number) for number in part.split("-")] for part in text.split(",")]
+    return all(1 <= span[0] <= span[-1] for span in spans)
 
 
 def _fill(text: str, values: Mapping[str, str | None]) -> str:

@@ -3,8 +3,11 @@
 #
 # What is set by ${NAME-value}, here and in the scripts, can be set outside, too: HPCAVG_LAUNCHER=srun sbatch ...
 
+trap 'echo "job: error: environment.sh has failed before the job began" >&2' EXIT
+
 # -- the site -----------------------------------------------------------------------------------------------------
 
+set +u # modules may not be written for it
 # module purge
 # module load openmpi                       # the one that mpi4py was built with: docs/clusters.md
 HPCAVG_VENV=${HPCAVG_VENV-.venv}            # the virtual environment with hpcavg; empty: python is on the PATH
@@ -15,6 +18,7 @@ HPCAVG_LAUNCHER_FLAGS=${HPCAVG_LAUNCHER_FLAGS-} # options of mpirun, srun or jsr
 export HDF5_USE_FILE_LOCKING=${HDF5_USE_FILE_LOCKING-FALSE}
 # Scratch space of the node, where the site has some.
 export TMPDIR=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}
+set -u
 
 say() {
     echo "job: $*" >&2
@@ -85,7 +89,7 @@ else
     if [[ -n $HPCAVG_VENV ]]; then
         [[ -e $HPCAVG_VENV/bin/activate ]] || fail "HPCAVG_VENV=$HPCAVG_VENV: no virtual environment (make install)"
         # shellcheck disable=SC1091
-        source "$HPCAVG_VENV/bin/activate"
+        set +u && source "$HPCAVG_VENV/bin/activate" && set -u
     fi
 fi
 
@@ -94,18 +98,24 @@ command -v "${launcher[0]}" > /dev/null || fail "no ${launcher[0]} here: load it
 output=$HPCAVG_RUNS began=$SECONDS requeued=
 # shellcheck source=restart.sh
 source "${BASH_SOURCE[0]%/*}/restart.sh"
+# Slurm may send its warning a minute early.
+restart_margin_s=$((${HPCAVG_WARNING_S:-180} + 120))
 trap 'stop TERM' TERM
 trap 'stop USR1' USR1
 
 # stop SIGNAL: ask the run for a checkpoint, and say so at once: there may be no time to say anything later.
 stop() {
-    say "SIG$1: it is to stop$(is_out_of_time "$1" && echo ', for it is out of time: the limit is near')"
+    say "SIG$1: it is to stop$(is_out_of_time "$1" && echo ': out of time, the limit is near')"
     forward "$1"
 }
 
-# Slurm and LSF send SIGUSR1 before the limit; hpcavg itself knows the limit, too.
+# is_out_of_time SIGNAL: by the clock, where the end is known; LSF does not tell it, but sends SIGUSR1 before it.
 is_out_of_time() {
-    [[ $1 == USR1 ]] || restart_out_of_time "$began"
+    if [[ -n ${SLURM_JOB_END_TIME-} ]]; then
+        restart_out_of_time "$began"
+    else
+        [[ $1 == USR1 ]]
+    fi
 }
 
 # train OPTIONS...: run hpcavg on all ranks, again where that helps (restart.sh); the status is that of the last time.
@@ -119,8 +129,13 @@ newest_checkpoint() {
     readlink "$output/checkpoints/latest" || true
 }
 
-# requeue: have this job started again, after the same command, unless it has got no further than it was.
+# requeue: have this job started again, after the same command, unless it has got no further than it was, or somebody has
+# stopped it.
 requeue() {
+    if [[ -n $restart_asked ]] && ! is_out_of_time "$restart_asked"; then
+        say "SIG$restart_asked came long before the limit, so it is not queued again"
+        return
+    fi
     if [[ $(newest_checkpoint) == "$began_with" ]]; then
         say "error: no new checkpoint since the job began, so it is not queued again; it needs a longer limit"
         exit 1 # and no status that asks for another time
@@ -144,7 +159,11 @@ tell_end() {
         3) say "ended with status 3: done, but records were lost" ;;
         75)
             say "stopped${restart_asked:+ by SIG$restart_asked}, with a checkpoint"
-            say "${requeued:+it is queued again and }goes on with --output $output --resume auto"
+            if [[ -n $requeued ]]; then
+                say "it is queued again, and goes on from there"
+            else
+                say "the same options and --output $output --resume auto go on from there"
+            fi
             ;;
         *) say "ended with status $status" ;;
     esac

@@ -145,7 +145,7 @@ def test_a_job_near_its_limit_stops_with_a_checkpoint_and_says_why(jobs, whole, 
     last = log.splitlines()[-3:]
     assert last == [
         "job: stopped by SIGUSR1, with a checkpoint",
-        f"job: goes on with --output {folder} --resume auto",
+        f"job: the same options and --output {folder} --resume auto go on from there",
         "job: out of time: the job's limit was near",
     ]
     job = jobs.submit("train", *TRAINING, "--output", folder, "--resume", "auto", options=ONE_NODE)
@@ -170,6 +170,15 @@ def test_a_job_that_its_limit_ends_says_so(jobs, with_limits):
     assert known["JobState"] == "TIMEOUT"
     assert "DUE TO TIME LIMIT" in log
     assert "out of time" in log.splitlines()[-1], log
+
+
+def test_a_job_that_somebody_stops_is_not_queued_again(jobs):
+    job = jobs.submit("requeue", *TRAINING, options=ONE_NODE, STEP_S=0.6)
+    jobs.until(job, "steps;")
+    jobs.slurm.run("scancel", "--signal=USR1", "--batch", job)
+    log = jobs.ends(job, "FAILED", 75)
+    assert "job: SIGUSR1 came long before the limit, so it is not queued again" in log
+    assert "out of time" not in log
 
 
 def test_a_job_that_loses_a_node_says_so(jobs):

@@ -66,6 +66,10 @@ def test_what_has_no_value_leaves_no_line():
     text = Job("slurm").render()
     assert "gpus" not in text
     assert "partition" not in text
+    assert "account" in text
+    assert "account=" not in Job("slurm", account="unset").render()
+    assert "USR1" in text
+    assert "USR1" not in Job("slurm", "benchmarks").render()
     assert "--array" not in text
     assert "--array=2,5-7\n" in Job("slurm", "sweep", array="2,5-7").render()
     assert "[2,5-7]" in Job("lsf", "sweep", array="2,5-7").render()
@@ -78,7 +82,11 @@ def test_what_has_no_value_leaves_no_line():
         ({"gpus_per_node": -1}, "gpus_per_node"),
         ({"time": "4:00"}, "time"),
         ({"time": "0:03:00"}, "time"),
-        ({"array": "1-"}, "array"),
+        ({"kind": "sweep", "array": "1-"}, "array"),
+        ({"kind": "sweep", "array": "0-3"}, "array"),
+        ({"kind": "sweep", "array": "9-3"}, "array"),
+        ({"array": "1-3"}, "array"),
+        ({"name": "a/b"}, "name"),
         ({"account": "a b"}, "account"),
         ({"name": "x;rm"}, "name"),
         ({"launcher": "jsrun"}, "launcher"),
@@ -103,7 +111,7 @@ def test_the_command_checks_the_options_of_train_and_overwrites_nothing(tmp_path
     cli.write_job(["slurm", "--nodes", "4", "--k1", "4", "--k2", "32", "--script", str(script)])
     assert capsys.readouterr().out == f"sbatch {script}\n"
     assert script.read_text().endswith('--resume auto --k1 4 --k2 32 "$@"\n')
-    assert f'source "${{HPCAVG_JOBS-{script.parent}}}/environment.sh"' in script.read_text()
+    assert f"jobs=${{HPCAVG_JOBS-{script.parent}}}\n" in script.read_text()
     for name in ("environment.sh", "restart.sh", "sweep.txt"):
         assert (script.parent / name).read_text() == (JOBS / name).read_text()
 
