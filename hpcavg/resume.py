@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,18 @@ class Found:
     """The checkpoint to go on from; None to start afresh.
 
     passed_over : those that cannot be used, and why. is_any_damaged : not all of them just were never finished.
+    other_length : what differs in how long the run is to be.
     """
 
     checkpoint: Checkpoint | None
     passed_over: Sequence[str] = ()
     is_any_damaged: bool = False
+    other_length: Sequence[str] = ()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user may not know, a line each."""
+        return [*(f"passed over {path}" for path in self.passed_over), *self.other_length]
 
 
 def find(config: Config) -> Found:
@@ -58,6 +65,7 @@ def find(config: Config) -> Found:
         found = Found(checkpoint.open_checkpoint(config.resume))
     if found.checkpoint is not None:
         _check_same(config, found.checkpoint)
+        found = replace(found, other_length=_other_length(config, found.checkpoint))
     return found
 
 
@@ -79,6 +87,16 @@ def _check_same(config: Config, saved: Checkpoint) -> None:
         if before.get(name) != now.get(name):
             allowed = f"{before.get(name)}: the {config.schedule} schedule is laid out for the run's length"
             raise InputError(name, now.get(name, "unset"), allowed)
+
+
+def _other_length(config: Config, saved: Checkpoint) -> list[str]:
+    """Return a line for each option that makes the run longer or shorter than it was to be."""
+    before = saved.manifest.about["config"]
+    return [
+        f"--{name} is {getattr(config, name) or 'unset'}; in the run so far it was {before.get(name, 'unset')}"
+        for name in ("steps", "epochs")
+        if before.get(name) != getattr(config, name)
+    ]
 
 
 def _plain(value: Any) -> Any:

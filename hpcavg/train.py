@@ -197,7 +197,7 @@ class Trainer:
             f" {counted(topology.num_groups, 'local group')}{servers}, {counted(topology.num_nodes, 'node')};"
             f" {counted(self.total_steps, 'step')}; {self.path}"
         )
-        for text in (*self._warnings, *(f"passed over {path}" for path in self._found.passed_over)):
+        for text in (*self._warnings, *self._found.warnings):
             self.record.line(f"warning: {text}")
         if saved is not None:
             self.record.line(f"going on from step {self.averager.progress.step}: {saved.path}")

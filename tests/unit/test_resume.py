@@ -102,6 +102,13 @@ def test_a_finished_run_may_go_on_to_more_epochs(run, tmp_path, longer):
     assert differences(outcome(tmp_path / "long"), outcome(run)) == []
 
 
+def test_another_length_is_told(run, capsys):
+    train(run, "--epochs 3 --resume auto")
+    assert "warning: --epochs is 3; in the run so far it was 2\n" in capsys.readouterr().out
+    train(run, "--epochs 3 --resume auto")
+    assert "warning: --" not in capsys.readouterr().out
+
+
 def test_a_schedule_laid_out_for_the_length_refuses_another(tmp_path):
     options = "--schedule one-cycle --steps"
     train(tmp_path / "run", f"{options} 10", stop=True)
