@@ -222,17 +222,17 @@ class Cluster:
 
 def environment(yields: bool) -> dict[str, str]:
     """Return this process's environment with what Open MPI needs here; what the user has set counts."""
-    around = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_COMM", "PMIX", "SLURM"))}
+    outside = ("OMPI_COMM", "PMIX", "SLURM")
+    around = {key: value for key, value in launching.environment().items() if not key.startswith(outside)}
     usual = {
-        "OMP_NUM_THREADS": "1",
-        "OMPI_MCA_osc": "^ucx",  # it warns and is not used
         "OMPI_MCA_pml": "ob1",
         "OMPI_MCA_btl": "tcp,sm,self",
         **({"OMPI_MCA_mpi_yield_when_idle": "1"} if yields else {}),
     }
-    needed = {f"{part}_ALLOW_RUN_AS_ROOT{more}": "1" for part in ("OMPI", "PRTE") for more in ("", "_CONFIRM")}
-    needed["PRTE_MCA_plm_ssh_agent"] = ON_NODE
-    needed["PRTE_MCA_prte_tmpdir_base"] = "/dev/shm"  # the node's own; clusters would meet in /tmp
+    needed = {
+        "PRTE_MCA_plm_ssh_agent": ON_NODE,
+        "PRTE_MCA_prte_tmpdir_base": "/dev/shm",  # the node's own; clusters would meet in /tmp
+    }
     return {**usual, **around, **needed}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -125,6 +126,7 @@ def attempt(write: Callable[[], object]) -> str | None:
     return None
 
 
+@functools.cache
 def git_revision() -> str | None:
     """Return the revision of the checkout that hpcavg runs from, with a plus sign where it was changed."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=40"]

@@ -1,7 +1,6 @@
 """Runs hpcavg as a user would, in an mpirun of its own with a deadline."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +8,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.launching import mpirun
 
 # An mpirun that is killed leaves a folder named after its process, over which the next one of that number stumbles
 # ("The PMIx server's listener thread failed to start"). So each has a place of its own for it.
@@ -28,11 +29,6 @@ class Result:
     def own_lines(self):
         """What hpcavg itself wrote to standard error, without the launcher's account of how ranks ended."""
         return [line for line in self.err.splitlines() if "hpcavg" in line or "Error" in line or "Traceback" in line]
-
-
-def mpirun():
-    found = os.environ.get("MPIRUN") or str(Path(sys.executable).parent / "mpirun")
-    return found if Path(found).exists() else shutil.which("mpirun")
 
 
 def environment(**changes):
