@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from mpi4py import MPI
@@ -46,7 +47,7 @@ class Workload:
 
 def digits_workload(topology: Topology, model: str = "cnn") -> Workload:
     """Return the embedded digits task, its data held once per node. Collective."""
-    own = digits.load_data() if topology.node_rank == 0 else None
+    own: Any = digits.load_data() if topology.node_rank == 0 else None
     fields = range(len(Data._fields))
     arrays = (share_array(topology.node, None if own is None else own[field]) for field in fields)
     train_x, train_y, test_x, test_y = map(torch.from_numpy, arrays)

@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 
 import hpcavg
 from hpcavg import algorithms, job
-from hpcavg.config import Config, from_sources
+from hpcavg.config import Config
 from hpcavg.errors import UsageError, printable
+from hpcavg.sources import from_sources
 
 COMMANDS = {
     "train": "train a model (the default)",

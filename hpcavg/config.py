@@ -9,24 +9,16 @@ import contextlib
 import dataclasses
 import functools
 import math
-import os
 import re
-import sys
 import types
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcavg import algorithms, catalogue, files
-from hpcavg.errors import InputError, printable, reason, require_integer
+from hpcavg import algorithms, catalogue
+from hpcavg.errors import InputError, require_integer
 from hpcavg.rule import Rule
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 def _option(default: Any, section: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -109,9 +101,16 @@ class Config:
     partition: str = _option(
         "shard",
         _TASK,
-        "shard: disjoint parts, reshuffled every epoch; shared: all sample the whole set",
-        ("shard", "shared"),
+        "shard: disjoint parts, dealt anew every epoch; shared: all sample the whole set; dirichlet: disjoint parts,"
+        " the same in every epoch, with skewed labels; by-class: the same, of few classes each",
+        ("shard", "shared", "dirichlet", "by-class"),
     )
+    dirichlet_alpha: float = _option(
+        0.5, _TASK, "the smaller, the more unequal the learners' labels with --partition dirichlet"
+    )
+    data_dir: str | None = _option(None, _TASK, "folder of the data of cifar10, epsilon or imagenet")
+    augment: bool = _option(True, _TASK, "crop and flip training images of cifar10 and imagenet at random")
+    crop_size: int = _option(224, _TASK, "pixels of a side of the crops of imagenet")
     image_shape: tuple[int, ...] = _option(
         (3, 32, 32), _TASK, "channels x height x width of synthetic images, as 3x32x32"
     )
@@ -122,19 +121,34 @@ class Config:
     learning_rate: float = _option(0.05, _OPTIMIZER, "learning rate at its highest")
     momentum: float = _option(0.9, _OPTIMIZER, catalogue.OPTIONS["momentum"])
     nesterov: bool = _option(False, _OPTIMIZER, "Nesterov's momentum")
-    weight_decay: float = _option(1e-4, _OPTIMIZER, "weight decay")
+    weight_decay: float = _option(1e-4, _OPTIMIZER, "weight decay; the L2 term of logistic regression")
+    clip_norm: float | None = _option(None, _OPTIMIZER, "gradient norm above which gradients are scaled down to it")
+    label_smoothing: float = _option(0.0, _OPTIMIZER, "part of a target spread over all classes while training")
     schedule: str = _option(
         "constant", _OPTIMIZER, "learning rate over the run", ("constant", "step", "cosine", "one-cycle")
     )
     decay_steps: int | None = _option(None, _OPTIMIZER, "steps between decays (step); unset: a third of the run")
+    decay_epochs: tuple[int, ...] | None = _option(
+        None, _OPTIMIZER, "epochs after which to decay (step), as 150,275; instead of --decay-steps"
+    )
     decay_factor: float = _option(0.1, _OPTIMIZER, "factor of each decay (step)")
+    cycle_peak: float = _option(0.3, _OPTIMIZER, "part of the run after which the rate is at its highest (one-cycle)")
+    cycle_start: float = _option(0.04, _OPTIMIZER, "rate at the start, as a part of the highest (one-cycle)")
+    cycle_end: float = _option(4e-6, _OPTIMIZER, "rate at the end, as a part of the highest (one-cycle)")
+    cycle_shape: str = _option("cosine", _OPTIMIZER, "how the rate rises and falls (one-cycle)", ("cosine", "linear"))
     warmup_steps: int = _option(0, _OPTIMIZER, "steps of linear warm-up from a hundredth of the rate")
 
     epochs: int | None = _option(None, _RUN, "passes over the training set; unset: 20, unless --steps is given")
     steps: int | None = _option(None, _RUN, "steps of every learner, instead of --epochs")
     batch_size: int = _option(16, _RUN, "samples per learner and step")
+    test_batch_size: int = _option(256, _RUN, "samples at a time in evaluations, per learner")
     seed: int = _option(0, _RUN, "seed of initial parameters, shuffles and learners")
     dtype: str = _option("float32", _RUN, "type of parameters and inputs", ("float32", "float64"))
+    precision: str = _option(
+        "full", _RUN, "bf16, fp16: forward and backward in mixed precision", ("full", "bf16", "fp16")
+    )
+    channels_last: bool = _option(False, _RUN, "keep images and convolutions in channels-last order")
+    compile: bool = _option(False, _RUN, "compile the model with torch.compile")
     device: str = _option("auto", _RUN, "auto takes a GPU where there is one", ("auto", "cpu", "cuda"))
     threads: int | None = _option(None, _RUN, "torch threads per rank; unset: its share of the node's cores")
     output: str | None = _option(None, _RUN, "the run's folder; unset: runs/TASK-ALGORITHM-TIME")
@@ -169,7 +183,7 @@ class Config:
         for name in ("group_size", "decay_steps", "epochs", "steps", "expect_ranks", "checkpoint_steps"):
             if getattr(self, name) is not None:
                 require_integer(name, getattr(self, name), 1)
-        for name in ("num_samples", "batch_size", "keep_checkpoints"):
+        for name in ("num_samples", "batch_size", "test_batch_size", "crop_size", "keep_checkpoints"):
             require_integer(name, getattr(self, name), 1)
         if self.threads is not None:
             require_integer("threads", self.threads, 1, 1024)
@@ -180,7 +194,17 @@ class Config:
         self._require("learning_rate", 0 < self.learning_rate < 1e30, "a positive number below 1e30")
         self._require("momentum", 0 <= self.momentum < 1, "a number of at least 0 and below 1")
         self._require("weight_decay", self.weight_decay >= 0, "a number of at least 0")
-        self._require("decay_factor", 0 < self.decay_factor <= 1, "a number above 0 and at most 1")
+        for name in ("decay_factor", "cycle_start", "cycle_end"):
+            self._require(name, 0 < getattr(self, name) <= 1, "a number above 0 and at most 1")
+        self._require("cycle_peak", 0 < self.cycle_peak < 1, "a number above 0 and below 1")
+        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "a number of at least 0 and below 1")
+        self._require("clip_norm", self.clip_norm is None or self.clip_norm > 0, "a positive number")
+        self._require("dirichlet_alpha", 0 < self.dirichlet_alpha < 1e30, "a positive number below 1e30")
+        rising = self.decay_epochs is None or (0, *self.decay_epochs) == tuple(sorted({0, *self.decay_epochs}))
+        self._require("decay_epochs", rising and self.decay_epochs != (), "rising epochs of at least 1, as 150,275")
+        both = self.decay_steps is not None and self.decay_epochs is not None
+        self._require("decay_epochs", not both, "unset where decay_steps is given")
+        self._require("precision", self.precision == "full" or self.dtype == "float32", "full with dtype float64")
         for name in ("flush_seconds", "checkpoint_minutes", "stop_margin", "hang_timeout"):
             self._require(name, getattr(self, name) >= 0, "a number of at least 0")
         self._require("stop_after", self.stop_after is None or self.stop_after > 0, "a positive number of seconds")
@@ -246,7 +270,7 @@ class Config:
     def rule(self) -> Rule:
         """Return the averaging rule that the options describe."""
         own = algorithms.option_names(self.algorithm)
-        given = {name: getattr(self, name) for name in {*_algorithm_options(), *own}}
+        given = {name: getattr(self, name) for name in {*algorithm_options(), *own}}
         return algorithms.build(self.algorithm, {name: value for name, value in given.items() if value is not None})
 
     def as_toml(self) -> dict[str, Any]:
@@ -262,67 +286,14 @@ def _hints() -> dict[str, Any]:
     return typing.get_type_hints(Config)
 
 
-def _algorithm_options() -> set[str]:
+def algorithm_options() -> set[str]:
     """Return the options that are arguments of algorithms and nothing else."""
     sections = {field.name: field.metadata["section"] for field in dataclasses.fields(Config)}
     return {name for name in algorithms.all_option_names() if sections[name] == _AVERAGING}
 
 
-def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
-    """Return the configuration of defaults, then the TOML file at `path`, then `options`.
-
-    A run to resume is the TOML file, and the folder, of its own. Raises `InputError` for a file that cannot be read or
-    holds an unknown option.
-    """
-    resumed = options.get("resume")
-    if resumed not in (None, "auto"):
-        run = run_of(Path(resumed))
-        if run is not None:
-            path = path or str(run / CONFIG_FILE)
-            options = {"output": str(run), **options}
-    values = {} if path is None else _read_toml(path)
-    chosen = _underscored(options.get("algorithm"))
-    if chosen in algorithms.ALGORITHMS:  # the command line's choice leaves out what it does not take of the file's
-        own = set(algorithms.option_names(chosen))
-        if _underscored(values.get("algorithm", chosen)) != chosen:
-            own = set()  # the file's are another algorithm's, also where a name is the same
-        foreign = _algorithm_options() - own
-        if algorithms.ALGORITHMS[chosen]().server is None:
-            foreign.add("num_servers")
-        values = {name: value for name, value in values.items() if name not in foreign}
-    for name, other in (("epochs", "steps"), ("steps", "epochs")):
-        if options.get(name, UNSET) != UNSET:  # the command line's choice of run length replaces the file's
-            values.pop(other, None)
-    return Config(**{**values, **options})
-
-
-def run_of(path: Path) -> Path | None:
-    """Return the folder of the run that `path` is, or whose checkpoint it is; None where it is none."""
-    folders = (path, *path.absolute().parents[:2])
-    return next((folder for folder in folders if os.path.isfile(folder / CONFIG_FILE)), None)
-
-
-def _read_toml(path: str) -> dict[str, Any]:
-    try:
-        read = tomllib.loads(files.read_small(Path(path)).decode("utf-8-sig"))
-    except OSError as error:
-        raise InputError("config", path, f"a file that can be read ({reason(error)})") from error
-    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, numbers or nesting beyond Python's limits
-        raise InputError("config", path, f"a TOML file ({printable(reason(error))})") from error
-    valid = [field.name for field in dataclasses.fields(Config)]
-    values: dict[str, Any] = {}
-    for key, value in read.items():
-        name = _underscored(key)
-        if name not in valid:
-            known = ", ".join(valid)
-            raise InputError("config", path, f"a file of known options; {printable(repr(name))} is none of {known}")
-        if name in values:
-            raise InputError("config", path, f"a file that sets {name} once")
-        values[name] = value
-    return values
-
-
-def _underscored(name: Any) -> str:
+def underscored(name: Any) -> str:
+    """Return an option's name as `Config` spells it; anything but a text has none."""
     return name.replace("-", "_") if isinstance(name, str) else ""
 
 

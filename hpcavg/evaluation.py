@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from mpi4py import MPI
-from torch import Tensor, nn
+from torch import Tensor
 
-from hpcavg.data.partition import batches
-from hpcavg.tasks import Data, Task
+from hpcavg.tasks import Task
 from hpcavg.topology import Topology
-
-_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -27,23 +24,28 @@ class Score:
     accuracy: float
 
 
-def evaluate(model: nn.Module, task: Task, data: Data, topology: Topology, to_device: Callable[[Any], Tensor]) -> Score:
-    """Return the score over all learners, each with its own `model`, left in evaluation mode. Collective over them."""
-    model.eval()
+def evaluate(
+    predict: Callable[[Tensor], Tensor], task: Task, test_batches: Callable[[], Iterable[Any]], topology: Topology
+) -> Score:
+    """Return the score over all learners, each with its own model and test batches. Collective over them.
+
+    `predict` maps inputs to outputs. Every batch is a pair of inputs and targets.
+    """
 
     def totals() -> Any:
-        samples = np.arange(len(data.test_inputs))[topology.rank :: topology.num_learners]
-        total_loss = total_correct = 0.0
+        num_samples, total_loss, total_correct = 0, 0.0, 0.0
         with torch.no_grad():
-            for index in batches(samples, _BATCH):
-                output = model(to_device(data.test_inputs[index]))
-                targets = to_device(data.test_targets[index])
-                total_loss += float(task.loss(output, targets)) * len(index)
+            for inputs, targets in test_batches():
+                output = predict(inputs)
+                num_samples += len(targets)
+                total_loss += float(task.loss(output, targets)) * len(targets)
                 if task.count_correct is not None:
                     total_correct += float(task.count_correct(output, targets))
-        own = np.array([total_loss, total_correct])
+        own = np.array([total_loss, total_correct, num_samples])
         topology.world.Allreduce(MPI.IN_PLACE, own)
         return own
 
-    loss, accuracy = topology.carry_out(totals) / len(data.test_inputs)
-    return Score(float(loss), float(accuracy) if task.count_correct is not None else math.nan)
+    loss, correct, num_samples = topology.carry_out(totals)
+    return Score(
+        float(loss / num_samples), float(correct / num_samples) if task.count_correct is not None else math.nan
+    )

@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from hpcavg import tasks
 from hpcavg.config import Config
-from hpcavg.data.partition import PARTITIONS, Indices, batches, num_batches, shard_size
+from hpcavg.data.partition import (
+    PARTITIONS,
+    Indices,
+    batches,
+    by_class,
+    dirichlet,
+    epoch_of_part,
+    num_batches,
+    shard_size,
+)
 from hpcavg.errors import InputError
 from hpcavg.node_memory import share_array
-from hpcavg.tasks import Data, Task
+from hpcavg.tasks import Data, Samples, Task
 from hpcavg.topology import Topology
 
 
@@ -35,6 +45,7 @@ class Feed:
         self._topology = topology
         self._device = device
         self._dtype: torch.dtype = getattr(torch, config.dtype)
+        self._transform = task.transform
         self.data = _load_data(task, topology)
         samples, learners = len(self.data.train_inputs), topology.num_learners
         share = shard_size(samples, learners)
@@ -44,12 +55,14 @@ class Feed:
         self.steps_per_epoch = num_batches(samples, learners, config.batch_size)
         self.epoch = self.batch = 0
         self._order: Indices | None = None
+        self._part: Indices | None = None  # of a partition by labels
+        self._check_labels()
         topology.on_renewal(self._deal_again)
 
     def go_to(self, epoch: int, batch: int) -> None:
         """Let the mini-batch `batch` of `epoch` be the next."""
         self.epoch, self.batch = epoch, batch
-        self._deal_again()
+        self._order = None
 
     def next(self) -> tuple[int, Tensor, Tensor]:
         """Return the epoch, inputs and targets of the next mini-batch."""
@@ -57,37 +70,86 @@ class Feed:
             self._order = self._epoch_indices(self.epoch)
         first = self.batch * self._config.batch_size
         index = self._order[first : first + self._config.batch_size]
-        epoch = self.epoch
+        epoch, batch = self.epoch, self.batch
         self.batch += 1
         if self.batch == self.steps_per_epoch:
             self.go_to(epoch + 1, 0)
-        return epoch, self.to_device(self.data.train_inputs[index]), self.to_device(self.data.train_targets[index])
+        inputs = self._inputs(self.data.train_inputs[index], self._generator(epoch, batch))
+        return epoch, inputs, self._to_device(self.data.train_targets[index])
 
     def train_inputs(self, epoch: int) -> Iterator[Tensor]:
         """Yield the inputs of one epoch without training on them, to re-estimate BatchNorm statistics."""
-        for index in batches(self._epoch_indices(epoch), self._config.batch_size):
-            yield self.to_device(self.data.train_inputs[index])
+        for batch, index in enumerate(batches(self._epoch_indices(epoch), self._config.batch_size)):
+            yield self._inputs(self.data.train_inputs[index], self._generator(epoch, batch))
 
-    def to_device(self, array: Any) -> Tensor:
+    def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs and targets of this learner's part of the test samples."""
+        samples = np.arange(len(self.data.test_inputs))[self._topology.rank :: self._topology.num_learners]
+        for index in batches(samples, self._config.test_batch_size):
+            yield self._inputs(self.data.test_inputs[index], None), self._to_device(self.data.test_targets[index])
+
+    def about(self) -> dict[str, Indices]:
+        """Return, as ``label_counts``, how many samples of every class this learner sees in the next epoch.
+
+        Nothing where targets are no classes, or the rank is no learner.
+        """
+        labels = self.data.train_targets
+        if self._topology.is_server or labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0:
+            return {}
+        return {"label_counts": np.bincount(labels[self._epoch_indices(self.epoch)], minlength=int(labels.max()) + 1)}
+
+    def _inputs(self, samples: Any, generator: Generator | None) -> Tensor:
+        """Return inputs as the model takes them."""
+        inputs = torch.from_numpy(samples).to(self._device) if isinstance(samples, np.ndarray) else samples
+        if self._transform is not None:
+            inputs = self._transform(inputs, generator)
+        return self._to_device(inputs)
+
+    def _to_device(self, samples: Any) -> Tensor:
         """Return samples as a tensor on the learner's device, floating-point ones in the run's dtype."""
-        tensor = torch.from_numpy(array)
+        tensor = torch.from_numpy(samples) if isinstance(samples, np.ndarray) else samples
         dtype = self._dtype if tensor.is_floating_point() else tensor.dtype
         return tensor.to(self._device, dtype)
 
+    def _generator(self, epoch: int, batch: int) -> Generator | None:
+        """Return the generator of augmentations of one mini-batch of this learner."""
+        if self._transform is None:
+            return None
+        origin = np.random.SeedSequence([self._config.seed, self._topology.rank, epoch, batch])
+        return Generator().manual_seed(int(origin.generate_state(1, np.uint64)[0]))
+
     def _epoch_indices(self, epoch: int) -> Indices:
         """Return the samples this learner sees in `epoch`, in order."""
-        config, topology = self._config, self._topology
-        return PARTITIONS[config.partition](
-            len(self.data.train_inputs), topology.num_learners, topology.rank, config.batch_size, config.seed, epoch
-        )
+        config, learners, learner = self._config, self._topology.num_learners, self._topology.rank
+        num_samples, seed = len(self.data.train_inputs), config.seed
+        if config.partition in PARTITIONS:
+            return PARTITIONS[config.partition](num_samples, learners, learner, config.batch_size, seed, epoch)
+        if self._part is None:
+            labels = self.data.train_targets
+            is_dirichlet = config.partition == "dirichlet"
+            alpha = config.dirichlet_alpha
+            parts = dirichlet(labels, learners, alpha, seed) if is_dirichlet else by_class(labels, learners, seed)
+            self._part = parts[learner]
+        return epoch_of_part(self._part, shard_size(num_samples, learners), learner, seed, epoch)
+
+    def _check_labels(self) -> None:
+        targets, partition = self.data.train_targets, self._config.partition
+        if partition not in PARTITIONS and (targets.ndim != 1 or targets.dtype.kind not in "iu"):
+            raise InputError(
+                "partition", partition, f"{' or '.join(PARTITIONS)} for a task whose targets are no classes"
+            )
 
     def _deal_again(self) -> None:
-        self._order = None
+        self._order = self._part = None
 
 
 def _load_data(task: Task, topology: Topology) -> Data:
     """Return the task's data in memory that the node's ranks share; one rank of each node loads it."""
     own = topology.do_together(lambda: tasks.load_data(task) if topology.node_rank == 0 else None)
-    return Data(
-        *(share_array(topology.node, None if own is None else own[field]) for field in range(len(Data._fields)))
-    )
+
+    def shared(field: int) -> Any:
+        given: Any = None if own is None else own[field]
+        in_files = topology.node.bcast(given if isinstance(given, Samples) else None, root=0)
+        return in_files if isinstance(in_files, Samples) else share_array(topology.node, given)
+
+    return Data(*(shared(field) for field in range(len(Data._fields))))

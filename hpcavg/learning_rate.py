@@ -8,22 +8,36 @@ from torch.optim import lr_scheduler
 from hpcavg.config import Config
 
 
-def build(config: Config, optimizer: torch.optim.Optimizer, total_steps: int) -> lr_scheduler.LRScheduler | None:
+def build(
+    config: Config, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: int
+) -> lr_scheduler.LRScheduler | None:
     """Return the scheduler to step after every training step, None where the rate is constant.
 
     With warm-up the rate rises in a straight line over the first ``config.warmup_steps``, and the schedule fills the
-    steps that are left.
+    steps that are left; the epochs of ``config.decay_epochs`` are those of the run.
     """
     warmup = min(config.warmup_steps, total_steps - 1)
     steps = total_steps - warmup
     main: lr_scheduler.LRScheduler | None = None
-    if config.schedule == "step":
+    if config.schedule == "step" and config.decay_epochs is not None:
+        milestones = [epoch * steps_per_epoch - warmup for epoch in config.decay_epochs]
+        main = lr_scheduler.MultiStepLR(optimizer, milestones, gamma=config.decay_factor)
+    elif config.schedule == "step":
         main = lr_scheduler.StepLR(optimizer, config.decay_steps or -(-steps // 3), gamma=config.decay_factor)
     elif config.schedule == "cosine":
         main = lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     elif config.schedule == "one-cycle":
         # One step more than is taken: torch refuses to be stepped after its last value.
-        main = lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps + 1, cycle_momentum=False)
+        main = lr_scheduler.OneCycleLR(
+            optimizer,
+            config.learning_rate,
+            total_steps=steps + 1,
+            pct_start=config.cycle_peak,
+            div_factor=1 / config.cycle_start,
+            final_div_factor=config.cycle_start / config.cycle_end,
+            anneal_strategy="cos" if config.cycle_shape == "cosine" else "linear",
+            cycle_momentum=False,
+        )
     if not warmup:
         return main
     rise = lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=warmup)

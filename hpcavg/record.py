@@ -8,14 +8,31 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from mpi4py import MPI
+
 from hpcavg import run_folder
 from hpcavg.account import Account, Result
+from hpcavg.config import Config
 from hpcavg.events import Event
 from hpcavg.metrics import Recorder
 from hpcavg.progress import display
 from hpcavg.schedule import Scope
 from hpcavg.summary import counted
 from hpcavg.topology import Topology
+
+
+def attributes(config: Config, task: str, topology: Topology) -> dict[str, object]:
+    """Return what the run is and which rank this is, to be kept with its metrics."""
+    return {
+        "algorithm": config.algorithm,
+        "task": task,
+        "seed": config.seed,
+        "num_learners": topology.num_learners,
+        "rank": topology.rank,
+        "role": "server" if topology.is_server else "learner",
+        "group": topology.group,
+        "node": MPI.Get_processor_name(),
+    }
 
 
 class Record:

@@ -26,8 +26,9 @@ from hpcavg.evaluation import Score, evaluate
 from hpcavg.feed import Feed
 from hpcavg.launcher import early_signals
 from hpcavg.metrics import COLUMNS, continued, file_name, num_segments, rows_before, write_view
+from hpcavg.model_passes import ModelPasses
 from hpcavg.pauses import Kind, Pauses, deadline
-from hpcavg.record import Record
+from hpcavg.record import Record, attributes
 from hpcavg.schedule import Scope
 from hpcavg.summary import Summary, counted, show
 from hpcavg.supervisor import Supervisor
@@ -62,6 +63,7 @@ class Trainer:
         model = topology.do_together(lambda: tasks.build_model(self.task))
         self.model = model.to(self.device, getattr(torch, config.dtype))
         self.optimizer = local_optimizer.build(config, self.model.parameters())
+        self.passes = topology.do_together(lambda: ModelPasses(config, self.task, self.model, self.optimizer))
         saved = self._found.checkpoint
         if saved is not None and not self._is_of_as_many(saved):  # the averager gives everyone rank 0's
             topology.do_together(lambda: saving.load_mean_model(self.model, saved) if topology.rank == 0 else None)
@@ -84,7 +86,7 @@ class Trainer:
         )
         # From here on learners differ: dropout and other random layers draw from the learner's own stream.
         saving.seed_generators(self.averager.generator.initial_seed())
-        self.scheduler = learning_rate.build(config, self.optimizer, self.total_steps)
+        self.scheduler = learning_rate.build(config, self.optimizer, self.total_steps, self.feed.steps_per_epoch)
         self.account = Account()
         self.epoch = 0  # those that are over
         self._losses: list[Tensor] = []  # since then
@@ -107,7 +109,8 @@ class Trainer:
         self._stopped_by: str | None = None
         path = self.path / "metrics" / file_name(topology.rank, len(self._segments))
         rows = rows_before(self._segments, topology.rank)
-        form = (self._attributes(), self.config.flush_seconds, rows, topology, self.account)
+        about = attributes(self.config, self.task.name, topology) | self.feed.about()
+        form = (about, self.config.flush_seconds, rows, topology, self.account)
         self.record = Record(path, *form, self.total_steps, self.averager.progress.step)
         self._announce()
         self._begin_watch()
@@ -136,6 +139,7 @@ class Trainer:
         """Be where the learner was that wrote `saved`; where there were more or fewer, where their mean was."""
         if self._is_of_as_many(saved):
             loop = saving.restore(self.averager, saved.load(self.topology.rank))
+            self.passes.load_state_dict(loop["passes"])
             self.epoch, self._losses = loop["epoch"], list(loop["losses"])
             self.account = Account(**loop["account"])
             self.feed.go_to(*loop["position"])
@@ -174,19 +178,6 @@ class Trainer:
             return path, segments
 
         return topology.everyone.bcast(topology.do_together(lambda: create() if topology.rank == 0 else None), root=0)
-
-    def _attributes(self) -> dict[str, object]:
-        topology = self.topology
-        return {
-            "algorithm": self.config.algorithm,
-            "task": self.task.name,
-            "seed": self.config.seed,
-            "num_learners": topology.num_learners,
-            "rank": topology.rank,
-            "role": "server" if topology.is_server else "learner",
-            "group": topology.group,
-            "node": MPI.Get_processor_name(),
-        }
 
     def _announce(self) -> None:
         topology, saved = self.topology, self._found.checkpoint
@@ -279,12 +270,12 @@ class Trainer:
         epoch, inputs, targets = self.feed.next()
         ready = time.perf_counter()
         self.optimizer.zero_grad()
-        loss = self.task.loss(self.model(inputs), targets)
-        loss.backward()
+        loss = self.passes.gradients(inputs, targets)
         try:
-            self.averager.step(loss)
+            self.averager.step(loss, scaler=self.passes.scaler)
         except CorruptionError as error:
             emergency.part_with(error, self.topology)
+        self.passes.end_step()
         averaging_s = self.record.averages(self.averager.events)
         after = time.perf_counter()
         data_s, compute_s = ready - before, after - ready - averaging_s
@@ -331,7 +322,8 @@ class Trainer:
         return result
 
     def _evaluate(self) -> Score:
-        return evaluate(self.model, self.task, self.feed.data, self.topology, self.feed.to_device)
+        self.model.eval()
+        return evaluate(self.passes.predict, self.task, self.feed.test_batches, self.topology)
 
     def _serve(self) -> None:
         """Serve parameters until every learner is done; record the updates as they arrive."""
@@ -354,6 +346,7 @@ class Trainer:
             "epoch": self.epoch,
             "losses": torch.stack(self._losses) if self._losses else torch.empty(0),
             "position": (feed.epoch, feed.batch),
+            "passes": self.passes.state_dict(),
             "account": {**asdict(record.account), "wall_s": self._wall_s()},
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
         }

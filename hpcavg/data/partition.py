@@ -47,6 +47,55 @@ def shared(num_samples: int, num_learners: int, learner: int, batch_size: int, s
 
 
 PARTITIONS: dict[str, Partition] = {"shard": shard, "shared": shared}
+"""Partitions that take no notice of labels."""
+
+
+def dirichlet(labels: Indices, num_learners: int, alpha: float, seed: int) -> list[Indices]:
+    """Return the samples of every learner, the same for the whole run: disjoint parts with skewed labels.
+
+    Every learner wants classes in proportions of its own, drawn from a Dirichlet distribution with the parameter
+    `alpha` times the proportions of the whole set (Hsu, Qi and Brown, 2019, arXiv:1909.06335), and gets them as far as
+    there are samples left. Parts are of the same size, or one smaller.
+    """
+    generator = np.random.default_rng([seed, num_learners])
+    by_class, left = _by_class(labels, generator)
+    prior = left / left.sum()
+    parts = []
+    for size in _sizes(len(labels), num_learners):
+        wanted = generator.dirichlet(np.maximum(alpha * prior, 1e-300))
+        counts = np.zeros_like(left)
+        while (missing := size - counts.sum()) > 0:
+            chances = np.where(left > counts, wanted, 0.0)
+            if not chances.sum() > 0:  # of the classes it wants none are left
+                chances = (left - counts).astype(float)
+            counts = np.minimum(counts + generator.multinomial(missing, chances / chances.sum()), left)
+        parts.append(np.concatenate([by_class[c][left[c] - counts[c] : left[c]] for c in range(len(left))]))
+        left = left - counts
+    return parts
+
+
+def by_class(labels: Indices, num_learners: int, seed: int) -> list[Indices]:
+    """Return the samples of every learner, the same for the whole run: sorted by class and cut into equal parts."""
+    order = np.concatenate(_by_class(labels, np.random.default_rng([seed, num_learners]))[0])
+    return np.split(order, np.cumsum(_sizes(len(labels), num_learners))[:-1])
+
+
+def epoch_of_part(part: Indices, size: int, learner: int, seed: int, epoch: int) -> Indices:
+    """Return the order in which a learner sees its `part` in one epoch; `size` samples, the first again if need be."""
+    return np.resize(np.random.default_rng([seed, epoch, learner]).permutation(part), size)
+
+
+def _sizes(num_samples: int, num_learners: int) -> Indices:
+    """Return the sizes of equal parts, the first ones larger by one where it cannot be helped."""
+    return num_samples // num_learners + (np.arange(num_learners) < num_samples % num_learners)
+
+
+def _by_class(labels: Indices, generator: np.random.Generator) -> tuple[list[Indices], Indices]:
+    """Return the samples of every class, shuffled, and how many they are."""
+    order = generator.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    counts = np.unique(labels, return_counts=True)[1]
+    return np.split(order, np.cumsum(counts)[:-1]), counts
 
 
 def batches(indices: Indices, batch_size: int) -> Iterator[Indices]:

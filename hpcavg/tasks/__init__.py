@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 import traceback
@@ -11,24 +12,21 @@ from typing import Any
 
 from torch import nn
 
-from hpcavg.config import Config
+from hpcavg.config import BUILT_IN_TASKS, Config
 from hpcavg.errors import InputError
-from hpcavg.tasks import digits, synthetic
-from hpcavg.tasks.task import Data, Task, count_correct
+from hpcavg.tasks.task import Data, Samples, Task, count_correct
 
-__all__ = ["BUILT_IN", "Data", "Task", "build_model", "count_correct", "load", "load_data"]
-
-BUILT_IN = {"digits": digits.task, "synthetic": synthetic.task}
+__all__ = ["Data", "Samples", "Task", "build_model", "count_correct", "load", "load_data"]
 
 
 def load(config: Config) -> Task:
-    """Return the task that ``config.task`` names: a built-in name, or ``path/to/file.py:function``.
+    """Return the task that ``config.task`` names: a module of this package, or ``path/to/file.py:function``.
 
     The function is called with the configuration and returns a `Task`. Raises `InputError` when the file or function
     cannot be used, or when the function raises.
     """
-    if config.task in BUILT_IN:
-        return BUILT_IN[config.task](config)
+    if config.task in BUILT_IN_TASKS:
+        return importlib.import_module(f"hpcavg.tasks.{config.task}").task(config)
     path, _, function_name = config.task.rpartition(":")
     module = _guarded(config.task, _import_file, Path(path))
     function = getattr(module, function_name, None)

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hpcavg.errors import InputError
 
 
-class Data(NamedTuple):
-    """Training and test samples: arrays whose first axis counts samples, held once per node."""
+class Samples(ABC):
+    """Inputs that stay in files, which every rank reads by itself; small to pickle."""
 
-    train_inputs: NDArray[Any]
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    @abstractmethod
+    def __getitem__(self, index: NDArray[np.int64]) -> Any:
+        """Return the samples with these numbers: an array whose first axis counts them, or what the transform takes."""
+
+
+class Data(NamedTuple):
+    """Training and test samples: arrays whose first axis counts samples, held once per node; inputs may be in files."""
+
+    train_inputs: NDArray[Any] | Samples
     train_targets: NDArray[Any]
-    test_inputs: NDArray[Any]
+    test_inputs: NDArray[Any] | Samples
     test_targets: NDArray[Any]
 
     def check(self, name: str) -> None:
         """Raise `InputError` unless inputs and targets are arrays of the same, non-zero number of samples."""
         for field, array in self._asdict().items():
+            if isinstance(array, Samples) and field.endswith("inputs") and len(array) > 0:
+                continue
             is_numbers = isinstance(array, np.ndarray) and array.dtype.kind in "biuf" and array.dtype.isnative
             if not is_numbers or array.ndim < 1 or len(array) < 1:
                 raise InputError(
@@ -54,6 +69,9 @@ class Task:
     load_data : returns the data; called on one rank of every node.
     loss : maps (output, target) to the mean loss over the batch, a scalar tensor.
     count_correct : maps (output, target) to the number of correct predictions; None where accuracy has no meaning.
+    transform : makes what the model takes of a batch of inputs as `load_data` gave them: a tensor on the learner's
+        device, or what `Samples` returned. Training inputs come with a generator, on the CPU, of this learner and step,
+        to draw augmentations from; test inputs come with None. None: inputs are what the model takes.
     """
 
     name: str
@@ -61,3 +79,4 @@ class Task:
     load_data: Callable[[], Data]
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
     count_correct: Callable[[Tensor, Tensor], Tensor] | None = count_correct
+    transform: Callable[[Any, Generator | None], Tensor] | None = None

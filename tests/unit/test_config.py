@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcavg import cli
-from hpcavg.config import Config, from_sources
+from hpcavg.config import Config
 from hpcavg.errors import InputError, UsageError
+from hpcavg.sources import from_sources
 
 
 def test_defaults_are_resolved():

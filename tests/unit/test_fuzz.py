@@ -19,9 +19,10 @@ import pytest
 import tomli_w
 
 from hpcavg import __main__, algorithms, cli, curves, report, run_folder, summary
-from hpcavg.config import Config, from_sources
+from hpcavg.config import Config
 from hpcavg.errors import InputError
 from hpcavg.metrics import Recorder, file_name, write_view
+from hpcavg.sources import from_sources
 from tests.unit.test_summary import example
 
 COUNT = int(os.environ.get("HPCAVG_FUZZ", "1000"))

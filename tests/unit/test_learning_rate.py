@@ -12,7 +12,7 @@ from hpcavg.config import Config
 def rates(num_steps, **options):
     config = Config(learning_rate=1.0, **options)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
-    scheduler = learning_rate.build(config, optimizer, num_steps)
+    scheduler = learning_rate.build(config, optimizer, num_steps, 10)
     found = []
     for _ in range(num_steps):
         found.append(optimizer.param_groups[0]["lr"])
