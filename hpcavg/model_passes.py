@@ -47,12 +47,12 @@ class ModelPasses:
             optimizer.register_step_pre_hook(_clipping(config.clip_norm))
 
     def predict(self, inputs: Tensor) -> Tensor:
-        """Return the model's output, in the precision of the inputs."""
+        """Return the model's output; of mixed precision, in float32."""
         if self._channels_last and inputs.ndim == 4:
             inputs = inputs.to(memory_format=torch.channels_last)
         with self._autocast():
             output = self._model(inputs)
-        return output.to(inputs.dtype) if self._precision is not None and output.is_floating_point() else output
+        return output.float() if self._precision is not None else output
 
     def gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Add the gradients of the loss of a mini-batch to those of the parameters; return the loss, a scalar."""

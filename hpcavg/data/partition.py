@@ -53,16 +53,17 @@ PARTITIONS: dict[str, Partition] = {"shard": shard, "shared": shared}
 def dirichlet(labels: Indices, num_learners: int, alpha: float, seed: int) -> list[Indices]:
     """Return the samples of every learner, the same for the whole run: disjoint parts with skewed labels.
 
-    Every learner wants classes in proportions of its own, drawn from a Dirichlet distribution with the parameter
-    `alpha` times the proportions of the whole set (Hsu, Qi and Brown, 2019, arXiv:1909.06335), and gets them as far as
-    there are samples left. Parts are of the same size, or one smaller.
+    Every learner wants classes in proportions of its own (Hsu, Qi and Brown, 2019, arXiv:1909.06335), and gets them as
+    far as there are samples left. They are drawn from a Dirichlet distribution whose parameter is `alpha` for every
+    class where classes are of the same size, and else in proportion to the size. Parts are of the same size, or one
+    smaller.
     """
     generator = np.random.default_rng([seed, num_learners])
     by_class, left = _by_class(labels, generator)
     prior = left / left.sum()
     parts = []
     for size in _sizes(len(labels), num_learners):
-        wanted = generator.dirichlet(np.maximum(alpha * prior, 1e-300))
+        wanted = generator.dirichlet(np.maximum(alpha * len(left) * prior, 1e-300))
         counts = np.zeros_like(left)
         while (missing := size - counts.sum()) > 0:
             chances = np.where(left > counts, wanted, 0.0)

@@ -20,7 +20,7 @@ STEPS = 150 if KILLS > 2 else 80
 SEED = int(os.environ.get("HPCAVG_SEED", 1))
 OFTEN = {
     "hier-avg": (3, "--k1 4 --k2 12 --group-size 2 --schedule one-cycle"),
-    "dasgd": (2, "--tau 8 --delay 6 --xi 0.25 --schedule step"),
+    "dasgd": (2, "--tau 8 --delay 6 --xi 0.25 --schedule step --precision fp16 --partition by-class"),
 }
 SELDOM = {
     "ada-lupa": (2, "--tau0 2 --rounds 12 --optimizer-state average --schedule one-cycle"),

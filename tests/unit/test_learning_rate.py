@@ -31,6 +31,13 @@ def test_step_decay():
     assert rates(6, schedule="step", decay_factor=0.5) == pytest.approx([1, 1, 0.5, 0.5, 0.25, 0.25])
 
 
+def test_decay_after_epochs_of_ten_steps():
+    found = rates(40, schedule="step", decay_epochs=(1, 3), decay_factor=0.5)
+    assert found == pytest.approx([1.0] * 10 + [0.5] * 20 + [0.25] * 10)
+    found = rates(40, schedule="step", decay_epochs=(2,), warmup_steps=5)
+    assert found[5:] == pytest.approx([1.0] * 15 + [0.1] * 20)
+
+
 def test_cosine_falls_to_nearly_zero():
     expected = [(1 + math.cos(math.pi * t / 10)) / 2 for t in range(10)]
     assert rates(10, schedule="cosine") == pytest.approx(expected)
@@ -41,6 +48,12 @@ def test_one_cycle_rises_to_the_rate_and_falls():
     assert max(found) == pytest.approx(1.0, abs=0.01)
     assert found[0] == pytest.approx(1 / 25)
     assert found[-1] < 0.02
+
+
+def test_one_cycle_of_straight_lines():
+    found = rates(19, schedule="one-cycle", cycle_peak=0.25, cycle_start=0.5, cycle_end=0.1, cycle_shape="linear")
+    assert found[:5] == pytest.approx([0.5, 0.625, 0.75, 0.875, 1.0])
+    assert found[4:] == pytest.approx([1 - 0.06 * step for step in range(15)])
 
 
 @pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "one-cycle"])

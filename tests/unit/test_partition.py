@@ -4,7 +4,16 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given
 
-from hpcavg.data.partition import batches, num_batches, shard, shard_size, shared
+from hpcavg.data.partition import (
+    batches,
+    by_class,
+    dirichlet,
+    epoch_of_part,
+    num_batches,
+    shard,
+    shard_size,
+    shared,
+)
 
 SAMPLES, LEARNERS, BATCH = st.integers(1, 200), st.integers(1, 12), st.integers(1, 40)
 
@@ -50,3 +59,47 @@ def test_shared_learners_draw_from_the_whole_set_by_themselves():
     assert all(len(set(indices)) == 25 for indices in own)
     assert len({tuple(indices) for indices in own}) == 4
     assert len(set(np.concatenate(own))) < 100
+
+
+LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=120).map(np.array)
+
+
+@given(LABELS, LEARNERS, st.sampled_from([1e-3, 0.5, 100.0]), st.integers(0, 5))
+def test_parts_by_label_are_disjoint_complete_and_of_the_same_size(labels, learners, alpha, seed):
+    for parts in (dirichlet(labels, learners, alpha, seed), by_class(labels, learners, seed)):
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+        assert len(parts) == learners
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def label_shares(parts, labels, num_classes):
+    """Return of every learner which part of its samples each class is, shape (learners, classes)."""
+    return np.array([np.bincount(labels[part], minlength=num_classes) / len(part) for part in parts])
+
+
+def test_a_small_alpha_gives_few_classes_and_a_large_one_all_alike():
+    labels = np.arange(20_000) % 10
+    largest = [label_shares(dirichlet(labels, 20, alpha, 0), labels, 10).max(axis=1) for alpha in (0.05, 1, 1e4)]
+    assert np.median(largest[0]) > 0.7
+    assert 0.2 < np.median(largest[1]) < 0.5
+    assert np.median(largest[2]) < 0.13
+
+
+def test_parts_by_class_hold_few_classes():
+    labels = np.random.default_rng(0).permutation(np.arange(1000) % 10)
+    assert ((label_shares(by_class(labels, 5, 0), labels, 10) > 0).sum(axis=1) == 2).all()
+    assert ((label_shares(by_class(labels, 20, 0), labels, 10) > 0).sum(axis=1) == 1).all()
+
+
+def test_classes_that_are_missing_or_rare_do_no_harm():
+    labels = np.array([7] * 50 + [3])
+    assert sorted(map(len, dirichlet(labels, 4, 0.01, 1))) == [12, 13, 13, 13]
+
+
+def test_an_epoch_of_a_part_is_shuffled_anew_and_as_long_as_the_others():
+    part = np.array([3, 1, 4, 15, 9])
+    first, second = (epoch_of_part(part, 6, learner=2, seed=1, epoch=epoch) for epoch in (0, 1))
+    assert sorted(set(first)) == sorted(part)
+    assert len(first) == len(second) == 6
+    assert first.tolist() != second.tolist()
+    assert first.tolist() == epoch_of_part(part, 6, learner=2, seed=1, epoch=0).tolist()
