@@ -151,6 +151,9 @@ class Config:
     compile: bool = _option(False, _RUN, "compile the model with torch.compile")
     device: str = _option("auto", _RUN, "auto takes a GPU where there is one", ("auto", "cpu", "cuda"))
     threads: int | None = _option(None, _RUN, "torch threads per rank; unset: its share of the node's cores")
+    loader_threads: int | None = _option(
+        None, _RUN, "threads per rank that prepare mini-batches ahead; unset: 4 where a GPU computes, else 0"
+    )
     output: str | None = _option(None, _RUN, "the run's folder; unset: runs/TASK-ALGORITHM-TIME")
     flush_seconds: float = _option(2.0, _RUN, "seconds between flushes of the metrics files")
     expect_ranks: int | None = _option(None, _RUN, "refuse to run on another number of ranks")
@@ -187,6 +190,8 @@ class Config:
             require_integer(name, getattr(self, name), 1)
         if self.threads is not None:
             require_integer("threads", self.threads, 1, 1024)
+        if self.loader_threads is not None:
+            require_integer("loader_threads", self.loader_threads, 0, 1024)
         require_integer("num_classes", self.num_classes, 2)
         require_integer("warmup_steps", self.warmup_steps, 0)
         require_integer("check_rounds", self.check_rounds, 0)

@@ -23,8 +23,11 @@ from hpcavg.data.partition import (
 )
 from hpcavg.errors import InputError
 from hpcavg.node_memory import share_array
+from hpcavg.prefetch import Prefetch
 from hpcavg.tasks import Data, Samples, Task
 from hpcavg.topology import Topology
+
+_LOADER_THREADS = 4
 
 
 class Feed:
@@ -54,28 +57,24 @@ class Feed:
             raise InputError("batch_size", config.batch_size, allowed)
         self.steps_per_epoch = num_batches(samples, learners, config.batch_size)
         self.epoch = self.batch = 0
-        self._order: Indices | None = None
+        self._orders: dict[int, Indices] = {}  # by epoch
         self._part: Indices | None = None  # of a partition by labels
         self._check_labels()
+        num_threads = config.loader_threads
+        if num_threads is None:
+            num_threads = _LOADER_THREADS if device.type == "cuda" else 0
+        self._prefetch = Prefetch(self._make, self._following, num_threads)
         topology.on_renewal(self._deal_again)
 
     def go_to(self, epoch: int, batch: int) -> None:
         """Let the mini-batch `batch` of `epoch` be the next."""
         self.epoch, self.batch = epoch, batch
-        self._order = None
 
     def next(self) -> tuple[int, Tensor, Tensor]:
         """Return the epoch, inputs and targets of the next mini-batch."""
-        if self._order is None:
-            self._order = self._epoch_indices(self.epoch)
-        first = self.batch * self._config.batch_size
-        index = self._order[first : first + self._config.batch_size]
-        epoch, batch = self.epoch, self.batch
-        self.batch += 1
-        if self.batch == self.steps_per_epoch:
-            self.go_to(epoch + 1, 0)
-        inputs = self._inputs(self.data.train_inputs[index], self._generator(epoch, batch))
-        return epoch, inputs, self._to_device(self.data.train_targets[index])
+        position = self.epoch, self.batch
+        self.epoch, self.batch = self._following(position)
+        return position[0], *self._prefetch.get(position)
 
     def train_inputs(self, epoch: int) -> Iterator[Tensor]:
         """Yield the inputs of one epoch without training on them, to re-estimate BatchNorm statistics."""
@@ -97,6 +96,21 @@ class Feed:
         if self._topology.is_server or labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0:
             return {}
         return {"label_counts": np.bincount(labels[self._epoch_indices(self.epoch)], minlength=int(labels.max()) + 1)}
+
+    def _following(self, position: tuple[int, int]) -> tuple[int, int]:
+        epoch, batch = position
+        return (epoch, batch + 1) if batch + 1 < self.steps_per_epoch else (epoch + 1, 0)
+
+    def _make(self, position: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of the mini-batch with this epoch and number, on whatever thread."""
+        epoch, batch = position
+        order = self._orders.get(epoch)
+        if order is None:
+            order = self._epoch_indices(epoch)
+            self._orders = {e: o for e, o in [*self._orders.items(), (epoch, order)] if e >= epoch - 1}
+        index = order[batch * self._config.batch_size : (batch + 1) * self._config.batch_size]
+        inputs = self._inputs(self.data.train_inputs[index], self._generator(epoch, batch))
+        return inputs, self._to_device(self.data.train_targets[index])
 
     def _inputs(self, samples: Any, generator: Generator | None) -> Tensor:
         """Return inputs as the model takes them."""
@@ -140,7 +154,9 @@ class Feed:
             )
 
     def _deal_again(self) -> None:
-        self._order = self._part = None
+        """Forget how samples were dealt: the learners have become fewer."""
+        self._prefetch.forget()
+        self._orders, self._part = {}, None
 
 
 def _load_data(task: Task, topology: Topology) -> Data:

@@ -71,7 +71,8 @@ class Task:
     count_correct : maps (output, target) to the number of correct predictions; None where accuracy has no meaning.
     transform : makes what the model takes of a batch of inputs as `load_data` gave them: a tensor on the learner's
         device, or what `Samples` returned. Training inputs come with a generator, on the CPU, of this learner and step,
-        to draw augmentations from; test inputs come with None. None: inputs are what the model takes.
+        to draw augmentations from; test inputs come with None. Several threads may call it at a time. None: inputs are
+        what the model takes.
     """
 
     name: str

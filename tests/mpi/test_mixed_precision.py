@@ -5,6 +5,9 @@ import torch
 from torch import nn
 
 from hpcavg import Averager, Topology, algorithms
+from hpcavg.config import Config
+from hpcavg.model_passes import ModelPasses
+from hpcavg.tasks import Task
 
 pytestmark = pytest.mark.mpi
 
@@ -72,4 +75,19 @@ def test_all_ranks_are_equal_right_after_the_mean_at_the_overflow(world, due):
     values = model.weight.tolist()
     assert world.bcast(values) == values
     assert torch.isfinite(model.weight).all()
+    topology.free()
+
+
+def test_averaged_gradients_are_clipped_as_one(world):
+    """The mean of (6, 8) times 1, ..., P over P learners has norm 5 (P + 1); clipped to 1 it is (0.6, 0.8) for all."""
+    model = nn.Linear(2, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    topology = Topology(world)
+    task = Task("line", lambda: model, lambda: None, lambda output, target: (output * target).sum())
+    passes = ModelPasses(Config(clip_norm=1.0), task, model, optimizer)
+    averager = Averager(model, optimizer, algorithms.sync_sgd("gradients"), topology)
+    passes.gradients(torch.tensor([[6.0, 8.0]]), torch.tensor([[world.Get_rank() + 1.0]]))
+    averager.step()
+    assert torch.allclose(model.weight, torch.tensor([[-0.6, -0.8]]), atol=1e-5)
     topology.free()

@@ -67,6 +67,7 @@ def test_the_metrics_hold_every_step_of_every_rank(default_run):
     assert evaluation["test_accuracy"][0, -1] == summary["test_accuracy"]
     with h5py.File(folder / "metrics" / "rank-00003.h5", "r") as file:
         assert (file.attrs["rank"], file.attrs["group"], file.attrs["algorithm"]) == (3, 1, "hier_avg")
+        assert (len(file.attrs["label_counts"]), sum(file.attrs["label_counts"])) == (10, 1440 // 4)
         assert all("units" in file[group][name].attrs for group in COLUMNS for name in COLUMNS[group])
 
 
