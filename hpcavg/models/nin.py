@@ -10,7 +10,8 @@ from hpcavg.models.layers import initialised
 def nin(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Return three convolutions, each with two of 1x1 after it, and the mean over what the last leaves per class.
 
-    Everything is rectified, the last layer, too; half of the values between are dropped.
+    Half of the values between them are dropped. The last layer is not rectified, unlike the paper's: logits that are
+    all zero have no gradient, and training ended there whatever the rate and the initial values.
     """
     return initialised(
         nn.Sequential(
@@ -20,7 +21,7 @@ def nin(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
             *_mlpconv(96, (192, 192, 192), 5),
             nn.AvgPool2d(3, stride=2, ceil_mode=True),
             nn.Dropout(0.5),
-            *_mlpconv(192, (192, 192, num_classes), 3),
+            *_mlpconv(192, (192, 192, num_classes), 3)[:-1],
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
