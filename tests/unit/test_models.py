@@ -1,6 +1,8 @@
 """The reference networks: what they are, how large, and that each of them trains, is saved and comes back."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -179,3 +181,12 @@ def test_the_list_of_the_command_line():
     text = cli.train_parser().format_help()
     assert re.search(r"--model help lists\s+them\s+\[cnn\]", text)
     assert "dpn92" not in text
+
+
+def test_the_list_needs_neither_torch_nor_mpi():
+    command = [sys.executable, "-X", "importtime", "-m", "hpcavg", "--model", "help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == models.describe() + "\n"
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "hpcavg.models" in imported
+    assert not imported & {"torch", "mpi4py.MPI", "numpy"}
