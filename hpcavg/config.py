@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcavg import algorithms, catalogue
+from hpcavg import algorithms, catalogue, models
 from hpcavg.errors import InputError, require_integer
 from hpcavg.rule import Rule
 
@@ -97,7 +97,7 @@ class Config:
     )
 
     task: str = _option("digits", _TASK, f"{', '.join(BUILT_IN_TASKS)}, or path/to/file.py:function")
-    model: str = _option("cnn", _TASK, "network of the built-in tasks", ("mlp", "cnn"))
+    model: str = _option("cnn", _TASK, "network of the built-in tasks", tuple(models.NETWORKS))
     partition: str = _option(
         "shard",
         _TASK,

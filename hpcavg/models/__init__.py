@@ -1,47 +1,103 @@
-"""Reference networks, by name: plain torch modules for inputs of shape (channels, height, width)."""
+"""Reference networks, by name. Light to import: a network's own module, and torch, are imported when it is built."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
-from torch import nn
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from hpcavg.errors import InputError
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def mlp(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Two hidden layers of 128 rectified units."""
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(math.prod(input_shape), 128),
-        nn.ReLU(),
-        nn.Linear(128, 128),
-        nn.ReLU(),
-        nn.Linear(128, num_classes),
-    )
+_DIGITS, _CIFAR, _IMAGENET = (1, 8, 8), (3, 32, 32), (3, 224, 224)
 
 
-def cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Two 3x3 convolutions of 16 and 32 channels with BatchNorm, pooled to 4x4, and one linear layer."""
-    return nn.Sequential(
-        nn.Conv2d(input_shape[0], 16, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(32),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(4),
-        nn.Flatten(),
-        nn.Linear(32 * 4 * 4, num_classes),
-    )
+@dataclass(frozen=True)
+class Network:
+    """What there is to know of a network before it is built.
+
+    Attributes
+    ----------
+    family : the module of this package whose function builds it; that has the network's name, with underscores.
+    text : what it is and where it comes from, in a few words.
+    input_shape, num_classes : those it was published for, or that it is mostly given.
+    num_parameters, multiply_adds : for these; `counting` says what counts.
+    min_pixels : height and width of the smallest images it takes; None where inputs of any shape will do.
+    """
+
+    family: str
+    text: str
+    input_shape: tuple[int, ...]
+    num_classes: int
+    num_parameters: int
+    multiply_adds: int
+    min_pixels: int | None
+
+    def check(self, name: str, input_shape: tuple[int, ...]) -> None:
+        """Raise `InputError` of ``model``, with the value `name`, unless the network takes such inputs."""
+        if self.min_pixels is None:
+            return
+        shape = "x".join(map(str, input_shape))
+        if len(input_shape) != 3:
+            raise InputError("model", name, f"a network for inputs of shape {shape}; {name} takes images")
+        if min(input_shape[1:]) < self.min_pixels:
+            smallest = f"{self.min_pixels}x{self.min_pixels}"
+            raise InputError(
+                "model", name, f"a network for images of {shape}; {name} takes those of {smallest} and more"
+            )
 
 
-MODELS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {"mlp": mlp, "cnn": cnn}
+# Networks that halve their images take those of which they leave at least 2x2: so BatchNorm has several values per
+# channel also in a batch of one.
+NETWORKS = {
+    "logistic": Network("basic", "logistic or softmax regression, from zero", _DIGITS, 10, 650, 640, None),
+    "mlp": Network("basic", "two hidden layers of 128", _DIGITS, 10, 26_122, 25_856, None),
+    "cnn": Network("basic", "two 3x3 convolutions, one linear layer", _DIGITS, 10, 9_978, 309_248, 1),
+    "nin": Network("nin", "Network in Network; Lin et al. 2013", _CIFAR, 10, 966_986, 222_486_528, 8),
+    "vgg16": Network("vgg", "VGG-16 with BatchNorm; Simonyan, Zisserman 2015", _CIFAR, 10, 14_728_266, 313_201_664, 32),
+    "vgg19": Network("vgg", "VGG-19 with BatchNorm; Simonyan, Zisserman 2015", _CIFAR, 10, 20_040_522, 398_136_320, 32),
+    "googlenet": Network(
+        "inception", "GoogLeNet with BatchNorm; Szegedy et al. 2015", _CIFAR, 10, 5_871_914, 1_447_241_728, 8
+    ),
+    "resnet18": Network("residual", "ResNet-18; He et al. 2016", _CIFAR, 10, 11_173_962, 555_422_720, 16),
+    "resnet20": Network("residual", "ResNet-20; He et al. 2016", _CIFAR, 10, 269_722, 40_551_040, 8),
+    "resnet50": Network("residual", "ResNet-50; He et al. 2016", _CIFAR, 10, 23_520_842, 1_297_829_888, 16),
+    "resnet101": Network("residual", "ResNet-101; He et al. 2016", _CIFAR, 10, 42_512_970, 2_509_983_744, 16),
+    "resnext29": Network("residual", "ResNeXt-29, 2x64d; Xie et al. 2017", _CIFAR, 10, 9_130_314, 1_411_065_856, 8),
+    "densenet121": Network("dense", "DenseNet-121; Huang et al. 2017", _CIFAR, 10, 6_956_298, 888_350_720, 16),
+    "dpn92": Network("dual_path", "DPN-92; Chen et al. 2017", _CIFAR, 10, 34_998_602, 2_085_382_400, 16),
+    "mobilenet": Network("mobile", "MobileNet; Howard et al. 2017", _CIFAR, 10, 3_217_226, 46_354_432, 32),
+    "mobilenetv2": Network("mobile", "MobileNetV2; Sandler et al. 2018", _CIFAR, 10, 2_236_682, 87_976_448, 16),
+    "resnet18-imagenet": Network(
+        "residual", "ResNet-18; He et al. 2016", _IMAGENET, 1000, 11_689_512, 1_814_073_344, 64
+    ),
+    "resnet50-imagenet": Network(
+        "residual", "ResNet-50; He et al. 2016", _IMAGENET, 1000, 25_557_032, 4_089_184_256, 64
+    ),
+}
 
 
 def build(name: str, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Return a freshly initialised network; raises `InputError` for an unknown name."""
-    if name not in MODELS:
-        raise InputError("model", name, f"one of {', '.join(MODELS)}")
-    return MODELS[name](input_shape, num_classes)
+    """Return a freshly initialised network, the same bits after the same ``torch.manual_seed``.
+
+    Raises `InputError` for an unknown name, and for inputs that the network does not take.
+    """
+    if name not in NETWORKS:
+        raise InputError("model", name, f"one of {', '.join(NETWORKS)}")
+    network = NETWORKS[name]
+    network.check(name, input_shape)
+    family = import_module(f"{__name__}.{network.family}")
+    return getattr(family, name.replace("-", "_"))(input_shape, num_classes)
+
+
+def describe() -> str:
+    """Return a table of the networks, one line each."""
+    row = "{:18}{:11}{:>7}{:>12}{:>15}  {}".format
+    lines = [row("network", "input", "classes", "parameters", "multiply-adds", "what it is")]
+    for name, network in NETWORKS.items():
+        shape = "x".join(map(str, network.input_shape))
+        counts = (f"{count:,}" for count in (network.num_classes, network.num_parameters, network.multiply_adds))
+        lines.append(row(name, shape, *counts, network.text))
+    return "\n".join(lines)

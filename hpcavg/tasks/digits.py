@@ -14,7 +14,7 @@ _SPLIT_SEED = 1998
 
 
 def task(config: Config) -> Task:
-    """Return the digits task; ``config.model`` is ``mlp`` or ``cnn``."""
+    """Return the digits task; ``config.model`` is a network that takes images of 1x8x8."""
     return Task("digits", lambda: models.build(config.model, (1, 8, 8), 10), load_data)
 
 

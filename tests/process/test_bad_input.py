@@ -50,7 +50,7 @@ def refused(folder, arguments, ranks=4):
             "--task nowhere.py:task",
             "--task nowhere.py:task: must be a file that exists, as path/to/file.py:function",
         ),
-        ("--model cnn --model 3", "--model 3: must be one of mlp, cnn"),
+        ("--model cnn --model 3", "--model 3: must be one of logistic, mlp, cnn, nin, vgg16"),
         ("--expect-ranks 8", "--expect-ranks 8: must be the number of ranks that MPI sees, 4"),
     ],
 )

@@ -1,0 +1,34 @@
+"""How large a network is, and what an input costs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Return the number of elements of all parameters; BatchNorm's running statistics are none."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """Return the multiply-adds of convolutions and linear layers in the forward pass of one input, without biases.
+
+    `model` lies on torch's meta device (``with torch.device("meta"): model = ...``), where computing costs nothing.
+    """
+    total = 0
+
+    def add(module: nn.Conv2d | nn.Linear, _: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        # each element of the output is a sum over one row of the weight
+        total += output[0].numel() * math.prod(module.weight.shape[1:])
+
+    hooks = [
+        module.register_forward_hook(add) for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))
+    ]
+    model(torch.empty(2, *input_shape, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return total
