@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import itertools
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def wants_help(arguments: Sequence[str]) -> bool:
 
 def listing(arguments: Sequence[str]) -> str | None:
     """Return the list that an option with the value ``help`` asks for; None where none does."""
-    for text, following in zip(arguments, [*arguments[1:], ""], strict=False):  # there may be none
+    for text, following in itertools.pairwise([*arguments, ""]):
         flag, _, value = text.partition("=")
         if flag in LISTINGS and (value or following) == "help":
             return LISTINGS[flag]()
