@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hpcavg
-from hpcavg import algorithms, job, models
+from hpcavg import algorithms, job, models, recipes
 from hpcavg.config import Config
 from hpcavg.errors import UsageError, printable
 from hpcavg.sources import from_sources
@@ -24,8 +24,7 @@ COMMANDS = {
     "job": "print a job script for Slurm or LSF",
 }
 
-
-LISTINGS: dict[str, Callable[[], str]] = {"--model": models.describe}
+LISTINGS: dict[str, Callable[[], str]] = {"--config": recipes.describe, "--model": models.describe}
 """The options that with the value ``help`` print a list of what they take."""
 
 
@@ -81,7 +80,8 @@ def train_parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--version", action="version", version=f"hpcavg {hpcavg.__version__}")
-    parser.add_argument("--config", metavar="FILE", help="TOML file of options, such as the config.toml of a run")
+    text = "TOML file of options, such as the config.toml of a run, or a recipe of the papers; --config help lists them"
+    parser.add_argument("--config", metavar="FILE", help=text)
     sections: dict[str, Any] = {}
     hints = typing.get_type_hints(Config)
     for field in dataclasses.fields(Config):

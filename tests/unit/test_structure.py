@@ -31,6 +31,7 @@ LEVELS = [
         "hpcavg.models.residual",
         "hpcavg.models.vgg",
         "hpcavg.mpi_library",
+        "hpcavg.recipes",
     },
     {"hpcavg.catalogue", "hpcavg.topology", "hpcavg.flat", "hpcavg.eager", "hpcavg.node_memory", "hpcavg.state_file"},
     {
