@@ -45,6 +45,8 @@ def _without_mpi(command: str, arguments: list[str]) -> int:
             report.main(options.folders, options.output)
         elif command == "job":
             cli.write_job(arguments)
+        elif (text := cli.listing(arguments)) is not None:
+            print(text)
         else:
             cli.train_parser().parse_args(arguments)
     except InputError as error:

@@ -19,10 +19,18 @@ def warnings(places: Sequence[Place], plan: Plan) -> list[str]:
         for text in (*_gpus(members, plan), *_memory(members, plan), *_cores(members), *_numa(members)):
             troubled.setdefault(text, []).append(node)
     of_nodes = [f"{fold_names(nodes)}: {text}" for text, nodes in troubled.items()]
-    return [*_library(places, plan), *_versions(places), *_spread(places), *_files(plan), *of_nodes]
+    of_all = (*_learners(places, plan), *_library(places, plan), *_versions(places), *_spread(places), *_files(plan))
+    return [*of_all, *of_nodes]
 
 
 # -- of the whole job ---------------------------------------------------------------------------------------------
+
+
+def _learners(places: Sequence[Place], plan: Plan) -> Iterator[str]:
+    meant, learners = plan.intended_learners, sum(place.group is not None for place in places)
+    if meant is not None and meant != learners:
+        be = "is" if learners == 1 else "are"
+        yield f"the options are meant for {_counted(meant, 'learner')}, and there {be} {learners}"
 
 
 def _library(places: Sequence[Place], plan: Plan) -> Iterator[str]:

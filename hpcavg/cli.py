@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import itertools
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hpcavg
-from hpcavg import algorithms, job
+from hpcavg import algorithms, job, recipes
 from hpcavg.config import Config
 from hpcavg.errors import UsageError, printable
 from hpcavg.sources import from_sources
@@ -22,6 +23,9 @@ COMMANDS = {
     "report": "print the table of one or several runs and plot their curves",
     "job": "print a job script for Slurm or LSF",
 }
+
+LISTINGS: dict[str, Callable[[], str]] = {"--config": recipes.describe}
+"""The options that with the value ``help`` print a list of what they take."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,7 +51,17 @@ def split_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 def wants_help(arguments: Sequence[str]) -> bool:
     """Return whether the arguments only ask for a text, which needs no MPI."""
-    return any(text in ("--help", "--version") or text.startswith("-h") for text in arguments)
+    asked = any(text in ("--help", "--version") or text.startswith("-h") for text in arguments)
+    return asked or listing(arguments) is not None
+
+
+def listing(arguments: Sequence[str]) -> str | None:
+    """Return the list that an option with the value ``help`` asks for; None where none does."""
+    for text, following in itertools.pairwise([*arguments, ""]):
+        flag, _, value = text.partition("=")
+        if flag in LISTINGS and (value or following) == "help":
+            return LISTINGS[flag]()
+    return None
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -66,7 +80,8 @@ def train_parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--version", action="version", version=f"hpcavg {hpcavg.__version__}")
-    parser.add_argument("--config", metavar="FILE", help="TOML file of options, such as the config.toml of a run")
+    text = "TOML file of options, such as the config.toml of a run, or a recipe of the papers; --config help lists them"
+    parser.add_argument("--config", metavar="FILE", help=text)
     sections: dict[str, Any] = {}
     hints = typing.get_type_hints(Config)
     for field in dataclasses.fields(Config):

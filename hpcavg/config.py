@@ -154,6 +154,9 @@ class Config:
     output: str | None = _option(None, _RUN, "the run's folder; unset: runs/TASK-ALGORITHM-TIME")
     flush_seconds: float = _option(2.0, _RUN, "seconds between flushes of the metrics files")
     expect_ranks: int | None = _option(None, _RUN, "refuse to run on another number of ranks")
+    intended_learners: int | None = _option(
+        None, _RUN, "learners that the other options are meant for; another number of them gets a warning"
+    )
 
     resume: str | None = _option(
         None, _FAULTS, "a run's folder, or a checkpoint, to go on from; auto: the newest good one in --output, if any"
@@ -183,6 +186,8 @@ class Config:
         for name in ("group_size", "decay_steps", "epochs", "steps", "expect_ranks", "checkpoint_steps"):
             if getattr(self, name) is not None:
                 require_integer(name, getattr(self, name), 1)
+        if self.intended_learners is not None:
+            require_integer("intended_learners", self.intended_learners, 1)
         for name in ("num_samples", "batch_size", "test_batch_size", "crop_size", "keep_checkpoints"):
             require_integer(name, getattr(self, name), 1)
         if self.threads is not None:

@@ -51,6 +51,7 @@ class Plan:
     device, on_failure : the options. num_bytes : of one learner's parameters and buffers; 0 where nobody knows.
     rows_per_rank, rows_per_node : how many times as much the ranks of a node share.
     locked_file_system : the type of the output's file system, where HDF5 will lock files and may fail to.
+    intended_learners : how many learners the options are meant for; None where nobody says.
     """
 
     device: str = "auto"
@@ -59,6 +60,7 @@ class Plan:
     rows_per_rank: int = 1
     rows_per_node: int = 0
     locked_file_system: str | None = None
+    intended_learners: int | None = None
 
     def shared_bytes(self, num_ranks: int) -> int:
         """Return what `num_ranks` on a node share."""

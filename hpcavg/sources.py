@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hpcavg import algorithms, files
+from hpcavg import algorithms, files, recipes
 from hpcavg.config import CONFIG_FILE, UNSET, Config, algorithm_options, underscored
 from hpcavg.errors import InputError, printable, reason
 
@@ -20,7 +20,7 @@ else:
 
 
 def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
-    """Return the configuration of defaults, then the TOML file at `path`, then `options`.
+    """Return the configuration of defaults, then the TOML file at `path` or the recipe of that name, then `options`.
 
     A run to resume is the TOML file, and the folder, of its own. Raises `InputError` for a file that cannot be read or
     holds an unknown option.
@@ -55,9 +55,10 @@ def run_of(path: Path) -> Path | None:
 
 def _read_toml(path: str) -> dict[str, Any]:
     try:
-        read = tomllib.loads(files.read_small(Path(path)).decode("utf-8-sig"))
+        read = tomllib.loads(files.read_small(recipes.find(path)).decode("utf-8-sig"))
     except OSError as error:
-        raise InputError("config", path, f"a file that can be read ({reason(error)})") from error
+        hint = recipes.hint(path)
+        raise InputError("config", path, f"a file that can be read ({reason(error)}){hint}") from error
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, numbers or nesting beyond Python's limits
         raise InputError("config", path, f"a TOML file ({printable(reason(error))})") from error
     valid = [field.name for field in dataclasses.fields(Config)]

@@ -94,6 +94,7 @@ def find_plan(config: Config, num_bytes: int = 0) -> Plan:
         rows_per_rank=1 + int(rule.delay_steps > 0) + int(rule.averages == "gradients"),
         rows_per_node=2 * int(is_beside),  # of a local and of the global mean
         locked_file_system=file_system if locks and file_system in _NETWORK_FILE_SYSTEMS else None,
+        intended_learners=config.intended_learners,
     )
 
 

@@ -103,6 +103,7 @@ def test_options_of_several_kinds_come_back_from_the_file(tmp_path):
         ("stray", "stray: no such option; --help lists them"),
         ("--k", "argument --k: expected one argument"),
         ("--config nowhere.toml", "--config nowhere.toml: must be a file that can be read"),
+        ("--intended-learners 0", "--intended-learners 0: must be an integer of at least 1"),
     ],
 )
 def test_one_line_names_option_value_and_what_is_allowed(arguments, message):
@@ -149,6 +150,7 @@ valid = st.fixed_dictionaries(
         "flush_seconds": st.floats(0, allow_infinity=False),
         "seed": st.integers(0, 2**63 - 1),
         "expect_ranks": st.integers(1, 2**63 - 1),
+        "intended_learners": st.integers(1, 2**63 - 1),
         "consensus_distance": st.booleans(),
         "schedule": st.sampled_from(["constant", "one-cycle", "one_cycle"]),
     },

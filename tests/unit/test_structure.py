@@ -20,6 +20,7 @@ LEVELS = [
         "hpcavg.job",
         "hpcavg.launcher",
         "hpcavg.mpi_library",
+        "hpcavg.recipes",
     },
     {"hpcavg.catalogue", "hpcavg.topology", "hpcavg.flat", "hpcavg.eager", "hpcavg.node_memory", "hpcavg.state_file"},
     {
