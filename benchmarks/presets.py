@@ -75,5 +75,6 @@ LEFT_OUT = {
     "cluster": "emulates the nodes that a benchmark runs on",
     "suite": "is what runs the others",
     "compare": "compares what they have left",
+    "recipes": "shows that the recipes run, for two steps each: it measures nothing",
 }
 """Modules that can be run and are no part of the suite, and why."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import os
+import re
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "configs"
@@ -37,14 +38,15 @@ def title(name: str) -> str:
     return _text(name).partition("\n")[0].removeprefix("# ")
 
 
-def variations(name: str) -> list[list[str]]:
-    """Return the options of every further run of the experiment: what its lines ``# Vary:`` stand for."""
-    runs: list[list[str]] = []
+def variations(name: str) -> list[dict[str, str]]:
+    """Return the options, by name, of every run that the experiment's lines ``# Vary:`` stand for."""
+    runs: list[dict[str, str]] = []
     for line in _text(name).splitlines():
         if line.startswith(_VARY):
-            axes = [axis.split(maxsplit=1) for axis in line.removeprefix(_VARY).split(";")]
-            choices = [[(flag, value.strip()) for value in values.split(",")] for flag, values in axes]
-            runs += [list(itertools.chain(*combination)) for combination in itertools.product(*choices)]
+            axes = dict(axis.split(maxsplit=1) for axis in line.removeprefix(_VARY).split(";"))
+            options = [flag.removeprefix("--").replace("-", "_") for flag in axes]
+            values = [re.split(r",\s*", listed.strip()) for listed in axes.values()]
+            runs += [dict(zip(options, chosen, strict=True)) for chosen in itertools.product(*values)]
     return runs
 
 

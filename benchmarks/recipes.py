@@ -1,0 +1,87 @@
+"""Every recipe for a few steps, one after the other, to see that they run: on few ranks, with options that scale down.
+
+    python -m benchmarks.recipes --data FOLDER [--ranks 2] [--steps 2] [--only RECIPE ...] [options of hpcavg]
+
+FOLDER has the data of each task in a folder of its name: cifar10, imagenet, epsilon. A group size above the number of
+learners becomes that number. Prints what was run, for how long, and the error where it failed; ends with status 1 then.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import launching
+from benchmarks.options import Parser, chosen, run
+from hpcavg import recipes
+from hpcavg.config import Config
+from hpcavg.sources import from_sources
+
+
+def main() -> int:
+    """Run all recipes, print the table, return the exit status."""
+    parser = Parser(__doc__)
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder of the tasks' folders of data")
+    parser.add_argument("--ranks", type=int, default=2, help="[2]")
+    parser.add_argument("--steps", type=int, default=2, help="[2]")
+    parser.add_argument("--only", nargs="+", metavar="RECIPE", help="recipes to run [all]")
+    parser.add_argument("--varied", action="store_true", help="also with the values that their lines # Vary: name")
+    parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds for one of them [600]")
+    launching.add_option(parser)
+    options, passed_on = parser.parse_known_args()
+    launcher = launching.launch(options.launcher, options.ranks, [])
+    table = Table("recipe", "options", "wall s", "status", "the last line it wrote")
+    failed = 0
+    for name in chosen("only", options.only, recipes.names()):
+        for varied in [{}, *(recipes.variations(name) if options.varied else [])]:
+            config = from_sources(name, varied)
+            arguments = [f"--{option.replace('_', '-')}={value}" for option, value in varied.items()]
+            print(name, *arguments, "...", file=sys.stderr, flush=True)
+            scaled = [*_fitting(config, options.ranks), f"--steps={options.steps}"]
+            if options.data is not None:
+                scaled.append(f"--data-dir={options.data / config.task}")
+            wall_s, status, said = _run(
+                launcher, [f"--config={name}", *arguments, *scaled, *passed_on], options.timeout
+            )
+            failed += status != "0"
+            table.add_row(name, " ".join(arguments), f"{wall_s:.1f}", status, "" if status == "0" else said)
+    Console(width=200).print(table)
+    return int(failed > 0)
+
+
+def _fitting(config: Config, ranks: int) -> list[str]:
+    """Return the options without which the recipe does not fit on `ranks` ranks."""
+    learners = ranks - config.servers
+    return [f"--group-size={learners}"] if (config.group_size or 0) > learners else []
+
+
+def _run(launcher: list[str], arguments: list[str], timeout_s: float) -> tuple[float, str, str]:
+    """Return how long the run took, its status, and the last line that it wrote to standard error."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        program = [sys.executable, "-m", "hpcavg", *arguments, "--output", f"{folder}/run"]
+        process = subprocess.Popen(
+            [*launcher, *program],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=launching.environment(),
+            start_new_session=True,
+        )
+        try:
+            _, err = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            launching.end(process)
+            return time.monotonic() - started, "timeout", f"still running after {timeout_s:g} s"
+    own = [line for line in err.splitlines() if "hpcavg: error" in line] or err.splitlines()
+    return time.monotonic() - started, str(process.returncode), own[-1] if own else ""
+
+
+if __name__ == "__main__":
+    run(main)
