@@ -18,7 +18,7 @@ _FREE = {
     *("steps", "epochs", "output", "resume", "engine", "wire_dtype", "error_feedback", "device", "threads"),
     *("expect_ranks", "flush_seconds", "consensus_distance", "group_size", "non_finite", "check_rounds"),
     *("checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "stop_after", "stop_margin"),
-    *("on_failure", "hang_timeout", "intended_learners"),
+    *("on_failure", "hang_timeout", "intended_learners", "data_dir", "test_batch_size", "loader_threads", "compile"),
 }
 
 
