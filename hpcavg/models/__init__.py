@@ -55,7 +55,7 @@ NETWORKS = {
     "logistic": Network("basic", "logistic or softmax regression, from zero", _DIGITS, 10, 650, 640, None),
     "mlp": Network("basic", "two hidden layers of 128", _DIGITS, 10, 26_122, 25_856, None),
     "cnn": Network("basic", "two 3x3 convolutions, one linear layer", _DIGITS, 10, 9_978, 309_248, 1),
-    "nin": Network("nin", "Network in Network; Lin et al. 2013", _CIFAR, 10, 966_986, 222_486_528, 8),
+    "nin": Network("nin", "Network in Network; Lin et al. 2013", _CIFAR, 10, 968_394, 222_486_528, 8),
     "vgg16": Network("vgg", "VGG-16 with BatchNorm; Simonyan, Zisserman 2015", _CIFAR, 10, 14_728_266, 313_201_664, 32),
     "vgg19": Network("vgg", "VGG-19 with BatchNorm; Simonyan, Zisserman 2015", _CIFAR, 10, 20_040_522, 398_136_320, 32),
     "googlenet": Network(

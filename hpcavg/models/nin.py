@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from torch import nn
 
-from hpcavg.models.layers import initialised
+from hpcavg.models.layers import conv_norm_relu, initialised
 
 
 def nin(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Return three convolutions, each with two of 1x1 after it, and the mean over what the last leaves per class.
 
-    Half of the values between them are dropped. The last layer is not rectified, unlike the paper's: logits that are
-    all zero have no gradient, and training ended there whatever the rate and the initial values.
+    Half of the values between the three are dropped. BatchNorm follows every convolution but the last, which is not
+    rectified either, unlike the paper's: K-AVG's rate of 1 is too much without the one, and logits that are all zero,
+    where training ended with the other, have no gradient.
     """
     return initialised(
         nn.Sequential(
@@ -21,7 +22,9 @@ def nin(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
             *_mlpconv(96, (192, 192, 192), 5),
             nn.AvgPool2d(3, stride=2, ceil_mode=True),
             nn.Dropout(0.5),
-            *_mlpconv(192, (192, 192, num_classes), 3)[:-1],
+            *conv_norm_relu(192, 192, 3),
+            *conv_norm_relu(192, 192, 1),
+            nn.Conv2d(192, num_classes, 1),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
@@ -31,10 +34,7 @@ def nin(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 def _mlpconv(in_channels: int, channels: tuple[int, int, int], size: int) -> list[nn.Module]:
     first, second, third = channels
     return [
-        nn.Conv2d(in_channels, first, size, padding=size // 2),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(first, second, 1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(second, third, 1),
-        nn.ReLU(inplace=True),
+        *conv_norm_relu(in_channels, first, size),
+        *conv_norm_relu(first, second, 1),
+        *conv_norm_relu(second, third, 1),
     ]
