@@ -1,0 +1,119 @@
+"""What is done to photographs on their way to a model: random crops, colours and flips, as in Hier-AVG, section 4.4.
+
+Photographs are lists of uint8 arrays of shape (height, width, 3); what comes out are float32 tensors of shape
+(n, 3, crop, crop). Every choice is drawn from the generator that is passed in, for all images at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+from torch.nn.functional import interpolate
+
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+AREA, ASPECT, JITTER = (0.08, 1.5), (3 / 4, 4 / 3), 0.4
+RESIZED = 256 / 224
+"""The shorter side of a test image before its central crop, as a multiple of the crop."""
+_ATTEMPTS = 10
+_GREY = (0.299, 0.587, 0.114)
+
+Photos = Sequence[NDArray[np.uint8]]
+
+
+def augmented(photos: Photos, crop: int, generator: Generator) -> Tensor:
+    """Return random crops resized to `crop`, with jittered colours, half of them flipped, normalised."""
+    boxes = random_boxes([photo.shape[:2] for photo in photos], generator)
+    factors = 1 + JITTER * (2 * torch.rand(3, len(photos), generator=generator) - 1)
+    is_flipped = torch.rand(len(photos), generator=generator) < 0.5
+    batch = torch.empty(len(photos), 3, crop, crop, dtype=torch.uint8, memory_format=torch.channels_last)
+    for i, (photo, (top, left, height, width)) in enumerate(zip(photos, boxes, strict=True)):
+        batch[i] = _resized(photo[top : top + height, left : left + width], crop, crop)
+    batch = batch.contiguous()
+    # Colours do not know left from right, so flipping the bytes first gives the same for less.
+    for i in is_flipped.nonzero():
+        batch[i] = batch[i].flip(3)
+    return normalised(jittered(batch, *factors))
+
+
+def centred(photos: Photos, crop: int) -> Tensor:
+    """Return the central crops of images resized so that their shorter side is 256/224 of `crop`, normalised."""
+    shorter = round(crop * RESIZED)
+    batch = torch.empty(len(photos), 3, crop, crop, dtype=torch.uint8)
+    for i, photo in enumerate(photos):
+        height, width = (shorter * side // min(photo.shape[:2]) for side in photo.shape[:2])
+        resized = _resized(photo, height, width)
+        top, left = round((height - crop) / 2), round((width - crop) / 2)
+        batch[i] = resized[:, top : top + crop, left : left + crop]
+    return normalised(batch.float().div_(255))
+
+
+def random_boxes(sizes: Sequence[tuple[int, ...]], generator: Generator) -> list[tuple[int, int, int, int]]:
+    """Return top, left, height and width of a random crop of an image of each of the `sizes`, (height, width).
+
+    The area is uniform in `AREA` of the image's, the logarithm of width over height uniform in those of `ASPECT`, and
+    the place uniform. A box that does not fit in the image, as none of a larger area does, is drawn anew; after ten of
+    them it is the largest central one of an allowed aspect.
+    """
+    shape = torch.tensor([size[:2] for size in sizes], dtype=torch.float64)
+    draws = torch.rand(4, len(sizes), _ATTEMPTS, generator=generator, dtype=torch.float64)
+    area = (AREA[0] + draws[0] * (AREA[1] - AREA[0])) * shape.prod(1)[:, None]
+    low, high = (math.log(aspect) for aspect in ASPECT)
+    aspect = torch.exp(low + draws[1] * (high - low))
+    heights, widths = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
+    fits = (heights <= shape[:, :1]) & (widths <= shape[:, 1:]) & (heights > 0) & (widths > 0)
+    tops = (draws[2] * (shape[:, :1] - heights + 1)).floor()
+    lefts = (draws[3] * (shape[:, 1:] - widths + 1)).floor()
+    drawn = torch.stack([tops, lefts, heights, widths], dim=2)
+    first = fits.int().argmax(dim=1)
+    found = drawn[torch.arange(len(sizes)), first].long().tolist()
+    some_fit = fits.any(dim=1).tolist()
+    return [
+        tuple(box) if fit else central_box(*size[:2]) for box, fit, size in zip(found, some_fit, sizes, strict=True)
+    ]
+
+
+def central_box(height: int, width: int) -> tuple[int, int, int, int]:
+    """Return top, left, height and width of the largest central crop whose aspect is within `ASPECT`."""
+    box_height = min(height, round(width / ASPECT[0]))
+    box_width = min(width, round(height * ASPECT[1]))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def jittered(batch: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+    """Return the uint8 `batch`, shape (n, 3, h, w), as floats in 0..1 with changed colours; a factor, (n,), per image.
+
+    In this order, each clipped to 0..1: times `brightness`; `contrast` times the distance from the image's mean grey;
+    `saturation` times the distance from the pixel's own grey. A factor of 1 changes nothing.
+    """
+    brightness, contrast, saturation = (factor.view(-1, 1, 1, 1) for factor in (brightness, contrast, saturation))
+    colours = batch.float().mul_(brightness / 255).clamp_(max=1)
+    mean = _grey(colours).mean((2, 3), keepdim=True)
+    colours.mul_(contrast).add_(mean.mul_(1 - contrast)).clamp_(0, 1)
+    grey = _grey(colours).mul_(1 - saturation)
+    return colours.mul_(saturation).add_(grey).clamp_(0, 1)
+
+
+def normalised(colours: Tensor) -> Tensor:
+    """Return `colours`, in 0..1 and changed in place, less their mean over ImageNet and over its standard deviation."""
+    return colours.sub_(MEAN).div_(STD)
+
+
+def _grey(colours: Tensor) -> Tensor:
+    red, green, blue = colours.unbind(1)
+    return (red * _GREY[0]).add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2]).unsqueeze(1)
+
+
+def _resized(pixels: NDArray[np.uint8], height: int, width: int) -> Tensor:
+    """Return an image or a part of it, shape (h, w, 3), as a tensor (3, height, width)."""
+    # The copy is packed and may be written to, as torch wants it; and the first axis must come before the others move,
+    # for torch to see channels that are last, which it resizes twice as fast.
+    image = torch.from_numpy(pixels.copy())[None].permute(0, 3, 1, 2)
+    if (height, width) == pixels.shape[:2]:
+        return image[0]
+    return interpolate(image, (height, width), mode="bilinear", antialias=True)[0]
