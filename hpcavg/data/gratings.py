@@ -12,7 +12,7 @@ from hpcavg.errors import InputError, reason, require_integer, require_number
 NUM_TRAIN, NUM_VAL, NUM_CLASSES = 1_281_167, 50_000, 1000
 """Those of ImageNet-1K."""
 _LEAST_TRAIN, _LEAST_VAL = 8, 2
-_NOISE = 24
+_NOISE = 50
 
 
 def synthesize(folder: Path, scale: float, seed: int) -> None:
@@ -51,18 +51,21 @@ def _write_class(folder: Path, prefix: str, num_images: int, seed: list[int]) ->
     folder.mkdir(parents=True)
     for i in range(num_images):
         picture = _picture(np.random.default_rng(seed[:2]), np.random.default_rng([*seed, i]))
-        Image.fromarray(picture).save(folder / f"{prefix}{i:04d}.JPEG", quality=80)
+        Image.fromarray(picture).save(folder / f"{prefix}{i:04d}.JPEG", quality=90)
 
 
 def _picture(of_class: np.random.Generator, own: np.random.Generator) -> NDArray[np.uint8]:
     """Return one picture, shape (height, width, 3): a wave between two colours, and noise."""
-    colours = of_class.uniform(50, 205, (2, 3)).astype(np.float32)
+    first, last = of_class.integers(50, 206, (2, 3))
+    palette = np.linspace(first, last, 256).astype(np.uint8)
     angle, wavelength = of_class.uniform(0, np.pi), of_class.uniform(12, 80)
     width, height = own.integers(400, 601), own.integers(300, 451)
     if own.random() < 0.3:
         width, height = height, width
-    down, across = (np.arange(n, dtype=np.float32) * (2 * np.pi / wavelength) for n in (height, width))
-    wave = np.cos(down[:, None] * np.sin(angle) + across * np.cos(angle) + own.uniform(0, 2 * np.pi))
-    picture = colours[0] + (0.5 + 0.5 * wave)[:, :, None] * (colours[1] - colours[0])
-    picture += own.integers(-_NOISE, _NOISE + 1, picture.shape, dtype=np.int8)
-    return picture.round().astype(np.uint8)  # the colours leave room for the noise
+    start = own.uniform(0, 2 * np.pi)
+    down = np.arange(height, dtype=np.float32)[:, None] * np.float32(2 * np.pi * np.sin(angle) / wavelength)
+    across = np.arange(width, dtype=np.float32) * np.float32(2 * np.pi * np.cos(angle) / wavelength)
+    wave = np.cos(down + across + np.float32(start))
+    shades = (127.5 + 127.5 * wave).astype(np.uint8)
+    noise = np.frombuffer(own.bytes(3 * width * height), np.uint8).reshape(height, width, 3) % _NOISE
+    return palette.take(shades, axis=0) + noise  # the palette leaves room for the noise

@@ -21,9 +21,12 @@ AREA, ASPECT, JITTER = (0.08, 1.5), (3 / 4, 4 / 3), 0.4
 RESIZED = 256 / 224
 """The shorter side of a test image before its central crop, as a multiple of the crop."""
 _ATTEMPTS = 10
+_AT_A_TIME = 8
+"""Images that are changed together: few enough to stay in the processor's cache, which makes it twice as fast."""
 _GREY = (0.299, 0.587, 0.114)
 
 Photos = Sequence[NDArray[np.uint8]]
+Box = tuple[int, int, int, int]
 
 
 def augmented(photos: Photos, crop: int, generator: Generator) -> Tensor:
@@ -31,14 +34,15 @@ def augmented(photos: Photos, crop: int, generator: Generator) -> Tensor:
     boxes = random_boxes([photo.shape[:2] for photo in photos], generator)
     factors = 1 + JITTER * (2 * torch.rand(3, len(photos), generator=generator) - 1)
     is_flipped = torch.rand(len(photos), generator=generator) < 0.5
-    batch = torch.empty(len(photos), 3, crop, crop, dtype=torch.uint8, memory_format=torch.channels_last)
-    for i, (photo, (top, left, height, width)) in enumerate(zip(photos, boxes, strict=True)):
-        batch[i] = _resized(photo[top : top + height, left : left + width], crop, crop)
-    batch = batch.contiguous()
-    # Colours do not know left from right, so flipping the bytes first gives the same for less.
-    for i in is_flipped.nonzero():
-        batch[i] = batch[i].flip(3)
-    return normalised(jittered(batch, *factors))
+    batch = torch.empty(len(photos), 3, crop, crop)
+    for start in range(0, len(photos), _AT_A_TIME):
+        part = slice(start, start + _AT_A_TIME)
+        crops = cropped(photos[part], boxes[part], crop)
+        # Colours do not know left from right, so flipping the bytes first gives the same for less.
+        for i in is_flipped[part].nonzero():
+            crops[i] = crops[i].flip(3)
+        batch[part] = normalised(jittered(crops, *factors[:, part]))
+    return batch
 
 
 def centred(photos: Photos, crop: int) -> Tensor:
@@ -53,7 +57,15 @@ def centred(photos: Photos, crop: int) -> Tensor:
     return normalised(batch.float().div_(255))
 
 
-def random_boxes(sizes: Sequence[tuple[int, ...]], generator: Generator) -> list[tuple[int, int, int, int]]:
+def cropped(photos: Photos, boxes: Sequence[Box], crop: int) -> Tensor:
+    """Return the boxes (top, left, height, width) of the photographs, one of each, resized; uint8."""
+    batch = torch.empty(len(photos), 3, crop, crop, dtype=torch.uint8, memory_format=torch.channels_last)
+    for i, (photo, (top, left, height, width)) in enumerate(zip(photos, boxes, strict=True)):
+        batch[i] = _resized(photo[top : top + height, left : left + width], crop, crop)
+    return batch.contiguous()
+
+
+def random_boxes(sizes: Sequence[tuple[int, ...]], generator: Generator) -> list[Box]:
     """Return top, left, height and width of a random crop of an image of each of the `sizes`, (height, width).
 
     The area is uniform in `AREA` of the image's, the logarithm of width over height uniform in those of `ASPECT`, and
@@ -78,7 +90,7 @@ def random_boxes(sizes: Sequence[tuple[int, ...]], generator: Generator) -> list
     ]
 
 
-def central_box(height: int, width: int) -> tuple[int, int, int, int]:
+def central_box(height: int, width: int) -> Box:
     """Return top, left, height and width of the largest central crop whose aspect is within `ASPECT`."""
     box_height = min(height, round(width / ASPECT[0]))
     box_width = min(width, round(height * ASPECT[1]))
