@@ -48,7 +48,7 @@ def decoded(paths: list[Path], crop: int, generator: torch.Generator) -> torch.T
         if torch.rand((), generator=generator) < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         images.append(torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255))
-    return photo_augmentation.normalised(torch.stack(images))
+    return photo_augmentation.normalise(torch.stack(images))
 
 
 def give_up_pages(folder: Path) -> None:

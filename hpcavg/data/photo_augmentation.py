@@ -39,9 +39,9 @@ def augmented(photos: Photos, crop: int, generator: Generator) -> Tensor:
         part = slice(start, start + _AT_A_TIME)
         crops = cropped(photos[part], boxes[part], crop)
         # Colours do not know left from right, so flipping the bytes first gives the same for less.
-        for i in is_flipped[part].nonzero():
-            crops[i] = crops[i].flip(3)
-        batch[part] = normalised(jittered(crops, *factors[:, part]))
+        for i in is_flipped[part].nonzero().flatten().tolist():
+            crops[i] = crops[i].flip(2)
+        normalise(jitter(crops, factors[:, part], batch[part]))
     return batch
 
 
@@ -54,7 +54,7 @@ def centred(photos: Photos, crop: int) -> Tensor:
         resized = _resized(photo, height, width)
         top, left = round((height - crop) / 2), round((width - crop) / 2)
         batch[i] = resized[:, top : top + crop, left : left + crop]
-    return normalised(batch.float().div_(255))
+    return normalise(batch.float().div_(255))
 
 
 def cropped(photos: Photos, boxes: Sequence[Box], crop: int) -> Tensor:
@@ -97,22 +97,23 @@ def central_box(height: int, width: int) -> Box:
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def jittered(batch: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """Return the uint8 `batch`, shape (n, 3, h, w), as floats in 0..1 with changed colours; a factor, (n,), per image.
+def jitter(crops: Tensor, factors: Tensor, out: Tensor) -> Tensor:
+    """Write the uint8 `crops`, shape (n, 3, h, w), with changed colours into `out`, as floats in 0..1; return `out`.
 
-    In this order, each clipped to 0..1: times `brightness`; `contrast` times the distance from the image's mean grey;
-    `saturation` times the distance from the pixel's own grey. A factor of 1 changes nothing.
+    `factors`, shape (3, n), are those of brightness, contrast and saturation; 1 changes nothing. In this order, each
+    clipped to 0..1: times brightness; contrast times the distance from the image's mean grey; saturation times the
+    distance from the pixel's own grey.
     """
-    brightness, contrast, saturation = (factor.view(-1, 1, 1, 1) for factor in (brightness, contrast, saturation))
-    colours = batch.float().mul_(brightness / 255).clamp_(max=1)
-    mean = _grey(colours).mean((2, 3), keepdim=True)
-    colours.mul_(contrast).add_(mean.mul_(1 - contrast)).clamp_(0, 1)
-    grey = _grey(colours).mul_(1 - saturation)
-    return colours.mul_(saturation).add_(grey).clamp_(0, 1)
+    brightness, contrast, saturation = factors[:, :, None, None, None]
+    torch.mul(crops, brightness / 255, out=out).clamp_(max=1)
+    mean = _grey(out).mean((2, 3), keepdim=True)
+    out.mul_(contrast).add_(mean.mul_(1 - contrast)).clamp_(0, 1)
+    grey = _grey(out).mul_(1 - saturation)
+    return out.mul_(saturation).add_(grey).clamp_(0, 1)
 
 
-def normalised(colours: Tensor) -> Tensor:
-    """Return `colours`, in 0..1 and changed in place, less their mean over ImageNet and over its standard deviation."""
+def normalise(colours: Tensor) -> Tensor:
+    """Take from `colours`, in 0..1, their mean over ImageNet and divide by its standard deviation, in place."""
     return colours.sub_(MEAN).div_(STD)
 
 
