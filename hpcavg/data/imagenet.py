@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -23,7 +22,7 @@ from hpcavg.data import class_folders, shards
 from hpcavg.data.class_folders import BadImageError, File
 from hpcavg.data.gratings import synthesize as synthesize
 from hpcavg.errors import InputError, reason, require_integer
-from hpcavg.files import perform, replace_file
+from hpcavg.files import replace_file
 from hpcavg.progress import Display, display
 
 IMAGES_PER_SHARD, MAX_SHARDS = 2048, 512
@@ -58,9 +57,9 @@ class _Plan:
 def prepare(source: Path, destination: Path, size: int, comm: MPI.Comm) -> None:
     """Decode the JPEG files in `source` into shards in `destination`, the shorter side of every image made `size`.
 
-    Collective: the ranks of `comm` share the work, and the files are the same for any number of them. What an
-    interrupted run has finished is kept; a finished folder is left as it is. Images that are damaged are left out, and
-    reported at the end. Raises `InputError` on every rank where the folders cannot be used.
+    Collective: the ranks of `comm` share the work, and the files are the same for any number of them. Shards
+    that are whole are kept, so an interrupted run goes on, and a finished folder is left as it is. Images that are
+    damaged are left out, and reported at the end. Raises `InputError` on every rank where the folders cannot be used.
     """
     plan = _on_rank_0(comm, lambda: _plan(source, destination, size))
     if plan is None:
@@ -115,15 +114,16 @@ def _plan(source: Path, destination: Path, size: int) -> _Plan | None:
         "images_per_shard": {name: part.images_per_shard for name, part in parts.items()},
         "order": {name: _digest(part.files) for name, part in parts.items()},
     }
-    if _claim(destination, settings):
-        print(f"{destination} holds these images already", flush=True)
-        return None
+    is_finished = _claim(destination, settings)
     missing = [
         (name, number)
         for name, part in parts.items()
         for number in range(part.num_shards)
         if _read_account(destination, name, number) is None
     ]
+    if is_finished and not missing and _is_whole(destination):
+        print(f"{destination} holds these images already", flush=True)
+        return None
     plan = _Plan(parts, settings, missing)
     needed, free = sum(len(_files_of(plan, *shard)) for shard in missing) * size**2 * 3, _free_bytes(destination)
     if needed > free:
@@ -161,6 +161,14 @@ def _claim(destination: Path, settings: dict[str, Any]) -> bool:
             says = f"{name} {other}, not {value}" if name == "size" else f"other {name.replace('_', ' ')}"
             raise InputError("output", destination, f"another folder: this one was begun with {says}")
     return "parts" in found
+
+
+def _is_whole(destination: Path) -> bool:
+    try:
+        shards.check(destination)
+    except InputError:
+        return False
+    return True
 
 
 def _free_bytes(folder: Path) -> int:
@@ -206,7 +214,7 @@ def _write_shard(
 
 
 def _account_path(destination: Path, part: str, number: int) -> Path:
-    return destination / f"{shards.shard_name(part, number)}.json"
+    return (destination / shards.shard_name(part, number)).with_suffix(".json")
 
 
 def _read_account(destination: Path, part: str, number: int) -> dict[str, Any] | None:
@@ -237,12 +245,9 @@ def _finish(plan: _Plan, destination: Path) -> None:
                 raise InputError("output", destination, "a folder that nothing else writes to; a shard is gone")
             parts[name] = _write_index(destination, name, whole)
         _write_json(destination / shards.META, _meta(plan.settings, parts=parts))
-        for name, part in plan.parts.items():
-            for number in range(part.num_shards):
-                with suppress(FileNotFoundError):
-                    perform(os.unlink, _account_path(destination, name, number))
     except OSError as error:
         raise InputError("output", destination, f"a folder that can be written: {reason(error)}") from error
+    shards.check(destination)
     print(_summary(plan, parts, destination), flush=True)
 
 

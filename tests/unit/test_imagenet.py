@@ -92,8 +92,10 @@ def test_made_up_sets_are_photographs_in_class_folders(source, tmp_path):
 
 def test_shards_hold_what_a_decoder_finds(source, prepared):
     data = tasks.load_data(tasks.load(Config(task="imagenet", data_dir=str(prepared))))
-    names = ["meta.json", *(f"train-0000{i}.bin" for i in range(3)), "train.npy", "val-00000.bin", "val.npy"]
-    assert sorted(contents(prepared)) == names
+    names = [
+        f"{name}.{kind}" for name in (*(f"train-0000{i}" for i in range(3)), "val-00000") for kind in ("bin", "json")
+    ]
+    assert sorted(contents(prepared)) == sorted(["meta.json", "train.npy", "val.npy", *names])
     for part, inputs, targets in (("train", *data[:2]), ("val", *data[2:])):
         files_of = class_folders.find(source)[1][part]
         order = np.random.default_rng(imagenet._SHUFFLE_SEED).permutation(len(files_of))
@@ -139,7 +141,7 @@ def test_an_interrupted_run_is_finished_by_the_next(source, prepared, tmp_path, 
     assert sorted(contents(tmp_path)) == [
         "meta.json",
         "train-00000.bin",
-        "train-00000.bin.json",
+        "train-00000.json",
         "train-00001.bin.partial",
     ]
     assert "start `python -m hpcavg data prepare imagenet` again" in error_of(shards.check, tmp_path)
@@ -149,6 +151,20 @@ def test_an_interrupted_run_is_finished_by_the_next(source, prepared, tmp_path, 
     imagenet.prepare(source, tmp_path, SIZE, MPI.COMM_SELF)
     assert len(decoded) == TRAIN + VAL - 12
     assert contents(tmp_path) == contents(prepared)
+
+
+def test_a_damaged_folder_is_repaired(source, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(imagenet, "IMAGES_PER_SHARD", 12)
+    shutil.copytree(prepared, tmp_path / "out")
+    cut(tmp_path / "out" / "train-00001.bin", 5)
+    cut(tmp_path / "out" / "val.npy", 5)
+    imagenet.prepare(source, tmp_path / "out", SIZE, MPI.COMM_SELF)
+    assert contents(tmp_path / "out") == contents(prepared)
+    overwrite_start(tmp_path / "out" / "val-00000.bin")
+    assert "begins with" in error_of(imagenet.prepare, source, tmp_path / "out", SIZE, MPI.COMM_SELF)
+    (tmp_path / "out" / "val-00000.bin").unlink()
+    imagenet.prepare(source, tmp_path / "out", SIZE, MPI.COMM_SELF)
+    assert contents(tmp_path / "out") == contents(prepared)
 
 
 def test_a_finished_folder_is_left_alone(source, prepared, capsys, monkeypatch):
