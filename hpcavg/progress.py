@@ -40,9 +40,9 @@ class _Plain(_Silent):
 
 
 class _Bar:
-    def __init__(self, progress: Progress, total_steps: int, step: int) -> None:
+    def __init__(self, progress: Progress, what: str, total_steps: int, step: int) -> None:
         self._progress = progress
-        self._task = progress.add_task("training", total=total_steps, completed=step)
+        self._task = progress.add_task(what, total=total_steps, completed=step)
         progress.start()
 
     def advance(self) -> None:
@@ -55,8 +55,8 @@ class _Bar:
         self._progress.stop()
 
 
-def display(rank: int, total_steps: int, step: int = 0) -> Display:
-    """Return the display for this rank, of a run that has taken `step` steps: ranks other than 0 show nothing."""
+def display(rank: int, total_steps: int, step: int = 0, what: str = "training") -> Display:
+    """Return the display for this rank, of `what`, of which `step` steps are done: ranks other than 0 show nothing."""
     if rank != 0:
         return _Silent()
     if not is_terminal():
@@ -66,7 +66,7 @@ def display(rank: int, total_steps: int, step: int = 0) -> Display:
 
     console = Console(force_terminal=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return _Bar(Progress(*columns, console=console), total_steps, step)
+    return _Bar(Progress(*columns, console=console), what, total_steps, step)
 
 
 def is_terminal() -> bool:

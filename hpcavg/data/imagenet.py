@@ -1,0 +1,275 @@
+"""ImageNet-1K on disk: from class folders of JPEG files to shards that ranks can map.
+
+Light to import: neither torch nor Pillow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from mpi4py import MPI
+
+from hpcavg.data import class_folders, shards
+from hpcavg.data.class_folders import BadImageError, File
+from hpcavg.data.gratings import synthesize as synthesize
+from hpcavg.errors import InputError, reason, require_integer
+from hpcavg.files import replace_file
+from hpcavg.progress import Display, display
+
+IMAGES_PER_SHARD, MAX_SHARDS = 2048, 512
+"""Large enough that a rank can keep all shards mapped, each for a file descriptor."""
+MIN_SIZE, MAX_SIZE = 16, 4096
+_SHUFFLE_SEED = 2012
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The files of a part in the order of its shards."""
+
+    name: str
+    files: list[File]
+    images_per_shard: int
+
+    @property
+    def num_shards(self) -> int:
+        return -(-len(self.files) // self.images_per_shard)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be done: the parts, and which of their shards are missing."""
+
+    parts: dict[str, _Part]
+    settings: dict[str, Any]
+    missing: list[tuple[str, int]]
+
+
+def prepare(source: Path, destination: Path, size: int, comm: MPI.Comm) -> None:
+    """Decode the JPEG files in `source` into shards in `destination`, the shorter side of every image made `size`.
+
+    Collective: the ranks of `comm` share the work, and the files are the same for any number of them. Shards
+    that are whole are kept, so an interrupted run goes on, and a finished folder is left as it is. Images that are
+    damaged are left out, and reported at the end. Raises `InputError` on every rank where the folders cannot be used.
+    """
+    plan = _on_rank_0(comm, lambda: _plan(source, destination, size))
+    if plan is None:
+        return
+    own = plan.missing[comm.Get_rank() :: comm.Get_size()]
+    error = None
+    num_images = sum(len(_files_of(plan, *shard)) for shard in own)
+    shown = display(comm.Get_rank(), num_images, what="images of rank 0" if comm.Get_size() > 1 else "images")
+    try:
+        for done, (part, number) in enumerate(own, 1):
+            _write_shard(plan, part, number, source, destination, size, shown)
+            each = " on every rank" if comm.Get_size() > 1 else ""
+            shown.line(f"{done} of {len(own)} shards written{each}")
+    except InputError as raised:
+        error = raised
+    except OSError as raised:
+        error = InputError("output", destination, f"a folder that can be written: {reason(raised)}")
+    finally:
+        shown.close()
+    for first in comm.allgather(error):
+        if first is not None:
+            raise first
+    _on_rank_0(comm, lambda: _finish(plan, destination))
+
+
+def _on_rank_0(comm: MPI.Comm, action: Callable[[], _T]) -> _T:
+    """Return on every rank what `action` returns on rank 0; an `InputError` there is raised everywhere."""
+    result, error = None, None
+    if comm.Get_rank() == 0:
+        try:
+            result = action()
+        except InputError as raised:
+            error = raised
+    result, error = comm.bcast((result, error), root=0)
+    if error is not None:
+        raise error
+    return result
+
+
+# -- the plan -----------------------------------------------------------------------------------------------------
+
+
+def _plan(source: Path, destination: Path, size: int) -> _Plan | None:
+    """Return what is to be done, None where nothing is; `destination` then exists and says for what it is."""
+    require_integer("size", size, MIN_SIZE, MAX_SIZE)
+    classes, files = class_folders.find(source)
+    parts = {part: _shuffled(part, files[part]) for part in shards.PARTS}
+    settings = {
+        "size": size,
+        "classes": classes,
+        "files": {name: len(part.files) for name, part in parts.items()},
+        "images_per_shard": {name: part.images_per_shard for name, part in parts.items()},
+        "order": {name: _digest(part.files) for name, part in parts.items()},
+    }
+    is_finished = _claim(destination, settings)
+    missing = [
+        (name, number)
+        for name, part in parts.items()
+        for number in range(part.num_shards)
+        if _read_account(destination, name, number) is None
+    ]
+    if is_finished and not missing and _is_whole(destination):
+        print(f"{destination} holds these images already", flush=True)
+        return None
+    plan = _Plan(parts, settings, missing)
+    needed, free = sum(len(_files_of(plan, *shard)) for shard in missing) * size**2 * 3, _free_bytes(destination)
+    if needed > free:
+        allowed = f"a folder with room for at least {needed / 1e9:.1f} GB more; {free / 1e9:.1f} GB are free"
+        raise InputError("output", destination, allowed)
+    return plan
+
+
+def _shuffled(name: str, files: list[File]) -> _Part:
+    """Return the part in a random order, always the same, so that every shard holds all classes."""
+    order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(files))
+    return _Part(name, [files[i] for i in order], max(IMAGES_PER_SHARD, -(-len(files) // MAX_SHARDS)))
+
+
+def _digest(files: list[File]) -> str:
+    return hashlib.sha256(b"\n".join(os.fsencode(file.path) for file in files)).hexdigest()
+
+
+def _claim(destination: Path, settings: dict[str, Any]) -> bool:
+    """Write into a new folder what it is for; return whether the folder is finished."""
+    meta = destination / shards.META
+    try:
+        destination.mkdir(parents=True, exist_ok=True)
+        if not meta.exists():
+            if any(not entry.name.endswith(".partial") for entry in destination.iterdir()):
+                raise InputError("output", destination, "a new or empty folder, or one of an earlier `data prepare`")
+            _write_json(meta, _meta(settings))
+            return False
+    except OSError as error:
+        raise InputError("output", destination, f"a folder that can be written: {reason(error)}") from error
+    found = shards.read_json(meta)
+    for name, value in settings.items():
+        other = found.get("settings", {}).get(name)
+        if other != value:
+            says = f"{name} {other}, not {value}" if name == "size" else f"other {name.replace('_', ' ')}"
+            raise InputError("output", destination, f"another folder: this one was begun with {says}")
+    return "parts" in found
+
+
+def _is_whole(destination: Path) -> bool:
+    try:
+        shards.check(destination)
+    except InputError:
+        return False
+    return True
+
+
+def _free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def _meta(settings: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"format": shards.FORMAT, "version": shards.VERSION, "settings": settings, **more}
+
+
+# -- shards -------------------------------------------------------------------------------------------------------
+
+
+def _files_of(plan: _Plan, part: str, number: int) -> list[File]:
+    each = plan.parts[part].images_per_shard
+    return plan.parts[part].files[number * each : (number + 1) * each]
+
+
+def _write_shard(
+    plan: _Plan, part: str, number: int, source: Path, destination: Path, size: int, shown: Display
+) -> None:
+    """Write one shard, and then, as what says that it is whole, the account of what is in it."""
+    rows: list[tuple[int, ...]] = []
+    skipped: list[dict[str, str]] = []
+
+    def chunks() -> Iterator[bytes]:
+        yield shards.MAGIC
+        offset = len(shards.MAGIC)
+        for file in _files_of(plan, part, number):
+            try:
+                height, width, pixels = class_folders.decode(source / file.path, size)
+            except BadImageError as error:
+                skipped.append({"path": file.path, "reason": str(error)})
+            else:
+                rows.append((number, offset, height, width, file.label))
+                offset += len(pixels)
+                yield pixels
+            shown.advance()
+
+    record = replace_file(destination / shards.shard_name(part, number), chunks())
+    shard = asdict(shards.Shard(record.name, record.num_bytes, record.sha256))
+    _write_json(_account_path(destination, part, number), {"shard": shard, "rows": rows, "skipped": skipped})
+
+
+def _account_path(destination: Path, part: str, number: int) -> Path:
+    return (destination / shards.shard_name(part, number)).with_suffix(".json")
+
+
+def _read_account(destination: Path, part: str, number: int) -> dict[str, Any] | None:
+    """Return what a finished shard's account says, None where there is none, or the shard is of another size."""
+    try:
+        account = json.loads(_account_path(destination, part, number).read_bytes())
+        num_bytes = (destination / account["shard"]["name"]).stat().st_size
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return account if num_bytes == account["shard"]["num_bytes"] else None
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    replace_file(path, [json.dumps(values, indent=1).encode()])
+
+
+# -- the end ------------------------------------------------------------------------------------------------------
+
+
+def _finish(plan: _Plan, destination: Path) -> None:
+    """Write the indices and then ``meta.json``, with which the folder is finished; say what was done."""
+    parts: dict[str, Any] = {}
+    try:
+        for name, part in plan.parts.items():
+            accounts = [_read_account(destination, name, number) for number in range(part.num_shards)]
+            whole = [account for account in accounts if account is not None]
+            if len(whole) != len(accounts):
+                raise InputError("output", destination, "a folder that nothing else writes to; a shard is gone")
+            parts[name] = _write_index(destination, name, whole)
+        _write_json(destination / shards.META, _meta(plan.settings, parts=parts))
+    except OSError as error:
+        raise InputError("output", destination, f"a folder that can be written: {reason(error)}") from error
+    shards.check(destination)
+    print(_summary(plan, parts, destination), flush=True)
+
+
+def _write_index(destination: Path, part: str, accounts: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = np.array([tuple(row) for account in accounts for row in account["rows"]], shards.ROW)
+    skipped = [skip for account in accounts for skip in account["skipped"]]
+    if not len(rows):
+        why = f"{skipped[0]['path']}: {skipped[0]['reason']}"
+        raise InputError("data_dir", part, f"a part with at least one whole image; all are damaged, such as {why}")
+    file = BytesIO()
+    np.save(file, rows)
+    replace_file(destination / shards.index_name(part), [file.getvalue()])
+    return {"images": len(rows), "shards": [account["shard"] for account in accounts], "skipped": skipped}
+
+
+def _summary(plan: _Plan, parts: dict[str, Any], destination: Path) -> str:
+    num_bytes = sum(shard["num_bytes"] for part in parts.values() for shard in part["shards"])
+    skipped = [skip for part in parts.values() for skip in part["skipped"]]
+    named = ", ".join(f"{skip['path']} ({skip['reason']})" for skip in skipped[:3])
+    more = f" and others, all in {shards.META}" if len(skipped) > 3 else ""
+    left_out = f"; left out {len(skipped)} damaged: {named}{more}" if skipped else ""
+    return (
+        f"{parts['train']['images']:,} training and {parts['val']['images']:,} validation images of"
+        f" {len(plan.settings['classes']):,} classes, {num_bytes / 1e9:.3g} GB, in {destination}{left_out}"
+    )

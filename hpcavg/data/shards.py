@@ -1,0 +1,178 @@
+"""Images in shards: files of decoded pixels that many ranks map into memory and read in parallel.
+
+A folder holds ``meta.json`` and for each part, ``train`` and ``val``, an index ``PART.npy``, a row of `ROW` per image,
+and shards ``PART-00000.bin``, ...: `MAGIC`, then image after image the rows of red, green and blue bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcavg.errors import InputError, reason
+from hpcavg.files import read_small
+
+META, FORMAT, VERSION = "meta.json", "hpcavg images", 1
+MAGIC = b"hpcavg images 1\n"
+PARTS = ("train", "val")
+ROW = np.dtype([("shard", "<i4"), ("offset", "<i8"), ("height", "<i4"), ("width", "<i4"), ("label", "<i8")])
+"""Of an image: its shard's number, the place of its first byte there, its size in pixels and its class's number."""
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard's name, its bytes, and their SHA-256 in hexadecimal."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What ``meta.json`` says of a finished folder: its classes, and the images and shards of every part."""
+
+    size: int
+    classes: list[str]
+    num_images: dict[str, int]
+    shards: dict[str, list[Shard]]
+
+
+def shard_name(part: str, number: int) -> str:
+    """Return the name of a shard."""
+    return f"{part}-{number:05d}.bin"
+
+
+def index_name(part: str) -> str:
+    """Return the name of the index of `part`."""
+    return f"{part}.npy"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what is in the ``meta.json`` at `path`; raises `InputError` where it is of another format or version."""
+    try:
+        values = json.loads(read_small(path))
+        found = (values["format"], values["version"]) if isinstance(values, dict) else type(values).__name__
+    except OSError as error:
+        raise _wrong(path, f"a file that can be read: {reason(error)}") from error
+    except (ValueError, KeyError) as error:
+        raise _wrong(path, f"a file of {FORMAT}, version {VERSION}; it is something else or damaged") from error
+    if found != (FORMAT, VERSION):
+        raise _wrong(path, f"a file of {FORMAT}, version {VERSION}; it says {found}")
+    return values
+
+
+def read_meta(folder: Path) -> Meta:
+    """Return what ``meta.json`` in the finished `folder` says; raises `InputError` where it is not finished."""
+    values = read_json(folder / META)
+    if "parts" not in values:
+        raise _wrong(folder / META, "that of a finished folder: start `python -m hpcavg data prepare imagenet` again")
+    try:
+        return Meta(
+            values["settings"]["size"],
+            values["settings"]["classes"],
+            {part: int(values["parts"][part]["images"]) for part in PARTS},
+            {part: [Shard(**shard) for shard in values["parts"][part]["shards"]] for part in PARTS},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _wrong(folder / META, "whole; what it should say of parts and shards is damaged") from error
+
+
+def check(folder: Path) -> None:
+    """Raise `InputError` that names the first file which is missing, of another size, or of another form."""
+    meta = read_meta(folder)
+    for part in PARTS:
+        for shard in meta.shards[part]:
+            _check_shard(folder / shard.name, shard.num_bytes)
+        _check_index(folder / index_name(part), meta, part)
+
+
+def read_index(path: Path) -> NDArray[np.void]:
+    """Return the index `path`, mapped into memory; raises `InputError` where it cannot be."""
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise _wrong(path, f"a file that can be read: {reason(error)}") from error
+    except (ValueError, EOFError) as error:
+        raise _wrong(path, "a whole NumPy file; it is truncated or something else") from error
+    if not isinstance(rows, np.ndarray) or rows.dtype != ROW or rows.ndim != 1:
+        raise _wrong(path, f"rows of {', '.join(ROW.names or ())}")
+    return rows
+
+
+class ShardedImages:
+    """The images of one part of a folder. Files are mapped when they are first used; small to pickle."""
+
+    def __init__(self, folder: Path, part: str) -> None:
+        self._folder, self._part = folder, part
+        self._rows = read_index(folder / index_name(part))
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: NDArray[np.int64]) -> list[Image]:
+        """Return images, shape (height, width, 3), as read-only views of the files."""
+        places = [(self._map(int(row["shard"])), row) for row in self._rows[index]]
+        for pages, row in places:  # all are on their way from the disk before the first is waited for
+            start = int(row["offset"]) // mmap.PAGESIZE * mmap.PAGESIZE
+            pages.madvise(mmap.MADV_WILLNEED, start, int(row["offset"]) - start + _num_bytes(row))
+        return [
+            np.frombuffer(pages, np.uint8, _num_bytes(row), int(row["offset"])).reshape(row["height"], row["width"], 3)
+            for pages, row in places
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self._folder, "part": self._part}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        ShardedImages.__init__(self, **state)
+
+    def _map(self, number: int) -> mmap.mmap:
+        if number not in self._maps:
+            with open(self._folder / shard_name(self._part, number), "rb") as file:
+                self._maps[number] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[number]
+
+
+def _num_bytes(row: np.void) -> int:
+    return int(row["height"]) * int(row["width"]) * 3
+
+
+def _check_shard(path: Path, num_bytes: int) -> None:
+    try:
+        found = path.stat().st_size
+        with path.open("rb") as file:
+            magic = file.read(len(MAGIC))
+    except OSError as error:
+        raise _wrong(path, f"a shard of {num_bytes} bytes: {reason(error)}") from error
+    if found != num_bytes:
+        raise _wrong(path, f"a shard of {num_bytes} bytes, not {found}")
+    if magic != MAGIC:
+        raise _wrong(path, f"a shard, which begins with {MAGIC!r}, not {magic!r}")
+
+
+def _check_index(path: Path, meta: Meta, part: str) -> None:
+    rows = read_index(path)
+    if len(rows) != meta.num_images[part]:
+        raise _wrong(path, f"the index of {meta.num_images[part]} images, not {len(rows)}")
+    ends = np.array([shard.num_bytes for shard in meta.shards[part]], np.int64)
+    in_range = (rows["shard"] >= 0) & (rows["shard"] < len(ends)) & (rows["height"] > 0) & (rows["width"] > 0)
+    if not in_range.all() or not (rows["offset"] >= len(MAGIC)).all():
+        raise _wrong(path, "an index of what is in the shards; it is damaged")
+    if (rows["offset"] + rows["height"].astype(np.int64) * rows["width"] * 3 > ends[rows["shard"]]).any():
+        raise _wrong(path, "an index of what is in the shards; it is damaged")
+    if not ((rows["label"] >= 0) & (rows["label"] < len(meta.classes))).all():
+        raise _wrong(path, f"an index with labels of {len(meta.classes)} classes; it is damaged")
+
+
+def _wrong(path: Path, allowed: str) -> InputError:
+    return InputError("data_dir", path, allowed)

@@ -1,0 +1,60 @@
+"""ImageNet-1K, from the folder that ``python -m hpcavg data prepare imagenet`` writes; docs/imagenet.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torch import Generator, Tensor
+
+from hpcavg import models
+from hpcavg.config import Config
+from hpcavg.data import photo_augmentation, shards
+from hpcavg.errors import InputError
+from hpcavg.tasks.task import Data, Samples, Task
+
+_PREPARE = "python -m hpcavg data prepare imagenet --data-dir"
+
+
+class Photos(shards.ShardedImages, Samples):
+    """The images of one part, which every rank maps from the shards."""
+
+
+def task(config: Config) -> Task:
+    """Return the ImageNet task of the classes and images in ``config.data_dir``, prepared, or the folder above it."""
+    folder = prepared_folder(config.data_dir)
+    num_classes = len(shards.read_meta(folder).classes)
+    crop, augment = config.crop_size, config.augment
+
+    def transform(photos: photo_augmentation.Photos, generator: Generator | None) -> Tensor:
+        if generator is None or not augment:
+            return photo_augmentation.centred(photos, crop)
+        return photo_augmentation.augmented(photos, crop, generator)
+
+    return Task(
+        "imagenet",
+        lambda: models.build(config.model, (3, crop, crop), num_classes),
+        lambda: load_data(folder),
+        transform=transform,
+    )
+
+
+def prepared_folder(data_dir: str | None) -> Path:
+    """Return the folder with the shards; raises `InputError` that says how to make it where there is none."""
+    if data_dir is None:
+        raise InputError("data_dir", "unset", f"the folder that `{_PREPARE} FOLDER` has prepared")
+    given = Path(data_dir)
+    for folder in (given, given / "prepared"):
+        if (folder / shards.META).is_file():
+            return folder
+    if any((given / part).is_dir() for part in shards.PARTS):
+        raise InputError("data_dir", data_dir, f"prepared first: run `{_PREPARE} {data_dir}`")
+    allowed = f"a folder with {shards.META}, or prepared/{shards.META}, that `{_PREPARE} FOLDER` has written"
+    raise InputError("data_dir", data_dir, allowed)
+
+
+def load_data(folder: Path) -> Data:
+    """Return images in their files and labels in memory, int64; raises `InputError` for a file that is damaged."""
+    shards.check(folder)
+    labels = {part: np.array(shards.read_index(folder / shards.index_name(part))["label"]) for part in shards.PARTS}
+    return Data(Photos(folder, "train"), labels["train"], Photos(folder, "val"), labels["val"])
