@@ -32,7 +32,7 @@ def _averaging(name: str) -> Any:
 
 CONFIG_FILE, CHECKPOINTS = "config.toml", "checkpoints"
 ENGINES = ("auto", "mpi", "shared", "twolevel", "staged", "cuda-aware", "cuda-ipc")
-BUILT_IN_TASKS = ("digits", "synthetic")
+BUILT_IN_TASKS = ("digits", "synthetic", "cifar10", "epsilon")
 UNSET = "unset"
 """The value that means None, for the command line to take back what a file sets."""
 _AVERAGING, _TASK, _OPTIMIZER, _RUN, _FAULTS = "averaging", "task", "optimizer", "run", "checkpoints and faults"
