@@ -213,6 +213,9 @@ class Config:
         shape = self.image_shape
         self._require("image_shape", len(shape) == 3 and min(shape) >= 1, "channels x height x width, as 3x32x32")
         self._require("output", self.output != "", "the name of a folder")
+        self._require("data_dir", self.data_dir != "", "the name of a folder")
+        if self.data_dir is not None:  # absolute, as the task below
+            object.__setattr__(self, "data_dir", str(Path(self.data_dir).absolute()))
         self._check_task()
         if self.epochs is not None and self.steps is not None:
             raise InputError("steps", self.steps, "unset where epochs is given")

@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 
 
 def crop_and_flip(images: Tensor, padding: int, generator: Generator) -> Tensor:
-    """Return every image moved by up to `padding` pixels each way, with zeros where it was not, and half of them flipped.
+    """Return every image moved by up to `padding` pixels each way, zeros coming in, and half of them flipped.
 
     This is a random crop, of the size of the image, from the image in a frame of zeros (He et al., 2016,
     arXiv:1512.03385, section 4.2). `images` may have any dtype and be on any device, `generator` is on the CPU: three

@@ -126,7 +126,9 @@ def synthesize(folder: Path, scale: float, seed: int, version: str = "binary") -
     num_images = max(2 * NUM_CLASSES, round(scale * IMAGES_PER_FILE))
     for name in (*TRAIN, TEST):
         labels = generator.permutation(np.arange(num_images) % NUM_CLASSES)
-        pixels = np.concatenate([_images(patterns[part], generator) for part in np.array_split(labels, num_images // 20)])
+        pixels = np.concatenate(
+            [_images(patterns[part], generator) for part in np.array_split(labels, num_images // 20)]
+        )
         content = _binary(pixels, labels) if version == "binary" else _pickled(pixels, labels, name)
         files.replace_file(target / file_name(name, version), content)
     return target

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import h5py
 import numpy as np
@@ -43,7 +43,7 @@ _MISSING = f"{' and '.join(TEXTS.values())}, each with or without .bz2, from {WH
 
 
 def prepare(source: Path, destination: Path) -> dict[str, int]:
-    """Make `destination`/epsilon.h5 of the texts in `source`; return how many samples it has for ``train`` and ``test``.
+    """Make `destination`/epsilon.h5 of the texts in `source`; return how many ``train`` and ``test`` samples it has.
 
     Nothing is done where it is there already, made of texts of these sizes. It has its name only once it is complete;
     what a killed conversion leaves is overwritten by the next. Raises `InputError` that names the file and the line for
@@ -197,11 +197,18 @@ def _sync_file(path: Path) -> None:
 # -- what was prepared --------------------------------------------------------------------------------------------
 
 
-def locate(folder: Path) -> dict[str, tuple[Path, int, int, NDArray[np.int64]]]:
-    """Return, of ``train`` and ``test``, the file, the inputs' place in it in bytes, how many they are, and the targets.
+class Part(NamedTuple):
+    """Samples in a file: their inputs, float32, of shape (n, 2000), in C order, begin at the byte `offset` of `path`."""
 
-    Inputs are float32, of shape (n, 2000), in C order. Raises `InputError` where there is no such file in `folder`, or
-    it is not what `prepare` writes.
+    path: Path
+    offset: int
+    targets: NDArray[np.int64]
+
+
+def locate(folder: Path) -> dict[str, Part]:
+    """Return the parts ``train`` and ``test`` of the prepared file in `folder`.
+
+    Raises `InputError` where there is none, or it is not what `prepare` writes.
     """
     path = folder / FILE
     if not path.exists():
@@ -213,23 +220,23 @@ def locate(folder: Path) -> dict[str, tuple[Path, int, int, NDArray[np.int64]]]:
         with h5py.File(path, "r", locking=False) as file:
             if file.attrs.get("format") != _FORMAT:
                 raise ValueError("it is another file")
-            return {part: (path, *_place(file[part], path.stat().st_size)) for part in TEXTS}
+            return {part: _place(path, file[part]) for part in TEXTS}
     except (OSError, KeyError, ValueError, AttributeError) as error:
         allowed = f"an HDF5 file as python -m hpcavg data prepare epsilon makes it ({reason(error)})"
         raise InputError("data_dir", str(path), allowed) from error
 
 
-def _place(group: Any, num_bytes: int) -> tuple[int, int, NDArray[np.int64]]:
+def _place(path: Path, group: Any) -> Part:
     inputs, targets = group["inputs"], group["targets"]
     offset = inputs.id.get_offset()
     if inputs.shape[1:] != (NUM_FEATURES,) or inputs.dtype != np.dtype("<f4") or targets.shape != inputs.shape[:1]:
         raise ValueError("its arrays have another shape or type")
-    if offset is None or not inputs.size or offset + inputs.size * 4 > num_bytes:
+    if offset is None or not inputs.size or offset + inputs.size * 4 > path.stat().st_size:
         raise ValueError("its inputs are not all there")
     labels = targets[:].astype(np.int64)
     if labels.min() < 0 or labels.max() > 1:
         raise ValueError("its targets are not 0 and 1")
-    return offset, len(labels), labels
+    return Part(path, offset, labels)
 
 
 # -- made up ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Lines of libsvm text: ``label index:value index:value ...``, indices from 1 and rising, absent values 0, # comments."""
+"""Lines of libsvm text: ``label index:value index:value ... # comment``; indices rise from 1, absent values are 0."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ PADDING = 4
 
 
 def task(config: Config) -> Task:
-    """Return the task: ``config.data_dir`` holds the files; with ``config.augment`` training images are moved and flipped."""
+    """Return the task: ``config.data_dir`` holds the files, ``config.augment`` allows crops and flips."""
     return Task(
         "cifar10",
         lambda: models.build(config.model, cifar10.SHAPE, cifar10.NUM_CLASSES),
@@ -39,7 +39,7 @@ def load_data(folder: str | None) -> Data:
 
 
 def transform(images: Tensor, generator: Generator | None, augment: bool = True) -> Tensor:
-    """Return images, uint8, as float32 with mean 0 and deviation 1 in every channel, training images augmented before."""
+    """Return images, uint8, as float32 with mean 0 and deviation 1 in every channel; training images augmented."""
     if augment and generator is not None:
         images = crop_and_flip(images, PADDING, generator)
     scale, shift = _normalisation(images.device)

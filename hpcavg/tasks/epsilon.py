@@ -32,7 +32,7 @@ def load_data(folder: str | None) -> Data:
         raise InputError("data_dir", "unset", allowed)
     found = epsilon.locate(Path(folder))
     inputs = {
-        part: MappedArray(path, offset, (count, epsilon.NUM_FEATURES), "<f4")
-        for part, (path, offset, count, _) in found.items()
+        name: MappedArray(part.path, part.offset, (len(part.targets), epsilon.NUM_FEATURES), "<f4")
+        for name, part in found.items()
     }
-    return Data(inputs["train"], found["train"][-1], inputs["test"], found["test"][-1])
+    return Data(inputs["train"], found["train"].targets, inputs["test"], found["test"].targets)
