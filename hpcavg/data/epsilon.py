@@ -198,7 +198,7 @@ def _sync_file(path: Path) -> None:
 
 
 class Part(NamedTuple):
-    """Samples in a file: their inputs, float32, of shape (n, 2000), in C order, begin at the byte `offset` of `path`."""
+    """Samples in a file: inputs, float32, of shape (n, 2000), in C order, begin at the byte `offset` of `path`."""
 
     path: Path
     offset: int
