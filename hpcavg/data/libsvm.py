@@ -17,13 +17,16 @@ def read_line(line: bytes, row: NDArray[np.float32], indices: list[bytes]) -> fl
     `indices` are the texts of 1, 2, ...: a line that has them all, as those of dense data do, is not searched for
     where its values belong. Raises `ValueError` that says what is wrong with the line.
     """
-    line = b" ".join(line.partition(b"#")[0].split())
+    line = line.partition(b"#")[0].strip()
     if not line:
         return None
     tokens = line.translate(_SEPARATED).split()
     num_values = len(tokens) // 2
     # One space and one colon for every value, in turn, and something between any two of them.
-    if line.translate(None, _OF_NUMBERS) != b" :" * num_values or len(tokens) != 2 * num_values + 1:
+    form = b" :" * num_values
+    if line.translate(None, _OF_NUMBERS) != form:
+        line = b" ".join(line.split())  # it may have other blanks
+    if line.translate(None, _OF_NUMBERS) != form or len(tokens) != 2 * num_values + 1:
         raise ValueError("it is not: label index:value index:value ...")
     label = _numbers(tokens[:1], float)[0]
     values = _numbers(tokens[2::2], float)
