@@ -12,12 +12,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from hpcavg import cli
 from hpcavg.config import Config
 from hpcavg.errors import InputError
 from hpcavg.launcher import check_ranks, launcher_rank, remember_early_signals
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 EXIT_INPUT_ERROR = 2
 
@@ -25,7 +28,7 @@ EXIT_INPUT_ERROR = 2
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit status."""
     command, rest = cli.split_command(sys.argv[1:] if arguments is None else arguments)
-    if command not in ("report", "job") and not cli.wants_help(rest):
+    if command not in ("report", "job", "data") and not cli.wants_help(rest):
         try:
             status = _with_mpi(command, rest)
         except SystemExit as error:  # a rank that left quietly would leave the others waiting
@@ -35,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _without_mpi(command: str, arguments: list[str]) -> int:
+    if command == "data" and not cli.wants_help(arguments):
+        return _data(arguments)
     if launcher_rank() != 0:  # under mpirun one text is enough
         return 0
     try:
@@ -45,6 +50,8 @@ def _without_mpi(command: str, arguments: list[str]) -> int:
             report.main(options.folders, options.output)
         elif command == "job":
             cli.write_job(arguments)
+        elif command == "data":
+            cli.data_parser().parse_args(arguments)
         elif (text := cli.listing(arguments)) is not None:
             print(text)
         else:
@@ -53,6 +60,31 @@ def _without_mpi(command: str, arguments: list[str]) -> int:
         _print_error(error)
         return EXIT_INPUT_ERROR
     return 0
+
+
+def _data(arguments: list[str]) -> int:
+    """Do what ``data`` asks for; return the exit status, the same on every rank."""
+    try:
+        options = cli.parse_data(arguments)
+        from hpcavg.data import command
+
+        command.run(options, _connect, launcher_rank())
+    except InputError as error:
+        if launcher_rank() == 0:
+            _print_error(error)
+        return EXIT_INPUT_ERROR
+    return 0
+
+
+def _connect() -> MPI.Intracomm:
+    """Start MPI and return the communicator of all ranks; from now on a rank that fails ends the job."""
+    from mpi4py import MPI
+
+    from hpcavg.topology import install_abort_hook
+
+    install_abort_hook()
+    check_ranks(MPI.COMM_WORLD.Get_size(), None)
+    return MPI.COMM_WORLD
 
 
 def _with_mpi(command: str, arguments: list[str]) -> int:

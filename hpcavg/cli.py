@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import hpcavg
 from hpcavg import algorithms, job, models, recipes
 from hpcavg.config import Config
-from hpcavg.errors import UsageError, printable
+from hpcavg.errors import InputError, UsageError, printable, require_integer, require_number
 from hpcavg.sources import from_sources
 
 COMMANDS = {
@@ -22,7 +22,9 @@ COMMANDS = {
     "info": "print where the ranks run and how means would be taken; takes the options of train",
     "report": "print the table of one or several runs and plot their curves",
     "job": "print a job script for Slurm or LSF",
+    "data": "make the files of a data set ready for training, or make up files of its format",
 }
+PREPARED, SYNTHETIC = ("epsilon", "imagenet"), ("cifar10", "epsilon", "imagenet")
 
 LISTINGS: dict[str, Callable[[], str]] = {"--config": recipes.describe, "--model": models.describe}
 """The options that with the value ``help`` print a list of what they take."""
@@ -69,7 +71,7 @@ def train_parser() -> argparse.ArgumentParser:
     commands = "\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items())
     parser = _Parser(
         prog="hpcavg",
-        usage="python -m hpcavg [train|info|report|job] [--config FILE.toml] [options]",
+        usage="python -m hpcavg [train|info|report|job|data] [--config FILE.toml] [options]",
         description=f"Train a neural network by model averaging over MPI.\n\ncommands:\n{commands}",
         epilog="Options come from the defaults, then the TOML file, then the command line. There, the word unset as a\n"
         "value takes back what the file says, for options without a default.\n\n"
@@ -174,6 +176,47 @@ def write_job(arguments: Sequence[str]) -> None:
     if known.kind != "benchmarks":  # whose options are the suite's
         parse_train(options)
     job.write(job.Job(**vars(known)), options, script)
+
+
+def data_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``data``."""
+    parser = _Parser(prog="hpcavg data", description=COMMANDS["data"], allow_abbrev=False)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="{prepare,synthesize}")
+    text = "convert files as they are published to files that are quick to train from; imagenet: on all ranks of mpirun"
+    prepare = actions.add_parser("prepare", help=text, description=text, allow_abbrev=False)
+    prepare.add_argument("dataset", choices=PREPARED)
+    prepare.add_argument("--data-dir", required=True, metavar="DIR", help="folder of the files as published")
+    prepare.add_argument("--output", metavar="DIR", help="where it goes [epsilon: DIR; imagenet: DIR/prepared]")
+    prepare.add_argument("--size", type=int, metavar="N", help="pixels of an image's shorter side, for imagenet [256]")
+    text = "write files of the same format with made-up content that can be learned"
+    synthesize = actions.add_parser("synthesize", help=text, description=text, allow_abbrev=False)
+    synthesize.add_argument("dataset", choices=SYNTHETIC)
+    synthesize.add_argument("--data-dir", required=True, metavar="DIR", help="folder to write to, without such files")
+    scale = "samples as a part of the original's; at least a few of every class are written [0.01]"
+    synthesize.add_argument("--scale", type=float, default=0.01, metavar="X", help=scale)
+    synthesize.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the content [0]")
+    formats = ("binary", "python")
+    synthesize.add_argument("--format", choices=formats, help="version of cifar10's files [binary]")
+    synthesize.add_argument("--compress", action="store_true", help="write epsilon's text as .bz2")
+    return parser
+
+
+def parse_data(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return what the arguments of ``data`` say, checked. Raises `InputError`."""
+    options = data_parser().parse_args(arguments)
+    if options.data_dir == "":
+        raise InputError("data_dir", "", "the name of a folder")
+    foreign = {"size": "imagenet", "format": "cifar10", "compress": "epsilon"}
+    for name, dataset in foreign.items():
+        if getattr(options, name, None) and options.dataset != dataset:
+            raise InputError(name, getattr(options, name), f"unset for {options.dataset}; it is for {dataset}")
+    if options.action == "prepare":
+        options.size = 256 if options.size is None else options.size
+        require_integer("size", options.size, 1, 4096)
+    else:
+        require_number("scale", options.scale, lambda scale: 0 < scale <= 1, "a number above 0 and at most 1")
+        require_integer("seed", options.seed, 0, 2**63 - 1)
+    return options
 
 
 def _metavar(hint: Any) -> str:

@@ -32,7 +32,7 @@ def _averaging(name: str) -> Any:
 
 CONFIG_FILE, CHECKPOINTS = "config.toml", "checkpoints"
 ENGINES = ("auto", "mpi", "shared", "twolevel", "staged", "cuda-aware", "cuda-ipc")
-BUILT_IN_TASKS = ("digits", "imagenet", "synthetic")
+BUILT_IN_TASKS = ("digits", "synthetic", "cifar10", "epsilon", "imagenet")
 UNSET = "unset"
 """The value that means None, for the command line to take back what a file sets."""
 _AVERAGING, _TASK, _OPTIMIZER, _RUN, _FAULTS = "averaging", "task", "optimizer", "run", "checkpoints and faults"
@@ -223,6 +223,9 @@ class Config:
         shape = self.image_shape
         self._require("image_shape", len(shape) == 3 and min(shape) >= 1, "channels x height x width, as 3x32x32")
         self._require("output", self.output != "", "the name of a folder")
+        self._require("data_dir", self.data_dir != "", "the name of a folder")
+        if self.data_dir is not None:  # absolute, as the task below
+            object.__setattr__(self, "data_dir", str(Path(self.data_dir).absolute()))
         self._check_task()
         if self.epochs is not None and self.steps is not None:
             raise InputError("steps", self.steps, "unset where epochs is given")

@@ -1,0 +1,154 @@
+"""CIFAR-10 (Krizhevsky, 2009): 32 x 32 colour images of ten classes, in its binary or its python version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcavg import files
+from hpcavg.data import array_pickle
+from hpcavg.errors import InputError, reason
+
+NUM_CLASSES = 10
+SHAPE = (3, 32, 32)
+FOLDERS = {"binary": "cifar-10-batches-bin", "python": "cifar-10-batches-py"}
+TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
+TEST = "test_batch"
+IMAGES_PER_FILE = 10_000
+WHERE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+
+_PIXELS = 3072
+_RECORD = 1 + _PIXELS
+_MAX_BYTES = 2**28  # of a file; the originals have 31 MB
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+
+def load(folder: Path) -> tuple[Images, Labels, Images, Labels]:
+    """Return training images of shape (n, 3, 32, 32), their labels 0..9, and the same for testing.
+
+    `folder` holds the six files of either version, or the folder that the archive unpacks to. They may have any number
+    of images. Raises `InputError` that names the file and says what was expected.
+    """
+    found, version = _find(folder)
+    read = _read_binary if version == "binary" else _read_python
+    parts = [read(found / file_name(name, version)) for name in (*TRAIN, TEST)]
+    train_images, train_labels = (np.concatenate(arrays) for arrays in zip(*parts[:-1], strict=True))
+    return train_images, train_labels, *parts[-1]
+
+
+def file_name(batch: str, version: str) -> str:
+    """Return what the file of a batch is called in the ``binary`` or the ``python`` version."""
+    return f"{batch}.bin" if version == "binary" else batch
+
+
+def _find(folder: Path) -> tuple[Path, str]:
+    """Return the folder that holds files of the data set, and in which version."""
+    for version, name in FOLDERS.items():
+        for candidate in (folder, folder / name):
+            if any((candidate / file_name(batch, version)).exists() for batch in (*TRAIN, TEST)):
+                return candidate, version
+    layout = f"{FOLDERS['binary']}/{TRAIN[0]}.bin to {TRAIN[-1]}.bin and {TEST}.bin, or {FOLDERS['python']}/{TRAIN[0]}"
+    allowed = f"a folder with the files of CIFAR-10, {layout} to {TRAIN[-1]} and {TEST}, from {WHERE}"
+    raise InputError("data_dir", str(folder), f"{allowed}; python -m hpcavg data synthesize cifar10 writes such files")
+
+
+def _read_binary(path: Path) -> tuple[Images, Labels]:
+    data = _bytes_of(path)
+    if not data or len(data) % _RECORD:
+        raise _wrong(path, f"it has {len(data)} bytes")
+    records = np.frombuffer(data, np.uint8).reshape(-1, _RECORD)
+    return _checked(path, records[:, 1:], records[:, 0])
+
+
+def _read_python(path: Path) -> tuple[Images, Labels]:
+    data = _bytes_of(path)
+    try:
+        batch = array_pickle.read(data)
+    except (ValueError, RecursionError, OverflowError, MemoryError) as error:
+        raise _wrong(path, f"it cannot be read safely: {reason(error)}") from error
+    if not isinstance(batch, dict) or not {"data", "labels"} <= set(batch):
+        raise _wrong(path, "it has no data or no labels")
+    pixels, labels = batch["data"], batch["labels"]
+    is_images = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
+    if not is_images or pixels.ndim != 2 or pixels.shape[1] != _PIXELS or not len(pixels):
+        form = f"of {pixels.dtype} and shape {pixels.shape}" if isinstance(pixels, np.ndarray) else "no array"
+        raise _wrong(path, f"its data are {form}")
+    if not isinstance(labels, (list, np.ndarray)) or len(labels) != len(pixels):
+        raise _wrong(path, "its labels are not one for each image")
+    if isinstance(labels, list) and not all(type(label) is int for label in labels):
+        raise _wrong(path, "its labels are no integers")
+    return _checked(path, pixels, np.asarray(labels))
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        with files.open_file(path) as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise _wrong(path, f"it cannot be read ({reason(error)})") from error
+    if len(data) > _MAX_BYTES:
+        raise _wrong(path, f"it has more than {_MAX_BYTES} bytes")
+    return data
+
+
+def _checked(path: Path, pixels: NDArray[np.uint8], labels: NDArray[np.generic]) -> tuple[Images, Labels]:
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= NUM_CLASSES:
+        raise _wrong(path, "some of its labels are not 0 to 9")
+    return pixels.reshape(-1, *SHAPE), labels.astype(np.int64)
+
+
+def _wrong(path: Path, but: str) -> InputError:
+    if path.suffix == ".bin":
+        form = f"records of {_RECORD} bytes, a label of 0 to 9 and 3 x 32 x 32 pixels, 10,000 of them in the original"
+    else:
+        form = "a pickled dict of data, a uint8 array of shape (n, 3072), and labels, n integers of 0 to 9; n is 10,000"
+    return InputError("data_dir", str(path), f"a file of CIFAR-10, {form}; {but}; the original is at {WHERE}")
+
+
+def synthesize(folder: Path, scale: float, seed: int, version: str = "binary") -> Path:
+    """Write the six files with images that can be learned, `scale` times as many as the original's; return where.
+
+    An image is the smooth pattern of its class, moved by a few pixels, and noise. At least 20 images go to a file.
+    Raises `InputError` where the data set is there already, `OSError` where it cannot be written.
+    """
+    target = folder / FOLDERS[version]
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError("data_dir", str(folder), f"a folder without {target.name}, which is never overwritten")
+    target.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    coarse = generator.uniform(-1, 1, (NUM_CLASSES, 3, 8, 8))
+    patterns = coarse.repeat(4, axis=2).repeat(4, axis=3)
+    num_images = max(2 * NUM_CLASSES, round(scale * IMAGES_PER_FILE))
+    for name in (*TRAIN, TEST):
+        labels = generator.permutation(np.arange(num_images) % NUM_CLASSES)
+        pixels = np.concatenate(
+            [_images(patterns[part], generator) for part in np.array_split(labels, num_images // 20)]
+        )
+        content = _binary(pixels, labels) if version == "binary" else _pickled(pixels, labels, name)
+        files.replace_file(target / file_name(name, version), content)
+    return target
+
+
+def _images(patterns: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.uint8]:
+    """Return noisy images, shape (n, 3072), of these patterns of shape (n, 3, 32, 32)."""
+    moved = [np.roll(pattern, generator.integers(-2, 3, 2), axis=(1, 2)) for pattern in patterns]
+    noise = generator.standard_normal(patterns.shape)
+    return (128 + 40 * np.stack(moved) + 40 * noise).clip(0, 255).astype(np.uint8).reshape(-1, _PIXELS)
+
+
+def _binary(pixels: NDArray[np.uint8], labels: Labels) -> Iterator[bytes]:
+    yield np.column_stack([labels.astype(np.uint8), pixels]).tobytes()
+
+
+def _pickled(pixels: NDArray[np.uint8], labels: Labels, name: str) -> Iterator[bytes]:
+    """Yield the pickle of a batch with what Python 2 wrote of it: keys and texts are bytes."""
+    import pickle  # to write with; reading is another matter
+
+    names = [b"synthetic_%06d.png" % number for number in range(len(labels))]
+    values = {b"batch_label": name.encode(), b"labels": labels.tolist(), b"data": pixels, b"filenames": names}
+    yield pickle.dumps(values, protocol=2)

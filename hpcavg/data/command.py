@@ -1,0 +1,61 @@
+"""What ``python -m hpcavg data`` does: files of data sets made ready for training, or made up."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hpcavg.errors import InputError, reason
+
+
+def run(options: argparse.Namespace, connect: Callable[[], Any], rank: int) -> None:
+    """Do what `options`, those of ``cli.parse_data``, say; all but preparing imagenet is the work of rank 0.
+
+    `connect` returns the communicator of all ranks; MPI is started by nothing else. Raises `InputError`, on all ranks
+    where they work together.
+    """
+    folder = Path(options.data_dir)
+    output = folder if getattr(options, "output", None) is None else Path(options.output)
+    try:
+        if options.action == "prepare" and options.dataset == "imagenet":
+            destination = folder / "prepared" if options.output is None else output
+            _module("imagenet").prepare(folder, destination, options.size, connect())
+        elif rank == 0 and options.action == "prepare":
+            _prepare_epsilon(folder, output)
+        elif rank == 0:
+            _synthesize(options, folder)
+    except OSError as error:
+        name = "data_dir" if output == folder else "output"
+        raise InputError(name, str(output), f"a folder that can be written ({reason(error)})") from error
+
+
+def _prepare_epsilon(folder: Path, output: Path) -> None:
+    epsilon = _module("epsilon")
+    counts = epsilon.prepare(folder, output)
+    print(f"{output / epsilon.FILE}: {_told(counts)}")
+    if counts != epsilon.NUM_SAMPLES:
+        print(f"the original has {_told(epsilon.NUM_SAMPLES)}")
+
+
+def _told(counts: dict[str, int]) -> str:
+    return f"{counts['train']:,} training and {counts['test']:,} test samples"
+
+
+def _synthesize(options: argparse.Namespace, folder: Path) -> None:
+    more: tuple[Any, ...] = ()
+    if options.dataset == "cifar10":
+        more = (options.format or "binary",)
+    elif options.dataset == "epsilon":
+        more = (options.compress,)
+    _module(options.dataset).synthesize(folder, options.scale, options.seed, *more)
+    print(f"{folder}: {options.dataset}, {options.scale:g} of the original's size, made up with seed {options.seed}")
+    if options.dataset != "cifar10":
+        print(f"next: python -m hpcavg data prepare {options.dataset} --data-dir {folder}")
+
+
+def _module(dataset: str) -> Any:
+    """Return the module of a data set; what it imports, the others do without."""
+    return importlib.import_module(f"hpcavg.data.{dataset}")

@@ -1,0 +1,281 @@
+"""epsilon (Pascal large-scale learning challenge, 2008): 2000 features, two classes, as libsvm text made into HDF5.
+
+The text of 400,000 training and 100,000 test samples takes minutes to read, so `prepare` reads it once, in bounded
+memory, and writes ``epsilon.h5``: contiguous, uncompressed arrays that every rank of a node maps (`data.mapped`).
+"""
+
+from __future__ import annotations
+
+import bz2
+import fcntl
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, BinaryIO, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcavg import files
+from hpcavg.data import libsvm
+from hpcavg.data.meter import Meter
+from hpcavg.errors import InputError, reason
+
+NUM_FEATURES = 2000
+FILE = "epsilon.h5"
+TEXTS = {"train": "epsilon_normalized", "test": "epsilon_normalized.t"}
+NUM_SAMPLES = {"train": 400_000, "test": 100_000}
+"""Of the original."""
+WHERE = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary.html"
+
+_FORMAT = "hpcavg epsilon 1"
+_ROWS = 1024  # read, and written, at a time: 8 MB
+_MAX_LINE = 2**20  # bytes; the original's lines have 31 KB
+_INDICES = [b"%d" % index for index in range(1, NUM_FEATURES + 1)]
+_MISSING = f"{' and '.join(TEXTS.values())}, each with or without .bz2, from {WHERE}"
+
+
+# -- text to HDF5 -------------------------------------------------------------------------------------------------
+
+
+def prepare(source: Path, destination: Path) -> dict[str, int]:
+    """Make `destination`/epsilon.h5 of the texts in `source`; return how many ``train`` and ``test`` samples it has.
+
+    Nothing is done where it is there already, made of texts of these sizes. It has its name only once it is complete;
+    what a killed conversion leaves is overwritten by the next. Raises `InputError` that names the file and the line for
+    text that is not as it should be, and where another process is at the same work; `OSError` where there is no room.
+    """
+    texts = {part: _text(source, name) for part, name in TEXTS.items()}
+    sizes = {part: path.stat().st_size for part, path in texts.items()}
+    target = destination / FILE
+    found = _counts(target, sizes)
+    if found is not None:
+        return found
+    destination.mkdir(parents=True, exist_ok=True)
+    with _locked(target.with_name(f"{FILE}.partial")) as partial:
+        with h5py.File(partial, "w", locking=False) as file:  # the lock is ours
+            file.attrs["format"] = _FORMAT
+            for part, path in texts.items():
+                group = file.create_group(part)
+                group.attrs["source"], group.attrs["source_bytes"] = path.name, sizes[part]
+                _convert(path, sizes[part], destination, group)
+            counts = {part: len(file[part]["targets"]) for part in TEXTS}
+        _sync_file(partial)
+        os.replace(partial, target)
+        files.sync_folder(destination)
+    return counts
+
+
+def _text(folder: Path, name: str) -> Path:
+    """Return the text of that name in `folder`, plain or compressed."""
+    for path in (folder / name, folder / f"{name}.bz2"):
+        if path.exists():
+            if not path.is_file():
+                raise InputError("data_dir", str(path), "a file of libsvm text")
+            return path
+    raise InputError("data_dir", str(folder), f"a folder with {_MISSING}; it has no {name}")
+
+
+def _counts(path: Path, sizes: dict[str, int]) -> dict[str, int] | None:
+    """Return the numbers of samples in the file at `path`; None unless it was made of texts of these sizes."""
+    with suppress(OSError, KeyError), h5py.File(path, "r", locking=False) as file:
+        if file.attrs["format"] == _FORMAT and all(file[part].attrs["source_bytes"] == sizes[part] for part in TEXTS):
+            return {part: len(file[part]["targets"]) for part in TEXTS}
+    return None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[Path]:
+    """Yield `path`, a file that no other process is given meanwhile; it is removed where the work on it fails."""
+    while True:
+        with open(path, "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                allowed = "a folder in which no other process prepares epsilon at this moment"
+                raise InputError("data_dir", str(path.parent), allowed) from error
+            except OSError:  # a file system without locks
+                path.unlink(missing_ok=True)
+                path = path.with_name(f"{path.name}-{platform.node()}-{os.getpid()}")
+            else:
+                if not _is_still(path, os.fstat(file.fileno())):
+                    continue  # the process that had it has just finished: what is open here is the data set
+            try:
+                yield path
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+            return
+
+
+def _is_still(path: Path, opened: os.stat_result) -> bool:
+    """Return whether the file that was `opened` has the name `path`."""
+    try:
+        return os.path.samestat(path.stat(), opened)
+    except FileNotFoundError:
+        return False
+
+
+def _convert(path: Path, num_bytes: int, folder: Path, group: h5py.Group) -> None:
+    """Write the samples of the text at `path` to the arrays ``inputs`` and ``targets`` of `group`.
+
+    How many they are is known at the end only, and contiguous arrays cannot grow: until then they are in a file without
+    a name, which is gone with this process.
+    """
+    targets: list[NDArray[np.int64]] = []
+    with tempfile.TemporaryFile(dir=folder) as spool:
+        with _opened(path) as (text, raw), Meter(path.name, num_bytes) as meter:
+            for inputs, labels in _read(path, text):
+                spool.write(inputs.data)
+                targets.append(labels)
+                meter.show(raw.tell())
+            meter.show(num_bytes)
+        if not targets:
+            raise InputError("data_dir", str(path), "libsvm text with at least one sample")
+        all_targets = np.concatenate(targets)
+        group.create_dataset("targets", data=all_targets)
+        inputs_set = group.create_dataset("inputs", (len(all_targets), NUM_FEATURES), np.float32)
+        spool.seek(0)
+        for start in range(0, len(all_targets), _ROWS):
+            rows = np.frombuffer(spool.read(_ROWS * NUM_FEATURES * 4), np.float32).reshape(-1, NUM_FEATURES)
+            inputs_set[start : start + len(rows)] = rows
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], BinaryIO]]:
+    """Open the text at `path`, and the file that it is read from."""
+    with files.open_file(path) as raw:
+        if path.suffix == ".bz2":
+            with bz2.open(raw) as text:
+                yield text, raw
+        else:
+            yield raw, raw
+
+
+def _read(path: Path, text: IO[bytes]) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """Yield inputs and targets, 0 and 1, of `_ROWS` samples at a time. The inputs' memory is used again."""
+    rows = np.empty((_ROWS, NUM_FEATURES), np.float32)
+    targets = np.empty(_ROWS, np.int64)
+    filled = number = 0
+    try:
+        while line := text.readline(_MAX_LINE):
+            number += 1
+            if not line.endswith(b"\n"):
+                raise ValueError(f"it is longer than {_MAX_LINE} bytes" if len(line) == _MAX_LINE else "it has no end")
+            label = libsvm.read_line(line, rows[filled], _INDICES)
+            if label is None:
+                continue
+            if abs(label) != 1:
+                raise ValueError(f"its label is {label:g}, neither -1 nor +1")
+            targets[filled] = label > 0
+            filled += 1
+            if filled == _ROWS:
+                yield rows, targets.copy()
+                filled = 0
+    except ValueError as error:
+        allowed = f"libsvm text of labels -1 and +1 and {NUM_FEATURES} features; line {number}: {error}"
+        raise InputError("data_dir", str(path), allowed) from error
+    except (EOFError, OSError) as error:
+        allowed = f"libsvm text that can be read to its end ({reason(error)} after line {number})"
+        raise InputError("data_dir", str(path), allowed) from error
+    if filled:
+        yield rows[:filled], targets[:filled]
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# -- what was prepared --------------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """Samples in a file: inputs, float32, of shape (n, 2000), in C order, begin at the byte `offset` of `path`."""
+
+    path: Path
+    offset: int
+    targets: NDArray[np.int64]
+
+
+def locate(folder: Path) -> dict[str, Part]:
+    """Return the parts ``train`` and ``test`` of the prepared file in `folder`.
+
+    Raises `InputError` where there is none, or it is not what `prepare` writes.
+    """
+    path = folder / FILE
+    if not path.exists():
+        command = f"python -m hpcavg data prepare epsilon --data-dir {folder}"
+        if any((folder / f"{TEXTS['train']}{end}").exists() for end in ("", ".bz2")):
+            raise InputError("data_dir", str(folder), f"a folder with {FILE}, which {command} makes of the text there")
+        raise InputError("data_dir", str(folder), f"a folder with {FILE}, which {command} makes of {_MISSING}")
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            if file.attrs.get("format") != _FORMAT:
+                raise ValueError("it is another file")
+            return {part: _place(path, file[part]) for part in TEXTS}
+    except (OSError, KeyError, ValueError, AttributeError) as error:
+        allowed = f"an HDF5 file as python -m hpcavg data prepare epsilon makes it ({reason(error)})"
+        raise InputError("data_dir", str(path), allowed) from error
+
+
+def _place(path: Path, group: Any) -> Part:
+    inputs, targets = group["inputs"], group["targets"]
+    offset = inputs.id.get_offset()
+    if inputs.shape[1:] != (NUM_FEATURES,) or inputs.dtype != np.dtype("<f4") or targets.shape != inputs.shape[:1]:
+        raise ValueError("its arrays have another shape or type")
+    if offset is None or not inputs.size or offset + inputs.size * 4 > path.stat().st_size:
+        raise ValueError("its inputs are not all there")
+    labels = targets[:].astype(np.int64)
+    if labels.min() < 0 or labels.max() > 1:
+        raise ValueError("its targets are not 0 and 1")
+    return Part(path, offset, labels)
+
+
+# -- made up ------------------------------------------------------------------------------------------------------
+
+
+def synthesize(folder: Path, scale: float, seed: int, compress: bool = False) -> list[Path]:
+    """Write both texts, `scale` times as long as the original's and at least 100 lines; return where.
+
+    Rows have unit length, as the original's, and a random plane separates their classes but for noise. Raises
+    `InputError` where one of the files is there already, `OSError` where it cannot be written.
+    """
+    names = [name + end for name in TEXTS.values() for end in ("", ".bz2")]
+    for name in (*names, FILE):
+        if (folder / name).exists():
+            raise InputError("data_dir", str(folder), f"a folder without {name}, which is never overwritten")
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    normal = generator.standard_normal(NUM_FEATURES)
+    normal /= np.linalg.norm(normal)
+    paths = []
+    for part, name in TEXTS.items():
+        lines = _lines(max(100, round(scale * NUM_SAMPLES[part])), normal, generator)
+        path = folder / f"{name}{'.bz2' if compress else ''}"
+        files.replace_file(path, _compressed(lines) if compress else lines)
+        paths.append(path)
+    return paths
+
+
+def _lines(num_samples: int, normal: NDArray[np.float64], generator: np.random.Generator) -> Iterator[bytes]:
+    template = " ".join(f"{index}:%.7g" for index in range(1, NUM_FEATURES + 1)) + "\n"
+    for _ in range(num_samples):
+        label = 1 if generator.random() < 0.5 else -1
+        row = generator.standard_normal(NUM_FEATURES) + 3 * label * normal
+        row /= np.linalg.norm(row)
+        yield f"{label:d} {template % tuple(row.tolist())}".encode()
+
+
+def _compressed(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    compressor = bz2.BZ2Compressor()
+    for chunk in chunks:
+        yield compressor.compress(chunk)
+    yield compressor.flush()

@@ -1,0 +1,60 @@
+"""Lines of libsvm text: ``label index:value index:value ... # comment``; indices rise from 1, absent values are 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SEPARATED = bytes.maketrans(b":", b" ")
+_OF_NUMBERS = b"0123456789+-.eE"
+
+
+def read_line(line: bytes, row: NDArray[np.float32], indices: list[bytes]) -> float | None:
+    """Write the values of `line` to `row`, shape (features,), and return the label; None where the line is empty.
+
+    `indices` are the texts of 1, 2, ...: a line that has them all, as those of dense data do, is not searched for
+    where its values belong. Raises `ValueError` that says what is wrong with the line.
+    """
+    line = line.partition(b"#")[0].strip()
+    if not line:
+        return None
+    tokens = line.translate(_SEPARATED).split()
+    num_values = len(tokens) // 2
+    # One space and one colon for every value, in turn, and something between any two of them.
+    form = b" :" * num_values
+    if line.translate(None, _OF_NUMBERS) != form:
+        line = b" ".join(line.split())  # it may have other blanks
+    if line.translate(None, _OF_NUMBERS) != form or len(tokens) != 2 * num_values + 1:
+        raise ValueError("it is not: label index:value index:value ...")
+    label = _numbers(tokens[:1], float)[0]
+    values = _numbers(tokens[2::2], float)
+    with np.errstate(over="ignore"):
+        if tokens[1::2] == indices:
+            row[:] = values
+        else:
+            where = _numbers(tokens[1::2], int)
+            _check_indices(where, len(row))
+            row[:] = 0
+            row[np.array(where, np.int64) - 1] = values
+    if not np.isfinite(row).all():
+        raise ValueError("it has a value beyond those of float32")
+    return label
+
+
+def _numbers(tokens: list[bytes], kind: Any) -> list[Any]:
+    try:
+        return list(map(kind, tokens))
+    except ValueError as error:
+        raise ValueError(f"it has what is no number: {str(error).rpartition(': ')[2]}") from error
+
+
+def _check_indices(indices: list[int], num_features: int) -> None:
+    last = 0
+    for index in indices:
+        if index > num_features:
+            raise ValueError(f"it has feature {index} of {num_features}")
+        if index <= last:
+            raise ValueError(f"its indices do not rise from 1: {index} comes after {last}")
+        last = index

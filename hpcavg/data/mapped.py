@@ -1,0 +1,45 @@
+"""Arrays that stay in files: every rank maps them, and the pages that are read lie once in a node's memory."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcavg.errors import InputError, reason
+from hpcavg.tasks.task import Samples
+
+
+class MappedArray(Samples):
+    """An array that begins at the byte `offset` of the file `path`, in C order; mapped when it is first read.
+
+    Only its place is pickled. Raises `InputError`, when it is first read, where the file ends before the array does.
+    """
+
+    def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> None:
+        self.path, self.offset, self.shape, self.dtype = path, offset, shape, np.dtype(dtype)
+        self._array: NDArray[Any] | None = None
+
+    def __reduce__(self) -> tuple[type[MappedArray], tuple[Path, int, tuple[int, ...], str]]:
+        return MappedArray, (self.path, self.offset, self.shape, self.dtype.str)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        """Return a copy of the samples with these numbers, as an array in memory."""
+        if self._array is None:
+            self._array = self._map()
+        return np.array(self._array[index])
+
+    def _map(self) -> NDArray[Any]:
+        end = self.offset + math.prod(self.shape) * self.dtype.itemsize
+        try:
+            if self.path.stat().st_size < end:
+                raise InputError("data_dir", str(self.path), f"a file of at least {end} bytes; it is cut off")
+            return np.memmap(self.path, self.dtype, "r", self.offset, self.shape).view(np.ndarray)
+        except OSError as error:
+            raise InputError("data_dir", str(self.path), f"a file that can be read ({reason(error)})") from error
