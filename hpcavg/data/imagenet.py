@@ -60,7 +60,7 @@ def prepare(source: Path, destination: Path, size: int, comm: MPI.Comm) -> None:
     """
     rank, num_ranks = comm.Get_rank(), comm.Get_size()
     plan = _together(comm, lambda: _plan(source, destination, size) if rank == 0 else None)
-    # A rank gets the names of its own files: those of all of ImageNet take 200 MB.
+    # A rank gets the names of its own files: those of all of ImageNet take hundreds of megabytes.
     own = comm.scatter(None if plan is None else [plan.missing[i::num_ranks] for i in range(num_ranks)], root=0)
     _together(comm, lambda: _write_shards(own, source, destination, size, comm))
     _together(comm, lambda: None if plan is None else _finish(plan, destination))
