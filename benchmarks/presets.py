@@ -72,6 +72,7 @@ HANDED_ON = {"wire_gbit": ("mean",), "interface": ("mean", "training")}
 
 LEFT_OUT = {
     "soak": "kills ranks and checks the survivors: it measures recoveries, not speed",
+    "imagenet_pipeline": "measures how one core makes batches, which has nothing to do with ranks",
     "cluster": "emulates the nodes that a benchmark runs on",
     "suite": "is what runs the others",
     "compare": "compares what they have left",

@@ -33,25 +33,22 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class _Part:
-    """The files of a part in the order of its shards."""
+class _Shard:
+    """A shard to write: of which part, its number there, and its files in order."""
 
-    name: str
+    part: str
+    number: int
     files: list[File]
-    images_per_shard: int
-
-    @property
-    def num_shards(self) -> int:
-        return -(-len(self.files) // self.images_per_shard)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be done: the parts, and which of their shards are missing."""
+    """What rank 0 knows: the settings, the number of shards of every part, and those that are missing."""
 
-    parts: dict[str, _Part]
     settings: dict[str, Any]
-    missing: list[tuple[str, int]]
+    num_shards: dict[str, int]
+    missing: list[_Shard]
+    is_done: bool
 
 
 def prepare(source: Path, destination: Path, size: int, comm: MPI.Comm) -> None:
@@ -61,81 +58,61 @@ def prepare(source: Path, destination: Path, size: int, comm: MPI.Comm) -> None:
     that are whole are kept, so an interrupted run goes on, and a finished folder is left as it is. Images that are
     damaged are left out, and reported at the end. Raises `InputError` on every rank where the folders cannot be used.
     """
-    plan = _on_rank_0(comm, lambda: _plan(source, destination, size))
-    if plan is None:
-        return
-    own = plan.missing[comm.Get_rank() :: comm.Get_size()]
-    error = None
-    num_images = sum(len(_files_of(plan, *shard)) for shard in own)
-    shown = display(comm.Get_rank(), num_images, what="images of rank 0" if comm.Get_size() > 1 else "images")
+    rank, num_ranks = comm.Get_rank(), comm.Get_size()
+    plan = _together(comm, lambda: _plan(source, destination, size) if rank == 0 else None)
+    # A rank gets the names of its own files: those of all of ImageNet take hundreds of megabytes.
+    own = comm.scatter(None if plan is None else [plan.missing[i::num_ranks] for i in range(num_ranks)], root=0)
+    _together(comm, lambda: _write_shards(own, source, destination, size, comm))
+    _together(comm, lambda: None if plan is None else _finish(plan, destination))
+
+
+def _together(comm: MPI.Comm, action: Callable[[], _T]) -> _T:
+    """Return what `action` returns on this rank; an `InputError` on any rank is raised on all."""
+    result, error = None, None
     try:
-        for done, (part, number) in enumerate(own, 1):
-            _write_shard(plan, part, number, source, destination, size, shown)
-            each = " on every rank" if comm.Get_size() > 1 else ""
-            shown.line(f"{done} of {len(own)} shards written{each}")
+        result = action()
     except InputError as raised:
         error = raised
-    except OSError as raised:
-        error = InputError("output", destination, f"a folder that can be written: {reason(raised)}")
-    finally:
-        shown.close()
     for first in comm.allgather(error):
         if first is not None:
             raise first
-    _on_rank_0(comm, lambda: _finish(plan, destination))
-
-
-def _on_rank_0(comm: MPI.Comm, action: Callable[[], _T]) -> _T:
-    """Return on every rank what `action` returns on rank 0; an `InputError` there is raised everywhere."""
-    result, error = None, None
-    if comm.Get_rank() == 0:
-        try:
-            result = action()
-        except InputError as raised:
-            error = raised
-    result, error = comm.bcast((result, error), root=0)
-    if error is not None:
-        raise error
-    return result
+    return result  # type: ignore[return-value]  # it is set where there is no error
 
 
 # -- the plan -----------------------------------------------------------------------------------------------------
 
 
-def _plan(source: Path, destination: Path, size: int) -> _Plan | None:
-    """Return what is to be done, None where nothing is; `destination` then exists and says for what it is."""
+def _plan(source: Path, destination: Path, size: int) -> _Plan:
+    """Return what is to be done; `destination` then exists and says for what it is."""
     require_integer("size", size, MIN_SIZE, MAX_SIZE)
-    classes, files = class_folders.find(source)
-    parts = {part: _shuffled(part, files[part]) for part in shards.PARTS}
+    classes, found = class_folders.find(source)
+    parts = {part: _shuffled(files) for part, files in found.items()}
+    per_shard = {part: max(IMAGES_PER_SHARD, -(-len(files) // MAX_SHARDS)) for part, files in parts.items()}
     settings = {
         "size": size,
         "classes": classes,
-        "files": {name: len(part.files) for name, part in parts.items()},
-        "images_per_shard": {name: part.images_per_shard for name, part in parts.items()},
-        "order": {name: _digest(part.files) for name, part in parts.items()},
+        "files": {part: len(files) for part, files in parts.items()},
+        "images_per_shard": per_shard,
+        "order": {part: _digest(files) for part, files in parts.items()},
     }
     is_finished = _claim(destination, settings)
-    missing = [
-        (name, number)
-        for name, part in parts.items()
-        for number in range(part.num_shards)
-        if _read_account(destination, name, number) is None
+    wanted = [
+        _Shard(part, number, files[start : start + per_shard[part]])
+        for part, files in parts.items()
+        for number, start in enumerate(range(0, len(files), per_shard[part]))
     ]
-    if is_finished and not missing and _is_whole(destination):
-        print(f"{destination} holds these images already", flush=True)
-        return None
-    plan = _Plan(parts, settings, missing)
-    needed, free = sum(len(_files_of(plan, *shard)) for shard in missing) * size**2 * 3, _free_bytes(destination)
+    missing = [shard for shard in wanted if _read_account(destination, shard.part, shard.number) is None]
+    needed, free = sum(len(shard.files) for shard in missing) * size**2 * 3, _free_bytes(destination)
     if needed > free:
         allowed = f"a folder with room for at least {needed / 1e9:.1f} GB more; {free / 1e9:.1f} GB are free"
         raise InputError("output", destination, allowed)
-    return plan
+    num_shards = {part: sum(shard.part == part for shard in wanted) for part in parts}
+    return _Plan(settings, num_shards, missing, is_finished and not missing and _is_whole(destination))
 
 
-def _shuffled(name: str, files: list[File]) -> _Part:
-    """Return the part in a random order, always the same, so that every shard holds all classes."""
-    order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(files))
-    return _Part(name, [files[i] for i in order], max(IMAGES_PER_SHARD, -(-len(files) // MAX_SHARDS)))
+def _shuffled(files: list[File]) -> list[File]:
+    """Return the files in a random order, always the same, so that every shard holds all classes."""
+    return [files[i] for i in np.random.default_rng(_SHUFFLE_SEED).permutation(len(files))]
 
 
 def _digest(files: list[File]) -> str:
@@ -182,14 +159,20 @@ def _meta(settings: dict[str, Any], **more: Any) -> dict[str, Any]:
 # -- shards -------------------------------------------------------------------------------------------------------
 
 
-def _files_of(plan: _Plan, part: str, number: int) -> list[File]:
-    each = plan.parts[part].images_per_shard
-    return plan.parts[part].files[number * each : (number + 1) * each]
+def _write_shards(own: list[_Shard], source: Path, destination: Path, size: int, comm: MPI.Comm) -> None:
+    on_rank, on_every = (" of rank 0", " on every rank") if comm.Get_size() > 1 else ("", "")
+    shown = display(comm.Get_rank(), sum(len(shard.files) for shard in own), what=f"images{on_rank}")
+    try:
+        for done, shard in enumerate(own, 1):
+            _write_shard(shard, source, destination, size, shown)
+            shown.line(f"{done} of {len(own)} shards written{on_every}")
+    except OSError as error:
+        raise InputError("output", destination, f"a folder that can be written: {reason(error)}") from error
+    finally:
+        shown.close()
 
 
-def _write_shard(
-    plan: _Plan, part: str, number: int, source: Path, destination: Path, size: int, shown: Display
-) -> None:
+def _write_shard(shard: _Shard, source: Path, destination: Path, size: int, shown: Display) -> None:
     """Write one shard, and then, as what says that it is whole, the account of what is in it."""
     rows: list[tuple[int, ...]] = []
     skipped: list[dict[str, str]] = []
@@ -197,20 +180,20 @@ def _write_shard(
     def chunks() -> Iterator[bytes]:
         yield shards.MAGIC
         offset = len(shards.MAGIC)
-        for file in _files_of(plan, part, number):
+        for file in shard.files:
             try:
                 height, width, pixels = class_folders.decode(source / file.path, size)
             except BadImageError as error:
                 skipped.append({"path": file.path, "reason": str(error)})
             else:
-                rows.append((number, offset, height, width, file.label))
+                rows.append((shard.number, offset, height, width, file.label))
                 offset += len(pixels)
                 yield pixels
             shown.advance()
 
-    record = replace_file(destination / shards.shard_name(part, number), chunks())
-    shard = asdict(shards.Shard(record.name, record.num_bytes, record.sha256))
-    _write_json(_account_path(destination, part, number), {"shard": shard, "rows": rows, "skipped": skipped})
+    record = replace_file(destination / shards.shard_name(shard.part, shard.number), chunks())
+    account = {"shard": asdict(shards.Shard(record.name, record.num_bytes, record.sha256))}
+    _write_json(_account_path(destination, shard.part, shard.number), {**account, "rows": rows, "skipped": skipped})
 
 
 def _account_path(destination: Path, part: str, number: int) -> Path:
@@ -236,14 +219,17 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 def _finish(plan: _Plan, destination: Path) -> None:
     """Write the indices and then ``meta.json``, with which the folder is finished; say what was done."""
+    if plan.is_done:
+        print(f"{destination} holds these images already", flush=True)
+        return
     parts: dict[str, Any] = {}
     try:
-        for name, part in plan.parts.items():
-            accounts = [_read_account(destination, name, number) for number in range(part.num_shards)]
+        for part, num_shards in plan.num_shards.items():
+            accounts = [_read_account(destination, part, number) for number in range(num_shards)]
             whole = [account for account in accounts if account is not None]
-            if len(whole) != len(accounts):
+            if len(whole) != num_shards:
                 raise InputError("output", destination, "a folder that nothing else writes to; a shard is gone")
-            parts[name] = _write_index(destination, name, whole)
+            parts[part] = _write_index(destination, part, whole)
         _write_json(destination / shards.META, _meta(plan.settings, parts=parts))
     except OSError as error:
         raise InputError("output", destination, f"a folder that can be written: {reason(error)}") from error

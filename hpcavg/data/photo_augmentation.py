@@ -51,9 +51,8 @@ def centred(photos: Photos, crop: int) -> Tensor:
     batch = torch.empty(len(photos), 3, crop, crop, dtype=torch.uint8)
     for i, photo in enumerate(photos):
         height, width = (shorter * side // min(photo.shape[:2]) for side in photo.shape[:2])
-        resized = _resized(photo, height, width)
         top, left = round((height - crop) / 2), round((width - crop) / 2)
-        batch[i] = resized[:, top : top + crop, left : left + crop]
+        batch[i] = _resized(photo, height, width)[:, top : top + crop, left : left + crop]
     return normalise(batch.float().div_(255))
 
 

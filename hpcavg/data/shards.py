@@ -78,7 +78,7 @@ def read_meta(folder: Path) -> Meta:
     try:
         return Meta(
             values["settings"]["size"],
-            values["settings"]["classes"],
+            [str(name) for name in values["settings"]["classes"]],
             {part: int(values["parts"][part]["images"]) for part in PARTS},
             {part: [Shard(**shard) for shard in values["parts"][part]["shards"]] for part in PARTS},
         )

@@ -14,6 +14,7 @@ import torch
 from mpi4py import MPI
 from PIL import Image, ImageEnhance
 
+from benchmarks import imagenet_pipeline
 from hpcavg import files, tasks
 from hpcavg.config import Config
 from hpcavg.data import class_folders, gratings, imagenet, shards
@@ -506,3 +507,19 @@ def test_the_task_trains_with_and_tests_without_chance(prepared):
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
     output = model.eval()(task.transform(data.test_inputs[np.arange(VAL)], None))
     assert task.count_correct(output, torch.from_numpy(data.test_targets)) >= VAL // 2
+
+
+def test_the_benchmark_compares_with_a_loader_of_jpeg_files(monkeypatch, capsys):
+    options = ["--images", "16", "--batch-size", "6", "--crop-size", "28", "--size", "32", "--repeats", "3"]
+    monkeypatch.setattr("sys.argv", ["imagenet_pipeline.py", *options])
+    imagenet_pipeline.main()
+    title, _, *rows = capsys.readouterr().out.rstrip().splitlines()[-8:]
+    assert title == "# ImageNet batches of 6 at 28, one core, 16 images a turn"
+    assert [re.split("  +", row.strip())[0] for row in rows] == [
+        "Pillow, JPEG files",
+        "hpcavg",
+        "read every byte",
+        "crop and resize",
+        "hpcavg, cold",
+        "hpcavg, test",
+    ]
