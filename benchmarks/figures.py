@@ -157,6 +157,15 @@ def _step_overhead(results: Any) -> Figures:
     return found
 
 
+def _data_pipeline(results: Any) -> Figures:
+    found = {}
+    for size, of_ways in results["images_per_s"].items():
+        for name, rates in of_ways.items():
+            found[f"batches of {size}", name] = Figure(tuple(rates), "images/s", "more")
+    found["training images", "copies held"] = Figure((results["copies_held"],), "copies", "less")
+    return found
+
+
 def _compare_algorithms(results: Any) -> Figures:
     found: dict[tuple[str, str], tuple[Any, str, Literal["less", "more"]]] = {}
     for name, run in results.items():
@@ -178,6 +187,7 @@ _READERS: dict[str, Callable[[Any], Figures]] = {
     "memory": _memory,
     "own_pace": _own_pace,
     "step_overhead": _step_overhead,
+    "data_pipeline": _data_pipeline,
     "compare_algorithms": _compare_algorithms,
 }
 

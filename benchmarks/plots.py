@@ -24,6 +24,7 @@ _BARS = {
     "memory": ["steps"],
     "own_pace": ["fast ranks wait", "all ranks"],
     "step_overhead": ["overhead"],
+    "data_pipeline": ["feed", "floor", "one by one"],
     "compare_algorithms": ["accuracy", "training"],
 }
 

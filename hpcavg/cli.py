@@ -182,7 +182,7 @@ def data_parser() -> argparse.ArgumentParser:
     """Return the parser of ``data``."""
     parser = _Parser(prog="hpcavg data", description=COMMANDS["data"], allow_abbrev=False)
     actions = parser.add_subparsers(dest="action", required=True, metavar="{prepare,synthesize}")
-    text = "convert files as they are published to files that are quick to train from; imagenet: on all ranks of mpirun"
+    text = "convert published files to files that are quick to train from: epsilon on one rank, imagenet on all"
     prepare = actions.add_parser("prepare", help=text, description=text, allow_abbrev=False)
     prepare.add_argument("dataset", choices=PREPARED)
     prepare.add_argument("--data-dir", required=True, metavar="DIR", help="folder of the files as published")

@@ -28,7 +28,7 @@ def read_line(line: bytes, row: NDArray[np.float32], indices: list[bytes]) -> fl
         line = b" ".join(line.split())  # it may have other blanks
     if line.translate(None, _OF_NUMBERS) != form or len(tokens) != 2 * num_values + 1:
         raise ValueError("it is not: label index:value index:value ...")
-    label = _numbers(tokens[:1], float)[0]
+    label = float(_numbers(tokens[:1], float)[0])
     values = _numbers(tokens[2::2], float)
     with np.errstate(over="ignore"):
         if tokens[1::2] == indices:
@@ -37,20 +37,21 @@ def read_line(line: bytes, row: NDArray[np.float32], indices: list[bytes]) -> fl
             where = _numbers(tokens[1::2], int)
             _check_indices(where, len(row))
             row[:] = 0
-            row[np.array(where, np.int64) - 1] = values
+            row[where.astype(np.int64) - 1] = values
     if not np.isfinite(row).all():
         raise ValueError("it has a value beyond those of float32")
     return label
 
 
-def _numbers(tokens: list[bytes], kind: Any) -> list[Any]:
+def _numbers(tokens: list[bytes], kind: type) -> NDArray[Any]:
+    """Return floats, or integers of any size."""
     try:
-        return list(map(kind, tokens))
+        return np.fromiter(map(kind, tokens), np.float64 if kind is float else object, len(tokens))
     except ValueError as error:
         raise ValueError(f"it has what is no number: {str(error).rpartition(': ')[2]}") from error
 
 
-def _check_indices(indices: list[int], num_features: int) -> None:
+def _check_indices(indices: NDArray[Any], num_features: int) -> None:
     last = 0
     for index in indices:
         if index > num_features:

@@ -29,11 +29,11 @@ class MappedArray(Samples):
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: Any) -> NDArray[Any]:
-        """Return a copy of the samples with these numbers, as an array in memory."""
+    def __getitem__(self, index: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the samples with these numbers as an array in memory."""
         if self._array is None:
             self._array = self._map()
-        return np.array(self._array[index])
+        return self._array[index]
 
     def _map(self) -> NDArray[Any]:
         end = self.offset + math.prod(self.shape) * self.dtype.itemsize

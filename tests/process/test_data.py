@@ -37,6 +37,20 @@ def test_cifar10_made_up_and_learned_from_parts_of_few_classes(tmp_path):
     assert counts == [[20] * 5 + [0] * 5, [0] * 5 + [20] * 5]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("synthesize epsilon --data-dir d --scale 2", "--scale 2.0: must be a number above 0 and at most 1"),
+        ("prepare epsilon --data-dir no/where", "--data-dir no/where: must be a folder with epsilon_normalized and "),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, line):
+    result = run(0, ["data", *arguments.split()])
+    assert (result.status, result.out) == (2, "")
+    assert result.err.startswith(f"hpcavg: error: {line}")
+    assert result.err.count("\n") == 1
+
+
 def test_epsilon_made_up_prepared_and_learned(tmp_path):
     prepare(tmp_path, "synthesize epsilon --scale 0.0005", "prepare epsilon")
     accuracy, counts = train(tmp_path, "--task=epsilon", "--optimizer=adam", "--learning-rate=0.002")

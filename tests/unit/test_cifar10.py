@@ -51,8 +51,22 @@ def test_pickles_of_other_pythons_are_read(protocol):
     assert np.array_equal(read["data"], pixels)
     assert np.array_equal(read["t"], pixels)
     assert (read["labels"], read["more"]) == (values["labels"], values["more"])
-    # What Python 2 wrote: texts are strings of bytes.
-    assert array_pickle.read(b"\x80\x02}q\x01(U\x06labelsq\x02]q\x03(K\x06K\x09eu.") == {"labels": [6, 9]}
+
+
+def test_pickles_of_python_2_are_read(tmp_path):
+    """Texts are strings of bytes there, and an array's bytes are one, too."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3072), np.uint8)
+    written = (
+        b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x15training batch 1 of 5q\x03U\x06labelsq\x04]q\x05(K\x06K\teU\x04data"
+        b"q\x06cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85q\tU\x01bq\n\x87q\x0bRq\x0c("
+        b"K\x01\x8a\x01\x02M\x00\x0c\x86q\rcnumpy\ndtype\nq\x0eU\x02u1q\x0fK\x00K\x01\x87q\x10Rq\x11(K\x03U\x01|q\x12NNN"
+        b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tq\x13b\x89T\x00\x18\x00\x00" + pixels.tobytes() + b"q\x14tq\x15bu."
+    )
+    for name in (*cifar10.TRAIN, cifar10.TEST):
+        (tmp_path / name).write_bytes(written)
+    images, labels, *_ = cifar10.load(tmp_path)
+    assert np.array_equal(images[6:8].reshape(2, -1), pixels)
+    assert labels.tolist() == [6, 9] * 5
 
 
 class Harm:
