@@ -24,6 +24,7 @@ _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _DTYPES = {b"u1", b"i1", b"u2", b"i2", b"u4", b"i4", b"u8", b"i8", b"f4", b"f8"}
 _RECONSTRUCT = {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"}
 _MARK = object()
+_MAX_INSTRUCTIONS = 2**18  # each takes a byte, and what it makes may take a hundred in memory
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,13 @@ class _Array:
 def read(data: bytes) -> Any:
     """Return what the pickle in `data` holds; keys of dicts that are bytes become texts.
 
-    Raises `ValueError` that says why for a pickle that is cut off or holds anything but numbers, texts, bytes, tuples,
-    lists, dicts and arrays.
+    Raises `ValueError` that says why for a pickle that is cut off, is endlessly long or holds anything but numbers,
+    texts, bytes, tuples, lists, dicts and arrays.
     """
     reader = _Reader(len(data))
-    for opcode, argument, _ in pickletools.genops(data):
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if number == _MAX_INSTRUCTIONS:
+            raise ValueError(f"a pickle of more than {number} instructions")
         if opcode.name == "STOP":
             return _finished(reader.pop())
         reader.follow(opcode.name, argument)

@@ -92,6 +92,7 @@ HARMFUL = {
         b"\x80\x02X\xe8\x03\x00\x00" + b"a" * 1000 + b"q\x01" + b"c_codecs\nencode\nh\x01U\x06latin1\x86R" * 10 + b"."
     ),
     "memory by shape": lambda path: pickle.dumps(np.zeros(4, "u1"), 2).replace(b"K\x04\x85", b"J\xff\xff\xff\x7f\x85"),
+    "memory by number": lambda path: b"\x80\x02" + b"]" * 300_000 + b".",
     "time by nesting": lambda path: b"\x80\x02}K\x01" + b"q\x01h\x01\x86" * 10000 + b"K\x01s.",
     "an empty stack": lambda path: b"\x80\x02R.",
     "no memory": lambda path: b"\x80\x02h\x07.",
