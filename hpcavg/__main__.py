@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, NoReturn
 from hpcavg import cli
 from hpcavg.config import Config
 from hpcavg.errors import InputError
-from hpcavg.launcher import check_ranks, launcher_rank, remember_early_signals
+from hpcavg.launcher import check_ranks, check_sizes, launcher_rank, remember_early_signals
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 EXIT_INPUT_ERROR = 2
+EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -73,6 +74,9 @@ def _data(arguments: list[str]) -> int:
         if launcher_rank() == 0:
             _print_error(error)
         return EXIT_INPUT_ERROR
+    except KeyboardInterrupt:
+        print("hpcavg: interrupted; start the same command again", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
     return 0
 
 
@@ -133,7 +137,6 @@ def _with_mpi(command: str, arguments: list[str]) -> int:
 def _check_early(config: Config, num_ranks: int) -> None:
     """Raise `InputError` for what can be known before every rank has spent seconds on importing torch."""
     from hpcavg import run_folder
-    from hpcavg.topology import check_sizes
 
     check_ranks(num_ranks, config.expect_ranks)
     check_sizes(num_ranks, config.group_size, config.servers)

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import itertools
+import sys
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import hpcavg
 from hpcavg import algorithms, job, models, recipes
 from hpcavg.config import Config
 from hpcavg.errors import InputError, UsageError, printable, require_integer, require_number
+from hpcavg.launcher import check_sizes
 from hpcavg.sources import from_sources
 
 COMMANDS = {
@@ -174,7 +176,12 @@ def write_job(arguments: Sequence[str]) -> None:
     known, options = job_parser().parse_known_args(arguments)
     script = known.__dict__.pop("script")
     if known.kind != "benchmarks":  # whose options are the suite's
-        parse_train(options)
+        config, num_ranks = parse_train(options), known.nodes * known.ranks_per_node
+        check_sizes(num_ranks, config.group_size, config.servers)
+        meant = config.intended_learners
+        if meant not in (None, num_ranks - config.servers):
+            text = f"the options are meant for {meant} learners, and there will be {num_ranks - config.servers}"
+            print(f"hpcavg: warning: {text}", file=sys.stderr)
     job.write(job.Job(**vars(known)), options, script)
 
 
@@ -212,7 +219,7 @@ def parse_data(arguments: Sequence[str]) -> argparse.Namespace:
             raise InputError(name, getattr(options, name), f"unset for {options.dataset}; it is for {dataset}")
     if options.action == "prepare":
         options.size = 256 if options.size is None else options.size
-        require_integer("size", options.size, 1, 4096)
+        require_integer("size", options.size, 16, 4096)
     else:
         require_number("scale", options.scale, lambda scale: 0 < scale <= 1, "a number above 0 and at most 1")
         require_integer("seed", options.seed, 0, 2**63 - 1)

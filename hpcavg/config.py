@@ -191,10 +191,11 @@ class Config:
                 require_integer(name, getattr(self, name), 1)
         if self.intended_learners is not None:
             require_integer("intended_learners", self.intended_learners, 1)
-        for name in ("num_samples", "batch_size", "test_batch_size", "crop_size", "keep_checkpoints"):
+        for name in ("num_samples", "batch_size", "test_batch_size", "keep_checkpoints"):
             require_integer(name, getattr(self, name), 1)
         if self.threads is not None:
             require_integer("threads", self.threads, 1, 1024)
+        require_integer("crop_size", self.crop_size, 1, 4096)
         if self.loader_threads is not None:
             require_integer("loader_threads", self.loader_threads, 0, 1024)
         require_integer("num_classes", self.num_classes, 2)
@@ -213,7 +214,7 @@ class Config:
         rising = self.decay_epochs is None or (0, *self.decay_epochs) == tuple(sorted({0, *self.decay_epochs}))
         self._require("decay_epochs", rising and self.decay_epochs != (), "rising epochs of at least 1, as 150,275")
         both = self.decay_steps is not None and self.decay_epochs is not None
-        self._require("decay_epochs", not both, "unset where decay_steps is given")
+        self._require("decay_epochs", not both, "unset where --decay-steps is given")
         self._require("precision", self.precision == "full" or self.dtype == "float32", "full with dtype float64")
         for name in ("flush_seconds", "checkpoint_minutes", "stop_margin", "hang_timeout"):
             self._require(name, getattr(self, name) >= 0, "a number of at least 0")
@@ -278,7 +279,9 @@ class Config:
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
-            raise InputError(name, getattr(self, name), allowed)
+            value = getattr(self, name)
+            sign = "x" if name == "image_shape" else ","
+            raise InputError(name, sign.join(map(str, value)) if isinstance(value, tuple) else value, allowed)
 
     def rule(self) -> Rule:
         """Return the averaging rule that the options describe."""
@@ -327,7 +330,8 @@ def _coerced(name: str, value: Any, hint: Any) -> Any:
         with contextlib.suppress(TypeError, ValueError, AttributeError, OverflowError):
             return _read(value, kind)
     words = {bool: "true or false", str: "a text", int: "an integer below 2^63", float: "a finite number"}
-    raise InputError(name, value, words.get(kinds[0], "sizes such as 3x32x32"))
+    several = "sizes such as 3x32x32" if name == "image_shape" else "integers such as 4,2,1"
+    raise InputError(name, value, words.get(kinds[0], several))
 
 
 def _read(value: Any, kind: Any) -> Any:

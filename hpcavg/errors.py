@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -100,6 +101,15 @@ def require_number(option: str, value: object, holds: Callable[[float], bool], a
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not holds(value):  # type: ignore[arg-type]
         raise InputError(option, value, allowed)
+
+
+@contextmanager
+def reading(option: str, path: object) -> Iterator[None]:
+    """Make an `InputError` of `option` of an `OSError` over the folder `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(option, path, f"a folder that can be read ({reason(error)})") from error
 
 
 def why(error: OSError) -> str:

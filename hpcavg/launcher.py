@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Mapping
 
-from hpcavg.errors import InputError
+from hpcavg.errors import InputError, require_integer
 
 _LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JSM_NAMESPACE_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
 _LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "JSM_NAMESPACE_RANK", "PMIX_RANK", "SLURM_PROCID")
@@ -76,6 +76,17 @@ def started_ticks(pid: int) -> int:
     """Return when a process of this host was started, in clock ticks since the host was; raises `OSError`."""
     with open(f"/proc/{pid}/stat") as file:
         return int(file.read().rpartition(")")[2].split()[19])
+
+
+def check_sizes(num_ranks: int, group_size: int | None, num_servers: int) -> None:
+    """Raise `InputError` where `num_ranks` cannot be split so."""
+    if num_servers >= num_ranks:
+        raise InputError("num_servers", num_servers, f"below the number of ranks, {num_ranks}: some must learn")
+    require_integer("num_servers", num_servers, 0)
+    most = num_ranks - num_servers
+    if group_size is not None and not 1 <= group_size <= most:
+        allowed = f"an integer of at least 1 and at most {most}, the number of learners"
+        raise InputError("group_size", group_size, allowed)
 
 
 def check_ranks(num_ranks: int, expected: int | None) -> None:

@@ -69,6 +69,15 @@ def find(config: Config) -> Found:
     return found
 
 
+def check_data(config: Config, saved: Checkpoint, num_samples: int) -> None:
+    """Raise `InputError` where the data are other than those of the run that wrote `saved`, as far as can be seen."""
+    before = saved.manifest.about.get("num_samples", num_samples)
+    if before != num_samples:
+        option, value = ("task", config.task) if config.data_dir is None else ("data_dir", config.data_dir)
+        allowed = f"{before} training samples, as in the run that {saved.path} is of, not {num_samples}"
+        raise InputError(option, value, allowed)
+
+
 def _newest(run: Path) -> Found:
     saved, passed_over = checkpoint.newest(run / CHECKPOINTS)
     is_any_damaged = any((path / checkpoint.MANIFEST).exists() for path, _ in passed_over)

@@ -18,7 +18,8 @@ from typing import Any, TypeVar, cast
 
 from mpi4py import MPI
 
-from hpcavg.errors import InputError, require_integer
+from hpcavg.errors import InputError
+from hpcavg.launcher import check_sizes
 from hpcavg.schedule import Scope
 
 _T = TypeVar("_T")
@@ -174,15 +175,6 @@ class Topology:
         self._is_free = True
         for comm in self.communicators:
             comm.Free()
-
-
-def check_sizes(num_ranks: int, group_size: int | None, num_servers: int) -> None:
-    """Raise `InputError` where `num_ranks` cannot be split so."""
-    if num_servers >= num_ranks:
-        raise InputError("num_servers", num_servers, f"below the number of ranks, {num_ranks}: some must learn")
-    require_integer("num_servers", num_servers, 0)
-    if group_size is not None:
-        require_integer("group_size", group_size, 1, num_ranks - num_servers)
 
 
 def wait_asleep(comm: MPI.Comm) -> None:

@@ -137,6 +137,7 @@ class Trainer:
 
     def _go_on_from(self, saved: Checkpoint) -> None:
         """Be where the learner was that wrote `saved`; where there were more or fewer, where their mean was."""
+        resume.check_data(self.config, saved, len(self.feed.data.train_inputs))
         if self._is_of_as_many(saved):
             loop = saving.restore(self.averager, saved.load(self.topology.rank))
             self.passes.load_state_dict(loop["passes"])
@@ -354,7 +355,8 @@ class Trainer:
         def about() -> dict[str, Any]:
             positions = topology.world.gather(record.positions())
             history = {"resumed": self._segments, "positions": positions}
-            return {"steps_per_epoch": feed.steps_per_epoch, "metrics": history}
+            num_samples = len(feed.data.train_inputs)
+            return {"steps_per_epoch": feed.steps_per_epoch, "num_samples": num_samples, "metrics": history}
 
         error = self._checkpointer.write(reached, loop, about)
         if error is not None:

@@ -106,7 +106,8 @@ def _wrong(path: Path, but: str) -> InputError:
     if path.suffix == ".bin":
         form = f"records of {_RECORD} bytes, a label of 0 to 9 and 3 x 32 x 32 pixels, 10,000 of them in the original"
     else:
-        form = "a pickled dict of data, a uint8 array of shape (n, 3072), and labels, n integers of 0 to 9; n is 10,000"
+        arrays = "data, a uint8 array of shape (n, 3072), and labels, n integers of 0 to 9"
+        form = f"a pickled dict of {arrays}; n is 10,000 in the original"
     return InputError("data_dir", str(path), f"a file of CIFAR-10, {form}; {but}; the original is at {WHERE}")
 
 

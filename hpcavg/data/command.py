@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +52,24 @@ def _synthesize(options: argparse.Namespace, folder: Path) -> None:
         more = (options.format or "binary",)
     elif options.dataset == "epsilon":
         more = (options.compress,)
-    _module(options.dataset).synthesize(folder, options.scale, options.seed, *more)
+    with _nothing_left(folder):
+        _module(options.dataset).synthesize(folder, options.scale, options.seed, *more)
     print(f"{folder}: {options.dataset}, {options.scale:g} of the original's size, made up with seed {options.seed}")
     if options.dataset != "cifar10":
         print(f"next: python -m hpcavg data prepare {options.dataset} --data-dir {folder}")
+
+
+@contextmanager
+def _nothing_left(folder: Path) -> Iterator[None]:
+    """Remove what came into `folder` meanwhile, and the folder itself, where what is done here fails."""
+    before = set(folder.iterdir()) if folder.is_dir() else None
+    try:
+        yield
+    except (OSError, InputError, KeyboardInterrupt):
+        new = set(folder.iterdir()) - (before or set()) if folder.is_dir() else set()
+        for path in new if before is not None else {folder}:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        raise
 
 
 def _module(dataset: str) -> Any:

@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from mpi4py import MPI
 
 from hpcavg.data import class_folders, shards
 from hpcavg.data.class_folders import BadImageError, File
@@ -29,6 +28,10 @@ IMAGES_PER_SHARD, MAX_SHARDS = 2048, 512
 """Large enough that a rank can keep all shards mapped, each for a file descriptor."""
 MIN_SIZE, MAX_SIZE = 16, 4096
 _SHUFFLE_SEED = 2012
+
+if TYPE_CHECKING:  # importing it starts MPI, which is up to whoever has all ranks at hand
+    from mpi4py import MPI
+
 _T = TypeVar("_T")
 
 
@@ -104,7 +107,7 @@ def _plan(source: Path, destination: Path, size: int) -> _Plan:
     missing = [shard for shard in wanted if _read_account(destination, shard.part, shard.number) is None]
     needed, free = sum(len(shard.files) for shard in missing) * size**2 * 3, _free_bytes(destination)
     if needed > free:
-        allowed = f"a folder with room for at least {needed / 1e9:.1f} GB more; {free / 1e9:.1f} GB are free"
+        allowed = f"a folder with room for at least {needed / 1e6:,.0f} MB more; {free / 1e6:,.0f} MB are free"
         raise InputError("output", destination, allowed)
     num_shards = {part: sum(shard.part == part for shard in wanted) for part in parts}
     return _Plan(settings, num_shards, missing, is_finished and not missing and _is_whole(destination))

@@ -155,7 +155,7 @@ def _check_shard(path: Path, num_bytes: int) -> None:
     except OSError as error:
         raise _wrong(path, f"a shard of {num_bytes} bytes: {reason(error)}") from error
     if found != num_bytes:
-        raise _wrong(path, f"a shard of {num_bytes} bytes, not {found}")
+        raise _wrong(path, f"a shard of {num_bytes} bytes, not {found}; to repair it, prepare again")
     if magic != MAGIC:
         raise _wrong(path, f"a shard, which begins with {MAGIC!r}, not {magic!r}")
 

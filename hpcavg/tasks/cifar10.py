@@ -12,7 +12,7 @@ from hpcavg import models
 from hpcavg.config import Config
 from hpcavg.data import cifar10
 from hpcavg.data.augmentation import crop_and_flip
-from hpcavg.errors import InputError
+from hpcavg.errors import InputError, reading
 from hpcavg.tasks.task import Data, Task
 
 # Of the original's training images, as parts of 255.
@@ -35,7 +35,8 @@ def load_data(folder: str | None) -> Data:
     if folder is None:
         where = f"a folder with {' or '.join(cifar10.FOLDERS.values())}, from {cifar10.WHERE}"
         raise InputError("data_dir", "unset", f"{where}; python -m hpcavg data synthesize cifar10 writes such files")
-    return Data(*cifar10.load(Path(folder)))
+    with reading("data_dir", folder):
+        return Data(*cifar10.load(Path(folder)))
 
 
 def transform(images: Tensor, generator: Generator | None, augment: bool = True) -> Tensor:

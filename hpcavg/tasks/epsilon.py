@@ -8,7 +8,7 @@ from hpcavg import models
 from hpcavg.config import Config
 from hpcavg.data import epsilon
 from hpcavg.data.mapped import MappedArray
-from hpcavg.errors import InputError
+from hpcavg.errors import InputError, reading
 from hpcavg.tasks.task import Data, Task
 
 NUM_CLASSES = 2
@@ -30,7 +30,8 @@ def load_data(folder: str | None) -> Data:
         texts = " and ".join(f"{name}(.bz2)" for name in epsilon.TEXTS.values())
         allowed = f"a folder with {epsilon.FILE}, which {command} makes of {texts} from {epsilon.WHERE}"
         raise InputError("data_dir", "unset", allowed)
-    found = epsilon.locate(Path(folder))
+    with reading("data_dir", folder):
+        found = epsilon.locate(Path(folder))
     inputs = {
         name: MappedArray(part.path, part.offset, (len(part.targets), epsilon.NUM_FEATURES), "<f4")
         for name, part in found.items()

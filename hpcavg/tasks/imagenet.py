@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from hpcavg import models
 from hpcavg.config import Config
 from hpcavg.data import photo_augmentation, shards
-from hpcavg.errors import InputError
+from hpcavg.errors import InputError, reading
 from hpcavg.tasks.task import Data, Samples, Task
 
 _PREPARE = "python -m hpcavg data prepare imagenet --data-dir"
@@ -44,11 +44,12 @@ def prepared_folder(data_dir: str | None) -> Path:
     if data_dir is None:
         raise InputError("data_dir", "unset", f"the folder that `{_PREPARE} FOLDER` has prepared")
     given = Path(data_dir)
-    for folder in (given, given / "prepared"):
-        if (folder / shards.META).is_file():
-            return folder
-    if any((given / part).is_dir() for part in shards.PARTS):
-        raise InputError("data_dir", data_dir, f"prepared first: run `{_PREPARE} {data_dir}`")
+    with reading("data_dir", data_dir):
+        for folder in (given, given / "prepared"):
+            if (folder / shards.META).is_file():
+                return folder
+        if any((given / part).is_dir() for part in shards.PARTS):
+            raise InputError("data_dir", data_dir, f"prepared first: run `{_PREPARE} {data_dir}`")
     allowed = f"a folder with {shards.META}, or prepared/{shards.META}, that `{_PREPARE} FOLDER` has written"
     raise InputError("data_dir", data_dir, allowed)
 

@@ -41,7 +41,7 @@ def refused(folder, arguments, ranks=4):
         ("--k1 64 --k2 32", "--k1 64: must be an integer of at least 1 and at most k2 = 32"),
         ("--learning-rate -0.1", "--learning-rate -0.1: must be a positive number"),
         ("--group-size 0", "--group-size 0: must be an integer of at least 1"),
-        ("--group-size 5", "--group-size 5: must be an integer of at least 1 and at most 4"),
+        ("--group-size 5", "--group-size 5: must be an integer of at least 1 and at most 4, the number of learners"),
         (
             "--batch-size 361",
             "--batch-size 361: must be at most 360, a learner's share of 1440 samples over 4 learners",

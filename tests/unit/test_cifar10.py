@@ -1,9 +1,11 @@
 """CIFAR-10: both versions, what is said of files that are wrong, pickles that mean harm, and augmentation."""
 
 import codecs
+import errno
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,3 +204,14 @@ def test_a_small_network_learns_the_made_up_images(folder):
         optimizer.step()
     correct = sum(int(task.count_correct(model(inputs), targets)) for inputs, targets in feed.test_batches())
     assert correct > 0.6 * 40
+
+
+def test_a_folder_that_may_not_be_searched_is_told_of(monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(InputError) as caught:
+        tasks.load(Config(task="cifar10", data_dir="secret")).load_data()
+    assert caught.value.option == "data_dir"
+    assert caught.value.allowed == "a folder that can be read (Permission denied)"

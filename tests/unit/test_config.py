@@ -93,7 +93,7 @@ def test_options_of_several_kinds_come_back_from_the_file(tmp_path):
         ("--batch-size 0", "--batch-size 0: must be an integer of at least 1"),
         ("--group-size 0", "--group-size 0: must be an integer of at least 1"),
         ("--epochs 1 --steps 1", "--steps 1: must be unset where epochs is given"),
-        ("--image-shape 3x32", "--image-shape (3, 32): must be channels x height x width, as 3x32x32"),
+        ("--image-shape 3x32", "--image-shape 3x32: must be channels x height x width, as 3x32x32"),
         ("--image-shape 3xx2", "--image-shape 3xx2: must be sizes such as 3x32x32"),
         ("--check-rounds -1", "--check-rounds -1: must be an integer of at least 0"),
         ("--check-rounds 1 --algorithm downpour", "--check-rounds 1: must be 0 for downpour"),

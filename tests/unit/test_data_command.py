@@ -1,12 +1,13 @@
 """``python -m hpcavg data``: its options, what it writes and tells, and that it never overwrites."""
 
+import errno
 import os
 import sys
 import types
 
 import pytest
 
-from hpcavg import cli
+from hpcavg import cli, files
 from hpcavg.data import cifar10, command, epsilon
 from hpcavg.errors import InputError
 
@@ -32,7 +33,7 @@ def run(*arguments, rank=0, connect=None):
         ("synthesize cifar10 --data-dir d --compress", "--compress True: must be unset for cifar10; it is for epsilon"),
         ("synthesize epsilon --data-dir d --format binary", "--format binary: must be unset for epsilon"),
         ("prepare epsilon --data-dir d --size 9", "--size 9: must be unset for epsilon; it is for imagenet"),
-        ("prepare imagenet --data-dir d --size 0", "--size 0: must be an integer of at least 1"),
+        ("prepare imagenet --data-dir d --size 0", "--size 0: must be an integer of at least 16"),
     ],
 )
 def test_options_that_are_wrong(arguments, line):
@@ -101,3 +102,21 @@ def test_imagenet_is_prepared_by_all_ranks_and_made_up_by_the_first(tmp_path, mo
         (tmp_path, tmp_path / "out", 256, "all ranks"),
         (tmp_path, 0.01, 5),
     ]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_what_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch, error):
+    def third_fails(call, *arguments):
+        nonlocal calls
+        calls += call is os.fsync
+        if calls == 3:
+            raise error
+        return call(*arguments)
+
+    (tmp_path / "mine").write_text("")
+    monkeypatch.setattr(files, "perform", third_fails)
+    for folder in (tmp_path, tmp_path / "new"):
+        calls = 0
+        with pytest.raises((InputError, KeyboardInterrupt)):
+            run("synthesize", "cifar10", "--data-dir", folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -300,7 +300,7 @@ def test_a_destination_that_cannot_be_used(source, tmp_path, monkeypatch):
     assert "a folder that can be written: Not a directory" in said("file/below")
     assert "a new or empty folder" in said("")
     monkeypatch.setattr(imagenet, "_free_bytes", lambda folder: 1000)
-    assert "room for at least 0.0 GB more" in said("small")
+    assert "room for at least 0 MB more" in said("small")
     monkeypatch.undo()
     monkeypatch.setattr(files, "perform", fill_up)
     assert f"--output {tmp_path}/full: must be a folder that can be written: No space left" in said("full")

@@ -124,3 +124,11 @@ def test_the_command_checks_the_options_of_train_and_overwrites_nothing(tmp_path
     capsys.readouterr()
     cli.write_job(["lsf", "--launcher", "jsrun", "--kind", "sweep"])
     assert capsys.readouterr().out == shipped()["sweep-jsrun.lsf"]
+
+
+def test_ranks_are_compared_with_what_the_options_want(capsys):
+    recipe = ["--config", "hier-avg/table1-p16-k2-64"]
+    with pytest.raises(InputError, match="at most 2, the number of learners"):
+        cli.write_job(["slurm", "--nodes", "1", "--ranks-per-node", "2", *recipe])
+    cli.write_job(["slurm", "--nodes", "2", "--ranks-per-node", "4", *recipe])
+    assert capsys.readouterr().err == "hpcavg: warning: the options are meant for 16 learners, and there will be 8\n"

@@ -11,6 +11,7 @@ from hpcavg.checkpointer import Checkpointer
 from hpcavg.config import Config
 from hpcavg.errors import InputError
 from hpcavg.pauses import Kind
+from hpcavg.tasks import Data, digits
 from hpcavg.train import Trainer
 from tests.process.resuming import differences, outcome
 
@@ -70,6 +71,13 @@ def test_the_folder_is_that_of_the_run_that_is_named(finished, run):
     assert trainer.averager.progress.step == 15
     assert trainer.train() == 0
     assert differences(outcome(finished), outcome(run)) == []
+
+
+def test_a_run_does_not_go_on_with_other_data(run, monkeypatch):
+    data = digits.load_data()
+    monkeypatch.setattr(digits, "load_data", lambda: Data(data[0][:-1], data[1][:-1], *data[2:]))
+    with pytest.raises(InputError, match=r"1440 training samples, as in the run that .* is of, not 1439"):
+        train(run, "--epochs 2 --resume auto")
 
 
 def test_a_run_may_go_on_in_another_folder(finished, run, tmp_path):

@@ -181,6 +181,7 @@ def test_what_is_checked_early_needs_no_torch():
 
 
 def test_files_of_a_run_need_no_mpi():
+    assert "mpi4py.MPI" not in loaded_after("import hpcavg.data.command, hpcavg.data.imagenet, hpcavg.data.epsilon")
     assert not loaded_after("import hpcavg.checkpoint") & {"mpi4py.MPI", "h5py", "hpcavg.averager"}
 
 
