@@ -28,6 +28,7 @@ from hpcavg.tasks import Data, Samples, Task
 from hpcavg.topology import Topology
 
 _LOADER_THREADS = 4
+_MAX_COUNTED_CLASSES = 4096  # HDF5 keeps attributes of up to 64 KiB
 
 
 class Feed:
@@ -90,10 +91,12 @@ class Feed:
     def about(self) -> dict[str, Indices]:
         """Return, as ``label_counts``, how many samples of every class this learner sees in the next epoch.
 
-        Nothing where targets are no classes, or the rank is no learner.
+        Nothing where targets are no classes, or very many, or the rank is no learner.
         """
         labels = self.data.train_targets
-        if self._topology.is_server or labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0:
+        if self._topology.is_server or labels.ndim != 1 or labels.dtype.kind not in "iu":
+            return {}
+        if labels.min() < 0 or labels.max() >= _MAX_COUNTED_CLASSES:
             return {}
         return {"label_counts": np.bincount(labels[self._epoch_indices(self.epoch)], minlength=int(labels.max()) + 1)}
 
