@@ -84,7 +84,8 @@ def check_sizes(num_ranks: int, group_size: int | None, num_servers: int) -> Non
         raise InputError("num_servers", num_servers, f"below the number of ranks, {num_ranks}: some must learn")
     require_integer("num_servers", num_servers, 0)
     most = num_ranks - num_servers
-    if group_size is not None and not 1 <= group_size <= most:
+    is_integer = isinstance(group_size, int) and not isinstance(group_size, bool)
+    if group_size is not None and not (is_integer and 1 <= group_size <= most):
         allowed = f"an integer of at least 1 and at most {most}, the number of learners"
         raise InputError("group_size", group_size, allowed)
 
