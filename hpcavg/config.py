@@ -186,11 +186,10 @@ class Config:
             if choices is not None:
                 value = _chosen(field.name, value, choices)
             object.__setattr__(self, field.name, value)
-        for name in ("group_size", "decay_steps", "epochs", "steps", "expect_ranks", "checkpoint_steps"):
+        positive = ("group_size", "decay_steps", "epochs", "steps", "expect_ranks", "intended_learners")
+        for name in (*positive, "checkpoint_steps"):
             if getattr(self, name) is not None:
                 require_integer(name, getattr(self, name), 1)
-        if self.intended_learners is not None:
-            require_integer("intended_learners", self.intended_learners, 1)
         for name in ("num_samples", "batch_size", "test_batch_size", "keep_checkpoints"):
             require_integer(name, getattr(self, name), 1)
         if self.threads is not None:

@@ -79,7 +79,7 @@ class Feed:
 
     def train_inputs(self, epoch: int) -> Iterator[Tensor]:
         """Yield the inputs of one epoch without training on them, to re-estimate BatchNorm statistics."""
-        for batch, index in enumerate(batches(self._epoch_indices(epoch), self._config.batch_size)):
+        for batch, index in enumerate(batches(self._order(epoch), self._config.batch_size)):
             yield self._inputs(self.data.train_inputs[index], self._generator(epoch, batch))
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -98,7 +98,7 @@ class Feed:
             return {}
         if labels.min() < 0 or labels.max() >= _MAX_COUNTED_CLASSES:
             return {}
-        return {"label_counts": np.bincount(labels[self._epoch_indices(self.epoch)], minlength=int(labels.max()) + 1)}
+        return {"label_counts": np.bincount(labels[self._order(self.epoch)], minlength=int(labels.max()) + 1)}
 
     def _following(self, position: tuple[int, int]) -> tuple[int, int]:
         epoch, batch = position
@@ -107,11 +107,7 @@ class Feed:
     def _make(self, position: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of the mini-batch with this epoch and number, on whatever thread."""
         epoch, batch = position
-        order = self._orders.get(epoch)
-        if order is None:
-            order = self._epoch_indices(epoch)
-            self._orders = {e: o for e, o in [*self._orders.items(), (epoch, order)] if e >= epoch - 1}
-        index = order[batch * self._config.batch_size : (batch + 1) * self._config.batch_size]
+        index = self._order(epoch)[batch * self._config.batch_size : (batch + 1) * self._config.batch_size]
         inputs = self._inputs(self.data.train_inputs[index], self._generator(epoch, batch))
         return inputs, self._to_device(self.data.train_targets[index])
 
@@ -135,8 +131,15 @@ class Feed:
         origin = np.random.SeedSequence([self._config.seed, self._topology.rank, epoch, batch])
         return Generator().manual_seed(int(origin.generate_state(1, np.uint64)[0]))
 
-    def _epoch_indices(self, epoch: int) -> Indices:
-        """Return the samples this learner sees in `epoch`, in order."""
+    def _order(self, epoch: int) -> Indices:
+        """Return the samples this learner sees in `epoch`, in order; those of the last epochs are kept."""
+        order = self._orders.get(epoch)
+        if order is None:
+            order = self._deal(epoch)
+            self._orders = {e: o for e, o in [*self._orders.items(), (epoch, order)] if e >= epoch - 1}
+        return order
+
+    def _deal(self, epoch: int) -> Indices:
         config, learners, learner = self._config, self._topology.num_learners, self._topology.rank
         num_samples, seed = len(self.data.train_inputs), config.seed
         if config.partition in PARTITIONS:
