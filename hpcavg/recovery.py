@@ -5,6 +5,9 @@ then all had their part of it. Nobody uses a result before that is settled, so s
 
 Every survivor comes here at its next collective, since the first that meets a death revokes all communicators. Each
 brings how many collectives it has completed in each scope, and learns whether anyone has completed the one it is in.
+
+A collective that a death interrupts may also end with success and hand out what is in its buffers. Where that is then
+made sense of within the collective, as mpi4py does of pickled objects, an exception of any kind may come of a death.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ _ENABLED = "OMPI_MCA_mpi_ft_enable"
 # How long a rank that is done waits for the others to be so, and one that fails for others to fail as well.
 _END_WAIT_S = 5.0
 _FAREWELL_S = 2.0
+# How long the news of a death may take to a rank on which its consequences failed.
+_NEWS_S = 1.0
 _has_survivors = False
 
 
@@ -129,7 +134,7 @@ class SurvivingTopology(Topology):
         while True:
             try:
                 super().carry_out(act, scope, what)
-            except MPI.Exception as error:
+            except Exception as error:
                 counted = self._completed[scope]
                 self.recover(error)
                 if self._completed[scope] == counted:
@@ -144,7 +149,7 @@ class SurvivingTopology(Topology):
         while not results:
             try:
                 results.append(super().attempt(action, what))
-            except MPI.Exception as error:  # noqa: PERF203  a death
+            except Exception as error:  # noqa: PERF203  perhaps a death
                 self.recover(error)
         return results[0]
 
@@ -156,12 +161,14 @@ class SurvivingTopology(Topology):
 
     # -- recovery -------------------------------------------------------------------------------------------------
 
-    def recover(self, error: MPI.Exception) -> None:
+    def recover(self, error: Exception) -> None:
         """Go on with the survivors: new communicators, and what others had registered with `on_renewal`.
 
         Raises `error` where nobody has died: it is then none of this module's.
         """
         met = time.perf_counter()
+        if not self._may_come_of_a_death(error):
+            raise error
         before = self._members
         while True:
             self._revoke()
@@ -177,11 +184,23 @@ class SurvivingTopology(Topology):
                     action()
                 self.everyone.Barrier()
                 break
-            except MPI.Exception as raised:
-                if raised is error:
+            except Exception as raised:
+                if raised is error or not self._may_come_of_a_death(raised):
                     raise
         lost = tuple(rank for rank in before if rank not in self._members)
         self.losses.append(Loss(lost, self.num_learners, time.perf_counter() - met))
+
+    def _may_come_of_a_death(self, error: Exception) -> bool:
+        """Return whether `error` is MPI's, or somebody has died; waits for the news of it."""
+        if isinstance(error, MPI.Exception):
+            return True
+        until = time.monotonic() + _NEWS_S
+        while time.monotonic() < until:
+            if self.everyone.Is_revoked() or self.everyone.Get_failed().Get_size():
+                return True
+            MPI.COMM_SELF.Iprobe()  # MPI learns of a death while it is called
+            time.sleep(0.01)
+        return False
 
     def _revoke(self) -> None:
         """Wake everybody who waits in one of the communicators, and let everybody else find out."""

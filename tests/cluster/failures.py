@@ -26,7 +26,7 @@ ALGORITHMS = {
     "hier-avg": ["--k1", "4", "--k2", "16"],
     "dasgd": ["--tau", "4", "--delay", "2"],
 }
-TOLD = re.compile(r"warning: step (\d+): lost rank ([\d, ]+); (\d+) learners? went on after ([\d.]+) s")
+TOLD = re.compile(r"warning: step \d+: lost rank ([\d, ]+); \d+ learners? went on after ([\d.]+) s")
 
 
 @dataclass
@@ -61,38 +61,50 @@ def train(cluster, algorithm, folder, deaths, seed, timeout_s=300):
         deadline.cancel()
         reader.join()
     outcome = Outcome(status, deaths, output, errors[0])
-    for _, ranks, _, seconds in TOLD.findall(output):
-        outcome.lost.append([int(rank) for rank in ranks.split(",")])
-        outcome.recovery_s.append(float(seconds))
+    for ranks, seconds in losses_in(output):
+        outcome.lost.append(ranks)
+        outcome.recovery_s.append(seconds)
     if (folder / "summary.json").exists():
         outcome.summary = json.loads((folder / "summary.json").read_text())
     return outcome
 
 
 def kill_in_turn(lines, folder, deaths, chance):
-    """Read `lines` to their end; every third epoch, kill the ranks of the next of `deaths` at a random moment."""
-    read, pids, started = [], {}, None
+    """Read `lines` to their end; kill the ranks of the next of `deaths` three epochs after the last loss was told.
+
+    At a random moment of about an epoch, that is. What is read may be old: mpirun may hold lines back for a second.
+    """
+    read, pids, started, missed, epochs = [], {}, None, set(), 0
     waiting = list(deaths)
     for line in lines:
         read.append(line)
+        missed.difference_update(rank for ranks, _ in losses_in(line) for rank in ranks)
         if not line.startswith("epoch"):
             continue
-        epoch, now = int(line.split()[1]), time.monotonic()
-        if epoch == 1:
+        now = time.monotonic()
+        if not pids:
             pids = {rank: pid_of_rank(folder, rank) for death in deaths for rank in death}
-        if waiting and started is not None and epoch % 3 == 0:
+        epochs = 0 if missed else epochs + 1
+        if waiting and epochs == 3:
             time.sleep(chance.uniform(0, now - started))
-            for rank in waiting.pop(0):
+            missed, epochs = set(waiting.pop(0)), 0
+            for rank in missed:
                 os.kill(pids[rank], signal.SIGKILL)
         started = time.monotonic()
     return "".join(read)
+
+
+def losses_in(output):
+    """Return the ranks and the seconds of every loss that `output` tells of."""
+    return [([int(rank) for rank in ranks.split(",")], float(seconds)) for ranks, seconds in TOLD.findall(output)]
 
 
 def check(outcome):
     """Fail unless the others finished, agreed, and learnt as usual."""
     assert outcome.status == 0, outcome.output + outcome.error
     lost = [rank for ranks in outcome.lost for rank in ranks]
-    assert sorted(lost) == sorted(rank for ranks in outcome.killed for rank in ranks), outcome.output
+    killed = [rank for ranks in outcome.killed for rank in ranks]
+    assert sorted(lost) == sorted(killed), outcome.output + outcome.error
     assert outcome.summary["completed"]
     assert outcome.summary["test_accuracy"] >= 0.95
 

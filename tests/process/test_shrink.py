@@ -6,9 +6,10 @@ import pytest
 
 from benchmarks import soak
 from benchmarks.soak import Kill, Outcome
-from tests.process.launch import environment, mpirun, run
+from tests.process.launch import FLAGS, environment, mpirun, run
 
 pytestmark = pytest.mark.process
+SURVIVING = ["--with-ft", "ulfm", *FLAGS]
 
 HIER_AVG = [
     Kill(0, "local average: half", 24),
@@ -52,8 +53,25 @@ def task(config):
 def test_a_job_in_which_all_ranks_fail_does_not_end_well(tmp_path, monkeypatch):
     path = tmp_path / "task.py"
     path.write_text(FAILING)
-    monkeypatch.setattr("tests.process.launch.FLAGS", ["--with-ft", "ulfm", "--oversubscribe", "--bind-to", "none"])
+    monkeypatch.setattr("tests.process.launch.FLAGS", SURVIVING)
     arguments = ["--on-failure", "shrink", "--task", f"{path}:task", "--output", tmp_path / "run", "--steps", 20]
     result = run(2, arguments)
     assert result.status == 1
     assert result.err.count("ValueError: a mistake in the task") == 2
+
+
+@pytest.mark.parametrize("case", ["one", "all"])
+def test_an_exception_of_any_kind_may_come_of_a_death(case, monkeypatch):
+    """MPI may end a collective with success in which somebody died; what is unpickled then is anything."""
+    monkeypatch.setattr("tests.process.launch.FLAGS", SURVIVING)
+    result = run(3, [case], module="tests.process.garbled")
+    assert result.status == 0, result.err
+    assert result.out.splitlines() == ["[0, 1] [3, 2]"] * 2
+
+
+def test_where_nobody_died_a_mistake_is_one(monkeypatch):
+    monkeypatch.setattr("tests.process.launch.FLAGS", SURVIVING)
+    result = run(3, ["mistake"], module="tests.process.garbled")
+    assert result.out.splitlines() == ["[1, 2] [3, 2]"] * 2
+    assert "rank 0 failed; the others go on without it" in result.err
+    assert result.err.count("ValueError: made of what a dead rank left") == 1
