@@ -8,7 +8,7 @@ import difflib
 import itertools
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +26,9 @@ COMMANDS = {
     "job": "print a job script for Slurm or LSF",
     "data": "make the files of a data set ready for training, or make up files of its format",
 }
-PREPARED, SYNTHETIC = ("epsilon", "imagenet"), ("cifar10", "epsilon", "imagenet")
+DATASETS = {"prepare": ("epsilon", "imagenet"), "synthesize": ("cifar10", "epsilon", "imagenet")}
+"""What each action of ``data`` can be done with."""
+FORMATS = ("binary", "python")
 
 LISTINGS: dict[str, Callable[[], str]] = {"--config": recipes.describe, "--model": models.describe}
 """The options that with the value ``help`` print a list of what they take."""
@@ -37,6 +39,15 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].partition("=")[0][:100], flags, n=3)
+            hint = f"near it: {', '.join(near)}" if near else "--help lists them"
+            raise UsageError(f"{printable(unknown[0])}: no such option; {hint}")
+        return known
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         known, unknown = super().parse_known_args(args, namespace)
@@ -113,14 +124,7 @@ def train_parser() -> argparse.ArgumentParser:
 
 def parse_train(arguments: Sequence[str]) -> Config:
     """Return the configuration that the arguments of ``train`` or ``info`` describe. Raises `InputError`."""
-    parser = train_parser()
-    known, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].partition("=")[0][:100], flags, n=3)
-        hint = f"; near it: {', '.join(near)}" if near else ""
-        raise UsageError(f"{printable(unknown[0])}: no such option{hint or '; --help lists them'}")
-    options = vars(known)
+    options = vars(train_parser().parse_args(arguments))
     return from_sources(options.pop("config", None), options)
 
 
@@ -186,31 +190,35 @@ def write_job(arguments: Sequence[str]) -> None:
 
 
 def data_parser() -> argparse.ArgumentParser:
-    """Return the parser of ``data``."""
+    """Return the parser of ``data``. Values that cannot be used pass it: `parse_data` checks them."""
     parser = _Parser(prog="hpcavg data", description=COMMANDS["data"], allow_abbrev=False)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="{prepare,synthesize}")
+    actions = parser.add_subparsers(dest="action", required=True, metavar=_braced(DATASETS))
     text = "convert published files to files that are quick to train from: epsilon on one rank, imagenet on all"
     prepare = actions.add_parser("prepare", help=text, description=text, allow_abbrev=False)
-    prepare.add_argument("dataset", choices=PREPARED)
+    prepare.add_argument("dataset", metavar=_braced(DATASETS["prepare"]))
     prepare.add_argument("--data-dir", required=True, metavar="DIR", help="folder of the files as published")
     prepare.add_argument("--output", metavar="DIR", help="where it goes [epsilon: DIR; imagenet: DIR/prepared]")
-    prepare.add_argument("--size", type=int, metavar="N", help="pixels of an image's shorter side, for imagenet [256]")
+    prepare.add_argument(
+        "--size", type=_number(int), metavar="N", help="pixels of an image's shorter side, for imagenet [256]"
+    )
     text = "write files of the same format with made-up content that can be learned"
     synthesize = actions.add_parser("synthesize", help=text, description=text, allow_abbrev=False)
-    synthesize.add_argument("dataset", choices=SYNTHETIC)
+    synthesize.add_argument("dataset", metavar=_braced(DATASETS["synthesize"]))
     synthesize.add_argument("--data-dir", required=True, metavar="DIR", help="folder to write to, without such files")
     scale = "samples as a part of the original's; at least a few of every class are written [0.01]"
-    synthesize.add_argument("--scale", type=float, default=0.01, metavar="X", help=scale)
-    synthesize.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the content [0]")
-    formats = ("binary", "python")
-    synthesize.add_argument("--format", choices=formats, help="version of cifar10's files [binary]")
+    synthesize.add_argument("--scale", type=_number(float), default=0.01, metavar="X", help=scale)
+    synthesize.add_argument("--seed", type=_number(int), default=0, metavar="N", help="seed of the content [0]")
+    synthesize.add_argument("--format", metavar=_braced(FORMATS), help="version of cifar10's files [binary]")
     synthesize.add_argument("--compress", action="store_true", help="write epsilon's text as .bz2")
     return parser
 
 
 def parse_data(arguments: Sequence[str]) -> argparse.Namespace:
     """Return what the arguments of ``data`` say, checked. Raises `InputError`."""
+    if arguments and not arguments[0].startswith("-"):
+        _require_one_of("data", arguments[0], DATASETS)
     options = data_parser().parse_args(arguments)
+    _require_one_of(f"data {options.action}", options.dataset, DATASETS[options.action])
     if options.data_dir == "":
         raise InputError("data_dir", "", "the name of a folder")
     foreign = {"size": "imagenet", "format": "cifar10", "compress": "epsilon"}
@@ -221,9 +229,32 @@ def parse_data(arguments: Sequence[str]) -> argparse.Namespace:
         options.size = 256 if options.size is None else options.size
         require_integer("size", options.size, 16, 4096)
     else:
+        if options.format is not None:
+            _require_one_of("--format", options.format, FORMATS)
         require_number("scale", options.scale, lambda scale: 0 < scale <= 1, "a number above 0 and at most 1")
         require_integer("seed", options.seed, 0, 2**63 - 1)
     return options
+
+
+def _number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return what makes a number of a text, and leaves a text that is none to whoever checks the value."""
+
+    def convert(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+
+    return convert
+
+
+def _require_one_of(name: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise UsageError(f"{name} {printable(value)}: must be one of {', '.join(choices)}")
+
+
+def _braced(choices: Iterable[str]) -> str:
+    return f"{{{','.join(choices)}}}"
 
 
 def _metavar(hint: Any) -> str:
