@@ -137,14 +137,14 @@ def report_parser() -> argparse.ArgumentParser:
 
 
 def job_parser() -> argparse.ArgumentParser:
-    """Return the parser of ``job``, which leaves the options of ``train`` alone."""
+    """Return the parser of ``job``; it leaves the options of ``train`` alone, and values for `write_job` to check."""
     parser = _Parser(
         prog="hpcavg job",
         usage="python -m hpcavg job {slurm,lsf} [options] [options of train]",
         description="Print a job script that trains with the given options, as those in jobs/ do with the defaults.",
         allow_abbrev=False,
     )
-    parser.add_argument("scheduler", choices=tuple(job.LAUNCHERS))
+    parser.add_argument("scheduler", metavar=_braced(job.LAUNCHERS))
     parser.add_argument("--script", type=Path, metavar="FILE", help="write it there, and beside it what it needs")
     texts = {
         "kind": f"{', '.join(job.PURPOSES)}",
@@ -166,8 +166,7 @@ def job_parser() -> argparse.ArgumentParser:
             shown = "" if field.default is None else f" [{field.default}]"
             parser.add_argument(
                 f"--{field.name.replace('_', '-')}",
-                type=int if hints[field.name] is int else str,
-                choices=tuple(job.PURPOSES) if field.name == "kind" else None,
+                type=_number(int) if hints[field.name] is int else str,
                 default=field.default,
                 metavar=_metavar(hints[field.name]),
                 help=texts[field.name] + shown,
@@ -179,14 +178,17 @@ def write_job(arguments: Sequence[str]) -> None:
     """Do what the arguments of ``job`` say. Raises `InputError`, for options of ``train``, too."""
     known, options = job_parser().parse_known_args(arguments)
     script = known.__dict__.pop("script")
-    if known.kind != "benchmarks":  # whose options are the suite's
-        config, num_ranks = parse_train(options), known.nodes * known.ranks_per_node
+    _require_one_of("job", known.scheduler, job.LAUNCHERS)
+    _require_one_of("--kind", known.kind, job.PURPOSES)
+    wanted = job.Job(**vars(known))
+    if wanted.kind != "benchmarks":  # whose options are the suite's
+        config, num_ranks = parse_train(options), wanted.nodes * wanted.ranks_per_node
         check_sizes(num_ranks, config.group_size, config.servers)
         meant = config.intended_learners
         if meant not in (None, num_ranks - config.servers):
             text = f"the options are meant for {meant} learners, and there will be {num_ranks - config.servers}"
             print(f"hpcavg: warning: {text}", file=sys.stderr)
-    job.write(job.Job(**vars(known)), options, script)
+    job.write(wanted, options, script)
 
 
 def data_parser() -> argparse.ArgumentParser:
