@@ -24,9 +24,13 @@ COMMANDS = {
     "info": "print where the ranks run and how means would be taken; takes the options of train",
     "report": "print the table of one or several runs and plot their curves",
     "job": "print a job script for Slurm or LSF",
-    "data": "make the files of a data set ready for training, or make up files of its format",
+    "data": "make the files of a data set ready for training, check them, or make up files of its format",
 }
-DATASETS = {"prepare": ("epsilon", "imagenet"), "synthesize": ("cifar10", "epsilon", "imagenet")}
+DATASETS = {
+    "prepare": ("epsilon", "imagenet"),
+    "check": ("imagenet",),
+    "synthesize": ("cifar10", "epsilon", "imagenet"),
+}
 """What each action of ``data`` can be done with."""
 FORMATS = ("binary", "python")
 
@@ -203,6 +207,10 @@ def data_parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "--size", type=_number(int), metavar="N", help="pixels of an image's shorter side, for imagenet [256]"
     )
+    text = "read every byte of what prepare has made and name the files that are damaged, on all ranks"
+    check = actions.add_parser("check", help=text, description=text, allow_abbrev=False)
+    check.add_argument("dataset", metavar=_braced(DATASETS["check"]))
+    check.add_argument("--data-dir", required=True, metavar="DIR", help="folder that was prepared, or that above it")
     text = "write files of the same format with made-up content that can be learned"
     synthesize = actions.add_parser("synthesize", help=text, description=text, allow_abbrev=False)
     synthesize.add_argument("dataset", metavar=_braced(DATASETS["synthesize"]))
@@ -230,7 +238,7 @@ def parse_data(arguments: Sequence[str]) -> argparse.Namespace:
     if options.action == "prepare":
         options.size = 256 if options.size is None else options.size
         require_integer("size", options.size, 16, 4096)
-    else:
+    if options.action == "synthesize":
         if options.format is not None:
             _require_one_of("--format", options.format, FORMATS)
         require_number("scale", options.scale, lambda scale: 0 < scale <= 1, "a number above 0 and at most 1")
