@@ -23,10 +23,10 @@ from PIL import Image, ImageEnhance
 
 from benchmarks import common
 from hpcavg import Topology
-from hpcavg.data import class_folders, gratings, imagenet, photo_augmentation
+from hpcavg.data import class_folders, gratings, imagenet, photo_augmentation, shards
 from hpcavg.data.partition import batches
 from hpcavg.errors import InputError, require_integer
-from hpcavg.tasks.imagenet import Photos, prepared_folder
+from hpcavg.tasks.imagenet import Photos
 
 PEER = "Pillow, JPEG files"
 
@@ -62,7 +62,7 @@ def give_up_pages(folder: Path) -> None:
 
 def contenders(source: Path, batch_size: int, crop: int, most: int) -> tuple[int, dict[str, Callable[[], object]]]:
     """Return how many images a turn has, and what is timed: the same images in the same order."""
-    folder = prepared_folder(str(source))
+    folder = shards.find(str(source))
     files = class_folders.find(source)[1]["train"]
     num_images = min(most, len(files), len(Photos(folder, "train")))
     index = [*batches(np.random.default_rng(0).permutation(num_images), batch_size)]

@@ -82,6 +82,7 @@ def summarise(
         train_loss=result.train_loss,
         test_loss=result.mean.loss,
         test_accuracy=result.mean.accuracy,
+        test_top5_accuracy=result.mean.top5_accuracy,
         learner_test_loss=result.learners.loss,
         learner_test_accuracy=result.learners.accuracy,
         global_averages=totals.global_averages,

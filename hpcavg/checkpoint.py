@@ -28,7 +28,6 @@ MANIFEST = "manifest.json"
 LATEST = "latest"
 _FORMAT = 1
 _FOLDER = re.compile(r"step-(\d{8,})(?:~(\d+))?")
-_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,9 @@ class Checkpoint:
 
         All files by default. N ranks share the work with ``fault(rank, N)``.
         """
-        return next(filter(None, (_fault(self.path, record) for record in self.manifest.files[first::stride])), None)
+        return next(
+            filter(None, (files.fault(self.path, record) for record in self.manifest.files[first::stride])), None
+        )
 
     def load(self, rank: int, parts: Collection[str] | None = None) -> dict[str, Any]:
         """Return the parts of `rank` by name, all or those in `parts`, wherever they are stored.
@@ -233,21 +234,6 @@ def _parse(data: bytes) -> Manifest:
     if manifest.to_json().encode() != data:
         raise ValueError("checksum")
     return manifest
-
-
-def _fault(folder: Path, record: FileRecord) -> str | None:
-    """Return how a file differs from its record, in a few words; None where it does not."""
-    try:
-        with files.open_file(folder / record.name) as file:
-            num_bytes = os.fstat(file.fileno()).st_size
-            if num_bytes != record.num_bytes:
-                return f"{record.name} has {num_bytes} bytes and was written with {record.num_bytes}"
-            sha = hashlib.sha256()
-            while data := file.read(_READ_BYTES):
-                sha.update(data)
-    except OSError as error:
-        return f"{record.name}: {error.strerror}"
-    return None if sha.hexdigest() == record.sha256 else f"{record.name} is damaged: its checksum is another"
 
 
 def _latest(folder: Path) -> str | None:

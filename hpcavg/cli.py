@@ -8,7 +8,7 @@ import difflib
 import itertools
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,9 +24,15 @@ COMMANDS = {
     "info": "print where the ranks run and how means would be taken; takes the options of train",
     "report": "print the table of one or several runs and plot their curves",
     "job": "print a job script for Slurm or LSF",
-    "data": "make the files of a data set ready for training, or make up files of its format",
+    "data": "make the files of a data set ready for training, check them, or make up files of its format",
 }
-PREPARED, SYNTHETIC = ("epsilon", "imagenet"), ("cifar10", "epsilon", "imagenet")
+DATASETS = {
+    "prepare": ("epsilon", "imagenet"),
+    "check": ("imagenet",),
+    "synthesize": ("cifar10", "epsilon", "imagenet"),
+}
+"""What each action of ``data`` can be done with."""
+FORMATS = ("binary", "python")
 
 LISTINGS: dict[str, Callable[[], str]] = {"--config": recipes.describe, "--model": models.describe}
 """The options that with the value ``help`` print a list of what they take."""
@@ -37,6 +43,15 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].partition("=")[0][:100], flags, n=3)
+            hint = f"near it: {', '.join(near)}" if near else "--help lists them"
+            raise UsageError(f"{printable(unknown[0])}: no such option; {hint}")
+        return known
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         known, unknown = super().parse_known_args(args, namespace)
@@ -113,14 +128,7 @@ def train_parser() -> argparse.ArgumentParser:
 
 def parse_train(arguments: Sequence[str]) -> Config:
     """Return the configuration that the arguments of ``train`` or ``info`` describe. Raises `InputError`."""
-    parser = train_parser()
-    known, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].partition("=")[0][:100], flags, n=3)
-        hint = f"; near it: {', '.join(near)}" if near else ""
-        raise UsageError(f"{printable(unknown[0])}: no such option{hint or '; --help lists them'}")
-    options = vars(known)
+    options = vars(train_parser().parse_args(arguments))
     return from_sources(options.pop("config", None), options)
 
 
@@ -133,14 +141,14 @@ def report_parser() -> argparse.ArgumentParser:
 
 
 def job_parser() -> argparse.ArgumentParser:
-    """Return the parser of ``job``, which leaves the options of ``train`` alone."""
+    """Return the parser of ``job``; it leaves the options of ``train`` alone, and values for `write_job` to check."""
     parser = _Parser(
         prog="hpcavg job",
         usage="python -m hpcavg job {slurm,lsf} [options] [options of train]",
         description="Print a job script that trains with the given options, as those in jobs/ do with the defaults.",
         allow_abbrev=False,
     )
-    parser.add_argument("scheduler", choices=tuple(job.LAUNCHERS))
+    parser.add_argument("scheduler", metavar=_braced(job.LAUNCHERS))
     parser.add_argument("--script", type=Path, metavar="FILE", help="write it there, and beside it what it needs")
     texts = {
         "kind": f"{', '.join(job.PURPOSES)}",
@@ -162,8 +170,7 @@ def job_parser() -> argparse.ArgumentParser:
             shown = "" if field.default is None else f" [{field.default}]"
             parser.add_argument(
                 f"--{field.name.replace('_', '-')}",
-                type=int if hints[field.name] is int else str,
-                choices=tuple(job.PURPOSES) if field.name == "kind" else None,
+                type=_number(int) if hints[field.name] is int else str,
                 default=field.default,
                 metavar=_metavar(hints[field.name]),
                 help=texts[field.name] + shown,
@@ -175,42 +182,53 @@ def write_job(arguments: Sequence[str]) -> None:
     """Do what the arguments of ``job`` say. Raises `InputError`, for options of ``train``, too."""
     known, options = job_parser().parse_known_args(arguments)
     script = known.__dict__.pop("script")
-    if known.kind != "benchmarks":  # whose options are the suite's
-        config, num_ranks = parse_train(options), known.nodes * known.ranks_per_node
+    _require_one_of("job", known.scheduler, job.LAUNCHERS)
+    _require_one_of("--kind", known.kind, job.PURPOSES)
+    wanted = job.Job(**vars(known))
+    if wanted.kind != "benchmarks":  # whose options are the suite's
+        config, num_ranks = parse_train(options), wanted.nodes * wanted.ranks_per_node
         check_sizes(num_ranks, config.group_size, config.servers)
         meant = config.intended_learners
         if meant not in (None, num_ranks - config.servers):
             text = f"the options are meant for {meant} learners, and there will be {num_ranks - config.servers}"
             print(f"hpcavg: warning: {text}", file=sys.stderr)
-    job.write(job.Job(**vars(known)), options, script)
+    job.write(wanted, options, script)
 
 
 def data_parser() -> argparse.ArgumentParser:
-    """Return the parser of ``data``."""
+    """Return the parser of ``data``. Values that cannot be used pass it: `parse_data` checks them."""
     parser = _Parser(prog="hpcavg data", description=COMMANDS["data"], allow_abbrev=False)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="{prepare,synthesize}")
+    actions = parser.add_subparsers(dest="action", required=True, metavar=_braced(DATASETS))
     text = "convert published files to files that are quick to train from: epsilon on one rank, imagenet on all"
     prepare = actions.add_parser("prepare", help=text, description=text, allow_abbrev=False)
-    prepare.add_argument("dataset", choices=PREPARED)
+    prepare.add_argument("dataset", metavar=_braced(DATASETS["prepare"]))
     prepare.add_argument("--data-dir", required=True, metavar="DIR", help="folder of the files as published")
     prepare.add_argument("--output", metavar="DIR", help="where it goes [epsilon: DIR; imagenet: DIR/prepared]")
-    prepare.add_argument("--size", type=int, metavar="N", help="pixels of an image's shorter side, for imagenet [256]")
+    prepare.add_argument(
+        "--size", type=_number(int), metavar="N", help="pixels of an image's shorter side, for imagenet [256]"
+    )
+    text = "read every byte of what prepare has made and name the files that are damaged, on all ranks"
+    check = actions.add_parser("check", help=text, description=text, allow_abbrev=False)
+    check.add_argument("dataset", metavar=_braced(DATASETS["check"]))
+    check.add_argument("--data-dir", required=True, metavar="DIR", help="folder that was prepared, or that above it")
     text = "write files of the same format with made-up content that can be learned"
     synthesize = actions.add_parser("synthesize", help=text, description=text, allow_abbrev=False)
-    synthesize.add_argument("dataset", choices=SYNTHETIC)
+    synthesize.add_argument("dataset", metavar=_braced(DATASETS["synthesize"]))
     synthesize.add_argument("--data-dir", required=True, metavar="DIR", help="folder to write to, without such files")
     scale = "samples as a part of the original's; at least a few of every class are written [0.01]"
-    synthesize.add_argument("--scale", type=float, default=0.01, metavar="X", help=scale)
-    synthesize.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the content [0]")
-    formats = ("binary", "python")
-    synthesize.add_argument("--format", choices=formats, help="version of cifar10's files [binary]")
+    synthesize.add_argument("--scale", type=_number(float), default=0.01, metavar="X", help=scale)
+    synthesize.add_argument("--seed", type=_number(int), default=0, metavar="N", help="seed of the content [0]")
+    synthesize.add_argument("--format", metavar=_braced(FORMATS), help="version of cifar10's files [binary]")
     synthesize.add_argument("--compress", action="store_true", help="write epsilon's text as .bz2")
     return parser
 
 
 def parse_data(arguments: Sequence[str]) -> argparse.Namespace:
     """Return what the arguments of ``data`` say, checked. Raises `InputError`."""
+    if arguments and not arguments[0].startswith("-"):
+        _require_one_of("data", arguments[0], DATASETS)
     options = data_parser().parse_args(arguments)
+    _require_one_of(f"data {options.action}", options.dataset, DATASETS[options.action])
     if options.data_dir == "":
         raise InputError("data_dir", "", "the name of a folder")
     foreign = {"size": "imagenet", "format": "cifar10", "compress": "epsilon"}
@@ -220,10 +238,33 @@ def parse_data(arguments: Sequence[str]) -> argparse.Namespace:
     if options.action == "prepare":
         options.size = 256 if options.size is None else options.size
         require_integer("size", options.size, 16, 4096)
-    else:
+    if options.action == "synthesize":
+        if options.format is not None:
+            _require_one_of("--format", options.format, FORMATS)
         require_number("scale", options.scale, lambda scale: 0 < scale <= 1, "a number above 0 and at most 1")
         require_integer("seed", options.seed, 0, 2**63 - 1)
     return options
+
+
+def _number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return what makes a number of a text, and leaves a text that is none to whoever checks the value."""
+
+    def convert(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+
+    return convert
+
+
+def _require_one_of(name: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise UsageError(f"{name} {printable(value)}: must be one of {', '.join(choices)}")
+
+
+def _braced(choices: Iterable[str]) -> str:
+    return f"{{{','.join(choices)}}}"
 
 
 def _metavar(hint: Any) -> str:

@@ -12,16 +12,17 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcavg.tasks import Task
+from hpcavg.tasks import Task, count_correct, count_top5
 from hpcavg.topology import Topology
 
 
 @dataclass(frozen=True)
 class Score:
-    """Mean loss and accuracy over the test samples; accuracy is NaN for a task without one."""
+    """Means over the test samples; accuracies are NaN for a task without them."""
 
     loss: float
     accuracy: float
+    top5_accuracy: float = math.nan
 
 
 def evaluate(
@@ -31,21 +32,22 @@ def evaluate(
 
     `predict` maps inputs to outputs. Every batch is a pair of inputs and targets.
     """
+    count = task.count_correct or _nothing_to_count
+    count_more = count_top5 if count is count_correct else _nothing_to_count
 
     def totals() -> Any:
-        num_samples, total_loss, total_correct = 0, 0.0, 0.0
+        own = np.zeros(4)
         with torch.no_grad():
             for inputs, targets in test_batches():
                 output = predict(inputs)
-                num_samples += len(targets)
-                total_loss += float(task.loss(output, targets)) * len(targets)
-                if task.count_correct is not None:
-                    total_correct += float(task.count_correct(output, targets))
-        own = np.array([total_loss, total_correct, num_samples])
+                loss = float(task.loss(output, targets)) * len(targets)
+                own += loss, float(count(output, targets)), float(count_more(output, targets)), len(targets)
         topology.world.Allreduce(MPI.IN_PLACE, own)
         return own
 
-    loss, correct, num_samples = topology.carry_out(totals)
-    return Score(
-        float(loss / num_samples), float(correct / num_samples) if task.count_correct is not None else math.nan
-    )
+    *sums, num_samples = topology.carry_out(totals).tolist()
+    return Score(*(total / num_samples for total in sums))
+
+
+def _nothing_to_count(output: Tensor, target: Tensor) -> Tensor:
+    return torch.tensor(math.nan)

@@ -77,6 +77,10 @@ class Feed:
         self.epoch, self.batch = self._following(position)
         return position[0], *self._prefetch.get(position)
 
+    def peek(self) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of the next mini-batch, which it stays."""
+        return self._make((self.epoch, self.batch))
+
     def train_inputs(self, epoch: int) -> Iterator[Tensor]:
         """Yield the inputs of one epoch without training on them, to re-estimate BatchNorm statistics."""
         for batch, index in enumerate(batches(self._order(epoch), self._config.batch_size)):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 SMALL_BYTES = 2**24
+_READ_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,21 @@ def read_small(path: Path | str) -> bytes:
     if len(data) > SMALL_BYTES:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     return data
+
+
+def fault(folder: Path, record: FileRecord) -> str | None:
+    """Read a file; return how it differs from its record, in a few words, or None where it does not."""
+    try:
+        with open_file(folder / record.name) as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            if num_bytes != record.num_bytes:
+                return f"{record.name} has {num_bytes} bytes and was written with {record.num_bytes}"
+            sha = hashlib.sha256()
+            while data := file.read(_READ_BYTES):
+                sha.update(data)
+    except OSError as error:
+        return f"{record.name}: {error.strerror}"
+    return None if sha.hexdigest() == record.sha256 else f"{record.name} is damaged: its checksum is another"
 
 
 def remove_folder(path: Path, first: str) -> None:

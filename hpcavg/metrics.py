@@ -71,6 +71,7 @@ COLUMNS: dict[str, dict[str, Column]] = {
         "train_loss": _NUMBER,
         "test_loss": _NUMBER,
         "test_accuracy": _NUMBER,
+        "test_top5_accuracy": _NUMBER,
         "learner_test_loss": _NUMBER,
         "learner_test_accuracy": _NUMBER,
     },

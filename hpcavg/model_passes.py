@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hpcavg.config import Config
-from hpcavg.errors import InputError
+from hpcavg.errors import InputError, printable
 from hpcavg.tasks import Task
+from hpcavg.topology import Topology
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,13 +39,40 @@ class ModelPasses:
         self._channels_last = config.channels_last
         self._loss = _training_loss(task, config.label_smoothing)
         self.scaler = torch.amp.GradScaler(self._device.type) if config.precision == "fp16" else None
-        self._model: Callable[[Tensor], Tensor] = model
+        self._network, self._model = model, cast(Callable[[Tensor], Tensor], model)
         if config.channels_last:
             cast(Any, model).to(memory_format=torch.channels_last)  # torch's annotations leave this form out
         if config.compile:
             self._model = torch.compile(model)
         if config.clip_norm is not None:  # right before the step: after gradients were averaged, and scaled back
             optimizer.register_step_pre_hook(_clipping(config.clip_norm))
+
+    def compile(self, batch: Callable[[], tuple[Tensor, Tensor]], topology: Topology) -> None:
+        """Let torch compile the passes for inputs and targets as `batch` returns; the model stays as it is.
+
+        Collective over everyone; raises `InputError` on all ranks where any cannot compile.
+        """
+        if topology.rank == 0:
+            print("compiling the model (minutes for a deep network)", flush=True)
+        topology.do_together(lambda: None if topology.is_server else self._compile(*batch()))
+
+    def _compile(self, inputs: Tensor, targets: Tensor) -> None:
+        from torch._dynamo.exc import TorchDynamoException, TorchRuntimeError
+        from torch._inductor.exc import CppCompileError
+
+        statistics = [(buffer, buffer.clone()) for buffer in self._network.buffers()]
+        try:
+            self.gradients(inputs, targets)
+        except TorchRuntimeError:  # the model's own, which it would raise as it is, too
+            raise
+        except (TorchDynamoException, CppCompileError) as error:
+            found = printable(" ".join(str(error).partition("\nSet TORCH")[0].split()), 300)
+            allowed = f"left out where torch cannot compile: {found}; CPUs need a C++ compiler, which CXX may name"
+            raise InputError("compile", True, allowed) from error
+        self._network.zero_grad()
+        with torch.no_grad():
+            for buffer, before in statistics:
+                buffer.copy_(before)
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Return the model's output; of mixed precision, in float32."""

@@ -119,11 +119,13 @@ class Record:
     def evaluation(self, step: int, epoch: int, result: Result, has_accuracy: bool) -> None:
         """Record and show how the models do after `epoch`."""
         mean, learners = result.mean, result.learners
-        scores = (mean.loss, mean.accuracy, learners.loss, learners.accuracy)
+        scores = (mean.loss, mean.accuracy, mean.top5_accuracy, learners.loss, learners.accuracy)
         self.add("evaluation", step, epoch, result.train_loss, *scores)
         line = f"epoch {epoch:3d}  step {step:6d}  train loss {result.train_loss:.4f}  test loss {mean.loss:.4f}"
         if has_accuracy:
             line += f"  accuracy {mean.accuracy:.4f}  (learners {learners.accuracy:.4f})"
+        if not math.isnan(mean.top5_accuracy):
+            line += f"  top-5 {mean.top5_accuracy:.4f}"
         self.line(line)
 
     def flush(self, scope: Scope = Scope.GLOBAL) -> None:

@@ -20,7 +20,8 @@ class Summary(TypedDict):
     Staleness is that of an asynchronous run's updates, null elsewhere. The consensus distance, (1/P) Σ ||x_j - x̄||², is
     that of the last global mean at which it was measured, null where it never was.
 
-    Losses and accuracies may be NaN, in the file null: a run that diverged, a task without accuracy.
+    Losses and accuracies may be NaN, in the file null: a run that diverged, a task without accuracy, or with too few
+    classes for that of the top five.
     """
 
     algorithm: str
@@ -37,6 +38,7 @@ class Summary(TypedDict):
     train_loss: float
     test_loss: float
     test_accuracy: float
+    test_top5_accuracy: float
     learner_test_loss: float
     learner_test_accuracy: float
     global_averages: int
@@ -98,7 +100,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def rows(path: Path, summary: Summary) -> list[tuple[str, str]]:
-    """Return the table of a run as pairs of label and text."""
+    """Return the table of a run as pairs of label and text, empty for what was not measured."""
     from rich.filesize import decimal
 
     learners, group_size = counted(summary["num_learners"], "learner"), summary["group_size"]
@@ -114,6 +116,7 @@ def rows(path: Path, summary: Summary) -> list[tuple[str, str]]:
         ("samples per learner", spread),
         ("test accuracy", f"{summary['test_accuracy']:.4f}"),
         ("of the learners' own", f"{summary['learner_test_accuracy']:.4f}"),
+        ("top-5 accuracy", _if_measured(summary["test_top5_accuracy"])),
         ("test loss", f"{summary['test_loss']:.4f}"),
         ("train loss", f"{summary['train_loss']:.4f}"),
         ("global averages", str(summary["global_averages"])),
@@ -126,6 +129,10 @@ def rows(path: Path, summary: Summary) -> list[tuple[str, str]]:
     ]
 
 
+def _if_measured(accuracy: float) -> str:
+    return "" if math.isnan(accuracy) else f"{accuracy:.4f}"
+
+
 def show(runs: Sequence[tuple[Path, Summary]]) -> None:
     """Print the table of one or several runs, a column each."""
     from rich.console import Console
@@ -135,6 +142,7 @@ def show(runs: Sequence[tuple[Path, Summary]]) -> None:
     # Texts as they are: rich would take what is in square brackets for markup.
     table = Table(show_header=False)
     for entries in zip(*(rows(path, summary) for path, summary in runs), strict=True):
-        table.add_row(entries[0][0], *(Text(printable(text)) for _, text in entries))
+        if any(text for _, text in entries):
+            table.add_row(entries[0][0], *(Text(printable(text)) for _, text in entries))
     # Outside a terminal rich would cut the lines at 80 columns, and with them the folder's name.
     Console(width=None if is_terminal() else 60 + 60 * len(runs)).print(table)

@@ -84,6 +84,8 @@ class Trainer:
             non_finite=config.non_finite,
             check_rounds=config.check_rounds,
         )
+        if config.compile:
+            self.passes.compile(self.feed.peek, topology)
         # From here on learners differ: dropout and other random layers draw from the learner's own stream.
         saving.seed_generators(self.averager.generator.initial_seed())
         self.scheduler = learning_rate.build(config, self.optimizer, self.total_steps, self.feed.steps_per_epoch)

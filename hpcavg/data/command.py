@@ -1,4 +1,4 @@
-"""What ``python -m hpcavg data`` does: files of data sets made ready for training, or made up."""
+"""What ``python -m hpcavg data`` does: files of data sets made ready for training, checked, or made up."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from hpcavg.errors import InputError, reason
 
 
 def run(options: argparse.Namespace, connect: Callable[[], Any], rank: int) -> None:
-    """Do what `options`, those of ``cli.parse_data``, say; all but preparing imagenet is the work of rank 0.
+    """Do what `options`, those of ``cli.parse_data``, say.
 
-    `connect` returns the communicator of all ranks; MPI is started by nothing else. Raises `InputError`, on all ranks
-    where they work together.
+    All ranks prepare and check imagenet; the rest is the work of rank 0. `connect` returns the communicator of all
+    ranks; MPI is started by nothing else. Raises `InputError`, on all ranks where they work together.
     """
     folder = Path(options.data_dir)
     output = folder if getattr(options, "output", None) is None else Path(options.output)
+    if options.action == "check":
+        _module("imagenet").check(options.data_dir, connect())
+        return
     try:
         if options.action == "prepare" and options.dataset == "imagenet":
             destination = folder / "prepared" if options.output is None else output

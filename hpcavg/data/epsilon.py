@@ -34,6 +34,7 @@ WHERE = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary.html"
 
 _FORMAT = "hpcavg epsilon 1"
 _ROWS = 1024  # read, and written, at a time: 8 MB
+_HDF5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)  # over files that are damaged
 _MAX_LINE = 2**20  # bytes; the original's lines have 31 KB
 _INDICES = [b"%d" % index for index in range(1, NUM_FEATURES + 1)]
 _MISSING = f"{' and '.join(TEXTS.values())}, each with or without .bz2, from {WHERE}"
@@ -82,7 +83,7 @@ def _text(folder: Path, name: str) -> Path:
 
 def _counts(path: Path, sizes: dict[str, int]) -> dict[str, int] | None:
     """Return the numbers of samples in the file at `path`; None unless it was made of texts of these sizes."""
-    with suppress(OSError, KeyError), h5py.File(path, "r", locking=False) as file:
+    with suppress(*_HDF5_ERRORS), h5py.File(path, "r", locking=False) as file:
         if file.attrs["format"] == _FORMAT and all(file[part].attrs["source_bytes"] == sizes[part] for part in TEXTS):
             return {part: len(file[part]["targets"]) for part in TEXTS}
     return None
@@ -219,24 +220,31 @@ def locate(folder: Path) -> dict[str, Part]:
     try:
         with h5py.File(path, "r", locking=False) as file:
             if file.attrs.get("format") != _FORMAT:
-                raise ValueError("it is another file")
+                raise _wrong(path, "it is another file")
             return {part: _place(path, file[part]) for part in TEXTS}
-    except (OSError, KeyError, ValueError, AttributeError) as error:
-        allowed = f"an HDF5 file as python -m hpcavg data prepare epsilon makes it ({reason(error)})"
-        raise InputError("data_dir", str(path), allowed) from error
+    except InputError:
+        raise
+    except _HDF5_ERRORS as error:
+        has_reason = isinstance(error, OSError) and error.errno  # the system's; the others are texts of HDF5
+        why = reason(error) if has_reason else "it is cut off or damaged: remove it and prepare it again"
+        raise _wrong(path, why) from error
 
 
 def _place(path: Path, group: Any) -> Part:
     inputs, targets = group["inputs"], group["targets"]
     offset = inputs.id.get_offset()
     if inputs.shape[1:] != (NUM_FEATURES,) or inputs.dtype != np.dtype("<f4") or targets.shape != inputs.shape[:1]:
-        raise ValueError("its arrays have another shape or type")
+        raise _wrong(path, "its arrays have another shape or type")
     if offset is None or not inputs.size or offset + inputs.size * 4 > path.stat().st_size:
-        raise ValueError("its inputs are not all there")
+        raise _wrong(path, "its inputs are not all there")
     labels = targets[:].astype(np.int64)
     if labels.min() < 0 or labels.max() > 1:
-        raise ValueError("its targets are not 0 and 1")
+        raise _wrong(path, "its targets are not 0 and 1")
     return Part(path, offset, labels)
+
+
+def _wrong(path: Path, why: str) -> InputError:
+    return InputError("data_dir", str(path), f"an HDF5 file as python -m hpcavg data prepare epsilon makes it; {why}")
 
 
 # -- made up ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Light to import: neither torch nor Pillow.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from hpcavg.data import class_folders, shards
 from hpcavg.data.class_folders import BadImageError, File
 from hpcavg.data.gratings import synthesize as synthesize
 from hpcavg.errors import InputError, reason, require_integer
-from hpcavg.files import replace_file
+from hpcavg.files import fault, replace_file
 from hpcavg.progress import Display, display
 
 IMAGES_PER_SHARD, MAX_SHARDS = 2048, 512
@@ -67,6 +68,47 @@ def prepare(source: Path, destination: Path, size: int, comm: MPI.Comm) -> None:
     own = comm.scatter(None if plan is None else [plan.missing[i::num_ranks] for i in range(num_ranks)], root=0)
     _together(comm, lambda: _write_shards(own, source, destination, size, comm))
     _together(comm, lambda: None if plan is None else _finish(plan, destination))
+
+
+def check(data_dir: str, comm: MPI.Comm) -> None:
+    """Read every file of the finished folder `data_dir`, or ``prepared`` in it; print a line for each damaged one.
+
+    Collective: the ranks of `comm` share the work. A shard is damaged where its SHA-256 is another than when it was
+    written. Raises `InputError` on every rank where any file is damaged.
+    """
+    rank, num_ranks = comm.Get_rank(), comm.Get_size()
+    folder = _together(comm, lambda: shards.find(data_dir))
+    meta = _together(comm, lambda: shards.read_meta(folder))
+    records = [record for part in shards.PARTS for record in meta.shards[part]]
+    own = records[rank::num_ranks]
+    found = [_index_fault(folder, meta, part) for part in shards.PARTS] if rank == 0 else []
+    shown, on_every = _display(comm, len(own), "shards")
+    for done, record in enumerate(own, 1):
+        found.append(fault(folder, record))
+        shown.advance()
+        shown.line(f"{done} of {len(own)} shards read{on_every}")
+    shown.close()
+    damaged = sorted(filter(None, itertools.chain(*comm.allgather(found))))
+    if rank == 0:
+        for line in [f"{folder}/{says}" for says in damaged] or [f"{folder}: every file is whole"]:
+            print(line, flush=True)
+    if damaged:
+        allowed = f"whole; {len(damaged)} of its {len(records) + len(shards.PARTS)} files are damaged: remove them and"
+        raise InputError("data_dir", folder, f"{allowed} start `python -m hpcavg data prepare imagenet` again")
+
+
+def _index_fault(folder: Path, meta: shards.Meta, part: str) -> str | None:
+    try:
+        shards.check_index(folder / shards.index_name(part), meta, part)
+    except InputError as error:
+        return f"{shards.index_name(part)} must be {error.allowed}"
+    return None
+
+
+def _display(comm: MPI.Comm, total: int, what: str) -> tuple[Display, str]:
+    """Return what rank 0 shows of its share of the work, `total` of `what`; and, for its lines, whose share it is."""
+    of_rank, on_every = (" of rank 0", " on every rank") if comm.Get_size() > 1 else ("", "")
+    return display(comm.Get_rank(), total, what=f"{what}{of_rank}"), on_every
 
 
 def _together(comm: MPI.Comm, action: Callable[[], _T]) -> _T:
@@ -163,8 +205,7 @@ def _meta(settings: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def _write_shards(own: list[_Shard], source: Path, destination: Path, size: int, comm: MPI.Comm) -> None:
-    on_rank, on_every = (" of rank 0", " on every rank") if comm.Get_size() > 1 else ("", "")
-    shown = display(comm.Get_rank(), sum(len(shard.files) for shard in own), what=f"images{on_rank}")
+    shown, on_every = _display(comm, sum(len(shard.files) for shard in own), "images")
     try:
         for done, shard in enumerate(own, 1):
             _write_shard(shard, source, destination, size, shown)
@@ -195,7 +236,7 @@ def _write_shard(shard: _Shard, source: Path, destination: Path, size: int, show
             shown.advance()
 
     record = replace_file(destination / shards.shard_name(shard.part, shard.number), chunks())
-    account = {"shard": asdict(shards.Shard(record.name, record.num_bytes, record.sha256))}
+    account = {"shard": asdict(record)}
     _write_json(_account_path(destination, shard.part, shard.number), {**account, "rows": rows, "skipped": skipped})
 
 

@@ -15,25 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcavg.errors import InputError, reason
-from hpcavg.files import read_small
+from hpcavg.errors import InputError, reading, reason
+from hpcavg.files import FileRecord, read_small
 
 META, FORMAT, VERSION = "meta.json", "hpcavg images", 1
 MAGIC = b"hpcavg images 1\n"
 PARTS = ("train", "val")
+_PREPARE = "python -m hpcavg data prepare imagenet --data-dir"
 ROW = np.dtype([("shard", "<i4"), ("offset", "<i8"), ("height", "<i4"), ("width", "<i4"), ("label", "<i8")])
 """Of an image: its shard's number, the place of its first byte there, its size in pixels and its class's number."""
 
 Image = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A shard's name, its bytes, and their SHA-256 in hexadecimal."""
-
-    name: str
-    num_bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,7 @@ class Meta:
     size: int
     classes: list[str]
     num_images: dict[str, int]
-    shards: dict[str, list[Shard]]
+    shards: dict[str, list[FileRecord]]
 
 
 def shard_name(part: str, number: int) -> str:
@@ -80,10 +72,25 @@ def read_meta(folder: Path) -> Meta:
             values["settings"]["size"],
             [str(name) for name in values["settings"]["classes"]],
             {part: int(values["parts"][part]["images"]) for part in PARTS},
-            {part: [Shard(**shard) for shard in values["parts"][part]["shards"]] for part in PARTS},
+            {part: [FileRecord(**shard) for shard in values["parts"][part]["shards"]] for part in PARTS},
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _wrong(folder / META, "whole; what it should say of parts and shards is damaged") from error
+
+
+def find(data_dir: str | None) -> Path:
+    """Return the folder with the shards: `data_dir`, or ``prepared`` in it. Raises `InputError` where it is neither."""
+    if data_dir is None:
+        raise InputError("data_dir", "unset", f"the folder that `{_PREPARE} FOLDER` has prepared")
+    given = Path(data_dir)
+    with reading("data_dir", data_dir):
+        for folder in (given, given / "prepared"):
+            if (folder / META).is_file():
+                return folder
+        if any((given / part).is_dir() for part in PARTS):
+            raise InputError("data_dir", data_dir, f"prepared first: run `{_PREPARE} {data_dir}`")
+    allowed = f"a folder with {META}, or prepared/{META}, that `{_PREPARE} FOLDER` has written"
+    raise InputError("data_dir", data_dir, allowed)
 
 
 def check(folder: Path) -> None:
@@ -92,7 +99,7 @@ def check(folder: Path) -> None:
     for part in PARTS:
         for shard in meta.shards[part]:
             _check_shard(folder / shard.name, shard.num_bytes)
-        _check_index(folder / index_name(part), meta, part)
+        check_index(folder / index_name(part), meta, part)
 
 
 def read_index(path: Path) -> NDArray[np.void]:
@@ -160,7 +167,8 @@ def _check_shard(path: Path, num_bytes: int) -> None:
         raise _wrong(path, f"a shard, which begins with {MAGIC!r}, not {magic!r}")
 
 
-def _check_index(path: Path, meta: Meta, part: str) -> None:
+def check_index(path: Path, meta: Meta, part: str) -> None:
+    """Raise `InputError` where the index `path` is not of what `meta` says is in `part`."""
     rows = read_index(path)
     if len(rows) != meta.num_images[part]:
         raise _wrong(path, f"the index of {meta.num_images[part]} images, not {len(rows)}")

@@ -14,9 +14,9 @@ from torch import nn
 
 from hpcavg.config import BUILT_IN_TASKS, Config
 from hpcavg.errors import InputError
-from hpcavg.tasks.task import Data, Samples, Task, count_correct
+from hpcavg.tasks.task import Data, Samples, Task, count_correct, count_top5
 
-__all__ = ["Data", "Samples", "Task", "build_model", "count_correct", "load", "load_data"]
+__all__ = ["Data", "Samples", "Task", "build_model", "count_correct", "count_top5", "load", "load_data"]
 
 
 def load(config: Config) -> Task:

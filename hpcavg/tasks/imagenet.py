@@ -10,10 +10,7 @@ from torch import Generator, Tensor
 from hpcavg import models
 from hpcavg.config import Config
 from hpcavg.data import photo_augmentation, shards
-from hpcavg.errors import InputError, reading
 from hpcavg.tasks.task import Data, Samples, Task
-
-_PREPARE = "python -m hpcavg data prepare imagenet --data-dir"
 
 
 class Photos(shards.ShardedImages, Samples):
@@ -22,7 +19,7 @@ class Photos(shards.ShardedImages, Samples):
 
 def task(config: Config) -> Task:
     """Return the ImageNet task of the classes and images in ``config.data_dir``, prepared, or the folder above it."""
-    folder = prepared_folder(config.data_dir)
+    folder = shards.find(config.data_dir)
     num_classes = len(shards.read_meta(folder).classes)
     crop, augment = config.crop_size, config.augment
 
@@ -37,21 +34,6 @@ def task(config: Config) -> Task:
         lambda: load_data(folder),
         transform=transform,
     )
-
-
-def prepared_folder(data_dir: str | None) -> Path:
-    """Return the folder with the shards; raises `InputError` that says how to make it where there is none."""
-    if data_dir is None:
-        raise InputError("data_dir", "unset", f"the folder that `{_PREPARE} FOLDER` has prepared")
-    given = Path(data_dir)
-    with reading("data_dir", data_dir):
-        for folder in (given, given / "prepared"):
-            if (folder / shards.META).is_file():
-                return folder
-        if any((given / part).is_dir() for part in shards.PARTS):
-            raise InputError("data_dir", data_dir, f"prepared first: run `{_PREPARE} {data_dir}`")
-    allowed = f"a folder with {shards.META}, or prepared/{shards.META}, that `{_PREPARE} FOLDER` has written"
-    raise InputError("data_dir", data_dir, allowed)
 
 
 def load_data(folder: Path) -> Data:

@@ -1,4 +1,4 @@
-"""Shards are the same, bit for bit, for any number of ranks that prepare them."""
+"""Shards are the same, bit for bit, for any number of ranks that prepare them, and so is what is said of them."""
 
 import shutil
 import tempfile
@@ -32,6 +32,15 @@ def test_ranks_share_the_work(world, folder, monkeypatch):
         alone, together = ({p.name: p.read_bytes() for p in (folder / f).iterdir()} for f in ("alone", "together"))
         assert len(alone) == 2 * (6 + 2) + 3
         assert together == alone
+    imagenet.check(str(folder / "together"), world)
+    if world.Get_rank() == 0:
+        for name in ("train-00003.bin", "val-00001.bin"):
+            damaged = folder / "alone" / name
+            damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    world.Barrier()
+    with pytest.raises(InputError, match="2 of its 10 files are damaged"):
+        imagenet.check(str(folder / "alone"), world)
+    if world.Get_rank() == 0:
         (folder / "set" / "train" / "n00000002" / "gone.JPEG").symlink_to("nowhere")
     world.Barrier()
     with pytest.raises(InputError, match=r"gone\.JPEG"):  # met by one rank, raised on all

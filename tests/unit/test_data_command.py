@@ -19,14 +19,20 @@ def run(*arguments, rank=0, connect=None):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ("", "the following arguments are required: {prepare,synthesize}"),
-        ("fetch", "argument {prepare,synthesize}: invalid choice: 'fetch'"),
-        ("prepare", "the following arguments are required: dataset, --data-dir"),
-        ("prepare cifar10 --data-dir d", "argument dataset: invalid choice: 'cifar10' (choose from "),
-        ("synthesize mnist --data-dir d", "argument dataset: invalid choice: 'mnist' (choose from "),
+        ("", "the following arguments are required: {prepare,check,synthesize}"),
+        ("fetch", "data fetch: must be one of prepare, check, synthesize"),
+        ("prepare", "the following arguments are required: {epsilon,imagenet}, --data-dir"),
+        ("prepare cifar10 --data-dir d", "data prepare cifar10: must be one of epsilon, imagenet"),
+        ("synthesize mnist --data-dir d", "data synthesize mnist: must be one of cifar10, epsilon, imagenet"),
         ("synthesize epsilon", "the following arguments are required: --data-dir"),
         ("synthesize epsilon --data-dir=", "--data-dir : must be the name of a folder"),
-        ("synthesize epsilon --data-dir d --scale x", "argument --scale: invalid float value: 'x'"),
+        ("synthesize epsilon --data-dir d --scale abc", "--scale abc: must be a number above 0 and at most 1"),
+        ("synthesize epsilon --data-dir d --seed 1.5", "--seed 1.5: must be an integer of at least 0"),
+        ("synthesize cifar10 --data-dir d --format zip", "--format zip: must be one of binary, python"),
+        ("prepare imagenet --data-dir d --size big", "--size big: must be an integer of at least 16"),
+        ("check epsilon --data-dir d", "data check epsilon: must be one of imagenet"),
+        ("prepare epsilon --data-dir d --scale 1", "--scale: no such option; --help lists them"),
+        ("prepare epsilon --data-dir", "argument --data-dir: expected one argument"),
         ("synthesize epsilon --data-dir d --scale 0", "--scale 0.0: must be a number above 0 and at most 1"),
         ("synthesize epsilon --data-dir d --scale nan", "--scale nan: must be a number above 0 and at most 1"),
         ("synthesize epsilon --data-dir d --seed -1", "--seed -1: must be an integer of at least 0"),
@@ -87,19 +93,23 @@ def test_folders_that_cannot_be_written(tmp_path, arguments):
     assert caught.value.as_option().startswith(f"{option} {tmp_path}/file/new: must be a folder that can be written")
 
 
-def test_imagenet_is_prepared_by_all_ranks_and_made_up_by_the_first(tmp_path, monkeypatch):
+def test_imagenet_is_prepared_and_checked_by_all_ranks_and_made_up_by_the_first(tmp_path, monkeypatch):
     calls = []
     module = types.SimpleNamespace(
-        prepare=lambda *arguments: calls.append(arguments), synthesize=lambda *arguments: calls.append(arguments)
+        prepare=lambda *arguments: calls.append(arguments),
+        check=lambda *arguments: calls.append(arguments),
+        synthesize=lambda *arguments: calls.append(arguments),
     )
     monkeypatch.setitem(sys.modules, "hpcavg.data.imagenet", module)
     run("prepare", "imagenet", "--data-dir", tmp_path, "--size", 64, rank=3, connect=lambda: "all ranks")
     run("prepare", "imagenet", "--data-dir", tmp_path, "--output", tmp_path / "out", connect=lambda: "all ranks")
+    run("check", "imagenet", "--data-dir", tmp_path, rank=3, connect=lambda: "all ranks")
     run("synthesize", "imagenet", "--data-dir", tmp_path, rank=3)
     run("synthesize", "imagenet", "--data-dir", tmp_path, "--seed", 5)
     assert calls == [
         (tmp_path, tmp_path / "prepared", 64, "all ranks"),
         (tmp_path, tmp_path / "out", 256, "all ranks"),
+        (str(tmp_path), "all ranks"),
         (tmp_path, 0.01, 5),
     ]
 

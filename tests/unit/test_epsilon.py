@@ -202,26 +202,32 @@ def in_chunks(file):
     file.create_dataset("train/inputs", (200, 2000), np.float32, chunks=(10, 2000))
 
 
+DAMAGED = "it is cut off or damaged: remove it and prepare it again"
+
+
 @pytest.mark.parametrize(
-    "spoil",
+    ("spoil", "why"),
     [
-        lambda path: os.truncate(path, path.stat().st_size // 2),
-        lambda path: path.write_bytes(b"another file"),
-        lambda path: path.write_bytes(b""),
-        lambda path: (path.unlink(), path.mkdir()),
-        spoiled(lambda file: file.attrs.clear()),
-        spoiled(lambda file: file["test/targets"].write_direct(np.full(100, 2))),
-        spoiled(without_inputs),
-        spoiled(in_chunks),
+        (lambda path: os.truncate(path, path.stat().st_size // 2), DAMAGED),
+        (lambda path: os.truncate(path, 700), DAMAGED),
+        (lambda path: path.write_bytes(path.read_bytes()[:512] + bytes(4096)), DAMAGED),
+        (lambda path: path.write_bytes(b"another file"), DAMAGED),
+        (lambda path: path.write_bytes(b""), DAMAGED),
+        (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
+        (spoiled(lambda file: file.attrs.clear()), "it is another file"),
+        (spoiled(lambda file: file["test/targets"].write_direct(np.full(100, 2))), "its targets are not 0 and 1"),
+        (spoiled(without_inputs), DAMAGED),
+        (spoiled(in_chunks), "its inputs are not all there"),
     ],
 )
-def test_a_prepared_file_that_is_wrong_is_named(original, tmp_path, spoil):
+def test_a_prepared_file_that_is_wrong_is_named(original, tmp_path, spoil, why):
     path = tmp_path / epsilon.FILE
     path.write_bytes((original / epsilon.FILE).read_bytes())
     spoil(path)
-    with pytest.raises(InputError, match="an HDF5 file as python -m hpcavg data prepare epsilon makes it") as caught:
+    with pytest.raises(InputError) as caught:
         epsilon.locate(tmp_path)
-    assert caught.value.value == str(path)
+    allowed = f"an HDF5 file as python -m hpcavg data prepare epsilon makes it; {why}"
+    assert (caught.value.value, caught.value.allowed) == (str(path), allowed)
 
 
 # -- conversions that are interrupted, repeated, at the same time -------------------------------------------------

@@ -290,7 +290,7 @@ def runs(tmp_path_factory):
                     if step % 2 == 0:
                         recorder.record("averaging", step, "global", 2, 0.1, 0.1, 0.1, 400, 1.0)
                     if step % 10 == 0:
-                        recorder.record("evaluation", step, step // 10, 0.5, 0.5, 0.5, 0.5, 0.5)
+                        recorder.record("evaluation", step, step // 10, *[0.5] * 6)
                 recorder.flush()
                 if name == "killed":
                     shutil.copy(path, f"{path}.copy")

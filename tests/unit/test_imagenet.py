@@ -168,6 +168,29 @@ def test_a_damaged_folder_is_repaired(source, prepared, tmp_path, monkeypatch):
     assert contents(tmp_path / "out") == contents(prepared)
 
 
+def test_a_check_names_every_damaged_file(prepared, tmp_path, capsys):
+    imagenet.check(str(prepared.parent), MPI.COMM_SELF)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{n} of 4 shards read" for n in (1, 2, 3, 4)] + [f"{prepared}: every file is whole"]
+    folder = tmp_path / "prepared"
+    shutil.copytree(prepared, folder)
+    shard = bytearray((folder / "train-00001.bin").read_bytes())
+    shard[5000] ^= 1  # a pixel, which only the checksum tells
+    (folder / "train-00001.bin").write_bytes(shard)
+    shards.check(folder)
+    cut(folder / "train-00002.bin", 5)
+    (folder / "val-00000.bin").unlink()
+    rewrite_index(folder, "label", 4)
+    said = error_of(imagenet.check, str(folder), MPI.COMM_SELF)
+    assert said.startswith(f"--data-dir {folder}: must be whole; 4 of its 6 files are damaged: remove them and start")
+    damaged = capsys.readouterr().out.splitlines()[4:]
+    assert damaged[0] == f"{folder}/train-00001.bin is damaged: its checksum is another"
+    assert re.fullmatch(rf"{folder}/train-00002.bin has \d+ bytes and was written with \d+", damaged[1])
+    assert damaged[2].startswith(f"{folder}/train.npy must be an index with labels of 4 classes")
+    assert damaged[3:] == [f"{folder}/val-00000.bin: No such file or directory"]
+    assert "must be a folder with meta.json" in error_of(imagenet.check, str(tmp_path / "none"), MPI.COMM_SELF)
+
+
 def test_a_finished_folder_is_left_alone(source, prepared, capsys, monkeypatch):
     monkeypatch.setattr(imagenet, "IMAGES_PER_SHARD", 12)
     before = contents(prepared)

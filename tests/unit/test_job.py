@@ -100,6 +100,20 @@ def test_what_cannot_be_asked_for_is_told(options, option):
     assert error.value.option == option
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("pbs", "job pbs: must be one of slurm, lsf"),
+        ("slurm --kind tran", "--kind tran: must be one of train, sweep, requeue, benchmarks"),
+        ("slurm --nodes two", "--nodes two: must be an integer of at least 1 and at most 1000000"),
+    ],
+)
+def test_what_the_command_cannot_use_is_told_as_the_options_of_train_are(arguments, line):
+    with pytest.raises(InputError) as caught:
+        cli.write_job(arguments.split())
+    assert caught.value.as_option() == line
+
+
 def test_the_command_checks_the_options_of_train_and_overwrites_nothing(tmp_path, capsys):
     script = tmp_path / "mine" / "a.sbatch"
     with pytest.raises(InputError, match="k=0"):

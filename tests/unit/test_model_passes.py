@@ -1,5 +1,7 @@
 """Forward and backward passes of a run, by hand and against plain torch."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -94,17 +96,48 @@ def test_channels_last_changes_the_order_in_memory_and_not_the_numbers():
     assert make(flat, channels_last=True)[0].predict(inputs).shape == (4, 10)
 
 
+ALONE = SimpleNamespace(rank=0, is_server=False, do_together=lambda action: action())
+
+
 @pytest.mark.filterwarnings("default")  # of torch's own, about itself
-def test_a_compiled_model_computes_the_same_with_the_same_parameters():
+def test_a_compiled_model_computes_the_same_with_the_same_parameters(capsys):
     torch.manual_seed(0)
-    model = models.build("mlp", (1, 2, 2), 3)
+    model = nn.Sequential(models.build("mlp", (1, 2, 2), 3), nn.BatchNorm1d(3))
     inputs, targets = torch.randn(4, 1, 2, 2), torch.tensor([0, 1, 2, 0])
     plain = make(model)[0].gradients(inputs, targets)
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    assert make(model, compile=True)[0].gradients(inputs, targets).item() == pytest.approx(plain.item(), abs=1e-6)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    passes, _ = make(model, compile=True)
+    passes.compile(lambda: (inputs, targets), ALONE)
+    assert capsys.readouterr().out == "compiling the model (minutes for a deep network)\n"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    with torch._dynamo.config.patch(error_on_recompile=True):  # it has been done
+        assert passes.gradients(inputs, targets).item() == pytest.approx(plain.item(), abs=1e-6)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         assert torch.allclose(parameter.grad, gradient, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_model_that_cannot_be_compiled_is_told_in_one_line(monkeypatch):
+    passes, _ = make(nn.Sequential(line(3.0, 4.0), nn.ReLU()), squares, compile=True)
+    import torch._inductor.config
+
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
+    with pytest.raises(InputError) as caught:
+        passes.compile(lambda: (torch.eye(2), torch.zeros(2, 1)), ALONE)
+    text = caught.value.as_option()
+    assert text.startswith("--compile True: must be left out where torch cannot compile: InvalidCxxCompiler: ")
+    assert text.endswith("'no-such-compiler'); CPUs need a C++ compiler, which CXX may name")
+    assert "\n" not in text
+
+
+@pytest.mark.filterwarnings("default")
+def test_an_error_of_the_model_is_no_fault_of_the_compiler():
+    passes, _ = make(line(3.0, 4.0), squares, compile=True)
+    with pytest.raises(RuntimeError, match="must have same reduction dim"):
+        passes.compile(lambda: (torch.eye(3), torch.zeros(3, 1)), ALONE)
 
 
 def test_label_smoothing_by_hand():

@@ -21,7 +21,7 @@ def make_run(folder, steps=450, killed=False):
         recorder = Recorder(path, {}, 3600)
         for step in range(1, steps + 1 - rank):
             recorder.record("step", step, 1, step + rank, 0.1, 0.1, 0.1, 0.1)
-        recorder.record("evaluation", steps, 1, 0.5, 0.25, 0.75, 0.5, 0.5)
+        recorder.record("evaluation", steps, 1, 0.5, 0.25, 0.75, 0.9, 0.5, 0.5)
         recorder.flush()
         shutil.copy(path, f"{path}.killed")
         recorder.close()

@@ -33,6 +33,15 @@ def test_a_file_that_is_no_summary_is_refused_in_one_line(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
+def test_top5_accuracy_has_a_row_where_it_was_measured(tmp_path, capsys):
+    without = example(test_top5_accuracy=math.nan)
+    summary.show([(tmp_path, without)])
+    assert "top-5" not in capsys.readouterr().out
+    summary.show([(tmp_path, without), (tmp_path, example(test_top5_accuracy=0.9125))])
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "top-5" in line)
+    assert row.split() == ["│", "top-5", "accuracy", "│", "│", "0.9125", "│"]
+
+
 def test_the_table_has_a_column_per_run(tmp_path, capsys):
     summary.show([(tmp_path / "a", example()), (tmp_path / "b", example(algorithm="hier_avg"))])
     printed = capsys.readouterr().out

@@ -1,15 +1,18 @@
 """Tasks: the built-in ones, the user's own, and what is said of those that cannot be used."""
 
 import dataclasses
+import math
 import sys
 
 import numpy as np
 import pytest
 import torch
+from mpi4py import MPI
 
-from hpcavg import tasks
+from hpcavg import Topology, tasks
 from hpcavg.config import Config
 from hpcavg.errors import InputError
+from hpcavg.evaluation import evaluate
 from hpcavg.placement import choose_device
 from hpcavg.tasks import Data, digits, synthetic
 
@@ -136,3 +139,40 @@ def test_ranks_of_a_node_take_turns_on_its_gpus(monkeypatch):
 def test_targets_of_another_shape_are_not_counted():
     with pytest.raises(ValueError, match="targets of shape"):
         tasks.count_correct(torch.zeros(4, 3), torch.zeros(4, 1))
+
+
+def test_top5_by_hand():
+    """The largest of class 0 to 10 are 10, 9, ...: of the targets 10, 6, 5 and 0, two are among five."""
+    rising, targets = torch.arange(11.0).repeat(4, 1), torch.tensor([10, 6, 5, 0])
+    assert int(tasks.count_top5(rising, targets)) == 2
+    assert int(tasks.count_correct(rising, targets)) == 1
+    assert math.isnan(tasks.count_top5(rising[:, :10], targets))
+
+
+@pytest.mark.parametrize(
+    ("count", "num_classes", "accuracies"),
+    [
+        (tasks.count_correct, 11, (0.25, 0.5)),
+        (tasks.count_correct, 10, (0.25, math.nan)),
+        (lambda output, target: torch.tensor(len(target)), 11, (1.0, math.nan)),
+        (None, 11, (math.nan, math.nan)),
+    ],
+)
+def test_scores_by_hand(count, num_classes, accuracies):
+    """Batches of 3 and 1 samples with losses 1 and 5 have the mean (3 * 1 + 5) / 4."""
+
+    def batches():
+        for targets, loss in (([10, 6, 5], 1.0), ([0], 5.0)):
+            yield torch.full((len(targets), 1), loss), torch.tensor(targets) + num_classes - 11
+
+    def predict(inputs):
+        return inputs[:1] - 1 + torch.arange(float(num_classes)).repeat(len(inputs), 1)
+
+    def loss(output, targets):
+        return output[0, 0] + 1
+
+    task = tasks.Task("test", None, None, loss, count)
+    topology = Topology(MPI.COMM_SELF)
+    score = evaluate(predict, task, batches, topology)
+    topology.free()
+    assert (score.loss, score.accuracy, score.top5_accuracy) == pytest.approx((2.0, *accuracies), nan_ok=True)
