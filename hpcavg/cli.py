@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hpcavg
-from hpcavg import algorithms, job, models, recipes
+from hpcavg import advice, algorithms, job, models, recipes
 from hpcavg.config import Config
 from hpcavg.errors import InputError, UsageError, printable, require_integer, require_number
 from hpcavg.launcher import check_sizes
@@ -178,9 +178,7 @@ def write_job(arguments: Sequence[str]) -> None:
     if known.kind != "benchmarks":  # whose options are the suite's
         config, num_ranks = parse_train(options), known.nodes * known.ranks_per_node
         check_sizes(num_ranks, config.group_size, config.servers)
-        meant = config.intended_learners
-        if meant not in (None, num_ranks - config.servers):
-            text = f"the options are meant for {meant} learners, and there will be {num_ranks - config.servers}"
+        for text in advice.of_learners(config.intended_learners, num_ranks - config.servers):
             print(f"hpcavg: warning: {text}", file=sys.stderr)
     job.write(job.Job(**vars(known)), options, script)
 

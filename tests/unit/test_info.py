@@ -102,7 +102,7 @@ def test_nothing_is_said_of_what_is_well():
         (cluster(is_fault_tolerant=True), Plan(on_failure="shrink"), []),
         (cluster(thread_level="serialized"), Plan(), ["MPI gives thread level serialized"]),
         (cluster(), Plan(intended_learners=4), []),
-        (cluster(), Plan(intended_learners=16), ["the options are meant for 16 learners, and there are 4"]),
+        (cluster(), Plan(intended_learners=16), ["the options are meant for 16 learners, not 4"]),
         ([*cluster()[:3], replace(cluster()[3], group=None)], Plan(intended_learners=3), []),  # beside a server
         (cluster(), Plan(locked_file_system="lustre"), ["HDF5_USE_FILE_LOCKING lets HDF5 lock files on lustre"]),
     ],

@@ -131,4 +131,4 @@ def test_ranks_are_compared_with_what_the_options_want(capsys):
     with pytest.raises(InputError, match="at most 2, the number of learners"):
         cli.write_job(["slurm", "--nodes", "1", "--ranks-per-node", "2", *recipe])
     cli.write_job(["slurm", "--nodes", "2", "--ranks-per-node", "4", *recipe])
-    assert capsys.readouterr().err == "hpcavg: warning: the options are meant for 16 learners, and there will be 8\n"
+    assert capsys.readouterr().err == "hpcavg: warning: the options are meant for 16 learners, not 8\n"
