@@ -155,6 +155,8 @@ def job_parser() -> argparse.ArgumentParser:
         "partition": "partition, or LSF's queue; unset: the site's default",
         "name": "the job's name; unset: hpcavg-KIND",
         "array": "lines of sweep.txt to run, for --kind sweep; unset: 1-4",
+        "output": "folder of the run, or of a sweep's runs; unset: one for each job, in HPCAVG_RUNS of environment.sh",
+        "resume": "auto: from the newest checkpoint there; unset: from the start, for algorithms with servers",
     }
     hints = typing.get_type_hints(job.Job)
     for field in dataclasses.fields(job.Job):
@@ -175,12 +177,14 @@ def write_job(arguments: Sequence[str]) -> None:
     """Do what the arguments of ``job`` say. Raises `InputError`, for options of ``train``, too."""
     known, options = job_parser().parse_known_args(arguments)
     script = known.__dict__.pop("script")
-    if known.kind != "benchmarks":  # whose options are the suite's
-        config, num_ranks = parse_train(options), known.nodes * known.ranks_per_node
+    wanted = job.Job(**vars(known))
+    if wanted.kind != "benchmarks":  # whose options are the suite's
+        config = parse_train([*options, "--output", wanted.output or "runs", "--resume", wanted.resume])
+        num_ranks = wanted.nodes * wanted.ranks_per_node
         check_sizes(num_ranks, config.group_size, config.servers)
         for text in advice.of_learners(config.intended_learners, num_ranks - config.servers):
             print(f"hpcavg: warning: {text}", file=sys.stderr)
-    job.write(job.Job(**vars(known)), options, script)
+    job.write(wanted, options, script)
 
 
 def data_parser() -> argparse.ArgumentParser:

@@ -37,6 +37,7 @@ class Job:
     time : the limit, as [D-]H:MM:SS. warning_minutes : how long before it ranks are asked for a checkpoint.
     account, partition, name : as the scheduler knows them; LSF's words for the first two are project and queue.
     array : the tasks of a sweep, such as 1-4.
+    output : the folder of the run, or of a sweep's runs; None: one of the job's own. resume : auto or unset.
     """
 
     scheduler: str
@@ -52,6 +53,8 @@ class Job:
     partition: str | None = None
     name: str | None = None
     array: str | None = None
+    output: str | None = None
+    resume: str = "auto"
 
     def __post_init__(self) -> None:
         allowed = LAUNCHERS[self.scheduler]
@@ -68,6 +71,10 @@ class Job:
             raise InputError(
                 "array", self.array, "numbers and spans of lines, such as 1-4 or 1,3,7-9, for --kind sweep"
             )
+        if self.output == "":
+            raise InputError("output", self.output, "the name of a folder")
+        if self.resume not in ("auto", UNSET):
+            raise InputError("resume", self.resume, "auto, from the newest checkpoint in --output if any, or unset")
         for option in ("account", "partition", "name"):
             value = getattr(self, option)
             if value is not None and not re.fullmatch(r"[\w.+:-]+", value):
@@ -125,6 +132,8 @@ class Job:
             "requeue_status": "75" if self.kind == "requeue" else None,
             "log": f"{log}.log",
             "launcher": self.launcher,
+            "output": '"$HPCAVG_RUNS/$job"' if self.output is None else shlex.quote(self.output),
+            "resume": self.resume,
         }
 
 
