@@ -97,10 +97,14 @@ class Job:
         return f"{self.kind}{'-jsrun' * (self.launcher == 'jsrun')}.lsf"
 
     def render(self, options: Sequence[str] = (), script: Path | None = None) -> str:
-        """Return the text of the job's script, which gives `options` to hpcavg; `script` is where it will lie."""
-        script = script or Path("jobs") / self.file_name
+        """Return the text of the job's script, which gives `options` to hpcavg.
+
+        script : where it will lie; None: nobody knows its name, and it is meant for ``jobs``.
+        """
         header = "jsrun" if self.launcher == "jsrun" else self.scheduler
-        values = {**self._values(), "script": str(script), "folder": str(script.parent)}
+        folder = Path("jobs") if script is None else script.parent
+        name = "SCRIPT" if script is None else shlex.quote(str(script))
+        values = {**self._values(), "script": name, "folder": str(folder)}
         values["options"] = "".join(f" {shlex.quote(option)}" for option in options)
         text = "".join((TEMPLATES / name).read_text() for name in (f"{header}.header", f"{self.kind}.body"))
         return _fill(text, values)
@@ -141,7 +145,7 @@ def shipped() -> dict[str, str]:
     """Return the scripts of ``jobs`` by their names: every kind for every scheduler and its launchers, by default."""
     jobs = [Job("slurm", kind) for kind in PURPOSES]
     jobs += [Job("lsf", kind, launcher) for kind in PURPOSES for launcher in LAUNCHERS["lsf"]]
-    return {job.file_name: job.render() for job in jobs}
+    return {job.file_name: job.render(script=Path("jobs", job.file_name)) for job in jobs}
 
 
 def write(job: Job, options: Sequence[str], script: Path | None) -> None:

@@ -117,6 +117,7 @@ def test_the_command_checks_the_options_of_train_and_overwrites_nothing(tmp_path
     assert capsys.readouterr().out == f"sbatch {script}\n"
     assert script.read_text().endswith('--resume auto --k1 4 --k2 32 "$@"\n')
     assert f"jobs=${{HPCAVG_JOBS-{script.parent}}}\n" in script.read_text()
+    assert f"where {script.parent}/environment.sh is found: sbatch {script} [OPTIONS" in script.read_text()
     for name in ("environment.sh", "restart.sh", "sweep.txt"):
         assert (script.parent / name).read_text() == (JOBS / name).read_text()
 
@@ -128,7 +129,7 @@ def test_the_command_checks_the_options_of_train_and_overwrites_nothing(tmp_path
 
     capsys.readouterr()
     cli.write_job(["lsf", "--launcher", "jsrun", "--kind", "sweep"])
-    assert capsys.readouterr().out == shipped()["sweep-jsrun.lsf"]
+    assert capsys.readouterr().out == shipped()["sweep-jsrun.lsf"].replace("jobs/sweep-jsrun.lsf", "SCRIPT")
 
 
 def test_ranks_are_compared_with_what_the_options_want(capsys):
