@@ -247,11 +247,11 @@ def test_two_conversions_at_a_time_do_not_spoil_each_other(folder):
     assert not partial.exists()
 
 
-@pytest.mark.parametrize("moment", ["epsilon.Meter.show", "epsilon._sync_file"])
+@pytest.mark.parametrize("moment", ["progress._Tenths.advance", "epsilon._sync_file"])
 def test_a_conversion_that_is_killed_leaves_nothing_in_the_way(original, folder, moment):
     program = (
         "import os, pathlib, sys\n"
-        "from hpcavg.data import epsilon\n"
+        "from hpcavg import progress\nfrom hpcavg.data import epsilon\n"
         "epsilon._ROWS = 8\n"
         f"{moment} = lambda *arguments: os.kill(os.getpid(), 9)\n"
         "epsilon.prepare(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[1]))\n"
