@@ -19,8 +19,7 @@ from hpcavg.config import Config
 from hpcavg.data import epsilon, libsvm
 from hpcavg.data.mapped import MappedArray
 from hpcavg.errors import InputError
-from hpcavg.feed import Feed
-from hpcavg.topology import Topology
+from tests.unit.training import train_alone
 
 # -- lines --------------------------------------------------------------------------------------------------------
 
@@ -284,15 +283,6 @@ def test_mapped_arrays_are_small_to_send_and_notice_a_file_that_is_cut_off(tmp_p
 
 def test_a_model_learns_which_side_of_the_plane_samples_are_on(original):
     config = Config(task="epsilon", data_dir=str(original), batch_size=20, model="mlp")
-    task = tasks.load(config)
-    torch.manual_seed(0)
-    feed, model = Feed(task, config, Topology(), torch.device("cpu")), task.build_model()
+    feed, correct = train_alone(config, lambda p: torch.optim.Adam(p, lr=0.003), 5)
     assert isinstance(feed.data.train_inputs, MappedArray)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
-    for _ in range(5 * feed.steps_per_epoch):
-        _, inputs, targets = feed.next()
-        optimizer.zero_grad()
-        task.loss(model(inputs), targets).backward()
-        optimizer.step()
-    correct = sum(int(task.count_correct(model(inputs), targets)) for inputs, targets in feed.test_batches())
     assert correct > 80  # of 100
