@@ -116,6 +116,9 @@ def parse_train(arguments: Sequence[str]) -> Config:
     parser = train_parser()
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
+        if not unknown[0].startswith("-"):
+            commands = ", ".join(COMMANDS)
+            raise UsageError(f"{printable(unknown[0])}: must be an option, or, as the first word, one of {commands}")
         flags = [flag for action in parser._actions for flag in action.option_strings]
         near = difflib.get_close_matches(unknown[0].partition("=")[0][:100], flags, n=3)
         hint = f"; near it: {', '.join(near)}" if near else ""

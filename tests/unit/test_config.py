@@ -100,9 +100,11 @@ def test_options_of_several_kinds_come_back_from_the_file(tmp_path):
         ("--non-finite ignore", "--non-finite ignore: must be one of exclude, stop"),
         ("--seed -1", "--seed -1: must be an integer of at least 0"),
         ("--algoritm k-avg", "--algoritm: no such option; near it: --algorithm"),
-        ("stray", "stray: no such option; --help lists them"),
+        ("--QQQQQQ", "--QQQQQQ: no such option; --help lists them"),
+        ("trian", "trian: must be an option, or, as the first word, one of train, info, report, job, data"),
         ("--k", "argument --k: expected one argument"),
         ("--config nowhere.toml", "--config nowhere.toml: must be a file that can be read"),
+        ("--config /", "--config /: must be a file that can be read (Is a directory)"),
         ("--intended-learners 0", "--intended-learners 0: must be an integer of at least 1"),
     ],
 )
