@@ -1,7 +1,8 @@
 """``python -m hpcavg``: dispatch, exit statuses, and one message per error.
 
 Exit status 0: done; 2: the input cannot be used, one line says why; 1: a rank failed, the traceback says where; 3:
-done, but records were lost; 75: stopped early, to be started again with --resume.
+done, but records were lost; 75: stopped early, to be started again with --resume; 130: interrupted before there was
+anything to keep.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             status = _with_mpi(command, rest)
         except SystemExit as error:  # a rank that left quietly would leave the others waiting
             raise RuntimeError(f"sys.exit({error.code}) was called during training") from error
+        except KeyboardInterrupt:  # while starting; a launcher ends the other ranks when one leaves so
+            print("hpcavg: interrupted", file=sys.stderr, flush=True)
+            os._exit(EXIT_INTERRUPTED)
         _leave(status)
     sys.exit(_without_mpi(command, rest))
 

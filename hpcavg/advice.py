@@ -23,14 +23,18 @@ def warnings(places: Sequence[Place], plan: Plan) -> list[str]:
     return [*of_all, *of_nodes]
 
 
+def of_learners(intended: int | None, learners: int) -> list[str]:
+    """Return a line where the options are meant for another number of learners; None: nobody says for how many."""
+    if intended in (None, learners):
+        return []
+    return [f"the options are meant for {_counted(intended, 'learner')}, not {learners}"]
+
+
 # -- of the whole job ---------------------------------------------------------------------------------------------
 
 
 def _learners(places: Sequence[Place], plan: Plan) -> Iterator[str]:
-    meant, learners = plan.intended_learners, sum(place.group is not None for place in places)
-    if meant is not None and meant != learners:
-        be = "is" if learners == 1 else "are"
-        yield f"the options are meant for {_counted(meant, 'learner')}, and there {be} {learners}"
+    yield from of_learners(plan.intended_learners, sum(place.group is not None for place in places))
 
 
 def _library(places: Sequence[Place], plan: Plan) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hpcavg
-from hpcavg import algorithms, job, models, recipes
+from hpcavg import advice, algorithms, job, models, recipes
 from hpcavg.config import Config
 from hpcavg.errors import InputError, UsageError, printable, require_integer, require_number
 from hpcavg.launcher import check_sizes
@@ -47,6 +47,11 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
+            if not unknown[0].startswith("-"):
+                commands = ", ".join(COMMANDS)
+                raise UsageError(
+                    f"{printable(unknown[0])}: must be an option, or, as the first word, one of {commands}"
+                )
             flags = [flag for action in self._actions for flag in action.option_strings]
             near = difflib.get_close_matches(unknown[0].partition("=")[0][:100], flags, n=3)
             hint = f"near it: {', '.join(near)}" if near else "--help lists them"
@@ -163,6 +168,8 @@ def job_parser() -> argparse.ArgumentParser:
         "partition": "partition, or LSF's queue; unset: the site's default",
         "name": "the job's name; unset: hpcavg-KIND",
         "array": "lines of sweep.txt to run, for --kind sweep; unset: 1-4",
+        "output": "folder of the run, or of a sweep's runs; unset: one for each job, in HPCAVG_RUNS of environment.sh",
+        "resume": "auto: from the newest checkpoint there; unset: from the start, for algorithms with servers",
     }
     hints = typing.get_type_hints(job.Job)
     for field in dataclasses.fields(job.Job):
@@ -186,11 +193,10 @@ def write_job(arguments: Sequence[str]) -> None:
     _require_one_of("--kind", known.kind, job.PURPOSES)
     wanted = job.Job(**vars(known))
     if wanted.kind != "benchmarks":  # whose options are the suite's
-        config, num_ranks = parse_train(options), wanted.nodes * wanted.ranks_per_node
+        config = parse_train([*options, "--output", wanted.output or "runs", "--resume", wanted.resume])
+        num_ranks = wanted.nodes * wanted.ranks_per_node
         check_sizes(num_ranks, config.group_size, config.servers)
-        meant = config.intended_learners
-        if meant not in (None, num_ranks - config.servers):
-            text = f"the options are meant for {meant} learners, and there will be {num_ranks - config.servers}"
+        for text in advice.of_learners(config.intended_learners, num_ranks - config.servers):
             print(f"hpcavg: warning: {text}", file=sys.stderr)
     job.write(wanted, options, script)
 

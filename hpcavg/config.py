@@ -214,6 +214,9 @@ class Config:
         self._require("decay_epochs", rising and self.decay_epochs != (), "rising epochs of at least 1, as 150,275")
         both = self.decay_steps is not None and self.decay_epochs is not None
         self._require("decay_epochs", not both, "unset where --decay-steps is given")
+        for name in ("decay_steps", "decay_epochs"):  # else the rate would stay, unnoticed
+            decays = self.schedule == "step" or getattr(self, name) is None
+            self._require(name, decays, f"unset with --schedule {self.schedule}, or with --schedule step")
         self._require("precision", self.precision == "full" or self.dtype == "float32", "full with dtype float64")
         for name in ("flush_seconds", "checkpoint_minutes", "stop_margin", "hang_timeout"):
             self._require(name, getattr(self, name) >= 0, "a number of at least 0")

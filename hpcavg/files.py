@@ -95,8 +95,9 @@ def _partial(path: Path) -> Path:
 def open_file(path: Path | str) -> BinaryIO:
     """Open the file `path` for reading; raises `OSError` for a pipe or a device, too, which would keep us waiting."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise OSError(errno.EINVAL, "not a file")
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "not a file")
         return open(path, "rb")
     except ValueError as error:  # a name that no file can have
         raise OSError(errno.EINVAL, str(error)) from error

@@ -11,6 +11,7 @@ from mpi4py import MPI
 from hpcavg import launcher, mean, mpi_library, placement, survey
 from hpcavg.advice import warnings
 from hpcavg.config import Config
+from hpcavg.errors import InputError
 from hpcavg.folding import fold_names, fold_numbers
 from hpcavg.mean.cuda_support import find_cuda_awareness
 from hpcavg.place import Place, by_node
@@ -36,13 +37,13 @@ def main(config: Config) -> None:
     places = topology.everyone.gather(place)
     if places is None:
         return
-    num_bytes = survey.model_bytes(config)
+    num_bytes, size = _model_size(config)
     lines = [
         *_of_software(places[0]),
         f"CUDA-aware: {'yes' if is_cuda_aware else 'no'} ({how_known})",
         f"{counted(topology.num_learners, 'learner')}, {counted(topology.num_servers, 'server')},"
         f" {counted(topology.num_nodes, 'node')}, {counted(topology.num_groups, 'local group')};"
-        f" model of {f'{num_bytes / 1e6:.3g} MB' if num_bytes else 'unknown size'}",
+        f" model of {size}",
         f"engine {engine.name}",
         *(f"  {note}" for note in engine.notes),
         *(f"warning: {text}" for text in warnings(places, survey.find_plan(config, num_bytes))),
@@ -55,6 +56,15 @@ def _try(engine: mean.Engine, topology: Topology, device: torch.device, shared_b
     room = topology.everyone.allreduce(shared_bytes // topology.node.Get_size() // 8, MPI.MIN)  # half, of float32
     if not topology.is_server and room:
         engine.home(torch.empty(1, min(_TRIAL_ELEMENTS, room), device=device))
+
+
+def _model_size(config: Config) -> tuple[int, str]:
+    """Return the size of the model in bytes, 0 where it cannot be found out, and the same in words, with why."""
+    try:
+        num_bytes = survey.model_bytes(config)
+    except InputError as error:
+        return 0, f"unknown size: {error.as_option()}"
+    return num_bytes, f"{num_bytes / 1e6:.3g} MB"
 
 
 def table(places: Sequence[Place]) -> list[tuple[str, ...]]:

@@ -37,6 +37,7 @@ class Job:
     time : the limit, as [D-]H:MM:SS. warning_minutes : how long before it ranks are asked for a checkpoint.
     account, partition, name : as the scheduler knows them; LSF's words for the first two are project and queue.
     array : the tasks of a sweep, such as 1-4.
+    output : the folder of the run, or of a sweep's runs; None: one of the job's own. resume : auto or unset.
     """
 
     scheduler: str
@@ -52,6 +53,8 @@ class Job:
     partition: str | None = None
     name: str | None = None
     array: str | None = None
+    output: str | None = None
+    resume: str = "auto"
 
     def __post_init__(self) -> None:
         allowed = LAUNCHERS[self.scheduler]
@@ -68,6 +71,10 @@ class Job:
             raise InputError(
                 "array", self.array, "numbers and spans of lines, such as 1-4 or 1,3,7-9, for --kind sweep"
             )
+        if self.output == "":
+            raise InputError("output", self.output, "the name of a folder")
+        if self.resume not in ("auto", UNSET):
+            raise InputError("resume", self.resume, "auto, from the newest checkpoint in --output if any, or unset")
         for option in ("account", "partition", "name"):
             value = getattr(self, option)
             if value is not None and not re.fullmatch(r"[\w.+:-]+", value):
@@ -90,10 +97,14 @@ class Job:
         return f"{self.kind}{'-jsrun' * (self.launcher == 'jsrun')}.lsf"
 
     def render(self, options: Sequence[str] = (), script: Path | None = None) -> str:
-        """Return the text of the job's script, which gives `options` to hpcavg; `script` is where it will lie."""
-        script = script or Path("jobs") / self.file_name
+        """Return the text of the job's script, which gives `options` to hpcavg.
+
+        script : where it will lie; None: nobody knows its name, and it is meant for ``jobs``.
+        """
         header = "jsrun" if self.launcher == "jsrun" else self.scheduler
-        values = {**self._values(), "script": str(script), "folder": str(script.parent)}
+        folder = Path("jobs") if script is None else script.parent
+        name = "SCRIPT" if script is None else shlex.quote(str(script))
+        values = {**self._values(), "script": name, "folder": str(folder)}
         values["options"] = "".join(f" {shlex.quote(option)}" for option in options)
         text = "".join((TEMPLATES / name).read_text() for name in (f"{header}.header", f"{self.kind}.body"))
         return _fill(text, values)
@@ -125,6 +136,8 @@ class Job:
             "requeue_status": "75" if self.kind == "requeue" else None,
             "log": f"{log}.log",
             "launcher": self.launcher,
+            "output": '"$HPCAVG_RUNS/$job"' if self.output is None else shlex.quote(self.output),
+            "resume": self.resume,
         }
 
 
@@ -132,7 +145,7 @@ def shipped() -> dict[str, str]:
     """Return the scripts of ``jobs`` by their names: every kind for every scheduler and its launchers, by default."""
     jobs = [Job("slurm", kind) for kind in PURPOSES]
     jobs += [Job("lsf", kind, launcher) for kind in PURPOSES for launcher in LAUNCHERS["lsf"]]
-    return {job.file_name: job.render() for job in jobs}
+    return {job.file_name: job.render(script=Path("jobs", job.file_name)) for job in jobs}
 
 
 def write(job: Job, options: Sequence[str], script: Path | None) -> None:

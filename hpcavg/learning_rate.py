@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch.optim import lr_scheduler
 
@@ -16,6 +18,9 @@ def build(
     With warm-up the rate rises in a straight line over the first ``config.warmup_steps``, and the schedule fills the
     steps that are left; the epochs of ``config.decay_epochs`` are those of the run.
     """
+    # Torch warns where the schedule's first step comes before the optimizer's. So it does where learners go on from the
+    # mean of another number of them, with new optimizers, and where the first gradients overflow in half precision.
+    warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step", UserWarning)
     warmup = min(config.warmup_steps, total_steps - 1)
     steps = total_steps - warmup
     main: lr_scheduler.LRScheduler | None = None

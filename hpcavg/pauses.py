@@ -82,8 +82,10 @@ class Pauses:
     Parameters
     ----------
     supervisor : whose ranks agree. step : steps taken so far.
-    stop_at : when to ask for a stop. catch_signals : take SIGUSR1 and SIGTERM for requests to stop, and a second
-        SIGTERM, a second or more later, for an order to leave at once, with status 128 + 15. Main thread only.
+    stop_at : when to ask for a stop.
+    catch_signals : take SIGUSR1, SIGTERM and SIGINT for requests to stop, and a second of the latter two, a second or
+        more later, for an order to leave at once, with status 128 + its number. A SIGINT that is ignored, as in the
+        background of a shell, or handled by the program stays so. Main thread only.
     by_step : whether all ranks take the same means at the same steps. Where they do not, nothing is agreed on by steps,
         and the loop calls `agree_now` where all of them stand together.
     """
@@ -100,7 +102,7 @@ class Pauses:
         self._changed = supervisor.changed
         self._by_step = by_step
         self._stop_at = stop_at
-        self._term_s: float | None = None
+        self._told_s: float | None = None
         self._next = step + 1  # the next end of a step: the first one at which this rank can be told of a pause
         self._asked = _NONE  # here, and not known to others
         self._given = _NONE  # what this rank brought into the agreement under way
@@ -120,6 +122,8 @@ class Pauses:
         if catch_signals:
             supervisor.on_signal(signal.SIGUSR1, self._on_signal)
             supervisor.on_signal(signal.SIGTERM, self._on_signal)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                supervisor.on_signal(signal.SIGINT, self._on_signal)
 
     # -- for the loop ---------------------------------------------------------------------------------------------
 
@@ -185,11 +189,11 @@ class Pauses:
     # -- for the thread -------------------------------------------------------------------------------------------
 
     def _on_signal(self, number: int) -> None:
-        if number == signal.SIGTERM:
+        if number in (signal.SIGTERM, signal.SIGINT):
             now = time.monotonic()
-            if self._term_s is not None and now - self._term_s > _SAME_SIGNAL_S:
+            if self._told_s is not None and now - self._told_s > _SAME_SIGNAL_S:
                 os._exit(128 + number)
-            self._term_s = self._term_s or now
+            self._told_s = self._told_s or now
         self.request(Kind.STOP, signal.Signals(number).name)
 
     def look(self, now: float) -> float:

@@ -1,9 +1,10 @@
-"""What a person sees while a run goes on: a moving bar on a terminal, one plain line per epoch anywhere else."""
+"""What a person sees while something long goes on: a moving bar on a terminal, plain lines now and then elsewhere."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -11,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Display(Protocol):
-    """Follows a run."""
+    """Follows a run, or any other long piece of work."""
 
-    def advance(self) -> None:
-        """One step has been taken."""
+    def advance(self, amount: int = 1) -> None:
+        """So many steps more have been taken, or bytes are done."""
 
     def line(self, text: str) -> None:
         """Show one line that stays."""
@@ -24,7 +25,7 @@ class Display(Protocol):
 
 
 class _Silent:
-    def advance(self) -> None:
+    def advance(self, amount: int = 1) -> None:
         pass
 
     def line(self, text: str) -> None:
@@ -39,14 +40,29 @@ class _Plain(_Silent):
         print(text, flush=True)
 
 
+class _Tenths(_Plain):
+    """Shows a line every tenth of so many bytes."""
+
+    def __init__(self, what: str, num_bytes: int) -> None:
+        self._what, self._num_bytes, self._done = what, max(num_bytes, 1), 0
+        self._started = time.monotonic()
+
+    def advance(self, amount: int = 1) -> None:
+        tenths, self._done = 10 * self._done // self._num_bytes, self._done + amount
+        if 10 * self._done // self._num_bytes > tenths:
+            rate = self._done / max(time.monotonic() - self._started, 1e-9) / 1e6
+            percent, size = 10 * self._done // self._num_bytes * 10, self._num_bytes / 1e6
+            self.line(f"{self._what}: {percent} % of {size:,.1f} MB, {rate:.1f} MB/s")
+
+
 class _Bar:
-    def __init__(self, progress: Progress, what: str, total_steps: int, step: int) -> None:
+    def __init__(self, progress: Progress, what: str, total: int, done: int) -> None:
         self._progress = progress
-        self._task = progress.add_task(what, total=total_steps, completed=step)
+        self._task = progress.add_task(what, total=total, completed=done)
         progress.start()
 
-    def advance(self) -> None:
-        self._progress.advance(self._task)
+    def advance(self, amount: int = 1) -> None:
+        self._progress.advance(self._task, amount)
 
     def line(self, text: str) -> None:
         self._progress.console.print(text, highlight=False, markup=False)
@@ -55,18 +71,22 @@ class _Bar:
         self._progress.stop()
 
 
-def display(rank: int, total_steps: int, step: int = 0, what: str = "training") -> Display:
-    """Return the display for this rank, of `what`, of which `step` steps are done: ranks other than 0 show nothing."""
+def display(rank: int, total: int, done: int = 0, what: str = "training", in_bytes: bool = False) -> Display:
+    """Return the display for this rank, of `what`, of whose `total` steps or bytes so many are `done`.
+
+    Ranks other than 0 show nothing.
+    """
     if rank != 0:
         return _Silent()
     if not is_terminal():
-        return _Plain()
+        return _Tenths(what, total) if in_bytes else _Plain()
+    from rich import progress
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(force_terminal=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return _Bar(Progress(*columns, console=console), what, total_steps, step)
+    kinds = (progress.DownloadColumn, progress.TransferSpeedColumn) if in_bytes else (progress.MofNCompleteColumn,)
+    columns = [kind() for kind in (progress.BarColumn, *kinds, progress.TimeRemainingColumn)]
+    shown = progress.Progress("{task.description}", *columns, console=Console(force_terminal=True))
+    return _Bar(shown, what, total, done)
 
 
 def is_terminal() -> bool:

@@ -41,6 +41,8 @@ def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
         if algorithms.ALGORITHMS[chosen]().server is None:
             foreign.add("num_servers")
         values = {name: value for name, value in values.items() if name not in foreign}
+    if options.get("schedule", "step") != "step":  # the command line's choice leaves out the file's decays
+        values = {name: value for name, value in values.items() if name not in ("decay_steps", "decay_epochs")}
     for name, other in (("epochs", "steps"), ("steps", "epochs")):
         if options.get(name, UNSET) != UNSET:  # the command line's choice of run length replaces the file's
             values.pop(other, None)

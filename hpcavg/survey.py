@@ -17,7 +17,6 @@ import hpcavg
 from hpcavg import mpi_library, placement, recovery, run_folder, tasks
 from hpcavg.advice import warnings
 from hpcavg.config import Config
-from hpcavg.errors import InputError
 from hpcavg.place import Place, Plan, by_node
 from hpcavg.topology import Topology
 
@@ -99,17 +98,18 @@ def find_plan(config: Config, num_bytes: int = 0) -> Plan:
 
 
 def model_bytes(config: Config) -> int:
-    """Return the size of what a learner brings into a mean, from a model built without memory; 0 where it cannot be."""
-    with suppress(InputError):
-        task = tasks.load(config)
-        with torch.device("meta"):
-            model = tasks.build_model(task)
-        averaged = (
-            *(parameter for parameter in model.parameters() if parameter.requires_grad),
-            *(buffer for buffer in model.buffers() if buffer.is_floating_point()),
-        )
-        return sum(tensor.numel() for tensor in averaged) * getattr(torch, config.dtype).itemsize
-    return 0
+    """Return the size of what a learner brings into a mean, from a model built without memory.
+
+    Raises `InputError` where the task gives no model so.
+    """
+    task = tasks.load(config)
+    with torch.device("meta"):
+        model = tasks.build_model(task)
+    averaged = (
+        *(parameter for parameter in model.parameters() if parameter.requires_grad),
+        *(buffer for buffer in model.buffers() if buffer.is_floating_point()),
+    )
+    return sum(tensor.numel() for tensor in averaged) * getattr(torch, config.dtype).itemsize
 
 
 def file_system_of(path: Path, mounts: Path = Path("/proc/mounts")) -> str | None:

@@ -119,10 +119,15 @@ is_out_of_time() {
 }
 
 # train OPTIONS...: run hpcavg on all ranks, again where that helps (restart.sh); the status is that of the last time.
+# Once with --resume unset, for algorithms whose servers' state is in no checkpoint.
 train() {
+    local run=(restart --)
     output=$(restart_option output "$@")
     began_with=$(newest_checkpoint)
-    restart -- "${launcher[@]}" "${python[@]}" -m hpcavg "$@"
+    if [[ $(restart_option resume "$@") == unset ]]; then
+        run=(restart_once)
+    fi
+    "${run[@]}" "${launcher[@]}" "${python[@]}" -m hpcavg "$@"
 }
 
 newest_checkpoint() {

@@ -7,6 +7,7 @@ import hypothesis
 import pytest
 from mpi4py import MPI
 
+from hpcavg import Topology
 from hpcavg.eager import defer_compiler_import
 
 # All ranks must draw the same examples; examples that depend on time or a stored database would part them.
@@ -51,3 +52,11 @@ def world():
 def node():
     """Return the communicator of the ranks on this node: all of `world` unless the tests run on a cluster."""
     return MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED, key=MPI.COMM_WORLD.Get_rank())
+
+
+@pytest.fixture
+def topology(world):
+    """Yield all ranks in local groups of two."""
+    made = Topology(world, min(2, world.Get_size()))
+    yield made
+    made.free()

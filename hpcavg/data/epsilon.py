@@ -12,7 +12,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from hpcavg import files
 from hpcavg.data import libsvm
-from hpcavg.data.meter import Meter
 from hpcavg.errors import InputError, reason
+from hpcavg.progress import display
 
 NUM_FEATURES = 2000
 FILE = "epsilon.h5"
@@ -129,12 +129,14 @@ def _convert(path: Path, num_bytes: int, folder: Path, group: h5py.Group) -> Non
     """
     targets: list[NDArray[np.int64]] = []
     with tempfile.TemporaryFile(dir=folder) as spool:
-        with _opened(path) as (text, raw), Meter(path.name, num_bytes) as meter:
+        with _opened(path) as (text, raw), closing(display(0, num_bytes, what=path.name, in_bytes=True)) as shown:
+            done = 0
             for inputs, labels in _read(path, text):
                 spool.write(inputs.data)
                 targets.append(labels)
-                meter.show(raw.tell())
-            meter.show(num_bytes)
+                shown.advance(raw.tell() - done)
+                done = raw.tell()
+            shown.advance(num_bytes - done)
         if not targets:
             raise InputError("data_dir", str(path), "libsvm text with at least one sample")
         all_targets = np.concatenate(targets)

@@ -3,20 +3,12 @@
 import pytest
 import torch
 
-from hpcavg import Topology
 from hpcavg.placement import choose_device
 
 
 def pytest_sessionstart(session):
     if not torch.cuda.is_available():
         pytest.exit("tests/gpu needs a CUDA device and a torch built for it", returncode=2)
-
-
-@pytest.fixture
-def topology(world):
-    made = Topology(world, min(2, world.Get_size()))
-    yield made
-    made.free()
 
 
 @pytest.fixture

@@ -34,13 +34,6 @@ def everyone(topology, numel, dtype, learners=1):
 
 
 @pytest.fixture
-def topology(world):
-    made = Topology(world, min(2, world.Get_size()))
-    yield made
-    made.free()
-
-
-@pytest.fixture
 def on_node(node):
     """Yield a topology of the ranks on this node."""
     made = Topology(node, min(2, node.Get_size()))

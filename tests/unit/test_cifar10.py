@@ -17,9 +17,8 @@ from hpcavg.config import Config
 from hpcavg.data import array_pickle, cifar10
 from hpcavg.data.augmentation import crop_and_flip
 from hpcavg.errors import InputError
-from hpcavg.feed import Feed
 from hpcavg.tasks.cifar10 import MEAN, STD, transform
-from hpcavg.topology import Topology
+from tests.unit.training import train_alone
 
 
 @pytest.fixture(scope="module")
@@ -192,17 +191,8 @@ def test_training_images_are_augmented_by_the_generator_and_test_images_only_nor
 
 def test_a_small_network_learns_the_made_up_images(folder):
     config = Config(task="cifar10", data_dir=str(folder), batch_size=20, seed=1, model="mlp")
-    task = tasks.load(config)
-    torch.manual_seed(0)
-    feed, model = Feed(task, config, Topology(), torch.device("cpu")), task.build_model()
+    feed, correct = train_alone(config, lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9), 8)
     assert np.array_equal(feed.about()["label_counts"], np.full(10, 20))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
-    for _ in range(8 * feed.steps_per_epoch):
-        _, inputs, targets = feed.next()
-        optimizer.zero_grad()
-        task.loss(model(inputs), targets).backward()
-        optimizer.step()
-    correct = sum(int(task.count_correct(model(inputs), targets)) for inputs, targets in feed.test_batches())
     assert correct > 0.6 * 40
 
 

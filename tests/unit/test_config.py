@@ -93,6 +93,8 @@ def test_options_of_several_kinds_come_back_from_the_file(tmp_path):
         ("--batch-size 0", "--batch-size 0: must be an integer of at least 1"),
         ("--group-size 0", "--group-size 0: must be an integer of at least 1"),
         ("--epochs 1 --steps 1", "--steps 1: must be unset where epochs is given"),
+        ("--decay-epochs 30,60", "--decay-epochs 30,60: must be unset with --schedule constant, or with"),
+        ("--decay-steps 9 --schedule cosine", "--decay-steps 9: must be unset with --schedule cosine, or with"),
         ("--image-shape 3x32", "--image-shape 3x32: must be channels x height x width, as 3x32x32"),
         ("--image-shape 3xx2", "--image-shape 3xx2: must be sizes such as 3x32x32"),
         ("--check-rounds -1", "--check-rounds -1: must be an integer of at least 0"),
@@ -100,9 +102,11 @@ def test_options_of_several_kinds_come_back_from_the_file(tmp_path):
         ("--non-finite ignore", "--non-finite ignore: must be one of exclude, stop"),
         ("--seed -1", "--seed -1: must be an integer of at least 0"),
         ("--algoritm k-avg", "--algoritm: no such option; near it: --algorithm"),
-        ("stray", "stray: no such option; --help lists them"),
+        ("--QQQQQQ", "--QQQQQQ: no such option; --help lists them"),
+        ("trian", "trian: must be an option, or, as the first word, one of train, info, report, job, data"),
         ("--k", "argument --k: expected one argument"),
         ("--config nowhere.toml", "--config nowhere.toml: must be a file that can be read"),
+        ("--config /", "--config /: must be a file that can be read (Is a directory)"),
         ("--intended-learners 0", "--intended-learners 0: must be an integer of at least 1"),
     ],
 )
@@ -125,6 +129,13 @@ def test_an_option_of_the_file_is_taken_back_by_unset(tmp_path):
     assert options("--alpha unset --rounds 5") == (None, 5, 7, None, 2)
     assert options("--group-size unset --epochs unset") == (0.3, None, 7, None, None)
     assert options("--steps unset") == (0.3, None, None, 20, 2)
+
+
+def test_the_schedule_of_the_command_line_leaves_out_the_decays_of_the_file(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("schedule = 'step'\ndecay_epochs = [3]\n")
+    assert cli.parse_train(["--config", str(path), "--schedule", "step"]).decay_epochs == (3,)
+    assert cli.parse_train(["--config", str(path), "--schedule", "one-cycle"]).decay_epochs is None
 
 
 def test_a_byte_order_mark_is_no_harm_and_an_option_twice_is(tmp_path):

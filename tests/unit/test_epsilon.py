@@ -19,8 +19,7 @@ from hpcavg.config import Config
 from hpcavg.data import epsilon, libsvm
 from hpcavg.data.mapped import MappedArray
 from hpcavg.errors import InputError
-from hpcavg.feed import Feed
-from hpcavg.topology import Topology
+from tests.unit.training import train_alone
 
 # -- lines --------------------------------------------------------------------------------------------------------
 
@@ -253,11 +252,11 @@ def test_two_conversions_at_a_time_do_not_spoil_each_other(folder):
     assert not partial.exists()
 
 
-@pytest.mark.parametrize("moment", ["epsilon.Meter.show", "epsilon._sync_file"])
+@pytest.mark.parametrize("moment", ["progress._Tenths.advance", "epsilon._sync_file"])
 def test_a_conversion_that_is_killed_leaves_nothing_in_the_way(original, folder, moment):
     program = (
         "import os, pathlib, sys\n"
-        "from hpcavg.data import epsilon\n"
+        "from hpcavg import progress\nfrom hpcavg.data import epsilon\n"
         "epsilon._ROWS = 8\n"
         f"{moment} = lambda *arguments: os.kill(os.getpid(), 9)\n"
         "epsilon.prepare(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[1]))\n"
@@ -290,15 +289,6 @@ def test_mapped_arrays_are_small_to_send_and_notice_a_file_that_is_cut_off(tmp_p
 
 def test_a_model_learns_which_side_of_the_plane_samples_are_on(original):
     config = Config(task="epsilon", data_dir=str(original), batch_size=20, model="mlp")
-    task = tasks.load(config)
-    torch.manual_seed(0)
-    feed, model = Feed(task, config, Topology(), torch.device("cpu")), task.build_model()
+    feed, correct = train_alone(config, lambda p: torch.optim.Adam(p, lr=0.003), 5)
     assert isinstance(feed.data.train_inputs, MappedArray)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
-    for _ in range(5 * feed.steps_per_epoch):
-        _, inputs, targets = feed.next()
-        optimizer.zero_grad()
-        task.loss(model(inputs), targets).backward()
-        optimizer.step()
-    correct = sum(int(task.count_correct(model(inputs), targets)) for inputs, targets in feed.test_batches())
     assert correct > 80  # of 100

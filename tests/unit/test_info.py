@@ -102,7 +102,7 @@ def test_nothing_is_said_of_what_is_well():
         (cluster(is_fault_tolerant=True), Plan(on_failure="shrink"), []),
         (cluster(thread_level="serialized"), Plan(), ["MPI gives thread level serialized"]),
         (cluster(), Plan(intended_learners=4), []),
-        (cluster(), Plan(intended_learners=16), ["the options are meant for 16 learners, and there are 4"]),
+        (cluster(), Plan(intended_learners=16), ["the options are meant for 16 learners, not 4"]),
         ([*cluster()[:3], replace(cluster()[3], group=None)], Plan(intended_learners=3), []),  # beside a server
         (cluster(), Plan(locked_file_system="lustre"), ["HDF5_USE_FILE_LOCKING lets HDF5 lock files on lustre"]),
     ],
@@ -231,9 +231,12 @@ def test_a_model_is_measured_without_being_built(tmp_path):
     file.write_text(
         "import torch\nfrom hpcavg.tasks import Task\n"
         "def huge(config):\n    return Task('huge', lambda: torch.nn.Linear(10**6, 10**6), None)\n"
-        "def broken(config):\n    raise RuntimeError\n"
+        "def broken(config):\n    raise RuntimeError('no such luck')\n"
     )
     sys.modules.pop("hpcavg_task_mine", None)
     assert model_bytes(Config(task=f"{file}:huge")) == 4 * (10**12 + 10**6)
     assert model_bytes(Config(task=f"{file}:huge", dtype="float64")) == 8 * (10**12 + 10**6)
-    assert model_bytes(Config(task=f"{file}:broken")) == 0
+    num_bytes, size = info._model_size(Config(task=f"{file}:broken"))
+    assert num_bytes == 0
+    assert size.startswith(f"unknown size: --task {file}:broken: must be a task that does not raise")
+    assert size.endswith("RuntimeError: no such luck")

@@ -1,6 +1,8 @@
 """Job scripts: those shipped are what the templates give, options end where they belong, bad ones are told."""
 
+import os
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,8 @@ def test_every_option_is_where_its_scheduler_looks():
         account="physics",
         partition="gpu",
         name="mine",
-    ).render(["--algorithm", "k-avg", "--output", "my runs"])
+        output="my runs",
+    ).render(["--algorithm", "k-avg"])
     for line in (
         "--job-name=mine",
         "--account=physics",
@@ -43,7 +46,7 @@ def test_every_option_is_where_its_scheduler_looks():
     ):
         assert f"\n#SBATCH {line}\n" in text
     command = shlex.split(text.splitlines()[-1])
-    assert command[-5:] == ["--algorithm", "k-avg", "--output", "my runs", "$@"]
+    assert command == ["train", "--output", "my runs", "--resume", "auto", "--algorithm", "k-avg", "$@"]
 
     text = Job("lsf", nodes=3, ranks_per_node=2, gpus_per_node=2, time="0:59:01", partition="batch").render()
     for line in (
@@ -89,6 +92,8 @@ def test_what_has_no_value_leaves_no_line():
         ({"name": "a/b"}, "name"),
         ({"account": "a b"}, "account"),
         ({"name": "x;rm"}, "name"),
+        ({"output": ""}, "output"),
+        ({"resume": "runs/mine"}, "resume"),
         ({"launcher": "jsrun"}, "launcher"),
         ({"scheduler": "lsf", "launcher": "srun"}, "launcher"),
         ({"scheduler": "lsf", "launcher": "jsrun", "gpus_per_node": 6}, "gpus_per_node"),
@@ -126,6 +131,7 @@ def test_the_command_checks_the_options_of_train_and_overwrites_nothing(tmp_path
     assert capsys.readouterr().out == f"sbatch {script}\n"
     assert script.read_text().endswith('--resume auto --k1 4 --k2 32 "$@"\n')
     assert f"jobs=${{HPCAVG_JOBS-{script.parent}}}\n" in script.read_text()
+    assert f"where {script.parent}/environment.sh is found: sbatch {script} [OPTIONS" in script.read_text()
     for name in ("environment.sh", "restart.sh", "sweep.txt"):
         assert (script.parent / name).read_text() == (JOBS / name).read_text()
 
@@ -137,7 +143,7 @@ def test_the_command_checks_the_options_of_train_and_overwrites_nothing(tmp_path
 
     capsys.readouterr()
     cli.write_job(["lsf", "--launcher", "jsrun", "--kind", "sweep"])
-    assert capsys.readouterr().out == shipped()["sweep-jsrun.lsf"]
+    assert capsys.readouterr().out == shipped()["sweep-jsrun.lsf"].replace("jobs/sweep-jsrun.lsf", "SCRIPT")
 
 
 def test_ranks_are_compared_with_what_the_options_want(capsys):
@@ -145,4 +151,47 @@ def test_ranks_are_compared_with_what_the_options_want(capsys):
     with pytest.raises(InputError, match="at most 2, the number of learners"):
         cli.write_job(["slurm", "--nodes", "1", "--ranks-per-node", "2", *recipe])
     cli.write_job(["slurm", "--nodes", "2", "--ranks-per-node", "4", *recipe])
-    assert capsys.readouterr().err == "hpcavg: warning: the options are meant for 16 learners, and there will be 8\n"
+    assert capsys.readouterr().err == "hpcavg: warning: the options are meant for 16 learners, not 8\n"
+
+
+@pytest.fixture
+def submit(tmp_path, monkeypatch):
+    """Return a function that writes a script and runs it as Slurm would, with a launcher that only keeps its words."""
+    monkeypatch.chdir(tmp_path)
+    kept = tmp_path / "kept"
+    launcher = tmp_path / "bin" / "mpirun"
+    launcher.parent.mkdir()
+    launcher.write_text(f'#!/bin/sh\necho "$@" >> {kept}\n')
+    launcher.chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "mine", "SLURM_NTASKS": "2", "SLURM_TASKS_PER_NODE": "2"}
+    job |= {"SLURM_JOB_END_TIME": "9999999999", "SLURM_ARRAY_TASK_ID": "2", "HPCAVG_VENV": ""}
+    paths = {"PATH": f"{launcher.parent}:{os.environ['PATH']}", "HPCAVG_JOBS": str(tmp_path)}
+
+    def submit(*arguments):
+        script = tmp_path / "a.sbatch"
+        script.unlink(missing_ok=True)
+        kept.unlink(missing_ok=True)
+        cli.write_job(["slurm", "--script", str(script), *arguments])
+        words = {"capture_output": True, "text": True, "timeout": 60}
+        result = subprocess.run(["bash", script, "--seed", "3"], env={**os.environ, **job, **paths}, **words)
+        calls = kept.read_text().splitlines() if kept.exists() else []
+        return result.stderr.splitlines()[-1], [shlex.split(call.partition(" -m hpcavg ")[2]) for call in calls]
+
+    return submit
+
+
+def test_the_output_stands_once_in_a_script_whoever_chooses_it(submit):
+    # Nothing has left a summary, so it is tried four times.
+    assert submit("--k1", "4")[1] == 4 * [["--output", "runs/mine-7", "--resume", "auto", "--k1", "4", "--seed", "3"]]
+    chosen = submit("--output", "my", "--k1", "4", "--resume=auto")[1]
+    assert chosen[0] == ["--output", "my", "--resume", "auto", "--k1", "4", "--seed", "3"]
+    swept = submit("--kind", "sweep", "--output=my")[1]
+    assert swept[0][:6] == ["--output", "my/2", "--resume", "auto", "--seed", "3"]
+    assert swept[0][6:] == ["--algorithm", "hier-avg", "--k1", "4", "--k2", "32"]
+
+
+def test_algorithms_with_servers_are_trained_once(submit):
+    with pytest.raises(InputError, match="resume='auto': must be unset for downpour"):
+        submit("--algorithm", "downpour")
+    words = ["--output", "runs/mine-7", "--resume", "unset", "--algorithm", "downpour", "--seed", "3"]
+    assert submit("--algorithm", "downpour", "--resume", "unset") == ("job: done", [words])

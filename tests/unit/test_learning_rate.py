@@ -67,3 +67,13 @@ def test_warm_up_is_a_straight_line_and_then_the_schedule(schedule):
 def test_warm_up_longer_than_the_run_is_cut():
     assert rates(3, warmup_steps=100) == pytest.approx([0.01, 0.505, 1.0])
     assert rates(1, warmup_steps=100) == [1.0]
+
+
+@pytest.mark.parametrize("options", [{"schedule": "step"}, {"schedule": "cosine", "warmup_steps": 2}])
+def test_the_rate_follows_without_a_word_where_a_run_goes_on_with_new_optimizers(options):
+    config = Config(learning_rate=1.0, **options)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+    scheduler = learning_rate.build(config, optimizer, 6, 10)
+    for _ in range(5):
+        scheduler.step()  # any warning is an error here
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(rates(6, **options)[5])

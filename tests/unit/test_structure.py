@@ -80,7 +80,6 @@ LEVELS = [
         "hpcavg.data.epsilon",
         "hpcavg.data.gratings",
         "hpcavg.data.libsvm",
-        "hpcavg.data.meter",
         "hpcavg.data.partition",
         "hpcavg.data.photo_augmentation",
         "hpcavg.data.shards",
