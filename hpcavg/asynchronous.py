@@ -6,6 +6,7 @@ the slices of all dtypes, packed.
     FETCH   learner -> server    empty; answered by CENTRE, and counted as the learner's last sight of the centre
     PEEK    learner -> server    the same for an evaluation, which counts for nothing
     PUSH    learner -> server    an update; the server adds it to the centre at once
+    SET     learner -> server    the centre, anew; from learner 0, while the others wait
     DONE    learner -> server    empty; no message follows
 
 MPI keeps the messages of one learner to one server in order, and servers take them in order of arrival.
@@ -30,7 +31,7 @@ from hpcavg.rule import ServerExchange
 from hpcavg.schedule import Progress, Scope
 from hpcavg.topology import Topology, complete_asleep, wait_asleep, wait_until
 
-_FETCH, _PEEK, _CENTRE, _PUSH, _DONE = range(1, 6)
+_FETCH, _PEEK, _CENTRE, _PUSH, _SET, _DONE = range(1, 7)
 _UNIT_BYTES = 8  # messages are counted in these: 16 GiB for a server's slice, since MPI's counts are 32-bit
 _POLL_S = 0.0001
 
@@ -98,6 +99,13 @@ class _Link:
         self._sending = self._comm.Isend(self._update.raw, dest=self._rank, tag=_PUSH)
         self._is_sent = True
 
+    def set(self, parts: list[Tensor]) -> None:
+        """Send `parts` as the centre."""
+        message = Message(self.slices)
+        for view, part in zip(message.views, parts, strict=True):
+            view.copy_(part)
+        self._comm.Send(message.raw, dest=self._rank, tag=_SET)
+
     def progress(self) -> None:
         """Let MPI carry on with an update on its way."""
         self._sending.Test()
@@ -135,7 +143,7 @@ class Worker:
         self._non_finite = non_finite
         self._parameters = parameters
         self._topology = topology
-        comm = topology.background_comm(Scope.SERVER)
+        comm = _claim_servers(topology)
         self._links = [
             _Link(comm, topology.num_learners + server, slices_of(parameters.arrays, server, topology.num_servers))
             for server in range(topology.num_servers)
@@ -145,7 +153,7 @@ class Worker:
         # The parameters when their changes were last counted: what has changed since is the update not yet counted.
         self._counted = [] if exchange.elasticity else [array.clone() for array in parameters.arrays]
         self._pushed_step = 0
-        self.is_finished = False
+        self.is_finished = self._has_centre = False
         self._made = time.perf_counter()
 
     def exchange(self, progress: Progress) -> Event | None:
@@ -220,8 +228,9 @@ class Worker:
 
     def _receive(self, tag: int) -> None:
         """Have the centre in every link."""
-        for answer in [link.request(tag) for link in self._links]:
-            complete_asleep(answer, _POLL_S)
+        with self._topology.waiting("answer of the servers", Scope.SERVER):
+            for answer in [link.request(tag) for link in self._links]:
+                complete_asleep(answer, _POLL_S)
 
     def _fetch(self, tag: int) -> None:
         """Replace the parameters by the centre."""
@@ -238,6 +247,19 @@ class Worker:
     def flush(self) -> None:
         """Wait until the servers have applied all that was sent: they answer in order."""
         self._receive(_PEEK)
+
+    def reset_centre(self) -> None:
+        """Make learner 0's parameters the centre, and count changes from now on. Collective over the learners.
+
+        All hold the same parameters, and the servers have applied all that was sent.
+        """
+        if self._topology.rank == 0:
+            for link in self._links:
+                link.set(link.slices)
+            self.flush()
+        self._topology.carry_out(lambda: wait_asleep(self._topology.world), what="new centre")
+        for array, counted in zip(self._parameters.arrays, self._counted, strict=False):  # EAMSGD counts nothing
+            counted.copy_(array)
 
     def look(self) -> None:
         """Replace the parameters by the centre for an evaluation, the same on all learners, which meet here.
@@ -257,8 +279,8 @@ class Worker:
         for values, saved in zip(self._counted, counted, strict=True):
             values.copy_(saved)
 
-    def finish(self, progress: Progress) -> None:
-        """Send what is pending, say goodbye, and take the final centre. Collective over everyone, once."""
+    def say_goodbye(self, progress: Progress) -> None:
+        """Send what is pending, and the servers that nothing follows. Once."""
         if self.is_finished:
             return
         self.is_finished = True
@@ -270,8 +292,16 @@ class Worker:
                 self._push(progress)
             for link in self._links:
                 link.close()
+
+    def finish(self) -> None:
+        """Take the final centre. Collective over everyone, after all learners have said goodbye; once."""
+        if self._has_centre:
+            return
+        self._has_centre = True
+        with torch.no_grad():
             _share_centre([link.centre for link in self._links], self._topology)
             self._replace()
+        self._topology.has_busy_servers = False
 
 
 class Server:
@@ -284,7 +314,7 @@ class Server:
 
     def __init__(self, parameters: FlatBuffer, topology: Topology) -> None:
         self._topology = topology
-        self._comm = topology.background_comm(Scope.SERVER)
+        self._comm = _claim_servers(topology)
         self._server = topology.rank - topology.num_learners
         slices = slices_of(parameters.arrays, self._server, topology.num_servers)
         self.centre = Message(slices)
@@ -302,8 +332,12 @@ class Server:
         """Serve until every learner is done; yield every update after it was applied."""
         status = MPI.Status()
         while self._num_open:
-            wait_until(lambda: self._comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status), _POLL_S)
+            with self._topology.waiting("call of a learner", Scope.SERVER):
+                wait_until(lambda: self._comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status), _POLL_S)
             learner, tag = status.Get_source(), status.Get_tag()
+            if tag == _SET:
+                self._comm.Recv(self.centre.raw, source=learner, tag=tag)
+                continue
             if tag == _PUSH:
                 self._comm.Recv(self._incoming.raw, source=learner, tag=tag)
                 staleness = self.version - self._fetched_version[learner]
@@ -329,10 +363,17 @@ class Server:
         parts = [slices_of(self._parameters.arrays, server, num_servers) for server in range(num_servers)]
         centres = [self.centre if server == self._server else Message(slices) for server, slices in enumerate(parts)]
         _share_centre(centres, self._topology)
+        self._topology.has_busy_servers = False
         with torch.no_grad():
             for slices, centre in zip(parts, centres, strict=True):
                 for values, view in zip(slices, centre.views, strict=True):
                     values.copy_(view)
+
+
+def _claim_servers(topology: Topology) -> MPI.Comm:
+    """Return a communicator for the messages of one averager, whose servers are taken. Collective over everyone."""
+    topology.has_busy_servers = True
+    return topology.own(topology.everyone.Dup())
 
 
 def _share_centre(centres: list[Message], topology: Topology) -> None:

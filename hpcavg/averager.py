@@ -17,14 +17,16 @@ from torch import Tensor
 
 from hpcavg.asynchronous import Server, Worker
 from hpcavg.averaging import Averaging
+from hpcavg.calls import Kind
 from hpcavg.errors import InputError
 from hpcavg.events import Arrival, Event, Totals
 from hpcavg.mean import CPU, select, wire_format
-from hpcavg.policies import check, check_step, check_wire
+from hpcavg.policies import check, check_alike, check_step, check_wire
 from hpcavg.replica import Replica
 from hpcavg.rule import Rule
 from hpcavg.schedule import Progress, Run, Scope
 from hpcavg.topology import Topology
+from hpcavg.watchdog import timeout_or_default, watch_over
 
 
 class Averager:
@@ -55,14 +57,20 @@ class Averager:
         the mean of the others, or ``"stop"`` with `SickLearnersError`, as where all learners are sick.
     check_rounds : after so many global means, compare what must be equal on all learners, and raise
         `CorruptionError` where it is not; also after the final one. 0 compares nothing.
+    start : every learner starts from ``"rank0"``'s parameters and buffers, or from its ``"own"``, for a model that was
+        restored before the averager is made.
+    hang_timeout : seconds after which a rank that others wait for is named and the job is ended; 0 waits for ever.
+        None takes the environment's ``HPCAVG_HANG_TIMEOUT``, else 600. The first averager of a topology decides.
 
     Attributes
     ----------
     events : the latest means and exchanges, oldest first; the caller may clear it. totals : sums over all of them.
     progress : steps taken. generator : this learner's ``torch.Generator``.
+    supervisor : the thread that watches over this rank, for `hpcavg.pauses`.
 
     Raises `InputError` on every rank for an unknown policy or engine, for what does not go together, or when the
-    learners' models differ in form.
+    learners' models differ in form, or their rules or options do. Where learners meet in different calls, because one
+    took fewer steps or called `mean_model` alone, every method raises `MismatchError` on all of them.
     """
 
     def __init__(
@@ -82,8 +90,30 @@ class Averager:
         error_feedback: bool = False,
         non_finite: str = "exclude",
         check_rounds: int = 0,
+        start: str = "rank0",
+        hang_timeout: float | None = None,
     ) -> None:
-        check(algorithm, topology, buffers, optimizer_state, non_finite, check_rounds, total_steps, batch_size)
+        policies = (buffers, optimizer_state, non_finite, check_rounds, total_steps, batch_size, start)
+        timeout_s = topology.do_together(lambda: _checked(algorithm, topology, policies, hang_timeout))
+        options = {
+            "engine": engine,
+            "buffers": buffers,
+            "optimizer_state": optimizer_state,
+            "total_steps": total_steps,
+            "batch_size": batch_size,
+            "measure_distance": measure_distance,
+            "wire_dtype": wire_dtype,
+            "error_feedback": error_feedback,
+            "non_finite": non_finite,
+            "check_rounds": check_rounds,
+            "start": start,
+            "hang_timeout": timeout_s,
+            "optimizer": type(optimizer).__name__,
+            "topology": f"its averager {topology.num_averagers + 1}",
+        }
+        check_alike(topology, algorithm, options)
+        number, topology.num_averagers = topology.num_averagers, topology.num_averagers + 1
+        self.supervisor = watch_over(topology, timeout_s).supervisor
         self.model = model
         self.optimizer = optimizer
         self.algorithm = algorithm
@@ -115,6 +145,7 @@ class Averager:
             wire_format(wire_dtype, error_feedback),
             non_finite,
             check_rounds,
+            number,
         )
         self._worker: Worker | None = None
         self._server: Server | None = None
@@ -180,13 +211,13 @@ class Averager:
         if self._worker is not None and self._worker.is_finished:
             raise InputError("step", self.progress.step + 1, "taken before finish: the servers have left")
         rule, progress, averaging = self.algorithm, self.progress, self._averaging
+        if progress.step == 0:
+            self._follow_start()
         progress.step += 1
         self._watch(loss)
         due = self._due(progress)
-        if due is not None:
-            self._replica.check_frozen()
-            if rule.before_step:
-                self._record(averaging.take(due, progress))
+        if due is not None and rule.before_step:
+            self._record(averaging.take(due, progress))
         if scaler is not None:
             scaler.step(self.optimizer)
         elif closure is not None:
@@ -207,6 +238,7 @@ class Averager:
             if event is not None:
                 self._record(event)
                 self._end_round()
+        self.supervisor.begin_step(progress.step + 1)
         averaging.raise_alarm()
 
     def finish(self, batches: Iterable[Any] | None = None) -> None:
@@ -216,22 +248,24 @@ class Averager:
         model of an asynchronous run is the centre. batches : training inputs, needed where buffers are recomputed; see
         `recompute_buffers`.
         """
-        averaging = self._averaging
+        averaging, progress = self._averaging, self.progress
         self._check_together("finish")
         if self._server is not None:
             for _ in self.serve():
                 pass
             self._server.finish()
             return
-        if averaging.merge_step is not None:
-            self._record(averaging.merge(self.progress))
         if self._worker is not None:
-            self._worker.finish(self.progress)
+            self._worker.say_goodbye(progress)
+        averaging.meet_all(Kind.FINISH, progress)
+        if averaging.merge_step is not None:
+            self._record(averaging.merge(progress))
+        if self._worker is not None:
+            self._worker.finish()
             if self._buffer_policy == "average":
-                averaging.replace_by_mean(self._replica.buffers)
+                averaging.replace_by_mean(Kind.FINISH, progress, self._replica.buffers)
         elif not averaging.learners_agree:
-            self._replica.check_frozen()
-            self._record(averaging.take_final(self.progress))
+            self._record(averaging.take_final(progress))
         averaging.learners_agree = True
         averaging.raise_alarm()
         if self._buffer_policy == "recompute":
@@ -245,7 +279,22 @@ class Averager:
         Collective over all learners, which stand together. What `non_finite` says counts as it does at a mean.
         """
         self._check_together("check_health")
-        self._averaging.check_health(self.progress.step, what)
+        self._averaging.check_health(self.progress, what)
+
+    def reset_anchor(self) -> None:
+        """Go on from the parameters as they are now: weights were loaded on all ranks, in the middle of a run.
+
+        What was remembered of the former parameters is forgotten: SlowMo's and DiLoCo's anchor and momentum, a mean in
+        flight, the centre on the servers. Not needed before the first step. Collective over all learners; a server
+        returns at once. Raises `InputError` on all learners where their parameters differ.
+        """
+        if self._server is None:
+            self._check_together("reset_anchor")
+            if self._worker is not None:
+                self._worker.flush()
+            self._averaging.reset_anchor(self.progress)
+            if self._worker is not None:
+                self._worker.reset_centre()
 
     def serve(self) -> Iterator[Arrival]:
         """On a server, serve until every learner has called `finish`, yielding every update; elsewhere yield nothing.
@@ -262,8 +311,9 @@ class Averager:
         Of an asynchronous run it is the centre. Collective over all learners. Needs room for one more copy of the
         parameters. It is no part of the algorithm: it appears neither in `events` nor in `totals`.
         """
-        averaging, replica = self._averaging, self._replica
+        averaging, replica, progress = self._averaging, self._replica, self.progress
         self._check_together("mean_model")
+        averaging.meet_all(Kind.MEAN_MODEL, progress)
         flats = (replica.parameters, replica.buffers)
         saved = [flat.snapshot() for flat in flats]
         counters = [(buffer, buffer.clone()) for buffer in self.model.buffers() if not buffer.is_floating_point()]
@@ -274,7 +324,7 @@ class Averager:
                     self._worker.look()
                 else:
                     buffers = [replica.parameters, *buffers]
-                averaging.replace_by_mean(*buffers)
+                averaging.replace_by_mean(Kind.MEAN_MODEL, progress, *buffers)
             if self._buffer_policy == "recompute" and batches is not None:
                 self.recompute_buffers(batches)
             yield self.model
@@ -292,11 +342,21 @@ class Averager:
         """
         with torch.no_grad():
             torch.optim.swa_utils.update_bn(batches, self.model)
-            self._averaging.replace_by_mean(self._replica.buffers)
+            self._averaging.replace_by_mean(Kind.RECOMPUTE_BUFFERS, self.progress, self._replica.buffers)
 
     def restart_clock(self) -> None:
         """Let the round's clock start now: what the caller did since the mean is not the learner's time to step."""
         self._round_started = self._step_started = time.perf_counter()
+
+    def _follow_start(self) -> None:
+        """Let anchors and servers start from the parameters as they are before the first step.
+
+        Collective over the learners of an asynchronous rule: none may fetch the centre before it is there.
+        """
+        self._averaging.follow_start()
+        if self._worker is not None:
+            self._averaging.meet_start(self.progress)
+            self._worker.reset_centre()
 
     # -- what rules follow ----------------------------------------------------------------------------------------
 
@@ -341,7 +401,7 @@ class Averager:
             self.topology.world.Allgather(own, told)
             return told
 
-        told = self.topology.carry_out(tell)
+        told = self.topology.carry_out(tell, what=f"agreement of round {progress.round + 1}")
         loss, _, progress.mean_step = map(float, told.mean(axis=0))
         known = told[np.isfinite(told[:, 0]), 0]
         if 0 < len(known) < len(told):  # the loss of a sick learner says nothing of the others
@@ -397,3 +457,9 @@ class Averager:
             raise InputError(
                 "algorithm", self.algorithm.name, "one without servers, whose state is not on this rank alone"
             )
+
+
+def _checked(algorithm: Rule, topology: Topology, policies: tuple[Any, ...], hang_timeout: float | None) -> float:
+    """Return the timeout; raise `InputError` for what cannot be used."""
+    check(algorithm, topology, *policies)
+    return timeout_or_default(hang_timeout)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from hpcavg import health
+from hpcavg.calls import Call, Kind, Meeting, meet
 from hpcavg.delayed import Delayed
-from hpcavg.errors import CorruptionError, InputError, SickLearnersError
+from hpcavg.errors import CorruptionError, InputError, SickLearnersError, ranges
 from hpcavg.events import Event
 from hpcavg.flat import FlatBuffer
 from hpcavg.gradients import GradientBuffer
@@ -40,6 +41,7 @@ class Averaging:
     measure_distance : measure the consensus distance also where the mean would be formed in the parameters' place,
         for the price of a copy and a pass over it.
     non_finite, check_rounds : as in `hpcavg.Averager`.
+    number : of the averager on its topology, from 0.
 
     Attributes
     ----------
@@ -59,6 +61,7 @@ class Averaging:
         wire_format: WireFormat | None,
         non_finite: str,
         check_rounds: int,
+        number: int,
     ) -> None:
         if state_policy == "average" and rule.delay_steps:
             raise InputError("optimizer_state", state_policy, f"keep or reset: delay = {rule.delay_steps} hides a mean")
@@ -79,11 +82,31 @@ class Averaging:
         self._gradients = GradientBuffer(parameters, topology, engine) if rule.averages == "gradients" else None
         self._non_finite = non_finite
         self._check_rounds = check_rounds
+        self._number = number
+        self._outer_is_new = True  # and is compared at the next global mean
         self._awaits_mean = False  # this learner is sick, and its parameters are worth nothing until a mean is merged
         averaged = [self._parameters, self._buffers]
         self._delayed = Delayed(averaged, engine, topology, wire_format) if rule.delay_steps else None
         self._alarm: CorruptionError | None = None
         self._made = time.perf_counter()
+
+    # -- together -------------------------------------------------------------------------------------------------
+
+    def call(self, kind: Kind, progress: Progress) -> Call:
+        """Return what this learner does, for the others; see `hpcavg.calls`."""
+        rule = self._rule
+        step = None if rule.own_pace or rule.server is not None else progress.step
+        return Call(kind, self._number, step, None if rule.server is not None else progress.round)
+
+    def meet(self, call: Call, scope: Scope = Scope.GLOBAL, error: InputError | None = None, **told: Any) -> Meeting:
+        """Tell the learners of `scope` that this one is in `call`. Collective over them; see `hpcavg.calls.meet`."""
+        asleep = self._rule.server is not None
+        return meet(call, scope, self._topology, rate=self._rate(), error=error, asleep=asleep, **told)
+
+    def meet_all(self, kind: Kind, progress: Progress, **told: Any) -> Meeting:
+        """Meet all learners in a call of its own exchange. Collective over them."""
+        call = self.call(kind, progress)
+        return self._topology.carry_out(lambda: self.meet(call, **told), what=call)
 
     # -- at once --------------------------------------------------------------------------------------------------
 
@@ -93,15 +116,20 @@ class Averaging:
         Raises `SickLearnersError` on all of them where they are not well.
         """
         started = time.perf_counter()
+        is_global = scope is Scope.GLOBAL
+        call = self.call(Kind.GLOBAL_AVERAGE if is_global else Kind.LOCAL_AVERAGE, progress)
         if self._gradients is not None:
-            self._parameters.refresh()
+            error = self._refresh()
+
+            def meet_with(fingerprint: int) -> Meeting:
+                return self.meet(call, scope, error, fingerprint=fingerprint)
+
+            self._gradients.average(scope, self._wire_format, meet_with, call)
             # The steps so far took the same gradients everywhere, so they must have led to the same parameters.
             self._check_equal(progress.round + 1, progress.step, ["parameters"])
-            self._gradients.average(scope, self._wire_format)
             return self._event(scope, progress, started, self._gradients.num_bytes, math.nan, ())
-        is_global = scope is Scope.GLOBAL
         how, how_buffers = (self._rule.how, self._rule.how_buffers) if is_global else (replace, replace)
-        event = self._average(scope, how, how_buffers, self._wire_format, progress, started)
+        event = self._average(call, scope, how, how_buffers, self._wire_format, progress, started)
         if is_global:
             self._check_equal(progress.round + 1, progress.step, self._equal_after(how, how_buffers))
         return event
@@ -109,31 +137,36 @@ class Averaging:
     def take_final(self, progress: Progress) -> Event:
         """Take the final mean: every learner then holds it. Collective over all learners."""
         started = time.perf_counter()
-        event = self._average(Scope.GLOBAL, replace, replace, None, progress, started)
+        call = self.call(Kind.FINISH, progress)
+        event = self._average(call, Scope.GLOBAL, replace, replace, None, progress, started)
         self._check_equal(0, progress.step, self._equal_after(replace, replace))
         return event
 
-    def replace_by_mean(self, *flats: FlatBuffer) -> None:
-        """Replace the tensors of `flats` by their mean over all learners, but those that are sick if others are not."""
-        topology = self._topology
-        for flat in flats:
-            flat.refresh()
+    def replace_by_mean(self, kind: Kind, progress: Progress, *flats: FlatBuffer) -> None:
+        """Replace the tensors of `flats` by their mean over all learners, but those that are sick if others are not.
+
+        kind : what the mean is for. Collective over all learners.
+        """
+        error = self._refresh()
+        call = self.call(kind, progress)
 
         def take() -> list[Tensor]:
             arrays = [array for flat in flats for array in flat.arrays]
-            is_sick = self._awaits_mean or not health.is_finite(arrays)
-            sick = health.agree_on_sick(is_sick, Scope.GLOBAL, topology)
+            is_sick, is_large = self._examine(arrays)
+            meeting = self.meet(call, Scope.GLOBAL, error, is_sick=is_sick, is_large=is_large)
+            sick = Sick(meeting.sick, meeting.num_members, is_sick)
             if sick.is_everyone:
                 sick = Sick((), sick.num_members, False)
-            return self._means(arrays, Scope.GLOBAL, False, None, sick)
+            return self._means(arrays, Scope.GLOBAL, False, None, sick, meeting.is_large)
 
         with torch.no_grad():
-            means = topology.carry_out(take)
+            means = self._topology.carry_out(take, what=call)
             for array, mean in zip((array for flat in flats for array in flat.arrays), means, strict=True):
                 replace.apply(array, mean, {}, 0.0)
 
     def _average(
         self,
+        call: Call,
         scope: Scope,
         how: Merge,
         how_buffers: Merge,
@@ -146,24 +179,38 @@ class Averaging:
         wants_distance = is_global and (how.reads_parameters or self._measure_distance)
         is_beside = how.reads_parameters or wants_distance
 
-        def take() -> tuple[Sick, list[Tensor]]:
-            sick = self._agree_on_sick(scope, progress.step)
+        def take() -> tuple[Sick, float, list[Tensor]]:
+            is_sick, is_large = self._examine_own()
+            fingerprint = self._fingerprint() if is_global else 0
+            meeting = self.meet(call, scope, error, is_sick=is_sick, is_large=is_large, fingerprint=fingerprint)
+            check_same_start(meeting.fingerprints)
+            sick = Sick(meeting.sick, meeting.num_members, is_sick)
+            self._check_sick(sick, scope, call)
+            # Stays so until a mean is merged: what a mean makes of the parameters before is finite, but worth nothing.
+            self._awaits_mean = is_sick
             if sick.is_everyone:  # of a local group: the others will help at the next global mean
-                return sick, []
+                return sick, meeting.rate, []
             formats = None if sick.learners else wire_format
             kept = self._kept_buffers.arrays if sick.learners else []
-            return sick, [
-                *self._means(self._parameters.arrays, scope, is_beside, formats, sick),
-                *self._means(self._buffers.arrays, scope, how_buffers.reads_parameters, formats, sick),
-                *self._means(kept, scope, True, None, sick),
-            ]
+            is_large = meeting.is_large
+            return (
+                sick,
+                meeting.rate,
+                [
+                    *self._means(self._parameters.arrays, scope, is_beside, formats, sick, is_large),
+                    *self._means(self._buffers.arrays, scope, how_buffers.reads_parameters, formats, sick, is_large),
+                    *self._means(kept, scope, True, None, sick, is_large),
+                ],
+            )
 
         distance = math.nan
         with torch.no_grad():
-            self._refresh()
-            sick, means = self._topology.carry_out(take, scope)
+            error = self._refresh()
+            sick, rate, means = self._topology.carry_out(take, scope, call)
+            if is_global:
+                self._outer_is_new = False
             if means:
-                distance = self._merge_all(means, how, how_buffers, sick, wants_distance)
+                distance = self._merge_all(means, how, how_buffers, sick, wants_distance, rate)
         if sick.is_everyone:
             return self._event(scope, progress, started, 0, math.nan, sick.learners)
         num_bytes = self._parameters.num_bytes + self._buffers.num_bytes
@@ -173,29 +220,46 @@ class Averaging:
         return self._event(scope, progress, started, num_bytes, distance if is_global else math.nan, sick.learners)
 
     def _means(
-        self, arrays: Sequence[Tensor], scope: Scope, is_beside: bool, wire_format: WireFormat | None, sick: Sick
+        self,
+        arrays: Sequence[Tensor],
+        scope: Scope,
+        is_beside: bool,
+        wire_format: WireFormat | None,
+        sick: Sick,
+        is_large: bool = False,
     ) -> list[Tensor]:
         """Return the means of `arrays` over those in the scope who are well, or over all where nobody is.
 
         Where the run goes on after a death, they are beside the arrays always: half a mean has spoilt nothing then.
         """
         sick.withdraw(arrays)
+        if is_large:
+            return self._means_of_large(arrays, scope, sick)
         means = take_means(self._engine, arrays, scope, is_beside or self._topology.survives, wire_format)
         for mean in means:
             sick.make_up_for(mean)
         return means
 
+    def _means_of_large(self, arrays: Sequence[Tensor], scope: Scope, sick: Sick) -> list[Tensor]:
+        """Return the means of values whose sum may overflow: of copies divided by a power of two, which is exact."""
+        scale = 2.0 ** -self._topology.num_learners.bit_length()
+        means = take_means(self._engine, [array * scale for array in arrays], scope)
+        for mean in means:
+            sick.make_up_for(mean)
+            mean.div_(scale)
+        return means
+
     def _merge_all(
-        self, means: Sequence[Tensor], how: Merge, how_buffers: Merge, sick: Sick, wants_distance: bool
+        self, means: Sequence[Tensor], how: Merge, how_buffers: Merge, sick: Sick, wants_distance: bool, rate: float
     ) -> float:
         """Merge the means of parameters, buffers and, where learners are sick, of the buffers that are else kept."""
         arrays = self._parameters.arrays
         num_arrays, num_buffers = len(arrays), len(self._buffers.arrays)
         distance = 0.0
         for array, mean, state in zip(arrays, means[:num_arrays], self._merge_states, strict=True):
-            distance += self._merge(array, mean, how, state, wants_distance, sick)
+            distance += self._merge(array, mean, how, state, wants_distance, sick, rate)
         for array, mean in zip(self._buffers.arrays, means[num_arrays : num_arrays + num_buffers], strict=True):
-            self._merge(array, mean, how_buffers, {}, False, sick)
+            self._merge(array, mean, how_buffers, {}, False, sick, rate)
         if sick.is_here:
             for array, mean in zip(self._kept_buffers.arrays, means[num_arrays + num_buffers :], strict=True):
                 replace.apply(array, mean, {}, 0.0)
@@ -204,13 +268,13 @@ class Averaging:
         return distance
 
     def _merge(
-        self, array: Tensor, mean: Tensor, merge: Merge, state: State, wants_distance: bool, sick: Sick
+        self, array: Tensor, mean: Tensor, merge: Merge, state: State, wants_distance: bool, sick: Sick, rate: float
     ) -> float:
         """Merge `mean`; return this learner's distance from it, NaN if it is not wanted or the learner is sick."""
         distance = _squared_distance(array, mean) if wants_distance and not sick.is_here else math.nan
         if sick.is_here and merge.reads_parameters:
             merge = replace  # its own parameters are worth nothing
-        merge.apply(array, mean, state, self._rate())
+        merge.apply(array, mean, state, rate)
         return distance
 
     # -- on the way -----------------------------------------------------------------------------------------------
@@ -226,11 +290,13 @@ class Averaging:
         assert self._delayed is not None
 
         def is_sick() -> bool:
-            self._awaits_mean = self._is_sick()
+            self._awaits_mean, _ = self._examine_own()
             return self._awaits_mean
 
         with torch.no_grad():
-            self._refresh()
+            error = self._refresh()
+            if error is not None:
+                raise error
             self._delayed.start(progress, is_sick)
 
     def merge(self, progress: Progress) -> Event | None:
@@ -241,16 +307,18 @@ class Averaging:
         if collected is None:
             return None
         flight, means, sick = collected
-        self._check_sick(sick, Scope.GLOBAL, flight.step)
+        self._check_sick(sick, Scope.GLOBAL, f"{Scope.GLOBAL.value} average of step {flight.step}")
+        error = self._refresh()
+        if error is not None:
+            raise error
         with torch.no_grad():
-            self._refresh()
             for mean in means:
                 sick.make_up_for(mean)
             if sick.learners:
                 means += self._topology.carry_out(
                     lambda: self._means(self._kept_buffers.arrays, Scope.GLOBAL, True, None, sick)
                 )
-            distance = self._merge_all(means, rule.how, rule.how_buffers, sick, True)
+            distance = self._merge_all(means, rule.how, rule.how_buffers, sick, True, self._rate())
         self._treat_optimizer_state()
         self.learners_agree = rule.how.agrees
         event = Event(
@@ -269,38 +337,65 @@ class Averaging:
 
     # -- sick learners and silent corruption ----------------------------------------------------------------------
 
-    def _agree_on_sick(self, scope: Scope, step: int) -> Sick:
-        """Return who is left out of the mean that is due. Collective over the scope.
-
-        Raises `SickLearnersError` on all of them where nobody may be, or nobody is left for a global mean.
-        """
-        is_sick = self._is_sick()
-        sick = health.agree_on_sick(is_sick, scope, self._topology)
-        self._check_sick(sick, scope, step)
-        # Stays so until a mean is merged: what a mean makes of the parameters before is finite, but worth nothing.
-        self._awaits_mean = is_sick
-        return sick
-
-    def check_health(self, step: int, what: str) -> None:
+    def check_health(self, progress: Progress, what: str) -> None:
         """Raise `SickLearnersError` on all learners where they could take no global mean now. Collective over them."""
-
-        def agree() -> Sick:
-            return health.agree_on_sick(self._is_sick(), Scope.GLOBAL, self._topology)
-
+        error = self._refresh()
         with torch.no_grad():
-            self._refresh()
-        self._check_sick(self._topology.carry_out(agree), Scope.GLOBAL, step, what)
+            is_sick, _ = self._examine_own()
+        meeting = self.meet_all(Kind.CHECK_HEALTH, progress, is_sick=is_sick, error=error)
+        self._check_sick(
+            Sick(meeting.sick, meeting.num_members, is_sick), Scope.GLOBAL, f"{what} of step {progress.step}"
+        )
 
-    def _is_sick(self) -> bool:
-        return self._awaits_mean or not health.is_finite([*self._parameters.arrays, *self._buffers.arrays])
+    def _examine_own(self) -> tuple[bool, bool]:
+        """Return whether this learner is sick, and whether its values may overflow in a sum."""
+        return self._examine([*self._parameters.arrays, *self._buffers.arrays])
 
-    def _check_sick(self, sick: Sick, scope: Scope, step: int, what: str = "") -> None:
-        """Raise `SickLearnersError` where nobody may be sick, or nobody is left for a global mean."""
+    def _examine(self, arrays: Sequence[Tensor]) -> tuple[bool, bool]:
+        is_finite, is_large = health.examine(arrays, self._topology.num_learners)
+        return self._awaits_mean or not is_finite, is_large
+
+    def _check_sick(self, sick: Sick, scope: Scope, what: object) -> None:
+        """Raise `SickLearnersError` where nobody may be sick, or nobody is left for a global mean.
+
+        Collective over the scope where it raises: the learners tell each other which tensor it is.
+        """
         is_over = sick.is_everyone and scope is Scope.GLOBAL
         if sick.learners and (is_over or self._non_finite == "stop"):
-            raise SickLearnersError(
-                sick.learners, f"{what or scope.value + ' average'} of step {step}", sick.num_members
-            )
+            names = self._topology.comm(scope).allgather(self._replica.name_non_finite() if sick.is_here else "")
+            tensor = next(filter(None, names), "")
+            raise SickLearnersError(sick.learners, str(what), sick.num_members, tensor)
+
+    # -- what merges start from -----------------------------------------------------------------------------------
+
+    def follow_start(self) -> None:
+        """Let merges start from the parameters as they are now, which are compared at the next global mean."""
+        self._merge_states = [self._rule.how.init(array) for array in self._parameters.arrays]
+        self._outer_is_new = True
+
+    def reset_anchor(self, progress: Progress) -> None:
+        """Let merges start anew from the parameters as they are now, and drop a mean in flight.
+
+        Collective over all learners. Raises `InputError` on all of them where their parameters differ.
+        """
+        self._meet_alike(Kind.RESET_ANCHOR, progress)
+        if self._delayed is not None:
+            self._delayed.collect()
+        self.follow_start()
+
+    def meet_start(self, progress: Progress) -> None:
+        """Raise `InputError` on all learners where their parameters differ. Collective over them."""
+        self._meet_alike(Kind.FIRST_STEP, progress)
+
+    def _meet_alike(self, kind: Kind, progress: Progress) -> None:
+        error = self._refresh()
+        fingerprint = fingerprint_of(self._parameters.arrays)
+        check_same_start(self.meet_all(kind, progress, error=error, fingerprint=fingerprint).fingerprints)
+
+    def _fingerprint(self) -> int:
+        """Return that of what merges start from where it is new, else 0."""
+        tensors = [tensor for state in self._merge_states for tensor in state.values()]
+        return fingerprint_of(tensors) if self._outer_is_new and tensors else 0
 
     def _equal_after(self, how: Merge, how_buffers: Merge) -> list[str]:
         """Return the names of what all learners hold alike after merging a global mean so."""
@@ -319,7 +414,10 @@ class Averaging:
         if self._replica.frozen:
             compared["frozen parameters"] = self._replica.frozen
         try:
-            self._topology.carry_out(lambda: health.compare(compared, self._topology, f"at step {step}"))
+            self._topology.carry_out(
+                lambda: health.compare(compared, self._topology, f"at step {step}"),
+                what=f"comparison after step {step}",
+            )
         except CorruptionError as error:
             self._alarm = error
 
@@ -331,9 +429,14 @@ class Averaging:
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
-    def _refresh(self) -> None:
-        self._parameters.refresh()
-        self._buffers.refresh()
+    def _refresh(self) -> InputError | None:
+        """Take back tensors that were given new memory; return what is wrong with the model, for all to be told."""
+        with torch.no_grad():
+            try:
+                self._replica.refresh()
+            except InputError as error:
+                return error
+        return None
 
     def _rate(self) -> float:
         """Return the local learning rate; groups of other rates are taken to follow the first in proportion."""
@@ -382,6 +485,22 @@ class Averaging:
         self._awaits_mean = state["awaits_mean"]
         if self._delayed is not None:
             self._delayed.load_state_dict(state["in_flight"])
+
+
+def fingerprint_of(tensors: Sequence[Tensor]) -> int:
+    """Return 64 bits that differ where the bits of `tensors` do."""
+    return int.from_bytes(health.digest(tensors)[:8], "little")
+
+
+def check_same_start(fingerprints: Sequence[int]) -> None:
+    """Raise `InputError` unless all learners gave the same fingerprint of what they start from."""
+    if len(set(fingerprints)) > 1:
+        odd = [learner for learner, other in enumerate(fingerprints) if other != fingerprints[0]]
+        raise InputError(
+            "model",
+            f"other parameters on ranks {ranges(odd)} than on rank 0",
+            "the same on all ranks where anchors or servers start: load weights on all of them, or before the Averager",
+        )
 
 
 def _squared_distance(x: Tensor, mean: Tensor) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 
@@ -51,17 +51,34 @@ class SickLearnersError(RuntimeError):
 
     Parameters
     ----------
-    when : which it is, such as ``"global average of step 32"``. of_how_many : learners that take part in it.
-
-    Attributes
-    ----------
     learners : the indices of the learners whose they are, in the topology's `world`.
+    when : which it is, such as ``"global average of step 32"``.
+    of_how_many : learners that take part in it.
+    tensor : the name of the first of these tensors; empty where nobody knows it.
     """
 
-    def __init__(self, learners: Sequence[int], when: str, of_how_many: int) -> None:
+    def __init__(self, learners: Sequence[int], when: str, of_how_many: int, tensor: str = "") -> None:
         self.learners = list(learners)
         who = f"{_listed(learners)} ({len(learners)} of {of_how_many})"
-        super().__init__(f"{who} with parameters that are not finite, at the {when}")
+        which = f" ({tensor})" if tensor else ""
+        super().__init__(f"{who} with parameters that are not finite{which}, at the {when}")
+
+
+class MismatchError(RuntimeError):
+    """Learners that met are not in the same call, or not at the same step; nothing has been averaged.
+
+    Parameters
+    ----------
+    calls : by learner, what it is in.
+    """
+
+    def __init__(self, calls: Mapping[int, str]) -> None:
+        self.calls = dict(calls)
+        learners: dict[str, list[int]] = {}
+        for learner, call in self.calls.items():
+            learners.setdefault(call, []).append(learner)
+        who = "; ".join(f"rank{'s' * (len(ranks) > 1)} {ranges(ranks)} in {call}" for call, ranks in learners.items())
+        super().__init__(f"calls that do not belong together: {who}; every learner makes the same calls in one order")
 
 
 class CorruptionError(RuntimeError):
@@ -82,6 +99,17 @@ class CorruptionError(RuntimeError):
         which = "other" if is_known else "different"
         unknown = "" if is_known else "; which of them are damaged cannot be told"
         super().__init__(f"{_listed(learners)} with {which} {' and '.join(what)} {when}{unknown}")
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return ascending `numbers` as text, neighbours as a range: ``"0-3, 7"``."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
 def _listed(learners: Sequence[int]) -> str:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import cmath
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from mpi4py import MPI
 from torch import Tensor
 
 from hpcavg.errors import CorruptionError
-from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
 
 POLICIES = ("exclude", "stop")
 
-_CHUNK_ELEMENTS = 2**18
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -57,29 +54,26 @@ class Sick:
             mean.mul_(self.num_members / (self.num_members - len(self.learners)))
 
 
-def agree_on_sick(is_sick: bool, scope: Scope, topology: Topology) -> Sick:
-    """Tell the learners of `scope` whether this one is sick, and learn which are. Collective over the scope."""
-    comm = topology.comm(scope)
-    num_members = comm.Get_size()
-    told = bytearray([is_sick])
-    if num_members > 1:
-        own, told = told, bytearray(num_members)
-        comm.Allgather([own, MPI.BYTE], [told, MPI.BYTE])
-    if not any(told):
-        return Sick((), num_members, False)
-    members = [member for member, is_one in enumerate(told) if is_one]
-    learners = comm.Get_group().Translate_ranks(members, topology.world.Get_group())
-    return Sick(tuple(learners), num_members, is_sick)
+def examine(arrays: Iterable[Tensor], num_learners: int) -> tuple[bool, bool]:
+    """Return whether all elements of `arrays` are finite, and whether some are so large that their sum may overflow.
+
+    One pass. arrays : each of shape (learners, numel). num_learners : how many values are summed.
+    """
+    is_finite, is_large = True, False
+    for array in arrays:
+        values = torch.view_as_real(array) if array.is_complex() else array
+        if values.numel():
+            lowest, highest = (float(bound) for bound in values.aminmax())  # NaN where one value is
+            # Half precision is summed in float32, in which no sum of float16 overflows.
+            limit = torch.finfo(torch.float32 if values.itemsize == 2 else values.dtype).max / num_learners
+            is_finite = is_finite and math.isfinite(lowest) and math.isfinite(highest)
+            is_large = is_large or max(-lowest, highest) > limit
+    return is_finite, is_large and is_finite
 
 
 def is_finite(arrays: Iterable[Tensor]) -> bool:
     """Return whether every element of `arrays`, each of shape (learners, numel), is finite. One pass over them."""
-    # What is not finite stays in a sum for good. A sum can also overflow without, and only then is there more to do.
-    return all(cmath.isfinite(array.sum().item()) or _is_all_finite(array) for array in arrays)
-
-
-def _is_all_finite(array: Tensor) -> bool:
-    return all(bool(part.isfinite().all()) for row in array for part in row.split(_CHUNK_ELEMENTS))
+    return examine(arrays, 1)[0]
 
 
 # -- silent corruption --------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from hpcavg.errors import InputError, require_integer
@@ -11,7 +13,19 @@ from hpcavg.optimizer_state import POLICIES as STATE_POLICIES
 from hpcavg.rule import Rule
 from hpcavg.topology import Topology
 
+# What rules that are not made by `hpcavg.algorithms` are told apart by; a schedule cannot be compared.
+_PARTS_OF_A_RULE = (
+    "how",
+    "how_buffers",
+    "delay_steps",
+    "averages",
+    "before_step",
+    "agrees_on",
+    "own_pace",
+    "optimizer",
+)
 BUFFER_POLICIES = ("average", "keep", "recompute")
+STARTS = ("rank0", "own")
 
 
 def check(
@@ -23,6 +37,7 @@ def check(
     check_rounds: int,
     total_steps: int | None,
     batch_size: int | None,
+    start: str,
 ) -> None:
     """Raise `InputError` for what cannot be used or does not go together."""
     if not isinstance(rule, Rule):
@@ -31,6 +46,7 @@ def check(
         ("buffers", buffers, BUFFER_POLICIES),
         ("optimizer_state", optimizer_state, STATE_POLICIES),
         ("non_finite", non_finite, HEALTH_POLICIES),
+        ("start", start, STARTS),
     ):
         if value not in policies:
             raise InputError(option, value, f"one of {', '.join(policies)}")
@@ -43,10 +59,37 @@ def check(
     if rule.server is not None:
         if not topology.num_servers:
             raise InputError("num_servers", 0, f"at least 1: {rule.name} exchanges with servers")
+        if topology.has_busy_servers:
+            allowed = "another one: its servers serve another Averager, which has not finished"
+            raise InputError("topology", f"with {topology.num_servers} servers", allowed)
         if optimizer_state != "keep":
             raise InputError("optimizer_state", optimizer_state, f"keep: {rule.name} takes no global means")
         if check_rounds:
             raise InputError("check_rounds", check_rounds, f"0: {rule.name} takes no global means")
+
+
+def check_alike(topology: Topology, rule: Rule, options: Mapping[str, object]) -> None:
+    """Raise `InputError` on every rank where ranks were given different rules or options. Collective over everyone.
+
+    Learners with different rules would wait for means that the others never take.
+    """
+    told = {"algorithm": rule.name or type(rule).__name__}
+    told |= {f"algorithm.{option}": repr(value) for option, value in rule.options.items()}
+    told |= {f"algorithm.{name}": _text(getattr(rule, name)) for name in _PARTS_OF_A_RULE}
+    told |= {option: repr(value) for option, value in options.items()}
+    first = topology.everyone.bcast(told)
+    error = None
+    for option in [*first, *told]:
+        if told.get(option) != first.get(option):
+            given = f"{told.get(option, 'left out')} on rank {topology.rank}"
+            error = InputError(option, given, f"{first.get(option, 'left out')}, as on rank 0")
+            break
+    topology.agree(error)
+
+
+def _text(part: object) -> str:
+    """Return what tells a part of a rule from others: its value, or the type of an object and what that holds."""
+    return repr(part) if type(part).__repr__ is not object.__repr__ else f"{type(part).__name__}{vars(part)}"
 
 
 def check_wire(rule: Rule, engine: Engine, topology: Topology, wire_dtype: str | None) -> None:

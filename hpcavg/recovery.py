@@ -120,7 +120,7 @@ class SurvivingTopology(Topology):
 
     # -- collectives ----------------------------------------------------------------------------------------------
 
-    def carry_out(self, action: Callable[[], _T], scope: Scope = Scope.GLOBAL, what: str = "average") -> _T:
+    def carry_out(self, action: Callable[[], _T], scope: Scope = Scope.GLOBAL, what: object = "agreement") -> _T:
         """Return what `action` does, which is collective over `scope`; take it again where ranks die.
 
         It must not call this method again, nor change anything that it reads: that is for after it.
@@ -143,7 +143,7 @@ class SurvivingTopology(Topology):
                 self._completed[scope] += 1
             return results[0]
 
-    def attempt(self, action: Callable[[], _T], what: str) -> _T:
+    def attempt(self, action: Callable[[], _T], what: object) -> _T:
         """Return what `action` does, again after a recovery; it knows itself what others have done of it."""
         results: list[_T] = []
         while not results:
@@ -217,6 +217,8 @@ class SurvivingTopology(Topology):
         if self._is_free:
             return
         self._is_free = True
+        if self.watch is not None:
+            self.watch.abandon()
         with suppress(MPI.Exception):
             request, until = self.everyone.Ibarrier(), time.monotonic() + _END_WAIT_S
             wait_until(lambda: request.Test() or time.monotonic() > until, 0.005)

@@ -30,10 +30,13 @@ _NO_SIGNAL = b"\0"  # what wakes the thread without being a signal's number
 
 
 class Wait(NamedTuple):
-    """What the main thread waits for: the `step` it belongs to, the `ranks` that take part, the clock at its start."""
+    """What the main thread waits for: the `step` it belongs to, the `ranks` that take part, the clock at its start.
 
-    what: str
-    step: int
+    `step` is None where `what` tells it.
+    """
+
+    what: object
+    step: int | None
     ranks: Sequence[int]
     since: float
 
@@ -136,16 +139,21 @@ class Supervisor:
 
     # -- where the main thread is ---------------------------------------------------------------------------------
 
-    def waiting(self, what: str, step: int, ranks: Sequence[int]) -> Waiting:
+    def waiting(self, what: object, step: int | None, ranks: Sequence[int]) -> Waiting:
         """Return a context in which the main thread waits for all of `ranks`, as the other ranks may learn.
 
-        what : a few words, such as ``"global mean"``; the same on all of `ranks`. step : the step it belongs to.
+        what : a few words, such as ``"global mean"``, or what has them as its text and can be pickled; the same on all
+        of `ranks`. step : the step it belongs to; None where `what` tells it.
         """
         return Waiting(self, Wait(what, step, ranks, time.monotonic()))
 
     def ranks_of(self, comm: MPI.Intracomm) -> list[int]:
         """Return which ranks of the supervisors the ranks of `comm` are."""
         return list(comm.Get_group().Translate_ranks(None, self._comm.Get_group()))
+
+    def begin_step(self, step: int) -> None:
+        """Let the main thread be in `step` from now on."""
+        self.step, self.step_since = step, time.monotonic()
 
     # -- for parts ------------------------------------------------------------------------------------------------
 

@@ -48,6 +48,8 @@ class Topology:
     group, num_groups : index of the local group and number of groups.
     group_sizes : the number of learners in each group, by the group's lowest rank.
     survives, losses : whether the run goes on without ranks that die, and those that did; see `hpcavg.recovery`.
+    num_averagers : averagers made so far. has_busy_servers : one of them is served and has not finished.
+    watch : what names ranks that hang, from the first averager on; see `hpcavg.watchdog.watch_over`.
     num_nodes, node_rank : number of nodes, and this rank's index on its own.
 
     Raises `InputError` on every rank when `group_size` is not within 1..P or no learner is left.
@@ -55,6 +57,7 @@ class Topology:
 
     survives = False
     losses: Sequence[Any] = ()
+    watch: Any = None
 
     def __init__(self, comm: MPI.Intracomm | None = None, group_size: int | None = None, num_servers: int = 0) -> None:
         install_abort_hook()
@@ -63,7 +66,8 @@ class Topology:
         self.num_servers = num_servers
         self._group_size = group_size
         self._owned: list[MPI.Comm] = []
-        self._waiting: Callable[[str, Scope], AbstractContextManager[None]] = lambda what, scope: nullcontext()
+        self.num_averagers = 0
+        self.has_busy_servers = False
         self._is_free = False
         self._split(comm.Dup())
         atexit.register(self.free)
@@ -130,22 +134,22 @@ class Topology:
         self.agree(error)
         return result  # type: ignore[return-value]  # it is set where agree() returns
 
-    def carry_out(self, action: Callable[[], _T], scope: Scope = Scope.GLOBAL, what: str = "average") -> _T:
+    def carry_out(self, action: Callable[[], _T], scope: Scope = Scope.GLOBAL, what: object = "agreement") -> _T:
         """Return what `action` does, which is collective over `scope`; `what` it is, for the watchdog.
 
         The collectives of a training loop all go through here, to be watched, and repeated by `hpcavg.recovery`.
         """
-        with self._waiting(f"{scope.value} {what}", scope):
+        with self.waiting(what, scope):
             return action()
 
-    def attempt(self, action: Callable[[], _T], what: str) -> _T:
+    def attempt(self, action: Callable[[], _T], what: object) -> _T:
         """Return what `action` does; see `carry_out`, of which it lacks that all wait until all have done it."""
-        with self._waiting(what, Scope.GLOBAL):
+        with self.waiting(what, Scope.GLOBAL):
             return action()
 
-    def watch_waits(self, waiting: Callable[[str, Scope], AbstractContextManager[None]]) -> None:
-        """Enter what `waiting` returns wherever this rank may wait for others: it is told for what and for whom."""
-        self._waiting = waiting
+    def waiting(self, what: object, scope: Scope) -> AbstractContextManager[None]:
+        """Return a context in which this rank may wait for those of `scope`; `what` for, the same on all of them."""
+        return nullcontext() if self.watch is None else self.watch.waiting(what, scope)
 
     def completion(self, comm: MPI.Comm) -> Iterator[bool]:
         """Wait, in steps that yield False, until `hpcavg.recovery` can rely on what all of `comm` did before this."""
@@ -168,11 +172,13 @@ class Topology:
         ]
 
     def free(self) -> None:
-        """Free the communicators; safe to call twice, called at exit."""
+        """Free the communicators and end the watch. Collective over everyone, safe to call twice, called at exit."""
         atexit.unregister(self.free)
         if self._is_free or MPI.Is_finalized():
             return
         self._is_free = True
+        if self.watch is not None:
+            self.watch.close()
         for comm in self.communicators:
             comm.Free()
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from contextlib import AbstractContextManager
 from dataclasses import asdict, astuple
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from mpi4py import MPI
@@ -31,10 +30,9 @@ from hpcavg.pauses import Kind, Pauses, deadline
 from hpcavg.record import Record, attributes
 from hpcavg.schedule import Scope
 from hpcavg.summary import Summary, counted, show
-from hpcavg.supervisor import Supervisor
 from hpcavg.survey import look_around
 from hpcavg.topology import wait_asleep
-from hpcavg.watchdog import Watchdog
+from hpcavg.watchdog import watch_over
 
 
 class Trainer:
@@ -67,6 +65,7 @@ class Trainer:
         saved = self._found.checkpoint
         if saved is not None and not self._is_of_as_many(saved):  # the averager gives everyone rank 0's
             topology.do_together(lambda: saving.load_mean_model(self.model, saved) if topology.rank == 0 else None)
+        watch_over(topology, config.hang_timeout, lambda: emergency.abort(config))
         self.averager = Averager(
             self.model,
             self.optimizer,
@@ -83,6 +82,7 @@ class Trainer:
             error_feedback=config.error_feedback,
             non_finite=config.non_finite,
             check_rounds=config.check_rounds,
+            hang_timeout=config.hang_timeout,
         )
         if config.compile:
             self.passes.compile(self.feed.peek, topology)
@@ -115,7 +115,7 @@ class Trainer:
         form = (about, self.config.flush_seconds, rows, topology, self.account)
         self.record = Record(path, *form, self.total_steps, self.averager.progress.step)
         self._announce()
-        self._begin_watch()
+        self._begin_listening()
         result = None
         try:
             if topology.is_server:
@@ -127,8 +127,6 @@ class Trainer:
         finally:
             self.record.close()
         status = self._conclude(result)
-        # Where ranks may die nobody waits for all others any more.
-        (self._supervisor.abandon if topology.survives else self._supervisor.close)()
         topology.free()
         return status
 
@@ -201,34 +199,14 @@ class Trainer:
                     " from their mean, with the samples dealt anew and the optimizer's state empty"
                 )
 
-    def _begin_watch(self) -> None:
-        """Listen to signals and the clock, and watch over the ranks, from now on."""
-        config, topology, averager = self.config, self.topology, self.averager
-        self._supervisor = supervisor = Supervisor(topology.world)
+    def _begin_listening(self) -> None:
+        """Listen to signals and the clock from now on."""
+        topology, averager = self.topology, self.averager
         self._is_by_step = not (averager.algorithm.own_pace or topology.is_server)
         step = averager.progress.step
-        self._pauses = Pauses(supervisor, step, self._stop_at, catch_signals=True, by_step=self._is_by_step)
+        self._pauses = Pauses(averager.supervisor, step, self._stop_at, catch_signals=True, by_step=self._is_by_step)
         for early in early_signals():
             self._pauses.request(Kind.STOP, early.name)
-        self._watchdog = Watchdog(supervisor, config.hang_timeout, self._on_hang)
-        members: dict[Scope, list[int]] = {}
-
-        def waiting(what: str, scope: Scope) -> AbstractContextManager[None]:
-            if scope not in members:
-                members[scope] = supervisor.ranks_of(cast(MPI.Intracomm, topology.comm(scope)))
-            return supervisor.waiting(what, averager.progress.step, members[scope])
-
-        def move() -> None:
-            members.clear()
-            supervisor.move_to(topology.world)
-
-        topology.watch_waits(waiting)
-        topology.on_renewal(move)
-
-    def _on_hang(self, missing: list[int]) -> None:
-        """Part with ranks that hang, or end the job; on the supervisor's thread of one rank."""
-        if not self.topology.survives or not missing or self._watchdog.kill(missing):
-            emergency.abort(self.config)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 

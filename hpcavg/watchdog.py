@@ -3,7 +3,8 @@
 The thread of a rank that waits longer than the timeout asks the threads of all others where their main threads are, and
 collects the answers of a few seconds; of several that ask at once, the lowest one goes on. A rank that others wait for
 and that is alive answers, and writes the stacks of its Python threads to standard error. A stopped process answers
-nothing. Until a timeout has passed nobody sends anything.
+nothing. A rank that is computing and began its step less than the timeout ago is slow, not hung. Until a timeout has
+passed nobody sends anything.
 """
 
 from __future__ import annotations
@@ -16,9 +17,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, cast
 
+from mpi4py import MPI
+
+from hpcavg.errors import InputError, ranges, require_number
+from hpcavg.schedule import Scope
 from hpcavg.supervisor import Process, Supervisor, Wait
+from hpcavg.topology import Topology
+
+# How long a rank may be waited for unless the program or this variable says otherwise.
+TIMEOUT_S = 600.0
+TIMEOUT_VARIABLE = "HPCAVG_HANG_TIMEOUT"
 
 # A thread answers when it wakes, which it does twice a second, and when the others on its core let it.
 _ANSWERS_S = 2.5
@@ -123,7 +134,8 @@ class Watchdog:
             self._asked = None
         if source != supervisor.rank:
             self._be_quiet(2 * _ANSWERS_S)
-            if wait is None and supervisor.rank in asked.ranks and now > self._dumped_s + 2 * _ANSWERS_S:
+            is_late = wait is None and now - supervisor.step_since >= self._timeout_s
+            if is_late and supervisor.rank in asked.ranks and now > self._dumped_s + 2 * _ANSWERS_S:
                 self._dumped_s = now
                 supervisor.later(lambda: _dump_stacks(supervisor.rank, asked))
 
@@ -145,6 +157,11 @@ class Watchdog:
         answers = self._answers
         late = [answer.wait for answer in answers.values() if answer.wait and answer.for_s >= self._timeout_s]
         missing = sorted({rank for each in late for rank in missing_ranks(each, answers)})
+        slow_s = [answers[rank].for_s for rank in missing if is_under_way(answers.get(rank), self._timeout_s)]
+        if missing and len(slow_s) == len(missing):  # slower than others, and not hung
+            self._asked = None
+            self._be_quiet(self._timeout_s - max(slow_s))
+            return
         waited_s = time.monotonic() - wait.since
         text = report(wait, waited_s, missing, answers, self._supervisor.processes)
         for rank in range(self._supervisor.size):
@@ -161,6 +178,87 @@ class Watchdog:
         self._supervisor.send("watchdog", rank, *message)
 
 
+class Watch:
+    """What looks on wherever the ranks of a topology wait for each other; made by `watch_over`.
+
+    Parameters
+    ----------
+    topology : whose ranks are watched.
+    timeout_s : see `Watchdog`.
+    end : ends the job where ranks hang that the run cannot part with.
+
+    Attributes
+    ----------
+    supervisor : the thread of this rank, which other parts may use too.
+    """
+
+    def __init__(self, topology: Topology, timeout_s: float, end: Callable[[], None]) -> None:
+        self._topology = topology
+        self._end = end
+        self._ranks: dict[Scope, list[int]] = {}
+        self.supervisor = Supervisor(topology.everyone)
+        self._watchdog = Watchdog(self.supervisor, timeout_s, self._on_hang)
+        topology.on_renewal(self._move)
+
+    def waiting(self, what: object, scope: Scope) -> AbstractContextManager[None]:
+        """Return a context in which this rank waits for those of `scope`; see `Topology.waiting`."""
+        if scope not in self._ranks:
+            self._ranks[scope] = self.supervisor.ranks_of(cast(MPI.Intracomm, self._topology.comm(scope)))
+        return self.supervisor.waiting(what, None, self._ranks[scope])
+
+    def close(self) -> None:
+        """End the threads of all ranks. Collective, and safe to call twice."""
+        self.supervisor.close()
+
+    def abandon(self) -> None:
+        """End this rank's thread."""
+        self.supervisor.abandon()
+
+    def _move(self) -> None:
+        self._ranks.clear()
+        self.supervisor.move_to(self._topology.everyone)
+
+    def _on_hang(self, missing: list[int]) -> None:
+        """Part with ranks that hang, or end the job; on the supervisor's thread of one rank."""
+        if not self._topology.survives or not missing or self._watchdog.kill(missing):
+            self._end()
+
+
+def watch_over(topology: Topology, timeout_s: float, end: Callable[[], None] | None = None) -> Watch:
+    """Return what watches over the ranks of `topology`, made at the first call. Collective over everyone then.
+
+    Parameters
+    ----------
+    topology : whose ranks are watched.
+    timeout_s : seconds after which a rank that others wait for is named and the job ended; 0 for never.
+    end : ends the job, in place of MPI_Abort with status 1.
+    """
+    if topology.watch is None:
+        topology.watch = Watch(topology, timeout_s, end or _abort)
+    watch: Watch = topology.watch
+    return watch
+
+
+def timeout_or_default(timeout_s: float | None) -> float:
+    """Return `timeout_s`; where it is None what the environment says, else ten minutes.
+
+    Raises `InputError` for what is no number of at least 0.
+    """
+    if timeout_s is None:
+        text = os.environ.get(TIMEOUT_VARIABLE, str(TIMEOUT_S))
+        try:
+            timeout_s = float(text)
+        except ValueError:
+            raise InputError(TIMEOUT_VARIABLE, text, "a number of seconds, 0 for no limit") from None
+    require_number("hang_timeout", timeout_s, lambda value: value >= 0, "a number of seconds, 0 for no limit")
+    return timeout_s
+
+
+def _abort() -> None:
+    _write("hpcavg: hung: the job is ended; hang_timeout says after how long")
+    MPI.COMM_WORLD.Abort(1)
+
+
 def missing_ranks(wait: Wait, answers: dict[int, Answer]) -> list[int]:
     """Return the ranks that keep those in `wait` waiting, going by the answers of the ranks that gave one.
 
@@ -169,6 +267,11 @@ def missing_ranks(wait: Wait, answers: dict[int, Answer]) -> list[int]:
     """
     absent = [rank for rank in wait.ranks if rank not in answers or not _is_in(answers[rank], wait)]
     return [rank for rank in absent if rank not in answers or answers[rank].wait is None] or absent
+
+
+def is_under_way(answer: Answer | None, timeout_s: float) -> bool:
+    """Return whether a rank that gave `answer` is computing, and began the step that it is in less than this ago."""
+    return answer is not None and answer.wait is None and answer.for_s < timeout_s
 
 
 def report(
@@ -183,7 +286,7 @@ def report(
     for rank in missing:
         process, answer = processes[rank], answers.get(rank)
         if answer is None:
-            does = "does not answer: stopped, swapped out, in code that holds Python's lock, or its node is gone"
+            does = "does not answer: ended, stopped, swapped out, in code that holds Python's lock, or its node is gone"
         elif answer.wait is None:
             does = f"is alive, in step {answer.step} for {answer.for_s:.1f} s; see its stacks"
         else:
@@ -197,19 +300,12 @@ def _is_in(answer: Answer, wait: Wait) -> bool:
 
 
 def _name(wait: Wait) -> str:
-    return f"{wait.what} of step {wait.step}"
+    return str(wait.what) if wait.step is None else f"{wait.what} of step {wait.step}"
 
 
 def _count(ranks: Sequence[int]) -> str:
     """Return ascending `ranks` as text, neighbours as a range."""
-    parts: list[list[int]] = []
-    for rank in ranks:
-        if parts and rank == parts[-1][-1] + 1:
-            parts[-1].append(rank)
-        else:
-            parts.append([rank])
-    text = ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
-    return f"rank{'s' if len(ranks) > 1 else ''} {text}"
+    return f"rank{'s' if len(ranks) > 1 else ''} {ranges(ranks)}"
 
 
 def _dump_stacks(rank: int, asked: Wait) -> None:
