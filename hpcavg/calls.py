@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -21,10 +20,8 @@ from hpcavg.topology import Topology, complete_asleep
 
 # What marks a record, so that a collective of the caller's own on the same communicator is not taken for one.
 _MARK = b"avg1"
-# Identity: mark, kind, number of the averager, step, round. What is told: flags, fingerprint, learning rate.
-_IDENTITY = struct.Struct("<4sHHqq")
-_TOLD = struct.Struct("<QQd")
-_SIZE = _IDENTITY.size + _TOLD.size
+# Mark, kind, number of the averager, step, round; flags, fingerprint, learning rate.
+_RECORD = struct.Struct("<4sHHqqQQd")
 _SICK, _LARGE, _FAILED = 1, 2, 4
 _POLL_S = 0.0005
 
@@ -74,22 +71,8 @@ class Call(NamedTuple):
             text += f" of round {self.round + 1}" if is_average else f" in round {self.round + 1}"
         return f"{text} (averager {self.averager + 1})" if self.averager else text
 
-    def _pack(self) -> bytes:
-        step, round_ = (-1 if number is None else number for number in (self.step, self.round))
-        return _IDENTITY.pack(_MARK, self.kind, self.averager, step, round_)
 
-
-def _unpack(record: bytes) -> Call | None:
-    """Return the call in `record`; None where it is not one of this module's."""
-    mark, kind, averager, *numbers = _IDENTITY.unpack_from(record)
-    if mark != _MARK or kind not in list(Kind):
-        return None
-    step, round_ = (None if number < 0 else number for number in numbers)
-    return Call(Kind(kind), averager, step, round_)
-
-
-@dataclass(frozen=True)
-class Meeting:
+class Meeting(NamedTuple):
     """What the learners that are in one call told each other.
 
     Attributes
@@ -137,32 +120,37 @@ def meet(
     comm = topology.comm(scope)
     num_members = comm.Get_size()
     flags = _SICK * is_sick | _LARGE * is_large | _FAILED * (error is not None)
-    own = call._pack() + _TOLD.pack(flags, fingerprint, rate)
-    told = own
+    kind, averager, step, round_ = call
+    own = _RECORD.pack(
+        _MARK, kind, averager, -1 if step is None else step, -1 if round_ is None else round_, flags, fingerprint, rate
+    )
+    told: bytes | bytearray = own
     if num_members > 1:
-        received = bytearray(_SIZE * num_members)
-        buffers = [own, MPI.BYTE], [received, MPI.BYTE]
+        told = bytearray(_RECORD.size * num_members)
+        buffers = [own, MPI.BYTE], [told, MPI.BYTE]
         if asleep:
             complete_asleep(comm.Iallgather(*buffers), _POLL_S)
         else:
             comm.Allgather(*buffers)
-        told = bytes(received)
-    if told == own * num_members and not flags:  # nearly always
+    if not flags and told == own * num_members:  # nearly always
         return Meeting(num_members, (), False, (fingerprint,) * num_members, rate)
     members = comm.Get_group().Translate_ranks(None, topology.world.Get_group())
-    records = [told[start : start + _SIZE] for start in range(0, len(told), _SIZE)]
-    calls = [_unpack(record) for record in records]
-    if any(other != call for other in calls):
-        raise MismatchError(
-            {member: str(other or "another call") for member, other in zip(members, calls, strict=True)}
-        )
-    all_flags, fingerprints, rates = zip(
-        *(_TOLD.unpack_from(record, _IDENTITY.size) for record in records), strict=True
-    )
+    records = list(_RECORD.iter_unpack(told))
+    calls = {member: _call_of(*record[:5]) for member, record in zip(members, records, strict=True)}
+    if any(other != call for other in calls.values()):
+        raise MismatchError({member: str(other or "another collective") for member, other in calls.items()})
+    all_flags, fingerprints, rates = zip(*(record[5:] for record in records), strict=True)
     if any(flags & _FAILED for flags in all_flags):
         raise next(filter(None, comm.allgather(error)))
     sick = tuple(member for member, flags in zip(members, all_flags, strict=True) if flags & _SICK)
     return Meeting(num_members, sick, any(flags & _LARGE for flags in all_flags), fingerprints, _mean_rate(rates))
+
+
+def _call_of(mark: bytes, kind: int, averager: int, step: int, round_: int) -> Call | None:
+    """Return the call that a record is of; None where it is not one of this module's."""
+    if mark != _MARK or kind not in list(Kind):
+        return None
+    return Call(Kind(kind), averager, None if step < 0 else step, None if round_ < 0 else round_)
 
 
 def _mean_rate(rates: Sequence[float]) -> float:

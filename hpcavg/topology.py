@@ -66,6 +66,7 @@ class Topology:
         self.num_servers = num_servers
         self._group_size = group_size
         self._owned: list[MPI.Comm] = []
+        self._waiting: Callable[[object, Scope], AbstractContextManager[None]] = lambda what, scope: nullcontext()
         self.num_averagers = 0
         self.has_busy_servers = False
         self._is_free = False
@@ -149,7 +150,11 @@ class Topology:
 
     def waiting(self, what: object, scope: Scope) -> AbstractContextManager[None]:
         """Return a context in which this rank may wait for those of `scope`; `what` for, the same on all of them."""
-        return nullcontext() if self.watch is None else self.watch.waiting(what, scope)
+        return self._waiting(what, scope)
+
+    def watch_waits(self, waiting: Callable[[object, Scope], AbstractContextManager[None]]) -> None:
+        """Enter what `waiting` returns wherever this rank may wait for others: it is told for what and for whom."""
+        self._waiting = waiting
 
     def completion(self, comm: MPI.Comm) -> Iterator[bool]:
         """Wait, in steps that yield False, until `hpcavg.recovery` can rely on what all of `comm` did before this."""

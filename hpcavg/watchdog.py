@@ -198,6 +198,7 @@ class Watch:
         self._ranks: dict[Scope, list[int]] = {}
         self.supervisor = Supervisor(topology.everyone)
         self._watchdog = Watchdog(self.supervisor, timeout_s, self._on_hang)
+        topology.watch_waits(self.waiting)
         topology.on_renewal(self._move)
 
     def waiting(self, what: object, scope: Scope) -> AbstractContextManager[None]:
@@ -279,14 +280,17 @@ def report(
 ) -> str:
     """Return the message on ranks `missing`, after `waited_s` in `wait`: who waits, and a line on each of them."""
     here = [rank for rank, answer in sorted(answers.items()) if _is_in(answer, wait)]
-    lines = [
-        f"hpcavg: hung: {_count(here)} waiting in the {_name(wait)} for {waited_s:.1f} s;"
-        f" {f'missing: {_count(missing)}' if missing else 'all have arrived, yet it is not done'}"
-    ]
+    if not missing:
+        fault = "all have arrived, yet it is not done"
+    elif any(rank not in answers or answers[rank].wait is None for rank in missing):
+        fault = f"missing: {_count(missing)}"
+    else:
+        fault = f"waiting in other calls: {_count([rank for rank in missing if rank not in here])}"
+    lines = [f"hpcavg: hung: {_count(here)} waiting in the {_name(wait)} for {waited_s:.1f} s; {fault}"]
     for rank in missing:
         process, answer = processes[rank], answers.get(rank)
         if answer is None:
-            does = "does not answer: ended, stopped, swapped out, in code that holds Python's lock, or its node is gone"
+            does = "does not answer: stopped, swapped out, in code that holds Python's lock, or it or its node is gone"
         elif answer.wait is None:
             does = f"is alive, in step {answer.step} for {answer.for_s:.1f} s; see its stacks"
         else:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from torch import nn
 
 from hpcavg import Averager, InputError, Topology, algorithms, health
+from hpcavg.calls import Call, Kind, meet
 from hpcavg.errors import SickLearnersError
 from hpcavg.mean import ENGINES
 from hpcavg.schedule import Scope
@@ -174,8 +175,7 @@ def test_healthy_learners_see_no_difference(world, name, options, monkeypatch):
         averager.finish()
         ends.append(values_of(module))
         assert averager.totals.excluded == 0
-        monkeypatch.setattr(health, "is_finite", lambda arrays: True)
-        monkeypatch.setattr(health, "agree_on_sick", lambda *_: health.Sick((), 1, False))
+        monkeypatch.setattr(health, "examine", lambda arrays, num_learners: (True, False))
         topology.free()
     assert np.array_equal(*ends)
 
@@ -399,8 +399,8 @@ def test_a_sick_learner_takes_the_centre_and_leaves_it_alone(world, rule):
 
 def test_members_of_a_group_are_named_by_their_index_among_all(world):
     topology = Topology(world, min(2, world.Get_size()))
-    found = health.agree_on_sick(True, Scope.LOCAL, topology)
+    found = meet(Call(Kind.LOCAL_AVERAGE, 0, 1, 0), Scope.LOCAL, topology, is_sick=True)
     first = topology.rank - topology.rank % 2
-    assert found.learners == tuple(range(first, min(first + 2, world.Get_size())))
-    assert found.is_everyone
+    assert found.sick == tuple(range(first, min(first + 2, world.Get_size())))
+    assert len(found.sick) == found.num_members
     topology.free()

@@ -36,6 +36,7 @@ LEVELS = [
     {"hpcavg.catalogue", "hpcavg.topology", "hpcavg.flat", "hpcavg.eager", "hpcavg.node_memory", "hpcavg.state_file"},
     {
         "hpcavg.algorithms",
+        "hpcavg.calls",
         "hpcavg.health",
         "hpcavg.mean",
         "hpcavg.mean.arrays",
