@@ -180,10 +180,8 @@ class Averaging:
         Where the run goes on after a death, they are beside the arrays always: half a mean has spoilt nothing then.
         """
         sick.withdraw(arrays)
-        means = take_means(self._engine, arrays, scope, is_beside or self._topology.survives, wire_format)
-        for mean in means:
-            sick.make_up_for(mean)
-        return means
+        is_beside = is_beside or self._topology.survives
+        return take_means(self._engine, arrays, scope, is_beside, wire_format, sick.num_well)
 
     def _merge_all(
         self, means: Sequence[Tensor], how: Merge, how_buffers: Merge, sick: Sick, wants_distance: bool
@@ -244,8 +242,6 @@ class Averaging:
         self._check_sick(sick, Scope.GLOBAL, flight.step)
         with torch.no_grad():
             self._refresh()
-            for mean in means:
-                sick.make_up_for(mean)
             if sick.learners:
                 means += self._topology.carry_out(
                     lambda: self._means(self._kept_buffers.arrays, Scope.GLOBAL, True, None, sick)

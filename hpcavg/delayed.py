@@ -84,7 +84,9 @@ class Delayed:
             sick.withdraw(arrays)
             (complaints,) = self._complaints.arrays
             complaints.zero_()[0, topology.rank] = float(sick.is_here)
-            return self._engine.start([*arrays, complaints], Scope.GLOBAL, self._wire_format)
+            return self._engine.start(
+                [complaints, *arrays], Scope.GLOBAL, self._wire_format, lambda mean: _told(mean, sick).num_well
+            )
 
         pending = topology.attempt(begin, "start of a global mean")
         if pending is not None:
@@ -102,17 +104,15 @@ class Delayed:
     def collect(self) -> tuple[Flight, list[Tensor], Sick] | None:
         """Return the mean in flight, waiting for it where need be; None where it was given up because ranks died.
 
-        The mean of every array is that over all learners; `Sick.make_up_for` makes it that over those who are well.
+        The mean of every array is that over the learners who are well.
         """
         means = self._topology.attempt(lambda: self.flight and self.flight.pending.wait(), "delayed global mean")
         flight, self.flight = self.flight, None
         if flight is None or not means:
             return None
         self._merged_step = flight.step
-        *means, complaints = means
-        # Half of what one complaint is in the mean: compressed numbers are not exactly what they were.
-        learners = (complaints > 0.5 / flight.num_members).nonzero().flatten().tolist()
-        return flight, means, Sick(tuple(learners), flight.num_members, flight.is_sick)
+        complaints, *means = means
+        return flight, means, _told(complaints, Sick((), flight.num_members, flight.is_sick))
 
     # -- after ranks died -----------------------------------------------------------------------------------------
 
@@ -146,14 +146,15 @@ class Delayed:
         flight = self.flight
         if flight is None:
             return None
-        flight.pending = Arrived(flight.pending.wait())
+        complaints, *means = flight.pending.wait()
+        flight.pending = Arrived([complaints, *means])
         return {
             "step": flight.step,
             "period_steps": flight.period_steps,
             "num_bytes": flight.num_bytes,
             "num_members": flight.num_members,
             "is_sick": flight.is_sick,
-            "means": [mean.clone() for mean in flight.pending.wait()],
+            "means": [mean.clone() for mean in (*means, complaints)],
         }
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
@@ -161,5 +162,11 @@ class Delayed:
         self.flight = None
         if state is not None:
             known = {name: value for name, value in state.items() if name != "means"}
-            pending = Arrived([mean.clone() for mean in state["means"]])
+            *means, complaints = (mean.clone() for mean in state["means"])
+            pending = Arrived([complaints, *means])
             self.flight = Flight(started=time.perf_counter(), blocked_s=0.0, pending=pending, **known)
+
+
+def _told(complaints: Tensor, own: Sick) -> Sick:
+    """Return who is sick, of the learners that `own` counts, by the mean of their complaints, which goes as it is."""
+    return Sick(tuple(complaints.nonzero().flatten().tolist()), own.num_members, own.is_here)

@@ -48,6 +48,7 @@ LEVELS = [
         "hpcavg.mean.devices",
         "hpcavg.mean.mpi",
         "hpcavg.mean.pending",
+        "hpcavg.mean.rows",
         "hpcavg.mean.shared",
         "hpcavg.mean.staged",
         "hpcavg.mean.twolevel",
