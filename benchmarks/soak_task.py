@@ -247,11 +247,11 @@ class _Patch:
         """In the middle of a mean: half of the slice is written, or MPI has summed the first of the arrays."""
         reaper, average, step = self.reaper, shared.average, pending.Pending.step
 
-        def half(rows: Any, targets: Any, start: int, end: int) -> None:
+        def half(rows: Any, targets: Any, start: int, end: int, count: int) -> None:
             if reaper.is_due("half"):
-                average(rows, targets, start, (start + end) // 2)
+                average(rows, targets, start, (start + end) // 2, count)
                 reaper.pass_by("half")
-            average(rows, targets, start, end)
+            average(rows, targets, start, end, count)
 
         def watched(mean: pending.Pending) -> bool:
             with reaper.within("delayed average on its way"):

@@ -235,17 +235,14 @@ class Averaging:
         sick.withdraw(arrays)
         if is_large:
             return self._means_of_large(arrays, scope, sick)
-        means = take_means(self._engine, arrays, scope, is_beside or self._topology.survives, wire_format)
-        for mean in means:
-            sick.make_up_for(mean)
-        return means
+        is_beside = is_beside or self._topology.survives
+        return take_means(self._engine, arrays, scope, is_beside, wire_format, sick.num_well)
 
     def _means_of_large(self, arrays: Sequence[Tensor], scope: Scope, sick: Sick) -> list[Tensor]:
         """Return the means of values whose sum may overflow: of copies divided by a power of two, which is exact."""
         scale = 2.0 ** -self._topology.num_learners.bit_length()
-        means = take_means(self._engine, [array * scale for array in arrays], scope)
+        means = take_means(self._engine, [array * scale for array in arrays], scope, divisor=sick.num_well)
         for mean in means:
-            sick.make_up_for(mean)
             mean.div_(scale)
         return means
 
@@ -289,15 +286,15 @@ class Averaging:
         """Start the global mean of what the buffers hold now; they may go on changing. Collective over all learners."""
         assert self._delayed is not None
 
-        def is_sick() -> bool:
-            self._awaits_mean, _ = self._examine_own()
-            return self._awaits_mean
+        def examine() -> tuple[bool, bool]:
+            self._awaits_mean, is_large = self._examine_own()
+            return self._awaits_mean, is_large
 
         with torch.no_grad():
             error = self._refresh()
             if error is not None:
                 raise error
-            self._delayed.start(progress, is_sick)
+            self._delayed.start(progress, examine)
 
     def merge(self, progress: Progress) -> Event | None:
         """Merge the mean in flight, waiting for it where need be; None where it was given up because ranks died."""
@@ -306,14 +303,16 @@ class Averaging:
         collected = self._delayed.collect()
         if collected is None:
             return None
-        flight, means, sick = collected
+        flight, means, sick, is_large = collected
         self._check_sick(sick, Scope.GLOBAL, f"{Scope.GLOBAL.value} average of step {flight.step}")
+        if is_large and not health.is_finite(means):
+            raise OverflowError(
+                f"the sum of the learners' parameters at step {flight.step} is too large for their dtype"
+            )
         error = self._refresh()
         if error is not None:
             raise error
         with torch.no_grad():
-            for mean in means:
-                sick.make_up_for(mean)
             if sick.learners:
                 means += self._topology.carry_out(
                     lambda: self._means(self._kept_buffers.arrays, Scope.GLOBAL, True, None, sick)

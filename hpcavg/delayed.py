@@ -19,6 +19,10 @@ from hpcavg.schedule import Progress, Scope
 from hpcavg.topology import Topology
 
 
+# The complaint of a learner whose values are large; that of one that is sick is 1.
+_LARGE = 0.25
+
+
 @dataclass
 class Flight:
     """A mean on its way.
@@ -66,11 +70,11 @@ class Delayed:
         self._go_home()
         topology.on_renewal(self._go_on)
 
-    def start(self, progress: Progress, is_sick: Callable[[], bool]) -> None:
+    def start(self, progress: Progress, examine: Callable[[], tuple[bool, bool]]) -> None:
         """Start the global mean of what the buffers hold now; they may go on changing. Collective over all learners.
 
-        is_sick : returns whether this learner must be left out; it is then withdrawn at once, in place, since nobody
-        asks for its parameters until the mean is merged.
+        examine : returns whether this learner must be left out, and whether a sum with its values may overflow. One
+        that is left out is withdrawn at once, in place, since nobody asks for its parameters until the mean is merged.
         """
         topology, started = self._topology, time.perf_counter()
         sick = Sick((), topology.num_learners, False)
@@ -80,11 +84,14 @@ class Delayed:
             if progress.step <= self._given_up_step:
                 return None
             arrays = [array for flat in self._flats for array in flat.arrays]
-            sick = Sick((), topology.num_learners, is_sick())
+            is_sick, is_large = examine()
+            sick = Sick((), topology.num_learners, is_sick)
             sick.withdraw(arrays)
             (complaints,) = self._complaints.arrays
-            complaints.zero_()[0, topology.rank] = float(sick.is_here)
-            return self._engine.start([*arrays, complaints], Scope.GLOBAL, self._wire_format)
+            complaints.zero_()[0, topology.rank] = 1.0 if is_sick else _LARGE * is_large
+            return self._engine.start(
+                [complaints, *arrays], Scope.GLOBAL, self._wire_format, lambda mean: _told(mean, sick).num_well
+            )
 
         pending = topology.attempt(begin, "start of a global mean")
         if pending is not None:
@@ -99,20 +106,19 @@ class Delayed:
                 pending,
             )
 
-    def collect(self) -> tuple[Flight, list[Tensor], Sick] | None:
+    def collect(self) -> tuple[Flight, list[Tensor], Sick, bool] | None:
         """Return the mean in flight, waiting for it where need be; None where it was given up because ranks died.
 
-        The mean of every array is that over all learners; `Sick.make_up_for` makes it that over those who are well.
+        The mean of every array is that over the learners who are well; whether it may have overflowed comes last.
         """
         means = self._topology.attempt(lambda: self.flight and self.flight.pending.wait(), "delayed global mean")
         flight, self.flight = self.flight, None
         if flight is None or not means:
             return None
         self._merged_step = flight.step
-        *means, complaints = means
-        # Half of what one complaint is in the mean: compressed numbers are not exactly what they were.
-        learners = (complaints > 0.5 / flight.num_members).nonzero().flatten().tolist()
-        return flight, means, Sick(tuple(learners), flight.num_members, flight.is_sick)
+        complaints, *means = means
+        sick = _told(complaints, Sick((), flight.num_members, flight.is_sick))
+        return flight, means, sick, int(complaints.count_nonzero()) > len(sick.learners)
 
     # -- after ranks died -----------------------------------------------------------------------------------------
 
@@ -146,14 +152,16 @@ class Delayed:
         flight = self.flight
         if flight is None:
             return None
-        flight.pending = Arrived(flight.pending.wait())
+        with self._topology.waiting("delayed global mean", Scope.GLOBAL):
+            complaints, *means = flight.pending.wait()
+        flight.pending = Arrived([complaints, *means])
         return {
             "step": flight.step,
             "period_steps": flight.period_steps,
             "num_bytes": flight.num_bytes,
             "num_members": flight.num_members,
             "is_sick": flight.is_sick,
-            "means": [mean.clone() for mean in flight.pending.wait()],
+            "means": [mean.clone() for mean in (*means, complaints)],
         }
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
@@ -161,5 +169,12 @@ class Delayed:
         self.flight = None
         if state is not None:
             known = {name: value for name, value in state.items() if name != "means"}
-            pending = Arrived([mean.clone() for mean in state["means"]])
+            *means, complaints = (mean.clone() for mean in state["means"])
+            pending = Arrived([complaints, *means])
             self.flight = Flight(started=time.perf_counter(), blocked_s=0.0, pending=pending, **known)
+
+
+def _told(complaints: Tensor, own: Sick) -> Sick:
+    """Return who is sick, of the learners that `own` counts, by the mean of their complaints, which goes as it is."""
+    learners = (complaints > _LARGE / own.num_members).nonzero().flatten().tolist()
+    return Sick(tuple(learners), own.num_members, own.is_here)

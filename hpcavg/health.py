@@ -48,10 +48,10 @@ class Sick:
             for array in arrays:
                 array.zero_()
 
-    def make_up_for(self, mean: Tensor) -> None:
-        """Make a mean over all, in which the sick are zero, the mean over the others."""
-        if self.learners:
-            mean.mul_(self.num_members / (self.num_members - len(self.learners)))
+    @property
+    def num_well(self) -> int | None:
+        """How many learners the mean is over without them, as engines take it; None where nobody is sick."""
+        return self.num_members - len(self.learners) if self.learners else None
 
 
 def examine(arrays: Iterable[Tensor], num_learners: int) -> tuple[bool, bool]:

@@ -26,7 +26,8 @@ def shared_memory(node: MPI.Comm, num_bytes: int, folders: tuple[str, ...] = MEM
     """Return `num_bytes` of zeros that every rank of `node` maps. Collective; `num_bytes` is rank 0's.
 
     The file behind it has lost its name before this returns, so nothing is left behind however the job ends after it.
-    What was left by a process that died in here is removed. Raises OSError on every rank where no folder has the room.
+    What was left by a process that died in here is removed. Raises OSError on every rank where no folder has the room,
+    or where one rank cannot map it.
     """
     descriptor, path, error = -1, "", None
     if node.Get_rank() == 0:
@@ -34,16 +35,25 @@ def shared_memory(node: MPI.Comm, num_bytes: int, folders: tuple[str, ...] = MEM
             descriptor, path = _create_file(num_bytes, folders)
         except OSError as raised:
             error = str(raised)
-    num_bytes, path, error = node.bcast((num_bytes, path, error), root=0)
-    if error is not None:
-        raise OSError(error)
-    if descriptor < 0:
-        descriptor = os.open(path, os.O_RDWR)
-    memory = mmap.mmap(descriptor, max(num_bytes, 1))
-    os.close(descriptor)
-    node.Barrier()  # all have it mapped
-    if node.Get_rank() == 0:
-        os.unlink(path)
+    own_path, memory = path, None
+    try:
+        num_bytes, path, error = node.bcast((num_bytes, path, error), root=0)
+        if error is not None:
+            raise OSError(error)
+        try:
+            descriptor = os.open(path, os.O_RDWR) if descriptor < 0 else descriptor
+            memory = mmap.mmap(descriptor, max(num_bytes, 1))
+        except OSError as raised:
+            error = str(raised)
+        errors = [told for told in node.allgather(error) if told is not None]  # all have mapped it, or one cannot
+    finally:  # also where MPI tells that a rank has died
+        if descriptor >= 0:
+            os.close(descriptor)
+        if own_path:
+            os.unlink(own_path)
+    if errors:
+        raise OSError(f"memory of the node that not all of its ranks can map ({errors[0]})")
+    assert memory is not None
     return memory
 
 

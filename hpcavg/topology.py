@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 from mpi4py import MPI
 
@@ -92,7 +93,7 @@ class Topology:
         self.num_nodes = len(set(everyone.allgather(first_on_node)))
         self.cross = self.world.Split(color=self.local.Get_rank(), key=self.group)
         self._comms = {Scope.LOCAL: self.local, Scope.GLOBAL: self.world, Scope.SERVER: self.everyone}
-        self._background_comms: dict[Scope, MPI.Comm] = {}
+        self._background_comms: WeakKeyDictionary[object, dict[Scope, MPI.Comm]] = WeakKeyDictionary()
 
     def _group_name(self, first_on_node: int) -> int:
         """Return the lowest rank of the local group, which names it: groups of a node and of S need no other name."""
@@ -102,11 +103,15 @@ class Topology:
         """Return the communicator of the ranks in `scope`."""
         return self._comms[scope]
 
-    def background_comm(self, scope: Scope) -> MPI.Comm:
-        """Return a communicator of the same ranks for what goes on beside `comm`. Collective at its first call."""
-        if scope not in self._background_comms:
-            self._background_comms[scope] = self.own(self._comms[scope].Dup())
-        return self._background_comms[scope]
+    def background_comm(self, scope: Scope, user: object = None) -> MPI.Comm:
+        """Return a communicator of the same ranks for what goes on beside `comm`. Collective at its first call.
+
+        user : who uses it, and nobody else does: what two start in the background, ranks may go on with in any order.
+        """
+        comms = self._background_comms.setdefault(self if user is None else user, {})
+        if scope not in comms:
+            comms[scope] = self.own(self._comms[scope].Dup())
+        return comms[scope]
 
     def split_by_node(self, comm: MPI.Comm) -> MPI.Comm:
         """Return a communicator of the ranks of `comm` on this node, in their order. Collective over `comm`."""

@@ -12,7 +12,7 @@ from hpcavg.mean.choice import DEVICE_ENGINES
 from hpcavg.mean.compression import WIRE_DTYPES, WireFormat, wire_format
 from hpcavg.mean.devices import select_for_device
 from hpcavg.mean.mpi import MpiEngine
-from hpcavg.mean.pending import Arrived, Pending
+from hpcavg.mean.pending import Arrived, CountWell, Pending
 from hpcavg.mean.shared import SharedEngine
 from hpcavg.mean.staged import OnItsWay
 from hpcavg.mean.twolevel import TwoLevelEngine
@@ -51,18 +51,34 @@ class Engine(Protocol):
         all learners.
         """
 
-    def mean(self, rows: Tensor, out: Tensor, scope: Scope, wire_format: WireFormat | None = None) -> None:
+    def mean(
+        self,
+        rows: Tensor,
+        out: Tensor,
+        scope: Scope,
+        wire_format: WireFormat | None = None,
+        num_well: int | None = None,
+    ) -> None:
         """Write the mean over all learners in `scope` to `out`.
 
         rows : shape (learners, numel), this rank's learners. out : shape (numel,), same dtype and device; for a single
         learner it may be ``rows[0]`` itself. wire_format : of what crosses nodes, for engines that have a say in it.
-        Collective over the scope; every rank gets the same bits.
+        num_well : of how many ranks the mean is where it leaves out the others, whose rows are zero; None: of all.
+        Nothing is compressed where ranks are left out. Collective over the scope; every rank gets the same bits.
         """
 
-    def start(self, arrays: Sequence[Tensor], scope: Scope, wire_format: WireFormat | None = None) -> OnItsWay:
+    def start(
+        self,
+        arrays: Sequence[Tensor],
+        scope: Scope,
+        wire_format: WireFormat | None = None,
+        count_well: CountWell | None = None,
+    ) -> OnItsWay:
         """Start the mean of every one of `arrays` as they are now, and return at once.
 
-        Each has shape (learners, numel) and may change while the mean is on its way. Collective over the scope.
+        Each has shape (learners, numel) and may change while the mean is on its way. An engine has one on its way at a
+        time. count_well : returns the `num_well` of all arrays but the first from the mean of that, which is over all
+        and goes as it is. Collective over the scope, at the first call for these arrays over all learners.
         """
 
 
@@ -79,6 +95,7 @@ def take_means(
     scope: Scope,
     is_beside: bool = False,
     wire_format: WireFormat | None = None,
+    num_well: int | None = None,
 ) -> list[Tensor]:
     """Return the mean of every one of `arrays` over `scope`; see `Engine.mean`. Collective over the scope.
 
@@ -87,7 +104,7 @@ def take_means(
     means = []
     for array in arrays:
         mean = torch.empty_like(array[0]) if is_beside or array.shape[0] > 1 else array[0]
-        engine.mean(array, mean, scope, wire_format)
+        engine.mean(array, mean, scope, wire_format, num_well)
         means.append(mean)
     return means
 

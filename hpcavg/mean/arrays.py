@@ -44,8 +44,8 @@ def slice_of(numel: int, index: int, count: int) -> tuple[int, int]:
     return min(start, numel), min(end, numel)
 
 
-def average(rows: Sequence[Array], targets: Sequence[Array], start: int, end: int) -> None:
-    """Write the mean of all `rows` to ``[start:end]`` of all `targets`, which may be the rows.
+def average(rows: Sequence[Array], targets: Sequence[Array], start: int, end: int, count: int) -> None:
+    """Write the sum of all `rows`, divided by `count`, to ``[start:end]`` of all `targets`, which may be the rows.
 
     The order of the sum is that of the rows, whoever takes it.
     """
@@ -55,7 +55,7 @@ def average(rows: Sequence[Array], targets: Sequence[Array], start: int, end: in
         if isinstance(total, Tensor):
             total, others = np.empty(piece.stop - first, dtype=np.float32), targets
         add_up([row[piece] for row in rows], total)
-        divide(total, len(rows))
+        divide(total, count)
         for target in others:
             put(total, target[piece])
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from hpcavg.mean.compression import WireFormat
 from hpcavg.mean.cuda import Cuda
 from hpcavg.mean.mpi import MAX_CHUNK_ELEMENTS
+from hpcavg.mean.pending import CountWell
 from hpcavg.mean.staged import average_own
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
@@ -50,14 +51,27 @@ class CudaAwareEngine:
         """Return `array`: MPI reduces it where it is."""
         return array
 
-    def mean(self, rows: Tensor, out: Tensor, scope: Scope, wire_format: WireFormat | None = None) -> None:
+    def mean(
+        self,
+        rows: Tensor,
+        out: Tensor,
+        scope: Scope,
+        wire_format: WireFormat | None = None,
+        num_well: int | None = None,
+    ) -> None:
         """Write the mean over the learners in `scope` to `out`; see `hpcavg.mean.Engine`."""
         average_own(rows, out)
-        self._average(self._topology.comm(scope), out)
+        self._average(self._topology.comm(scope), out, num_well)
 
-    def start(self, arrays: Sequence[Tensor], scope: Scope, wire_format: WireFormat | None = None) -> BlockingMean:
+    def start(
+        self,
+        arrays: Sequence[Tensor],
+        scope: Scope,
+        wire_format: WireFormat | None = None,
+        count_well: CountWell | None = None,
+    ) -> BlockingMean:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.mean.Engine`."""
-        comm = self._topology.background_comm(scope)
+        comm = self._topology.background_comm(scope, self)
         copies = [rows.mean(dim=0) if rows.shape[0] > 1 else rows[0].clone() for rows in arrays]
         copied = [self._cuda.mark(device) for device in {copy.device for copy in copies}]
 
@@ -65,16 +79,19 @@ class CudaAwareEngine:
             for mark in copied:
                 if mark is not None:
                     mark.synchronize()
-            for copy in copies:
+            num_well = None
+            for index, copy in enumerate(copies):
                 with self._cuda.own_stream(copy.device):
-                    self._average(comm, copy)
+                    self._average(comm, copy, num_well)
+                    if index == 0 and count_well is not None:
+                        num_well = count_well(copy)
 
         pending = BlockingMean(take, copies)
         _worker.do(pending)
         return pending
 
-    def _average(self, comm: MPI.Comm, values: Tensor) -> None:
-        """Replace `values` by their mean over the ranks of `comm`."""
+    def _average(self, comm: MPI.Comm, values: Tensor, num_well: int | None) -> None:
+        """Replace `values` by their mean over the ranks of `comm`, or those who are well."""
         if comm.Get_size() == 1 or values.numel() == 0:
             return
         if values.is_complex():
@@ -86,7 +103,7 @@ class CudaAwareEngine:
                 total = chunk if is_reducible else chunk.float()
                 self._cuda.synchronize(values.device)  # MPI knows no streams
                 comm.Allreduce(MPI.IN_PLACE, total, MPI.SUM)
-                total.div_(comm.Get_size())
+                total.div_(comm.Get_size() if num_well is None else num_well)
                 if total is not chunk:
                     chunk.copy_(total)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from hpcavg.errors import InputError
 from hpcavg.mean.compression import WireFormat
 from hpcavg.mean.cuda import Cuda, Mark
+from hpcavg.mean.pending import CountWell
 from hpcavg.mean.staged import AnyEngine, OnItsWay, key_of
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
@@ -80,12 +81,19 @@ class CudaIpcEngine:
         self._placed[key_of(array)] = _Placed(rows, slices)
         return array
 
-    def mean(self, rows: Tensor, out: Tensor, scope: Scope, wire_format: WireFormat | None = None) -> None:
+    def mean(
+        self,
+        rows: Tensor,
+        out: Tensor,
+        scope: Scope,
+        wire_format: WireFormat | None = None,
+        num_well: int | None = None,
+    ) -> None:
         """Write the mean over the learners in `scope` to `out`; see `hpcavg.mean.Engine`."""
         placed = self._placed.get(key_of(rows))
         members = self._members[scope]
         if placed is None or len(members) == 1:
-            self._otherwise.mean(rows, out, scope, wire_format)
+            self._otherwise.mean(rows, out, scope, wire_format, num_well)
             return
         comm, cuda, device = self._topology.comm(scope), self._cuda, rows.device
         bounds = _bounds(rows.shape[1], len(members))
@@ -96,16 +104,24 @@ class CudaIpcEngine:
         comm.Barrier()  # all rows are final, and nobody reads the last mean's slices any more
         slices = placed.slices[scope]
         own_slice = slices[self._topology.peers.Get_rank()]
-        _average([placed.rows[peer][:, start:end] for peer in members], own_slice[: end - start])
+        num_ranks = len(members) if num_well is None else num_well
+        count = num_ranks * rows.shape[0]
+        _average([placed.rows[peer][:, start:end] for peer in members], own_slice[: end - start], count)
         cuda.synchronize(device)
         comm.Barrier()  # all slices are there, and nobody reads rows any more
         for peer, (start, end) in zip(members, bounds, strict=True):
             cuda.copy(out[start:end], slices[peer][: end - start])
         placed.fetched = cuda.mark(device)
 
-    def start(self, arrays: Sequence[Tensor], scope: Scope, wire_format: WireFormat | None = None) -> OnItsWay:
+    def start(
+        self,
+        arrays: Sequence[Tensor],
+        scope: Scope,
+        wire_format: WireFormat | None = None,
+        count_well: CountWell | None = None,
+    ) -> OnItsWay:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.mean.Engine`."""
-        return self._otherwise.start(arrays, scope, wire_format)
+        return self._otherwise.start(arrays, scope, wire_format, count_well)
 
 
 def find_obstacle(topology: Topology, device: torch.device, cuda: Cuda | None = None) -> str | None:
@@ -171,8 +187,8 @@ def _bounds(numel: int, count: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(starts))
 
 
-def _average(blocks: list[Tensor], out: Tensor) -> None:
-    """Write the mean of all rows of `blocks`, each of shape (learners, numel), to `out`, summed in their order."""
+def _average(blocks: list[Tensor], out: Tensor, count: int) -> None:
+    """Write the sum of all rows of `blocks`, each of shape (learners, numel), in their order, over `count` to `out`."""
     learners = [row for block in blocks for row in block]
     is_half = out.dtype in (torch.float16, torch.bfloat16)
     for start in range(0, out.numel(), _PIECE_ELEMENTS):
@@ -181,6 +197,6 @@ def _average(blocks: list[Tensor], out: Tensor) -> None:
         total.copy_(learners[0][piece])
         for row in learners[1:]:
             total.add_(row[piece])
-        total.div_(len(learners))
+        total.div_(count)
         if is_half:
             out[piece].copy_(total)

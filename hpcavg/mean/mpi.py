@@ -14,7 +14,7 @@ from torch import Tensor
 from hpcavg.errors import InputError
 from hpcavg.mean.arrays import divide
 from hpcavg.mean.compression import WireFormat
-from hpcavg.mean.pending import Pending, all_done
+from hpcavg.mean.pending import CountWell, Pending, all_done
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
 
@@ -43,7 +43,14 @@ class MpiEngine:
         """Return `array`: MPI reduces it where it is."""
         return array
 
-    def mean(self, rows: Tensor, out: Tensor, scope: Scope, wire_format: WireFormat | None = None) -> None:
+    def mean(
+        self,
+        rows: Tensor,
+        out: Tensor,
+        scope: Scope,
+        wire_format: WireFormat | None = None,
+        num_well: int | None = None,
+    ) -> None:
         """Write the mean over the learners in `scope` to `out`; see `hpcavg.mean.Engine`."""
         num_local_learners = rows.shape[0]
         if num_local_learners > 1:
@@ -51,9 +58,9 @@ class MpiEngine:
         elif out.data_ptr() != rows.data_ptr():
             out.copy_(rows[0])
         comm = self._topology.comm(scope)
-        num_learners = comm.Get_size() * num_local_learners
-        if num_learners > 1:
-            self._average(comm, _as_real(out), num_learners)
+        if comm.Get_size() * num_local_learners > 1:
+            num_ranks = comm.Get_size() if num_well is None else num_well
+            self._average(comm, _as_real(out), num_ranks * num_local_learners)
 
     def _average(self, comm: MPI.Comm, values: Tensor, num_learners: int) -> None:
         """Sum `values` over `comm` and divide by `num_learners`: a product with 1/n would round twice."""
@@ -69,12 +76,18 @@ class MpiEngine:
             comm.Allreduce(MPI.IN_PLACE, staged.numpy(), MPI.SUM)
             chunk.copy_(staged.div_(num_learners))
 
-    def start(self, arrays: Sequence[Tensor], scope: Scope, wire_format: WireFormat | None = None) -> Pending:
+    def start(
+        self,
+        arrays: Sequence[Tensor],
+        scope: Scope,
+        wire_format: WireFormat | None = None,
+        count_well: CountWell | None = None,
+    ) -> Pending:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.mean.Engine`.
 
         What is in flight lies in host memory always: non-blocking reductions do not take a GPU's.
         """
-        comm = self._topology.background_comm(scope)
+        comm = self._topology.background_comm(scope, self)
         sums = [rows.sum(dim=0) if rows.shape[0] > 1 else rows[0].clone() for rows in arrays]
         reals = [_as_real(total) for total in sums]
         staged = [values if _is_reducible(values) else _staged(values) for values in reals]
@@ -85,10 +98,13 @@ class MpiEngine:
         ]
 
         def collect() -> list[Tensor]:
-            for rows, values, total in zip(arrays, staged, reals, strict=True):
-                values.div_(comm.Get_size() * rows.shape[0])
+            num_ranks = comm.Get_size()
+            for index, (rows, values, total) in enumerate(zip(arrays, staged, reals, strict=True)):
+                values.div_(num_ranks * rows.shape[0])
                 if values is not total:
                     total.copy_(values)
+                if index == 0 and count_well is not None and (num_well := count_well(total)) is not None:
+                    num_ranks = num_well
             return sums
 
         return Pending(itertools.chain(all_done(requests), self._topology.completion(comm)), collect)

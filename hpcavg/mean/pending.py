@@ -18,6 +18,8 @@ from torch import Tensor
 
 # A mean as steps: yields whether the step got on, or found nothing but to wait for other ranks.
 Work: TypeAlias = Iterator[bool]
+# From the mean of what ranks tell of themselves, how many of them the means that come with it are of; None: of all.
+CountWell: TypeAlias = Callable[[Tensor], "int | None"]
 
 # Every look takes something from the computation, so there are no more of them than find that something has arrived.
 _MIN_PAUSE_S = 0.0005

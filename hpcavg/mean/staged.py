@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hpcavg.mean.compression import WireFormat
 from hpcavg.mean.cuda import Cuda, Mark
+from hpcavg.mean.pending import CountWell
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
 
@@ -50,10 +51,23 @@ class AnyEngine(Protocol):
     def home(self, array: Tensor) -> Tensor:
         """Return where `array` should live."""
 
-    def mean(self, rows: Tensor, out: Tensor, scope: Scope, wire_format: WireFormat | None = None) -> None:
+    def mean(
+        self,
+        rows: Tensor,
+        out: Tensor,
+        scope: Scope,
+        wire_format: WireFormat | None = None,
+        num_well: int | None = None,
+    ) -> None:
         """Write the mean over all learners in `scope` to `out`."""
 
-    def start(self, arrays: Sequence[Tensor], scope: Scope, wire_format: WireFormat | None = None) -> OnItsWay:
+    def start(
+        self,
+        arrays: Sequence[Tensor],
+        scope: Scope,
+        wire_format: WireFormat | None = None,
+        count_well: CountWell | None = None,
+    ) -> OnItsWay:
         """Start the mean of every one of `arrays`."""
 
 
@@ -99,26 +113,39 @@ class StagedEngine:
         self._host_rows[key_of(array)] = _HostRow(array, row)
         return array
 
-    def mean(self, rows: Tensor, out: Tensor, scope: Scope, wire_format: WireFormat | None = None) -> None:
+    def mean(
+        self,
+        rows: Tensor,
+        out: Tensor,
+        scope: Scope,
+        wire_format: WireFormat | None = None,
+        num_well: int | None = None,
+    ) -> None:
         """Write the mean over the learners in `scope` to `out`; see `hpcavg.mean.Engine`."""
         if not self._cuda.holds(rows):
-            self.host.mean(rows, out, scope, wire_format)
+            self.host.mean(rows, out, scope, wire_format, num_well)
         elif self._topology.comm(scope).Get_size() == 1:
             average_own(rows, out)
         else:
             host = self._copy_out(rows)
             self._cuda.synchronize(rows.device)
-            self.host.mean(host.row, host.row[0], scope, wire_format)
+            self.host.mean(host.row, host.row[0], scope, wire_format, num_well)
             self._cuda.copy(out, host.row[0])
             host.read = self._cuda.mark(out.device)
 
-    def start(self, arrays: Sequence[Tensor], scope: Scope, wire_format: WireFormat | None = None) -> OnItsWay:
+    def start(
+        self,
+        arrays: Sequence[Tensor],
+        scope: Scope,
+        wire_format: WireFormat | None = None,
+        count_well: CountWell | None = None,
+    ) -> OnItsWay:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.mean.Engine`."""
         rows = [self._copy_out(array).row if self._cuda.holds(array) else array for array in arrays]
         for device in {array.device for array in arrays}:
             self._cuda.synchronize(device)
         devices = [array.device if self._cuda.holds(array) else None for array in arrays]
-        return _StagedMean(self.host.start(rows, scope, wire_format), devices, self._cuda)
+        return _StagedMean(self.host.start(rows, scope, wire_format, count_well), devices, self._cuda)
 
     def _copy_out(self, rows: Tensor) -> _HostRow:
         """Queue the copy of this rank's mean row to host memory: its own where `home` made one."""

@@ -19,7 +19,8 @@ from torch import Tensor
 from hpcavg.mean.arrays import Array, Values, add_up, as_array, divide, put, slice_of, sum_dtype
 from hpcavg.mean.compression import Exact, First, Relative, WireFormat
 from hpcavg.mean.pending import Work, finish
-from hpcavg.mean.shared import Members, Rows, SharedEngine
+from hpcavg.mean.rows import Members, Rows
+from hpcavg.mean.shared import SharedEngine
 from hpcavg.mean.wire import CHUNK_BYTES, Crossing, Transfer, Wire, largest_chunk_bytes
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
@@ -106,14 +107,21 @@ class TwoLevelEngine(SharedEngine):
         seconds = math.inf
         for _ in range(_TRIALS):
             started = time.perf_counter()
-            finish(self._replace(trial, members))
+            finish(self._replace(trial, members, None))
             seconds = min(seconds, self._topology.world.allreduce(time.perf_counter() - started, MPI.MAX))
         return seconds / max(1, trial.num_bytes)
 
-    def _reduce(self, rows: Rows, targets: list[Array], members: Members, wire_format: WireFormat | None) -> Work:
+    def _reduce(
+        self,
+        rows: Rows,
+        targets: list[Array],
+        members: Members,
+        wire_format: WireFormat | None,
+        num_well: int | None,
+    ) -> Work:
         """Write the mean of this rank's slice to `targets`: all of it that crosses nodes crosses here."""
         if not members.num_lanes:
-            yield from super()._reduce(rows, targets, members, wire_format)
+            yield from super()._reduce(rows, targets, members, wire_format, num_well)
             return
         crossing = rows.crossing or Crossing(members.num_lanes)
         # A group can have fewer lanes than all ranks, for whom this number was found to be best.
@@ -125,7 +133,8 @@ class TwoLevelEngine(SharedEngine):
         start, end = slice_of(rows.numel, index, num_lanes)
         summed_as = sum_dtype(here[0])
         code = Exact(summed_as)
-        if wire_format is not None and summed_as.kind == "f":
+        # Rows of zeros are far from the last mean: their differences would not be small.
+        if wire_format is not None and num_well is None and summed_as.kind == "f":
             code = rows.codes.get(members.scope) or First(start, end, summed_as, wire_format)
 
         def read(first: int, end: int, total: Values) -> None:
@@ -135,7 +144,7 @@ class TwoLevelEngine(SharedEngine):
             for target in targets:
                 put(mean, target[first:end])
 
-        num_learners = members.num_ranks * rows.learners
+        num_learners = rows.num_learners(members, num_well)
         chunk_bytes = crossing.chunk_bytes
         if members.in_background:
             chunk_bytes = max(chunk_bytes, _BACKGROUND_CHUNK_BYTES)
@@ -144,21 +153,28 @@ class TwoLevelEngine(SharedEngine):
         if isinstance(code, First | Relative):
             rows.codes[members.scope] = code.next
 
+    def _is_beside(self, rows: Rows, members: Members, is_in_place: bool) -> bool:
+        if self._is_small(rows, members):
+            return members.num_lanes > 0
+        return super()._is_beside(rows, members, is_in_place)
+
     def _is_small(self, rows: Rows, members: Members) -> bool:
         is_gathered = not members.num_lanes or rows.num_bytes * self._topology.num_nodes <= _GATHERED_BYTES
         return is_gathered and super()._is_small(rows, members)
 
-    def _finish_small(self, rows: Rows, copies: list[Array], out: Any, members: Members) -> None:
+    def _finish_small(self, rows: Rows, copies: list[Array], out: Any, members: Members, num_well: int | None) -> None:
         """Write the mean of the `copies` of all nodes to `out`: one rank of each node sums and tells the others."""
         if not members.num_lanes:
-            super()._finish_small(rows, copies, out, members)
+            super()._finish_small(rows, copies, out, members, num_well)
             return
-        mean = as_array(self._mean_beside(rows, members))
+        beside = self._mean_beside(rows, members)
+        assert beside is not None
+        mean = as_array(beside)
         if members.wire is not None and members.node.Get_rank() == 0:
             total = np.empty(rows.numel, dtype=sum_dtype(mean))
             add_up(copies, total)
             members.wire.sum_small(total)
-            divide(total, members.num_ranks * rows.learners)
+            divide(total, rows.num_learners(members, num_well))
             put(total, mean)
         members.node.Barrier()
         out[...] = mean

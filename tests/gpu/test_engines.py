@@ -227,7 +227,7 @@ def test_no_device_memory_reaches_a_non_blocking_collective(topology, device, na
 
     engine = make(name, topology, device)
     watched = Watched(topology.background_comm(Scope.GLOBAL))
-    monkeypatch.setattr(topology, "background_comm", lambda scope: watched)
+    monkeypatch.setattr(topology, "background_comm", lambda scope, user=None: watched)
     rows = engine.home(torch.full((1, 1009), float(topology.rank), device=device))
     mean = engine.start([rows], Scope.GLOBAL).wait()[0]
     assert (mean == (topology.num_learners - 1) / 2).all()

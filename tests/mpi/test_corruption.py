@@ -97,8 +97,8 @@ def test_a_bit_of_a_mean_that_was_just_written(world):
             return
         engine, mean = averager._averaging._engine, averager._averaging._engine.mean
 
-        def damaged_mean(rows, out, scope, wire_format=None):
-            mean(rows, out, scope, wire_format)
+        def damaged_mean(rows, out, *arguments):
+            mean(rows, out, *arguments)
             counted.append(out)
             if world.Get_rank() == odd and len(counted) == 3:  # parameters, buffers; parameters
                 flip_bit(out, index=3)

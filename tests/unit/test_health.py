@@ -48,15 +48,13 @@ def test_rows_of_strided_memory():
     assert is_finite([memory[:, :5]])
 
 
-def test_a_mean_over_the_others():
-    """Of 3, 5 and a sick third, which is 0 in the mean over three, 8/3, that is 4."""
+def test_a_sick_learner_adds_nothing_and_is_not_counted():
     sick = Sick((2,), 3, True)
     own = torch.full((1, 2), math.nan)
     sick.withdraw([own])
-    mean = torch.tensor([8 / 3, 8 / 3], dtype=torch.float64)
-    sick.make_up_for(mean)
     assert own.tolist() == [[0, 0]]
-    assert mean.tolist() == pytest.approx([4, 4], rel=4e-16)
+    assert sick.num_well == 2
+    assert Sick((), 3, False).num_well is None
 
 
 def test_digests_tell_bits_apart_and_not_where_they_lie():

@@ -49,6 +49,7 @@ LEVELS = [
         "hpcavg.mean.devices",
         "hpcavg.mean.mpi",
         "hpcavg.mean.pending",
+        "hpcavg.mean.rows",
         "hpcavg.mean.shared",
         "hpcavg.mean.staged",
         "hpcavg.mean.twolevel",
