@@ -105,7 +105,7 @@ LEVELS = [
         "hpcavg.tasks.synthetic",
     },
     {"hpcavg.checkpointer", "hpcavg.evaluation", "hpcavg.feed", "hpcavg.model_passes", "hpcavg.survey"},
-    {"hpcavg.account"},
+    {"hpcavg.account", "hpcavg.trial"},
     {"hpcavg.record"},
     {"hpcavg.train", "hpcavg.curves", "hpcavg.info"},
     {"hpcavg.report"},
