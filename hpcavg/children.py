@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "JSM_NAMESPACE_RANK")
 _is_child = False
@@ -49,6 +51,8 @@ def _after_fork() -> None:
     """Let a child that was forked off fail by itself: through MPI it would wait for ever for the job's end."""
     if "mpi4py.MPI" in sys.modules or _is_of_rank():
         _leave_mpi_alone()
+    import threading
+
     if getattr(sys.excepthook, "__module__", None) == "hpcavg.topology":
         sys.excepthook = _end_alone
     if getattr(threading.excepthook, "__module__", None) == "hpcavg.topology":
