@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from hpcavg import children
+
 if TYPE_CHECKING:
     from hpcavg import algorithms
     from hpcavg.averager import Averager
@@ -25,6 +27,8 @@ _HOMES = {
     "algorithms": "hpcavg.algorithms",
 }
 __all__ = ["Averager", "FlatBuffer", "InputError", "Topology", "algorithms"]
+
+children.guard()
 
 
 def __getattr__(name: str) -> object:

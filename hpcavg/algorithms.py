@@ -33,7 +33,7 @@ from hpcavg.schedule import (
     restart_length,
     restart_rate,
     speed_length,
-    switch,
+    switched_length,
 )
 
 __all__ = ["ALGORITHMS", "all_option_names", "build", "describe", "option_names", *ALGORITHMS]
@@ -88,13 +88,15 @@ def hier_avg(k1: int = 4, k2: int = 32) -> Rule:
 
 @algorithm
 def post_local_sgd(switch_step: int = 100, k: int = 8) -> Rule:
-    """`sync_sgd` up to step `switch_step`, then `k_avg(k)` (Lin et al. 2018).
+    """`sync_sgd` up to step `switch_step`, then a global mean every `k` steps after it (Lin et al. 2018).
 
-    Steps are counted from the start of the run on both sides of the switch.
+    Means are due at 1, 2, ..., switch_step, switch_step + k, switch_step + 2 k, ... Torch's ``PeriodicModelAverager``
+    takes the same ones with ``period=k`` and ``warmup_steps = switch_step - 1``: it looks before it counts, so its
+    first mean comes one step after its warm-up.
     """
     require_integer("switch_step", switch_step, 0)
     require_integer("k", k, 1)
-    return Rule(always(switch(switch_step, every(1), every(k))))
+    return Rule(always(in_rounds(switched_length(switch_step, k))))
 
 
 # -- restarted rounds ---------------------------------------------------------------------------------------------

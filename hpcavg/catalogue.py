@@ -105,7 +105,7 @@ _TEXTS = {
     ),
     "post_local_sgd": Text(
         source="Lin et al. 2018",
-        when="every step up to switch_step, then t mod k = 0",
+        when="every step up to switch_step, then (t - switch_step) mod k = 0",
         who="all",
         how="replace",
         sends="M, then M/k",

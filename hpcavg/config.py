@@ -141,6 +141,9 @@ class Config:
     epochs: int | None = _option(None, _RUN, "passes over the training set; unset: 20, unless --steps is given")
     steps: int | None = _option(None, _RUN, "steps of every learner, instead of --epochs")
     batch_size: int = _option(16, _RUN, "samples per learner and step")
+    drop_last: bool = _option(
+        False, _RUN, "leave an epoch's last mini-batch out where it would be smaller than the others"
+    )
     test_batch_size: int = _option(256, _RUN, "samples at a time in evaluations, per learner")
     seed: int = _option(0, _RUN, "seed of initial parameters, shuffles and learners")
     dtype: str = _option("float32", _RUN, "type of parameters and inputs", ("float32", "float64"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,8 @@ class Feed:
 
     Attributes
     ----------
-    data : all samples. steps_per_epoch : mini-batches of an epoch, the same for every learner.
+    data : all samples. share : a learner's samples in an epoch.
+    steps_per_epoch, shortest : mini-batches of an epoch, and samples of the shortest, the same for every learner.
     epoch, batch : the mini-batch that comes next, both from 0.
 
     Raises `InputError` on every rank where the data cannot be read or are too few for the batch size.
@@ -52,11 +54,12 @@ class Feed:
         self._transform = task.transform
         self.data = _load_data(task, topology)
         samples, learners = len(self.data.train_inputs), topology.num_learners
-        share = shard_size(samples, learners)
+        self.share = share = shard_size(samples, learners)
         if config.batch_size > share:
             allowed = f"at most {share}, a learner's share of {samples} samples over {learners} learners"
             raise InputError("batch_size", config.batch_size, allowed)
-        self.steps_per_epoch = num_batches(samples, learners, config.batch_size)
+        self.steps_per_epoch = num_batches(samples, learners, config.batch_size, config.drop_last)
+        self.shortest = min(config.batch_size, share - (self.steps_per_epoch - 1) * config.batch_size)
         self.epoch = self.batch = 0
         self._orders: dict[int, Indices] = {}  # by epoch
         self._part: Indices | None = None  # of a partition by labels
@@ -81,16 +84,21 @@ class Feed:
         """Return inputs and targets of the next mini-batch, which it stays."""
         return self._make((self.epoch, self.batch))
 
+    def first(self, size: int) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of the first `size` samples of the epoch as a mini-batch."""
+        return self._batch(self._order(self.epoch)[:size], self.epoch, 0)
+
     def train_inputs(self, epoch: int) -> Iterator[Tensor]:
         """Yield the inputs of one epoch without training on them, to re-estimate BatchNorm statistics."""
-        for batch, index in enumerate(batches(self._order(epoch), self._config.batch_size)):
+        all_batches = batches(self._order(epoch), self._config.batch_size)
+        for batch, index in enumerate(islice(all_batches, self.steps_per_epoch)):  # there may be more, after a loss
             yield self._inputs(self.data.train_inputs[index], self._generator(epoch, batch))
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs and targets of this learner's part of the test samples."""
         samples = np.arange(len(self.data.test_inputs))[self._topology.rank :: self._topology.num_learners]
         for index in batches(samples, self._config.test_batch_size):
-            yield self._inputs(self.data.test_inputs[index], None), self._to_device(self.data.test_targets[index])
+            yield self._inputs(self.data.test_inputs[index], None), self._targets(self.data.test_targets[index])
 
     def about(self) -> dict[str, Indices]:
         """Return, as ``label_counts``, how many samples of every class this learner sees in the next epoch.
@@ -111,9 +119,12 @@ class Feed:
     def _make(self, position: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of the mini-batch with this epoch and number, on whatever thread."""
         epoch, batch = position
-        index = self._order(epoch)[batch * self._config.batch_size : (batch + 1) * self._config.batch_size]
+        size = self._config.batch_size
+        return self._batch(self._order(epoch)[batch * size : (batch + 1) * size], epoch, batch)
+
+    def _batch(self, index: Indices, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
         inputs = self._inputs(self.data.train_inputs[index], self._generator(epoch, batch))
-        return inputs, self._to_device(self.data.train_targets[index])
+        return inputs, self._targets(self.data.train_targets[index])
 
     def _inputs(self, samples: Any, generator: Generator | None) -> Tensor:
         """Return inputs as the model takes them."""
@@ -121,6 +132,10 @@ class Feed:
         if self._transform is not None:
             inputs = self._transform(inputs, generator)
         return self._to_device(inputs)
+
+    def _targets(self, targets: Any) -> Tensor:
+        """Return targets as losses take them: integers, which count classes, as torch's own int64."""
+        return self._to_device(targets.astype(np.int64, copy=False) if targets.dtype.kind in "iu" else targets)
 
     def _to_device(self, samples: Any) -> Tensor:
         """Return samples as a tensor on the learner's device, floating-point ones in the run's dtype."""
@@ -140,6 +155,8 @@ class Feed:
         order = self._orders.get(epoch)
         if order is None:
             order = self._deal(epoch)
+            if self._config.drop_last:
+                order = order[: len(order) // self._config.batch_size * self._config.batch_size]
             self._orders = {e: o for e, o in [*self._orders.items(), (epoch, order)] if e >= epoch - 1}
         return order
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
@@ -28,6 +28,7 @@ class ModelPasses:
 
     Attributes
     ----------
+    loss : maps (output, target) to the loss of training.
     scaler : scales the loss up, so that small gradients are not lost in float16; None without need.
 
     Raises `InputError` where the model or the task does not go together with an option.
@@ -37,7 +38,7 @@ class ModelPasses:
         self._device = next(model.parameters()).device
         self._precision = _AUTOCAST.get(config.precision)
         self._channels_last = config.channels_last
-        self._loss = _training_loss(task, config.label_smoothing)
+        self.loss = _training_loss(task, config.label_smoothing)
         self.scaler = torch.amp.GradScaler(self._device.type) if config.precision == "fp16" else None
         self._network, self._model = model, cast(Callable[[Tensor], Tensor], model)
         if config.channels_last:
@@ -60,31 +61,54 @@ class ModelPasses:
         from torch._dynamo.exc import TorchDynamoException, TorchRuntimeError
         from torch._inductor.exc import CppCompileError
 
-        statistics = [(buffer, buffer.clone()) for buffer in self._network.buffers()]
         try:
-            self.gradients(inputs, targets)
+            with self._without_trace():
+                self.gradients(inputs, targets)
         except TorchRuntimeError:  # the model's own, which it would raise as it is, too
             raise
         except (TorchDynamoException, CppCompileError) as error:
             found = printable(" ".join(str(error).partition("\nSet TORCH")[0].split()), 300)
             allowed = f"left out where torch cannot compile: {found}; CPUs need a C++ compiler, which CXX may name"
             raise InputError("compile", True, allowed) from error
-        self._network.zero_grad()
-        with torch.no_grad():
-            for buffer, before in statistics:
-                buffer.copy_(before)
+
+    def attempt(self, inputs: Tensor) -> Tensor:
+        """Return the model's output in training, not compiled and without a graph; the model stays as it is."""
+        self._network.train()
+        with self._without_trace(), torch.no_grad():
+            return self._output(self._network, inputs)
+
+    @contextmanager
+    def _without_trace(self) -> Iterator[None]:
+        """Give back the model's buffers, such as BatchNorm statistics, and no gradients, after a pass in training."""
+        buffers = [
+            (module, name, buffer, buffer.clone())
+            for module in self._network.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        try:
+            yield
+        finally:
+            self._network.zero_grad()
+            with torch.no_grad():
+                for module, name, buffer, before in buffers:
+                    module._buffers[name] = buffer  # a pass may have put another in its place
+                    buffer.copy_(before)
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Return the model's output; of mixed precision, in float32."""
+        return self._output(self._model, inputs)
+
+    def _output(self, model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         if self._channels_last and inputs.ndim == 4:
             inputs = inputs.to(memory_format=torch.channels_last)
         with self._autocast():
-            output = self._model(inputs)
+            output = model(inputs)
         return output.float() if self._precision is not None else output
 
     def gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Add the gradients of the loss of a mini-batch to those of the parameters; return the loss, a scalar."""
-        loss = self._loss(self.predict(inputs), targets)
+        loss = self.loss(self.predict(inputs), targets)
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return loss
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,8 @@ def _newest(run: Path) -> Found:
 
 def _check_same(config: Config, saved: Checkpoint) -> None:
     """Raise `InputError` for the first option that is not what it was and must be."""
-    before: dict[str, Any] = saved.manifest.about["config"]
+    # A checkpoint of an earlier version lacks options that have come since: their defaults are what it did.
+    before: dict[str, Any] = _defaults() | saved.manifest.about["config"]
     now = config.as_toml()
     for name in sorted(before.keys() | now.keys()):
         if name not in _FREE and _plain(before.get(name)) != _plain(now.get(name)):
@@ -96,6 +97,11 @@ def _check_same(config: Config, saved: Checkpoint) -> None:
         if before.get(name) != now.get(name):
             allowed = f"{before.get(name)}: the {config.schedule} schedule is laid out for the run's length"
             raise InputError(name, now.get(name, "unset"), allowed)
+
+
+def _defaults() -> dict[str, Any]:
+    """Return the options that have a default other than to be unset."""
+    return {field.name: field.default for field in fields(Config) if field.default is not None}
 
 
 def _other_length(config: Config, saved: Checkpoint) -> list[str]:

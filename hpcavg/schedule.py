@@ -99,15 +99,6 @@ def hierarchical(local_period_steps: int, global_period_steps: int) -> Schedule:
     return due
 
 
-def switch(switch_step: int, before: Schedule, after: Schedule) -> Schedule:
-    """`before` up to and including step `switch_step`, `after` from then on (post-local SGD)."""
-
-    def due(progress: Progress) -> Scope | None:
-        return before(progress) if progress.step <= switch_step else after(progress)
-
-    return due
-
-
 def in_rounds(length: RoundLength) -> Schedule:
     """A global mean whenever a round has lasted `length` steps, which may change from round to round."""
 
@@ -134,6 +125,11 @@ def in_seconds(budget_s: float) -> Schedule:
 
 
 # -- how long a round lasts ---------------------------------------------------------------------------------------
+
+
+def switched_length(switch_step: int, steps_after: int) -> RoundLength:
+    """H = 1 until step `switch_step` is over, `steps_after` from then on (post-local SGD, Lin et al. 2018)."""
+    return lambda progress: 1 if progress.round_step < switch_step else steps_after
 
 
 def restart_length(num_learners: int) -> RoundLength:

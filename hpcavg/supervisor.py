@@ -200,7 +200,9 @@ class Supervisor:
         """Let the thread call `action` at signals of this number, wherever the main thread is. Main thread only."""
         if self._former_wakeup_fd is None:
             self._former_wakeup_fd = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
-            os.register_at_fork(after_in_child=self._give_signals_back)
+            os.register_at_fork(
+                before=self._hold_signals, after_in_parent=self._let_signals_come, after_in_child=self._be_a_child
+            )
         self._on_signal[number] = action
         self._former_handlers.setdefault(number, signal.signal(number, _ignore))
 
@@ -241,8 +243,20 @@ class Supervisor:
         self._ear.close()
         self._bell.close()
 
+    def _hold_signals(self) -> None:
+        """Hold signals back while a process is forked off: one that it got before it has its own handlers is lost."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._on_signal)
+
+    def _let_signals_come(self) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._on_signal)
+
+    def _be_a_child(self) -> None:
+        """Have signals of one's own in a process forked off."""
+        self._give_signals_back()
+        self._let_signals_come()
+
     def _give_signals_back(self) -> None:
-        """Restore the handlers; in a process forked off, too, whose signals are not this one's."""
+        """Restore the handlers."""
         if self._former_wakeup_fd is not None and threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(self._former_wakeup_fd)
             self._former_wakeup_fd = None

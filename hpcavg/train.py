@@ -13,7 +13,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcavg import eager, emergency, learning_rate, local_optimizer, placement, resume, run_folder, saving, tasks
+from hpcavg import eager, emergency, learning_rate, local_optimizer, placement, resume, run_folder, saving, tasks, trial
 from hpcavg.account import Account, Result, summarise
 from hpcavg.averager import Averager
 from hpcavg.checkpoint import Checkpoint, save_model
@@ -62,6 +62,9 @@ class Trainer:
         self.model = model.to(self.device, getattr(torch, config.dtype))
         self.optimizer = local_optimizer.build(config, self.model.parameters())
         self.passes = topology.do_together(lambda: ModelPasses(config, self.task, self.model, self.optimizer))
+        topology.do_together(
+            lambda: None if topology.is_server else trial.check(config, self.task, self.passes, self.feed)
+        )
         saved = self._found.checkpoint
         if saved is not None and not self._is_of_as_many(saved):  # the averager gives everyone rank 0's
             topology.do_together(lambda: saving.load_mean_model(self.model, saved) if topology.rank == 0 else None)

@@ -16,9 +16,10 @@ def shard_size(num_samples: int, num_learners: int) -> int:
     return -(-num_samples // num_learners)
 
 
-def num_batches(num_samples: int, num_learners: int, batch_size: int) -> int:
-    """Return the mini-batches of an epoch, the same on every learner; the last may be smaller."""
-    return -(-shard_size(num_samples, num_learners) // batch_size)
+def num_batches(num_samples: int, num_learners: int, batch_size: int, drop_last: bool = False) -> int:
+    """Return the mini-batches of an epoch, the same on every learner; the last may be smaller, unless it is dropped."""
+    share = shard_size(num_samples, num_learners)
+    return share // batch_size if drop_last else -(-share // batch_size)
 
 
 def shard(num_samples: int, num_learners: int, learner: int, batch_size: int, seed: int, epoch: int) -> Indices:

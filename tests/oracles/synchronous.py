@@ -68,9 +68,8 @@ def after_step(name, options, t, u, group_size):
             return global_mean(u)
         return group_means(u, group_size) if phase % options["k1"] == 0 else u
     if name == "post_local_sgd":
-        if t <= options["switch_step"]:
-            return global_mean(u)
-        return global_mean(u) if t % options["k"] == 0 else u
+        since = t - options["switch_step"]
+        return global_mean(u) if since <= 0 or since % options["k"] == 0 else u
     raise KeyError(name)
 
 

@@ -1,5 +1,7 @@
 """Bad input on 4 ranks: one line, exit status 2, nothing written, nothing hangs."""
 
+import json
+
 import pytest
 
 from tests.process.launch import run
@@ -16,6 +18,16 @@ def one_rank(config):
         raise RuntimeError("rank 2 alone")
     from hpcavg.tasks import digits
     return digits.task(config)
+"""
+
+LONE = """
+import numpy as np
+from torch import nn
+from hpcavg.tasks import Data, Task
+
+def task(config):  # 17 samples for each of 2 learners
+    data = Data(*(array for size in (33, 5) for array in (np.eye(size, 4, dtype="f4"), np.arange(size) % 3)))
+    return Task("lone", lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), lambda: data)
 """
 
 
@@ -78,6 +90,19 @@ def test_a_task_that_cannot_be_used(tmp_path, function, says):
     line = refused(tmp_path, ["--task", f"{path}:{function}"])
     assert line.startswith("--task ")
     assert says in line
+
+
+def test_a_last_mini_batch_of_one_sample_under_batchnorm(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(LONE)
+    line = refused(tmp_path, ["--task", f"{path}:task", "--batch-size", 16], ranks=2)
+    assert line.startswith(
+        "--batch-size 16: must be another, or given with --drop-last: the last mini-batch of an epoch"
+    )
+    options = ["--task", f"{path}:task", "--drop-last", "--batch-size", 16, "--epochs", 2, "--output", tmp_path / "run"]
+    result = run(2, options)
+    assert result.status == 0, result.err
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
 
 
 def test_an_output_that_cannot_be_written(tmp_path):

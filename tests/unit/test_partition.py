@@ -35,7 +35,9 @@ def test_no_sample_is_lost_and_only_the_padding_is_doubled(samples, learners, ba
 def test_every_learner_takes_the_same_number_of_steps(samples, learners, batch):
     for partition in (shard, shared):
         for indices in all_learners(partition, samples, learners, batch):
-            assert len(list(batches(indices, batch))) == num_batches(samples, learners, batch)
+            sizes = [len(one) for one in batches(indices, batch)]
+            assert len(sizes) == num_batches(samples, learners, batch)
+            assert sizes.count(batch) == num_batches(samples, learners, batch, drop_last=True)
 
 
 @given(st.integers(1, 20), LEARNERS, BATCH)

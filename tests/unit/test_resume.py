@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hpcavg import cli, report
+from hpcavg import checkpoint, cli, report
 from hpcavg.checkpointer import Checkpointer
 from hpcavg.config import Config
 from hpcavg.errors import InputError
@@ -133,6 +133,7 @@ def test_a_schedule_laid_out_for_the_length_refuses_another(tmp_path):
         ("--seed 7", "--seed 7: must be 0, as in the run that "),
         ("--optimizer adam", "--optimizer adam: must be sgd, as in the run that "),
         ("--dtype float64", "--dtype float64: must be float32, as in the run that "),
+        ("--drop-last", "--drop-last True: must be False, as in the run that "),
         ("--buffers keep", "--buffers keep: must be average, as in the run that "),
         ("--model cnn", "--model cnn: must be mlp, as in the run that "),
     ],
@@ -141,6 +142,14 @@ def test_another_run_is_refused(run, changed, line):
     before = sorted(path for path in run.rglob("*"))
     assert refusal(run, f"--epochs 2 --resume auto {changed}").startswith(line)
     assert sorted(path for path in run.rglob("*")) == before
+
+
+def test_a_checkpoint_from_before_an_option_came_is_of_its_default(finished, run):
+    manifest = run / "checkpoints" / "step-00000024" / checkpoint.MANIFEST
+    written = json.loads(manifest.read_text())
+    assert written["about"]["config"].pop("drop_last") is False
+    manifest.write_text(json.dumps(written))
+    assert refusal(run, "--epochs 2 --drop-last --resume auto").startswith("--drop-last True: must be False")
 
 
 def damage(path):

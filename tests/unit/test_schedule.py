@@ -9,7 +9,7 @@ from hypothesis import given
 
 from hpcavg import algorithms
 from hpcavg.errors import InputError
-from hpcavg.schedule import Progress, Run, Scope, every, hierarchical, in_seconds, never, restart_length, switch
+from hpcavg.schedule import Progress, Run, Scope, every, hierarchical, in_seconds, never, restart_length
 
 L, G = Scope.LOCAL, Scope.GLOBAL
 
@@ -79,9 +79,19 @@ def test_hierarchical_with_equal_periods_is_k_avg():
     assert dues(hierarchical(4, 4), 40) == dues(every(4), 40)
 
 
-def test_switch_counts_steps_from_the_start_of_the_run():
-    assert dues(switch(2, every(1), every(3)), 9) == [G, G, G, None, None, G, None, None, G]
-    assert dues(switch(0, every(1), every(3)), 6) == dues(every(3), 6)
+@pytest.mark.parametrize(
+    ("switch_step", "k", "num_steps", "expected"),
+    [
+        (0, 3, 8, [3, 3]),
+        (2, 3, 9, [1, 1, 3, 3]),  # at 2 + 3 and 2 + 6, which 3 does not divide
+        (3, 2, 8, [1, 1, 1, 2, 2]),
+        (4, 4, 12, [1, 1, 1, 1, 4, 4]),
+        (5, 1, 7, [1, 1, 1, 1, 1, 1, 1]),
+        (9, 4, 6, [1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_post_local_sgd_counts_its_periods_from_the_switch(switch_step, k, num_steps, expected):
+    assert periods(algorithms.post_local_sgd(switch_step, k), num_steps) == expected
 
 
 # -- LUPA-SGD -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,16 @@ PACKAGE = Path(hpcavg.__file__).parent
 
 # A module may import modules of lower levels, and those of its own level only within its own folder.
 LEVELS = [
-    {"hpcavg", "hpcavg.errors", "hpcavg.folding", "hpcavg.merge", "hpcavg.place", "hpcavg.prefetch", "hpcavg.schedule"},
+    {
+        "hpcavg",
+        "hpcavg.children",
+        "hpcavg.errors",
+        "hpcavg.folding",
+        "hpcavg.merge",
+        "hpcavg.place",
+        "hpcavg.prefetch",
+        "hpcavg.schedule",
+    },
     {
         "hpcavg.rule",
         "hpcavg.advice",
@@ -107,7 +116,7 @@ LEVELS = [
         "hpcavg.tasks.synthetic",
     },
     {"hpcavg.checkpointer", "hpcavg.evaluation", "hpcavg.feed", "hpcavg.model_passes", "hpcavg.survey"},
-    {"hpcavg.account"},
+    {"hpcavg.account", "hpcavg.trial"},
     {"hpcavg.record"},
     {"hpcavg.train", "hpcavg.curves", "hpcavg.info"},
     {"hpcavg.report"},
