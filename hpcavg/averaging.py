@@ -241,7 +241,7 @@ class Averaging:
     def _means_of_large(self, arrays: Sequence[Tensor], scope: Scope, sick: Sick) -> list[Tensor]:
         """Return the means of values whose sum may overflow: of copies divided by a power of two, which is exact."""
         scale = 2.0 ** -self._topology.num_learners.bit_length()
-        means = take_means(self._engine, [array * scale for array in arrays], scope, divisor=sick.num_well)
+        means = take_means(self._engine, [array * scale for array in arrays], scope, num_well=sick.num_well)
         for mean in means:
             mean.div_(scale)
         return means

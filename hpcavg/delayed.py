@@ -18,7 +18,6 @@ from hpcavg.mean import Arrived, Engine, OnItsWay, WireFormat
 from hpcavg.schedule import Progress, Scope
 from hpcavg.topology import Topology
 
-
 # The complaint of a learner whose values are large; that of one that is sick is 1.
 _LARGE = 0.25
 

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 from mpi4py import MPI
 
+from hpcavg import children
 from hpcavg.errors import InputError
 from hpcavg.launcher import check_sizes
 from hpcavg.schedule import Scope
@@ -217,6 +218,7 @@ def wait_until(is_there: Callable[[], bool], interval_s: float) -> None:
 
 def install_abort_hook(status: int = 1) -> None:
     """Make an uncaught exception, in any thread of any rank, print its traceback once and end the whole job."""
+    children.require_rank()
     rank = MPI.COMM_WORLD.Get_rank()
     on_uncaught(f"rank {rank} failed; the job is ended", lambda: MPI.COMM_WORLD.Abort(status))
 
