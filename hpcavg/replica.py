@@ -46,14 +46,6 @@ class Replica:
         for flat in (self.parameters, self.buffers):
             flat.move_to([self._engine.home(array) for array in flat.arrays])
 
-    def refresh(self) -> None:
-        self.parameters.refresh()
-        self.buffers.refresh()
-        self.check_frozen()
-
-    def name_non_finite(self) -> str:
-        return next((s.name for f in (self.parameters, self.buffers) for s in f if not s.view.isfinite().all()), "")
-
     def check_frozen(self) -> None:
         """Raise `InputError` where parameters were unfrozen, or added to the optimizer, since the replica was made."""
         if _count(self._optimizer) != self._num_optimized:
