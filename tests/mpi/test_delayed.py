@@ -1,6 +1,7 @@
 """DaSGD: a mean in flight touches nothing, is merged when it is due, and never outlives the run."""
 
 import threading
+import time
 
 import hypothesis.strategies as st
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from torch import nn
 
 from hpcavg import Averager, InputError, Topology, algorithms
+from hpcavg.mean import ENGINES
+from tests.mpi.nodes import LAYOUTS, Nodes
 from tests.mpi.problems import Logistic, Vector, values_of
 
 pytestmark = pytest.mark.mpi
@@ -72,6 +75,43 @@ def test_a_run_ends_with_nothing_in_flight(world, num_steps):
     assert len([thread for thread in threading.enumerate() if "means on their way" in thread.name]) <= 1
     values = values_of(module)
     assert np.array_equal(world.bcast(values), values)
+
+
+def steps_of(averagers, num_steps, rank):
+    """Let all of `averagers` take their steps in turns; return what they end with."""
+    for step in range(1, num_steps + 1):
+        for index, averager in enumerate(averagers):
+            (x,) = averager.model.parameters()
+            # Ranks come to their merges at different times, and find other means on their way.
+            time.sleep(0.0005 * ((rank + step + index) % 3))
+            x.grad = (x.detach() - rank) * (rank + 1) / 16
+            averager.step()
+    for averager in averagers:
+        averager.finish()
+    return [values.detach().clone() for averager in averagers for values in averager.model.parameters()]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_means_of_two_averagers_on_their_way_at_once_are_those_of_one_after_the_other(world, engine, layout):
+    """The second starts after the first and merges before it: at steps 4 and 7, and 5 and 6."""
+    topology = Nodes(world, min(2, world.Get_size()), layout)
+    rules = [algorithms.dasgd(4, 3, 0.25), algorithms.dasgd(5, 1, 0.5), algorithms.dasgd(3, 2, 0.0)]
+
+    def make(rule, engine):
+        model = nn.Module()
+        model.register_parameter("x", nn.Parameter(torch.linspace(-1, 1, 70_001)))
+        return Averager(model, torch.optim.SGD(model.parameters(), lr=0.5), rule, topology, engine=engine)
+
+    if engine != "shared" or topology.num_nodes == 1:
+        together = steps_of([make(rule, engine) for rule in rules], 13, topology.rank)
+        alone = [steps_of([make(rule, engine)], 13, topology.rank)[0] for rule in rules]
+        by_mpi = [steps_of([make(rule, "mpi")], 13, topology.rank)[0] for rule in rules]
+        assert all(map(torch.equal, together, alone))
+        # In another order of summation, where there are more than two terms.
+        tolerance = 0.0 if world.Get_size() <= 2 else 1e-6
+        assert all(torch.allclose(*pair, rtol=tolerance, atol=tolerance) for pair in zip(together, by_mpi, strict=True))
+    topology.free()
 
 
 def test_a_mean_that_arrives_is_accounted_for(world):

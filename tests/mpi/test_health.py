@@ -107,6 +107,37 @@ def test_every_engine_takes_the_mean_of_the_others(world, engine, layout):
     topology.free()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("rule", [algorithms.k_avg(1), algorithms.dasgd(2, 1, 0.0)], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_the_mean_of_the_others_is_rounded_once(world, engine, layout, rule, dtype):
+    """What all others hold alike is what comes out: a mean over all that is then enlarged would be rounded twice."""
+    rank, size = world.Get_rank(), world.Get_size()
+    topology = Nodes(world, min(2, size), layout)
+    if engine == "shared" and topology.num_nodes > 1:
+        topology.free()
+        return
+    compressed = {"wire_dtype": "bfloat16"} if engine == "twolevel" else {}
+    for numel in (37, 150_001):
+        model = nn.Module()
+        model.register_parameter("x", nn.Parameter(torch.zeros(numel, dtype=dtype)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        averager = Averager(model, optimizer, rule, topology, engine=engine, **compressed)
+        for _ in range(rule.delay_steps):
+            averager.step()
+        for value, ill in [(3.0, None), (1.0, size - 1), (2.5, None), (1.75, 0)]:
+            with torch.no_grad():
+                model.x.fill_(value)
+            if rank == ill and size > 1:
+                infect(model.x)
+            for _ in range(1 + rule.delay_steps):  # the mean is started, and merged
+                averager.step()
+            assert (model.x == value).all(), (numel, value)
+        averager.finish()
+    topology.free()
+
+
 RULES = [
     ("sync_sgd", {}),
     ("k_avg", {"k": 5}),

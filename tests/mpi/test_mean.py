@@ -1,5 +1,6 @@
 """Engines: the same mean whatever the size, dtype and chunking."""
 
+import warnings
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -220,6 +221,109 @@ def test_without_room_to_share_auto_warns_and_shared_is_refused(on_node, monkeyp
 
 def no_room(*arguments):
     raise OSError("No space left on device")
+
+
+class Room:
+    """The memory that the first node can share: as much as there is until it is full. Counts who asks then."""
+
+    def __init__(self, monkeypatch, nodes):
+        self.num_asked, self._monkeypatch, self._nodes = 0, monkeypatch, nodes
+
+    def fill(self):
+        if self._nodes.peers.bcast(self._nodes.rank) == 0:
+            self._monkeypatch.setattr(node_memory.os, "posix_fallocate", self._refuse)
+
+    def _refuse(self, *arguments):
+        self.num_asked += 1
+        no_room()
+
+
+def placed_on(nodes, engine, sizes):
+    """Return arrays of these sizes where the engine wants them, and their values; the mean of all of them is exact."""
+    arrays = [engine.home(torch.zeros(1, numel)) for numel in sizes]
+    for array in arrays:
+        array.fill_(float(nodes.rank))
+    return arrays
+
+
+def shares_memory(nodes):
+    """Return the engine that shares memory here; it shares none of what comes when there is no room."""
+    return (SharedEngine if nodes.num_nodes == 1 else TwoLevelEngine)(nodes, is_required=False)
+
+
+@pytest.mark.parametrize("sizes", [(200_000, 100, 200_000), (100,)])
+def test_where_copies_have_no_room_all_means_on_their_way_go_by_mpi(nodes, monkeypatch, sizes):
+    engine, room, mean = shares_memory(nodes), Room(monkeypatch, nodes), (nodes.num_learners - 1) / 2
+    arrays = placed_on(nodes, engine, sizes)
+    room.fill()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            pending = engine.start(arrays, Scope.GLOBAL)
+            for array in arrays:
+                array.fill_(-1.0)  # whatever becomes of the live values
+            assert all((values == mean).all() for values in pending.wait())
+            assert all((array == -1).all() for array in arrays)
+            for array in arrays:
+                array.fill_(float(nodes.rank))
+    is_alone = nodes.num_learners == 1
+    assert len([each for each in caught if "engine='mpi'" in str(each.message)]) == (nodes.rank == 0 and not is_alone)
+    assert nodes.world.allreduce(room.num_asked) == (not is_alone)
+    engine.mean(arrays[0], arrays[0][0], Scope.GLOBAL)  # where they lie there is room
+    assert (arrays[0] == mean).all()
+
+
+@pytest.mark.parametrize("scope", [Scope.GLOBAL, Scope.LOCAL])
+@pytest.mark.parametrize("numel", [100, 200_000])
+def test_where_a_mean_beside_the_rows_has_no_room_it_goes_by_mpi(nodes, monkeypatch, numel, scope):
+    engine, room = shares_memory(nodes), Room(monkeypatch, nodes)
+    members = nodes.comm(scope).allgather(nodes.rank)
+    (rows,) = placed_on(nodes, engine, (numel,))
+    room.fill()
+    out = torch.empty(numel)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for value in (1.0, 2.0, 3.0):
+            rows.fill_(nodes.rank + value)
+            engine.mean(rows, out, scope)
+            assert (out == sum(members) / len(members) + value).all()
+            assert (rows == nodes.rank + value).all()
+            engine.mean(rows, rows[0], scope)
+            assert (rows == sum(members) / len(members) + value).all()
+    assert len(caught) <= 1
+    assert room.num_asked <= 1  # once for all means
+
+
+def test_an_engine_that_was_asked_for_by_name_is_refused_when_room_runs_out(nodes, monkeypatch):
+    engine, room = (SharedEngine if nodes.num_nodes == 1 else TwoLevelEngine)(nodes), Room(monkeypatch, nodes)
+    (rows,) = placed_on(nodes, engine, (200_000,))
+    room.fill()
+    if nodes.num_learners > 1:
+        with pytest.raises(InputError, match="more shared memory"):
+            engine.start([rows], Scope.GLOBAL)
+        with pytest.raises(InputError, match="more shared memory"):
+            engine.mean(rows, torch.empty(200_000), Scope.GLOBAL)
+
+
+def test_what_is_pickled_of_a_row_is_the_row(on_node):
+    rows = SharedEngine(on_node).home(torch.zeros(1, 100_000))
+    assert rows.untyped_storage().nbytes() < 1.01 * rows.nbytes
+
+
+def test_what_two_start_in_the_background_is_in_no_order(topology):
+    """The first rank is in the one's barrier and all others are in the other's, who must go on waiting."""
+    first, second = MpiEngine(topology), MpiEngine(topology)
+    comms = [topology.background_comm(Scope.GLOBAL, each) for each in (first, second)]
+    assert topology.background_comm(Scope.GLOBAL, first) is comms[0]
+    if topology.rank:
+        comms.reverse()
+    requests = [comms[0].Ibarrier()]
+    topology.world.Barrier()
+    is_early = requests[0].Test()
+    topology.world.Barrier()
+    requests.append(comms[1].Ibarrier())
+    MPI.Request.Waitall(requests)
+    assert not is_early or topology.num_learners == 1
 
 
 WIRE_DTYPES = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
