@@ -121,7 +121,7 @@ class Averager:
         if topology.is_server:
             self._server = Server(replica.parameters, topology)
         elif algorithm.server is not None:
-            self._worker = Worker(algorithm.server, replica.parameters, topology, optimizer, non_finite)
+            self._worker = Worker(algorithm.server, replica, topology, optimizer, non_finite)
         self._loss_sum: float | Tensor = 0.0
         self._step_seconds: list[float] = []
         self._step_started = self._round_started = time.perf_counter()
@@ -183,10 +183,8 @@ class Averager:
         progress.step += 1
         self._watch(loss)
         due = self._due(progress)
-        if due is not None:
-            self._replica.check_frozen()
-            if rule.before_step:
-                self._record(averaging.take(due, progress))
+        if due is not None and rule.before_step:
+            self._record(averaging.take(due, progress))
         if scaler is not None:
             scaler.step(self.optimizer)
         elif closure is not None:
@@ -230,7 +228,6 @@ class Averager:
             if self._buffer_policy == "average":
                 averaging.replace_by_mean(self._replica.buffers)
         elif not averaging.learners_agree:
-            self._replica.check_frozen()
             self._record(averaging.take_final(self.progress))
         averaging.learners_agree = True
         averaging.raise_alarm()
@@ -264,9 +261,7 @@ class Averager:
         """
         averaging, replica = self._averaging, self._replica
         self._check_together("mean_model")
-        flats = (replica.parameters, replica.buffers)
-        saved = [flat.snapshot() for flat in flats]
-        counters = [(buffer, buffer.clone()) for buffer in self.model.buffers() if not buffer.is_floating_point()]
+        saved = replica.snapshot()
         try:
             if not averaging.learners_agree:
                 buffers = [replica.buffers] if self._buffer_policy == "average" else []
@@ -279,11 +274,15 @@ class Averager:
                 self.recompute_buffers(batches)
             yield self.model
         finally:
-            for flat, arrays in zip(flats, saved, strict=True):
-                flat.restore(arrays)
-            for buffer, value in counters:
-                buffer.copy_(value)
+            replica.restore(saved)
             self.restart_clock()
+
+    def model_state_dict(self) -> dict[str, Any]:
+        """Return a copy of the model's state in which every tensor, tied or not, is contiguous in memory of its own.
+
+        For formats that refuse shared memory, such as safetensors. ``model.state_dict()`` will do for ``torch.save``.
+        """
+        return self._replica.state_dict()
 
     def recompute_buffers(self, batches: Iterable[Any]) -> None:
         """Re-estimate the BatchNorm statistics of the model as it is on `batches`, then average them over all learners.

@@ -94,7 +94,7 @@ class Averaging:
         """
         started = time.perf_counter()
         if self._gradients is not None:
-            self._parameters.refresh()
+            self._refresh()
             # The steps so far took the same gradients everywhere, so they must have led to the same parameters.
             self._check_equal(progress.round + 1, progress.step, ["parameters"])
             self._gradients.average(scope, self._wire_format)
@@ -116,8 +116,7 @@ class Averaging:
     def replace_by_mean(self, *flats: FlatBuffer) -> None:
         """Replace the tensors of `flats` by their mean over all learners, but those that are sick if others are not."""
         topology = self._topology
-        for flat in flats:
-            flat.refresh()
+        self._refresh()
 
         def take() -> list[Tensor]:
             arrays = [array for flat in flats for array in flat.arrays]
@@ -131,6 +130,7 @@ class Averaging:
             means = topology.carry_out(take)
             for array, mean in zip((array for flat in flats for array in flat.arrays), means, strict=True):
                 replace.apply(array, mean, {}, 0.0)
+            self._replica.put_back_constants()
 
     def _average(
         self,
@@ -201,6 +201,7 @@ class Averaging:
                 replace.apply(array, mean, {}, 0.0)
             forget(self._optimizer)
             self._awaits_mean = False
+        self._replica.put_back_constants()
         return distance
 
     def _merge(
@@ -332,8 +333,7 @@ class Averaging:
     # -- helpers --------------------------------------------------------------------------------------------------
 
     def _refresh(self) -> None:
-        self._parameters.refresh()
-        self._buffers.refresh()
+        self._replica.refresh()
 
     def _rate(self) -> float:
         """Return the local learning rate; groups of other rates are taken to follow the first in proportion."""

@@ -36,6 +36,8 @@ LEVELS = [
     {"hpcavg.catalogue", "hpcavg.topology", "hpcavg.flat", "hpcavg.eager", "hpcavg.node_memory", "hpcavg.state_file"},
     {
         "hpcavg.algorithms",
+        "hpcavg.constants",
+        "hpcavg.forms",
         "hpcavg.health",
         "hpcavg.mean",
         "hpcavg.mean.arrays",
