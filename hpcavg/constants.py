@@ -76,7 +76,7 @@ class Constants:
         if not self._runs:
             return
         is_changed = self._numbers().tolist()
-        if any(is_changed[index] for first, last in self._runs for index in range(first, last)):
+        if any(any(is_changed[first:last]) for first, last in self._runs):
             self._keep([now and not changed for now, changed in zip(self._is_constant, is_changed, strict=True)])
         for first, last in self._runs:
             now, at_first = self._values(first, last)

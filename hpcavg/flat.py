@@ -18,6 +18,8 @@ from hpcavg.errors import InputError
 _ALIGNMENT_BYTES = 64
 
 Strides = tuple[int, ...]
+# The first name and all tensors of every memory.
+Ties = list[tuple[str, list[Tensor]]]
 
 
 class Slot(NamedTuple):
@@ -51,6 +53,7 @@ class FlatBuffer:
         and dense strides (channels-last, say) are kept; other strides become contiguous.
     learners : rows of the arrays; the tensors are views of row 0.
     home : returns where an array should live: itself, or memory of its form.
+    ties : what `tied` returned of them, in place of `named`.
     strides : dense ones for every slot, in place of the tensors' own.
 
     Attributes
@@ -64,15 +67,16 @@ class FlatBuffer:
 
     def __init__(
         self,
-        named: Iterable[tuple[str, Tensor]],
+        named: Iterable[tuple[str, Tensor]] = (),
         learners: int = 1,
         home: Callable[[Tensor], Tensor] = lambda array: array,
+        ties: Ties | None = None,
         strides: Sequence[Strides] | None = None,
     ) -> None:
         index_of: dict[tuple[torch.dtype, torch.device], int] = {}
         sizes: list[int] = []
         self.slots: list[Slot] = []
-        for position, (name, tensors) in enumerate(tied(named)):
+        for position, (name, tensors) in enumerate(tied(named) if ties is None else ties):
             first = tensors[0]
             index = index_of.setdefault((first.dtype, first.device), len(index_of))
             if index == len(sizes):
@@ -172,41 +176,53 @@ class FlatBuffer:
         return iter(self.slots)
 
 
-def tied(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, list[Tensor]]]:
+def tied(named: Iterable[tuple[str, Tensor]]) -> Ties:
     """Return the first name and all tensors of every memory that the strided tensors in `named` lie in.
 
     Raises `InputError` for tensors that overlap only in part, as a write to one would change the other, or are not yet
     initialised.
     """
-    found: dict[int, tuple[str, list[Tensor]]] = {}
+    named = list(named)
+    refuse_lazy(named)
+    starts = [tensor.data_ptr() or id(tensor) for _, tensor in named]  # no address where there are no elements
+    if len(set(starts)) == len(named):
+        ties = [(name, [tensor]) for name, tensor in named]
+    else:
+        found: dict[int, tuple[str, list[Tensor]]] = {}
+        for (name, tensor), start in zip(named, starts, strict=True):
+            first_name, same = found.setdefault(start, (name, [tensor]))
+            if all(tensor is not other for other in same):
+                if _layout(tensor) != _layout(same[0]):
+                    raise _overlap(first_name, name)
+                same.append(tensor)
+        ties = list(found.values())
+    _refuse_partial_overlap(ties)
+    return ties
+
+
+def refuse_lazy(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise `InputError` for a tensor that has no shape yet."""
+    lazy = torch.nn.parameter.UninitializedTensorMixin
     for name, tensor in named:
-        if torch.nn.parameter.is_lazy(tensor):
+        if isinstance(tensor, lazy):
             raise InputError("model", name, "a model whose lazy modules have been initialised by a forward pass")
-        start = tensor.data_ptr()  # 0 where there are no elements
-        first_name, same = found.setdefault(start or id(tensor), (name, []))
-        if not same:
-            same.append(tensor)
-        elif all(tensor is not other for other in same):
-            if _layout(tensor) != _layout(same[0]):
-                raise _overlap(first_name, name)
-            same.append(tensor)
-    _refuse_partial_overlap(list(found.values()))
-    return list(found.values())
 
 
 def _layout(tensor: Tensor) -> tuple[object, ...]:
     return (tensor.device, tensor.dtype, tensor.shape, tensor.stride())
 
 
-def _refuse_partial_overlap(entries: list[tuple[str, list[Tensor]]]) -> None:
-    filled = [(name, tensors[0]) for name, tensors in entries if tensors[0].numel()]
-    starts = np.array([tensor.data_ptr() for _, tensor in filled], dtype=np.uint64)
-    ends = starts + np.array([span(tensor) * tensor.element_size() for _, tensor in filled], dtype=np.uint64)
+def _refuse_partial_overlap(ties: Ties) -> None:
+    filled = [index for index, (_, tensors) in enumerate(ties) if tensors[0].numel()]
+    tensors = [ties[index][1][0] for index in filled]
+    starts = np.fromiter(map(Tensor.data_ptr, tensors), dtype=np.uint64, count=len(tensors))
+    sizes = [t.nbytes if t.is_contiguous() else span(t) * t.element_size() for t in tensors]
     order = np.argsort(starts)
-    for index in np.flatnonzero(ends[order][:-1] > starts[order][1:]):
-        (name, tensor), (next_name, next_tensor) = filled[order[index]], filled[order[index + 1]]
-        if tensor.device == next_tensor.device:
-            raise _overlap(name, next_name)
+    ends = starts + np.array(sizes, dtype=np.uint64)
+    for place in np.flatnonzero(ends[order][:-1] > starts[order][1:]):
+        one, other = order[place], order[place + 1]
+        if tensors[one].device == tensors[other].device:
+            raise _overlap(ties[filled[one]][0], ties[filled[other]][0])
 
 
 def _overlap(name: str, next_name: str) -> InputError:

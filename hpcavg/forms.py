@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from hpcavg.errors import InputError
+from hpcavg.flat import refuse_lazy
 
 # What means are taken of. Parameters may be complex, too.
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _TRAINED = (*_REAL, torch.complex64, torch.complex128)
+
 
 @dataclass
 class Parts:
@@ -61,9 +63,9 @@ def optimized(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
 
 def check(parts: Parts) -> None:
     """Raise `InputError` for a tensor that cannot be kept the same on all ranks."""
-    for name, tensor in (*parts.parameters.items(), *parts.buffers.items()):
-        if torch.nn.parameter.is_lazy(tensor):
-            raise InputError("model", name, "a model whose lazy modules have been initialised by a forward pass")
+    named = [*parts.parameters.items(), *parts.buffers.items()]
+    refuse_lazy(named)
+    for name, tensor in named:
         if tensor.is_meta:
             raise InputError("model", f"{name} on the meta device", "a tensor that has values")
         if is_plain(tensor):
@@ -93,7 +95,7 @@ def describe(parts: Parts, optimizer: torch.optim.Optimizer) -> list[tuple[objec
 
 def is_plain(tensor: Tensor) -> bool:
     """Return whether the tensor's elements lie in memory at strides, one by one."""
-    return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested
+    return tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
 
 
 def is_averaged_buffer(tensor: Tensor) -> bool:

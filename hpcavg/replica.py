@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor
 from hpcavg import forms
 from hpcavg.constants import Constants
 from hpcavg.errors import InputError
-from hpcavg.flat import FlatBuffer, Strides, dense_strides, form, span, tied
+from hpcavg.flat import FlatBuffer, Ties, dense_strides, form, span, tied
 from hpcavg.health import digest
 from hpcavg.mean import Engine
 from hpcavg.topology import Topology
@@ -60,12 +62,17 @@ class Replica:
         self._optimizer = optimizer
         self._topology = topology
         self._engine = engine
-        parts, own_forms = topology.do_together(self._look_up)
-        self._check_same(own_forms)
+        with _no_collection():
+            self._set_up(start)
+
+    def _set_up(self, start: str) -> None:
+        topology = self._topology
+        parts, trained = topology.do_together(self._look_up)
+        self._check_same(forms.describe(parts, self._optimizer))
         self._check_same_contents({**parts.frozen, **parts.buffers})
         averaged = self._averaged_buffers(parts)
-        self.parameters = self._flatten(parts.trained)
-        self.buffers = self._flatten(averaged, with_numbers=True)
+        self.parameters = self._flatten(trained)
+        self.buffers = self._flatten(_with_numbers(tied(averaged.items())))
         topology.on_renewal(self._go_home)
         rest = {**parts.frozen, **{name: b for name, b in parts.buffers.items() if name not in averaged}}
         plain = {id(tensor): tensor for tensor in rest.values() if forms.is_plain(tensor)}
@@ -85,12 +92,12 @@ class Replica:
 
     # -- the same on all ranks ------------------------------------------------------------------------------------
 
-    def _look_up(self) -> tuple[forms.Parts, list[tuple[object, ...]]]:
+    def _look_up(self) -> tuple[forms.Parts, Ties]:
+        """Return what there is, and where the trained parameters lie."""
         parts = forms.look_up(self._model, self._optimizer)
         forms.check(parts)
-        tied(parts.trained.items())
-        tied((name, b) for name, b in parts.buffers.items() if forms.is_averaged_buffer(b))
-        return parts, forms.describe(parts, self._optimizer)
+        tied((name, buffer) for name, buffer in parts.buffers.items() if forms.is_averaged_buffer(buffer))
+        return parts, tied(parts.trained.items())
 
     def _check_same(self, own: list[tuple[object, ...]]) -> None:
         everyone, rank = self._topology.everyone, self._topology.rank
@@ -124,19 +131,13 @@ class Replica:
         self._topology.everyone.Allreduce(MPI.IN_PLACE, is_finite, MPI.MIN)
         return {name: tensor for (name, tensor), finite in zip(found.items(), is_finite, strict=True) if finite}
 
-    def _flatten(self, named: dict[str, Tensor], with_numbers: bool = False) -> FlatBuffer:
-        """Return `named` as a flat buffer, in which every tensor lies as rank 0's. Collective over everyone."""
+    def _flatten(self, ties: Ties) -> FlatBuffer:
+        """Return the tensors as a flat buffer, in which each lies as rank 0's does. Collective over everyone."""
         everyone = self._topology.everyone
-        slots = tied(named.items())
-        if with_numbers and slots:
-            first = slots[0][1][0]
-            numbers = torch.ones(len(slots), dtype=first.dtype, device=first.device)
-            named = {**named, "": numbers}
-            slots.append(("", [numbers]))
-        strides: list[Strides] = [dense_strides(tensors[0]) for _, tensors in slots]
+        strides = [dense_strides(tensors[0]) for _, tensors in ties]
         if len(set(everyone.allgather(hashlib.sha256(repr(strides).encode()).digest()))) > 1:
             strides = everyone.bcast(strides, root=0)
-        return FlatBuffer(named.items(), home=self._engine.home, strides=strides)
+        return FlatBuffer(home=self._engine.home, ties=ties, strides=strides)
 
     def _go_home(self) -> None:
         for flat in (self.parameters, self.buffers):
@@ -172,7 +173,7 @@ class Replica:
         (``p.data = new``). Raises `InputError` that names the tensor where one is another or another form of it, where
         it is gone, new, or unfrozen: the flat buffers would not be the model any more.
         """
-        if self._objects() != self._seen or any(map(_REQUIRES_GRAD, self._frozen.values())):
+        if any(self._empty) or self._objects() != self._seen or any(map(_REQUIRES_GRAD, self._frozen.values())):
             self._look_again()
         self.parameters.refresh()
         self.buffers.refresh()
@@ -180,18 +181,18 @@ class Replica:
 
     def _remember(self) -> None:
         """Note by which dictionaries the model's tensors are found, and what is in them."""
-        self._dictionaries = [
-            part for module in self._model.modules() for part in (module._modules, module._parameters, module._buffers)
-        ]
+        modules = list(self._model.modules())
+        parts = [part for module in modules for part in (module._modules, module._parameters, module._buffers)]
+        self._full, self._empty = list(filter(None, parts)), [part for part in parts if not part]
         self._seen = self._objects()
-        self._kept_alive = (list(map(list, map(dict.values, self._dictionaries))), self._optimized())
+        self._kept_alive = (modules, self._optimized())  # so that no address is used again
 
     def _optimized(self) -> list[Tensor]:
         return list(chain.from_iterable(group["params"] for group in self._optimizer.param_groups))
 
     def _objects(self) -> bytes:
         """Return the addresses of all that the dictionaries and the optimizer hold: a look at many costs little."""
-        values: Iterable[Any] = chain.from_iterable(map(dict.values, self._dictionaries))
+        values: Iterable[Any] = chain.from_iterable(map(dict.values, self._full))
         return np.fromiter(chain(values, self._optimized()), dtype=object).tobytes()
 
     def _look_again(self) -> None:
@@ -279,6 +280,26 @@ class Replica:
 
 
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Let Python look for no garbage: of many objects that all stay, it would look at each again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _with_numbers(ties: Ties) -> Ties:
+    """Return `ties` and, after them, a number for each in the array of the first; see `Constants`."""
+    if not ties:
+        return ties
+    first = ties[0][1][0]
+    return [*ties, ("", [torch.ones(len(ties), dtype=first.dtype, device=first.device)])]
 
 
 def _form(tensor: Tensor) -> str:
