@@ -26,8 +26,8 @@ from hpcavg.events import Arrival, Event
 from hpcavg.flat import FlatBuffer
 from hpcavg.health import is_finite
 from hpcavg.optimizer_state import forget
-from hpcavg.rule import ServerExchange
 from hpcavg.replica import Replica
+from hpcavg.rule import ServerExchange
 from hpcavg.schedule import Progress, Scope
 from hpcavg.topology import Topology, complete_asleep, wait_asleep, wait_until
 

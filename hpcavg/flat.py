@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from hpcavg.errors import InputError
 
@@ -202,9 +203,8 @@ def tied(named: Iterable[tuple[str, Tensor]]) -> Ties:
 
 def refuse_lazy(named: Iterable[tuple[str, Tensor]]) -> None:
     """Raise `InputError` for a tensor that has no shape yet."""
-    lazy = torch.nn.parameter.UninitializedTensorMixin
     for name, tensor in named:
-        if isinstance(tensor, lazy):
+        if is_lazy(tensor):
             raise InputError("model", name, "a model whose lazy modules have been initialised by a forward pass")
 
 

@@ -43,7 +43,7 @@ class Parts:
 
 def look_up(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Parts:
     """Return what `model` and `optimizer` consist of now."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     known = set(map(id, parameters.values()))
     parameters |= {name: tensor for name, tensor in optimized(optimizer) if id(tensor) not in known}
     fleeting = {

@@ -15,7 +15,6 @@ from hpcavg.merge import replace
 from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
 
-
 _NONE, _DENSE, _SPARSE = range(3)
 
 

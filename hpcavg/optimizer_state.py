@@ -56,7 +56,7 @@ class StateAverager:
         if list(tensors) != self._names or any(
             slot.tensors[0] is not tensor for slot, tensor in zip(self.flat, tensors.values(), strict=True)
         ):
-            # A rank may have made its state in another order of memory than the others: that of the parameter is theirs.
+            # The state's order of memory may differ between the ranks; that of the parameters does not.
             parameters = self._parameters()
             strides = [dense_strides(parameters[index]) for index, _ in found if index in common]
             self.flat, self._names = FlatBuffer(tensors.items(), strides=strides), list(tensors)

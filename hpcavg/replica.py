@@ -154,7 +154,7 @@ class Replica:
                 _put(values.view(tensor.dtype).view(tensor.shape), tensor)
 
     def _same_as_rank_0s(self, start: str) -> list[bool]:
-        """Return for each slot of the buffers but the last whether its values are rank 0's. Collective over everyone."""
+        """Return for each slot of the buffers but the last whether it holds rank 0's values. Collective."""
         slots = self.buffers.slots[:-1]
         if start == "rank0":
             return [True] * len(slots)
@@ -182,8 +182,10 @@ class Replica:
     def _remember(self) -> None:
         """Note by which dictionaries the model's tensors are found, and what is in them."""
         modules = list(self._model.modules())
-        parts = [part for module in modules for part in (module._modules, module._parameters, module._buffers)]
-        self._full, self._empty = list(filter(None, parts)), [part for part in parts if not part]
+        parts: list[dict[str, Any]] = [
+            part for module in modules for part in (module._modules, module._parameters, module._buffers)
+        ]
+        self._full, self._empty = [part for part in parts if part], [part for part in parts if not part]
         self._seen = self._objects()
         self._kept_alive = (modules, self._optimized())  # so that no address is used again
 
@@ -192,7 +194,7 @@ class Replica:
 
     def _objects(self) -> bytes:
         """Return the addresses of all that the dictionaries and the optimizer hold: a look at many costs little."""
-        values: Iterable[Any] = chain.from_iterable(map(dict.values, self._full))
+        values: Iterable[Any] = chain.from_iterable(part.values() for part in self._full)
         return np.fromiter(chain(values, self._optimized()), dtype=object).tobytes()
 
     def _look_again(self) -> None:
@@ -207,7 +209,7 @@ class Replica:
             is_buffer = name in self._averaged_names
             if is_buffer and now is not None and _form(now) == _form(then):
                 adopted[id(then)] = now
-            elif is_buffer and (name in parts.fleeting or now is None and name in self._fleeting):
+            elif is_buffer and (name in parts.fleeting or (now is None and name in self._fleeting)):
                 self._let_go(name)
             else:
                 raise InputError("model", name, f"{'there' if now is None else _form(then)}, {_UNCHANGED}")
