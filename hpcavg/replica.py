@@ -76,6 +76,9 @@ class Replica:
         topology.on_renewal(self._go_home)
         rest = {**parts.frozen, **{name: b for name, b in parts.buffers.items() if name not in averaged}}
         plain = {id(tensor): tensor for tensor in rest.values() if forms.is_plain(tensor)}
+        for tensor in plain.values():
+            if tensor.is_conj() or tensor.is_neg():
+                tensor.data = tensor.detach().resolve_conj().resolve_neg()  # nothing else can read its memory
         if start == "rank0":
             for array in (*self.parameters.arrays, *self.buffers.arrays):
                 self._broadcast([array])
@@ -263,12 +266,12 @@ class Replica:
     def snapshot(self) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
         """Return copies of all tensors that training changes, for `restore`."""
         self.refresh()
-        others = {name: buffer for name, buffer in self._model.named_buffers() if name not in self._averaged_names}
-        return (
-            self.parameters.snapshot(),
-            self.buffers.snapshot(),
-            {name: buffer.detach().clone() for name, buffer in others.items()},
-        )
+        others = {
+            name: buffer.detach().clone()
+            for name, buffer in self._model.named_buffers()
+            if name not in self._averaged_names and forms.is_plain(buffer)
+        }
+        return self.parameters.snapshot(), self.buffers.snapshot(), others
 
     def restore(self, saved: tuple[list[Tensor], list[Tensor], dict[str, Tensor]]) -> None:
         """Give all tensors what they held at the `snapshot`, also those that were exchanged since."""
@@ -333,8 +336,7 @@ def _batches(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 def _as_bytes(tensor: Tensor) -> Tensor:
     """Return the values in the order of their indices, on the host: the tensor's own memory where it has that order."""
-    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    return plain.reshape(-1).view(torch.uint8)
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _put(values: Tensor, tensor: Tensor) -> None:
@@ -342,7 +344,7 @@ def _put(values: Tensor, tensor: Tensor) -> None:
     if values.data_ptr() == tensor.data_ptr() and tensor.numel():
         return
     with torch.no_grad():
-        if forms.is_plain(tensor) and tensor.numel() and span(tensor) < tensor.numel():
+        if tensor.numel() and span(tensor) < tensor.numel():
             if not torch.equal(values, tensor):
                 tensor.data = values.clone()
         else:

@@ -222,6 +222,7 @@ def test_what_is_not_finite_from_the_start_makes_nobody_sick(topology, buffers):
     assert averager.totals.excluded == 0
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # by NumPy, in the sum of the largest numbers
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("rule", [algorithms.k_avg(1), algorithms.dasgd(2, delay=1, xi=0.25)], ids=["k_avg", "dasgd"])
 def test_constants_keep_their_bits_and_what_one_learner_changes_is_averaged(topology, dtype, rule):
