@@ -149,12 +149,14 @@ class Replica:
     def _broadcast(self, tensors: list[Tensor]) -> None:
         """Give every rank rank 0's values of `tensors`, in one message if they are small."""
         parts = [_as_bytes(tensor) for tensor in tensors]
-        packed = parts[0] if len(parts) == 1 else torch.cat(parts)
+        is_packed = len(parts) > 1
+        packed = torch.cat(parts) if is_packed else parts[0]
         for chunk in packed.split(_CHUNK_BYTES):
             self._topology.everyone.Bcast(chunk.numpy(), root=0)
         if self._topology.rank:
             for tensor, values in zip(tensors, packed.split([len(part) for part in parts]), strict=True):
-                _put(values.view(tensor.dtype).view(tensor.shape), tensor)
+                aligned = values.clone() if is_packed else values
+                _put(aligned.view(tensor.dtype).view(tensor.shape), tensor)
 
     def _same_as_rank_0s(self, start: str) -> list[bool]:
         """Return for each slot of the buffers but the last whether it holds rank 0's values. Collective."""

@@ -295,6 +295,18 @@ def test_odd_tensors_start_as_rank_0s_and_are_left_alone(topology, kind, is_froz
     assert torch.equal(now.float() if kind == "float8" else now, expected.float() if kind == "float8" else expected)
 
 
+def test_tensors_of_many_types_travel_together(topology):
+    flags, count = torch.tensor([True, False, True]), torch.tensor(5)
+    low, pair = torch.tensor([-torch.inf]).half(), torch.tensor([1 + 2j])
+    model = Holder(flags=flags, count=count, empty=torch.zeros(0, dtype=torch.int8), low=low, pair=pair)
+    if topology.rank:
+        for buffer in model.buffers():
+            buffer.zero_()
+    make(model, topology)
+    assert model.flags.tolist() == [True, False, True]
+    assert (model.count.item(), model.low.item(), model.pair.item()) == (5, -torch.inf, 1 + 2j)
+
+
 def sparse_parameter(rank):
     return {"p": nn.Parameter(torch.eye(2).to_sparse())}
 
