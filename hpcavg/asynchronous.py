@@ -27,6 +27,7 @@ from hpcavg.events import Arrival, Event
 from hpcavg.flat import FlatBuffer
 from hpcavg.health import is_finite
 from hpcavg.optimizer_state import forget
+from hpcavg.replica import Replica
 from hpcavg.rule import ServerExchange
 from hpcavg.schedule import Progress, Scope
 from hpcavg.topology import Topology, complete_asleep, wait_asleep, wait_until
@@ -121,7 +122,7 @@ class Worker:
 
     Parameters
     ----------
-    exchange : what the learner exchanges and when. parameters : its parameters. topology : learners and servers.
+    exchange : what the learner exchanges and when. replica : its parameters. topology : learners and servers.
     optimizer : forgets its state where the learner was sick: it then takes the centre, and sends nothing.
     non_finite : as in `hpcavg.Averager`.
 
@@ -133,7 +134,7 @@ class Worker:
     def __init__(
         self,
         exchange: ServerExchange,
-        parameters: FlatBuffer,
+        replica: Replica,
         topology: Topology,
         optimizer: torch.optim.Optimizer,
         non_finite: str,
@@ -141,7 +142,8 @@ class Worker:
         self._exchange = exchange
         self._optimizer = optimizer
         self._non_finite = non_finite
-        self._parameters = parameters
+        self._replica = replica
+        self._parameters = parameters = replica.parameters
         self._topology = topology
         comm = _claim_servers(topology)
         self._links = [
@@ -169,7 +171,7 @@ class Worker:
             return None
         started = time.perf_counter()
         with torch.no_grad():
-            self._parameters.refresh()
+            self._replica.refresh()
             is_sick = not is_finite(self._parameters.arrays)
             if is_sick:
                 self._start_over(progress)
@@ -285,7 +287,7 @@ class Worker:
             return
         self.is_finished = True
         with torch.no_grad():
-            self._parameters.refresh()
+            self._replica.refresh()
             is_pending = self._elasticity is None and progress.step > self._pushed_step
             if is_pending and is_finite(self._parameters.arrays):
                 self._count()

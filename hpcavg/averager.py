@@ -132,7 +132,7 @@ class Averager:
         self._set_up_optimizer()
         self._first_rates = [float(group["lr"]) for group in optimizer.param_groups]
         self._buffer_policy = buffers
-        self._replica = replica = Replica(model, optimizer, topology, self.engine)
+        self._replica = replica = Replica(model, optimizer, topology, self.engine, start)
         self._averaging = Averaging(
             algorithm,
             self.engine,
@@ -152,7 +152,7 @@ class Averager:
         if topology.is_server:
             self._server = Server(replica.parameters, topology)
         elif algorithm.server is not None:
-            self._worker = Worker(algorithm.server, replica.parameters, topology, optimizer, non_finite)
+            self._worker = Worker(algorithm.server, replica, topology, optimizer, non_finite)
         self._loss_sum: float | Tensor = 0.0
         self._step_seconds: list[float] = []
         self._step_started = self._round_started = time.perf_counter()
@@ -314,9 +314,7 @@ class Averager:
         averaging, replica, progress = self._averaging, self._replica, self.progress
         self._check_together("mean_model")
         averaging.meet_all(Kind.MEAN_MODEL, progress)
-        flats = (replica.parameters, replica.buffers)
-        saved = [flat.snapshot() for flat in flats]
-        counters = [(buffer, buffer.clone()) for buffer in self.model.buffers() if not buffer.is_floating_point()]
+        saved = replica.snapshot()
         try:
             if not averaging.learners_agree:
                 buffers = [replica.buffers] if self._buffer_policy == "average" else []
@@ -329,11 +327,15 @@ class Averager:
                 self.recompute_buffers(batches)
             yield self.model
         finally:
-            for flat, arrays in zip(flats, saved, strict=True):
-                flat.restore(arrays)
-            for buffer, value in counters:
-                buffer.copy_(value)
+            replica.restore(saved)
             self.restart_clock()
+
+    def model_state_dict(self) -> dict[str, Any]:
+        """Return a copy of the model's state in which every tensor, tied or not, is contiguous in memory of its own.
+
+        For formats that refuse shared memory, such as safetensors. ``model.state_dict()`` will do for ``torch.save``.
+        """
+        return self._replica.state_dict()
 
     def recompute_buffers(self, batches: Iterable[Any]) -> None:
         """Re-estimate the BatchNorm statistics of the model as it is on `batches`, then average them over all learners.

@@ -163,6 +163,7 @@ class Averaging:
             means = self._topology.carry_out(take, what=call)
             for array, mean in zip((array for flat in flats for array in flat.arrays), means, strict=True):
                 replace.apply(array, mean, {}, 0.0)
+            self._replica.put_back_constants()
 
     def _average(
         self,
@@ -262,6 +263,7 @@ class Averaging:
                 replace.apply(array, mean, {}, 0.0)
             forget(self._optimizer)
             self._awaits_mean = False
+        self._replica.put_back_constants()
         return distance
 
     def _merge(

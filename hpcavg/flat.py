@@ -5,43 +5,57 @@ A mean over learners is then one collective on one array, and there is nothing t
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from hpcavg.errors import InputError
 
 # Every tensor starts on a cache line, as torch's own allocations do: kernels then take the same path, bit for bit.
 _ALIGNMENT_BYTES = 64
 
+Strides = tuple[int, ...]
+# The first name and all tensors of every memory.
+Ties = list[tuple[str, list[Tensor]]]
 
-@dataclass(frozen=True)
-class Slot:
+
+class Slot(NamedTuple):
     """Where one tensor lives.
 
     Attributes
     ----------
     name : the tensor's name, of all its names the first.
     tensors : the tensor, and others tied to the same memory.
-    view : the part of the flat array that they now are, for learner 0.
+    array, start : the index of the array, and the first element of the tensor in each of its rows.
+    shape, strides : those of the tensor.
     """
 
     name: str
-    tensors: tuple[Tensor, ...]
-    view: Tensor
+    tensors: list[Tensor]
+    array: int
+    start: int
+    shape: torch.Size
+    strides: Strides
 
 
 class FlatBuffer:
     """Tensors re-pointed into one contiguous array per (dtype, device).
+
+    On a host every tensor has a storage of its own that ends where the tensor ends, over the array's memory: what saves
+    or shares the tensor does so with it alone, and never with the array.
 
     Parameters
     ----------
     named : pairs of name and tensor. Tensors over the same memory (tied weights) take one slot. Values, shapes
         and dense strides (channels-last, say) are kept; other strides become contiguous.
     learners : rows of the arrays; the tensors are views of row 0.
+    home : returns where an array should live: itself, or memory of its form.
+    ties : what `tied` returned of them, in place of `named`.
+    strides : dense ones for every slot, in place of the tensors' own.
 
     Attributes
     ----------
@@ -52,83 +66,103 @@ class FlatBuffer:
     Raises `InputError` for tensors that overlap only in part or are not yet initialised.
     """
 
-    def __init__(self, named: Iterable[tuple[str, Tensor]], learners: int = 1) -> None:
-        tied: dict[tuple[object, ...], list[tuple[str, Tensor]]] = {}
-        for name, tensor in named:
-            if torch.nn.parameter.is_lazy(tensor):
-                raise InputError("model", name, "a model whose lazy modules have been initialised by a forward pass")
-            same = tied.setdefault(_memory_of(tensor), [])
-            if all(tensor is not other for _, other in same):
-                same.append((name, tensor))
-        _refuse_partial_overlap([entries[0] for entries in tied.values()])
-        sizes: dict[tuple[torch.dtype, torch.device], int] = {}
-        offsets: list[int] = []
-        for entries in tied.values():
-            tensor = entries[0][1]
-            key = (tensor.dtype, tensor.device)
-            alignment = max(_ALIGNMENT_BYTES // tensor.element_size(), 1)
-            offsets.append(sizes.get(key, 0))
-            sizes[key] = offsets[-1] + -(-tensor.numel() // alignment) * alignment
-        by_key = {
-            (dtype, device): torch.zeros(learners, numel, dtype=dtype, device=device)
-            for (dtype, device), numel in sizes.items()
-        }
-        self.arrays = list(by_key.values())
+    def __init__(
+        self,
+        named: Iterable[tuple[str, Tensor]] = (),
+        learners: int = 1,
+        home: Callable[[Tensor], Tensor] = lambda array: array,
+        ties: Ties | None = None,
+        strides: Sequence[Strides] | None = None,
+    ) -> None:
+        index_of: dict[tuple[torch.dtype, torch.device], int] = {}
+        sizes: list[int] = []
         self.slots: list[Slot] = []
-        for entries, offset in zip(tied.values(), offsets, strict=True):
-            name, tensor = entries[0]
-            array = by_key[tensor.dtype, tensor.device]
-            strides = tensor.stride() if _is_dense(tensor) else _contiguous_strides(tensor.shape)
-            view = array.as_strided(tensor.shape, strides, offset)
-            view.copy_(tensor.detach())
-            self.slots.append(Slot(name, tuple(t for _, t in entries), view))
-        self._point_into_arrays()
+        for position, (name, tensors) in enumerate(tied(named) if ties is None else ties):
+            first = tensors[0]
+            index = index_of.setdefault((first.dtype, first.device), len(index_of))
+            if index == len(sizes):
+                sizes.append(0)
+            own = dense_strides(first) if strides is None else strides[position]
+            self.slots.append(Slot(name, tensors, index, sizes[index], first.shape, own))
+            alignment = max(_ALIGNMENT_BYTES // first.element_size(), 1)
+            sizes[index] += -(-first.numel() // alignment) * alignment
+        self.arrays: list[Tensor] = []
+        for (dtype, device), numel in zip(index_of, sizes, strict=True):
+            array = torch.zeros(learners, numel, dtype=dtype, device=device)
+            placed = home(array)
+            self.arrays.append(array if placed is array else placed.zero_())
+        self._take_in(self.slots)
 
-    def _point_into_arrays(self) -> None:
-        for slot in self.slots:
+    def _take_in(self, slots: Iterable[Slot]) -> None:
+        """Copy the tensors' values into their slots, and let the slots be their memory."""
+        for slot in slots:
+            view = self._view(slot)
+            view.copy_(slot.tensors[0].detach())
             for tensor in slot.tensors:
-                tensor.data = slot.view
+                tensor.data = view
+        self._note_memory()
+
+    def _note_memory(self) -> None:
+        self._tensors = [tensor for slot in self.slots for tensor in slot.tensors]
+        self._pointers = list(map(Tensor.data_ptr, self._tensors))
+
+    def _view(self, slot: Slot) -> Tensor:
+        """Return the slot's part of row 0: on a host with a storage of its own over the same memory."""
+        array = self.arrays[slot.array]
+        start = array.storage_offset() + slot.start
+        if array.device.type != "cpu":
+            return array.as_strided(slot.shape, slot.strides, start)
+        size = array.element_size()
+        storage = array.untyped_storage()[start * size : (start + slot.shape.numel()) * size]
+        return torch.empty(0, dtype=array.dtype).set_(storage, 0, slot.shape, slot.strides)
+
+    def view(self, slot: Slot) -> Tensor:
+        """Return the slot's part of row 0, wherever its tensors are now."""
+        array = self.arrays[slot.array]
+        return array.as_strided(slot.shape, slot.strides, array.storage_offset() + slot.start)
 
     def move_to(self, arrays: list[Tensor]) -> None:
         """Let `arrays`, of the same shapes and dtypes, take the place of the arrays; values move along."""
-        homes = {}
-        for old, new in zip(self.arrays, arrays, strict=True):
-            if new is not old:
-                new.copy_(old)
-            homes[old.dtype, old.device] = (old, new)
-        moved = []
-        for slot in self.slots:
-            old, new = homes[slot.view.dtype, slot.view.device]
-            offset = slot.view.storage_offset() - old.storage_offset() + new.storage_offset()
-            view = new.as_strided(slot.view.shape, slot.view.stride(), offset)
-            moved.append(Slot(slot.name, slot.tensors, view))
-        self.arrays, self.slots = list(arrays), moved
-        self._point_into_arrays()
+        moved = {index for index, array in enumerate(arrays) if array is not self.arrays[index]}
+        for index in moved:
+            arrays[index].zero_()
+        self.arrays = list(arrays)
+        self._take_in(slot for slot in self.slots if slot.array in moved)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of one learner's row over all arrays: what one learner brings into a mean."""
         return sum(array.shape[1] * array.element_size() for array in self.arrays)
 
-    def signature(self) -> list[tuple[str, tuple[int, ...], str]]:
-        """Return (name, shape, dtype) of every slot: equal on all learners, or they cannot be averaged."""
-        return [(slot.name, tuple(slot.view.shape), str(slot.view.dtype)) for slot in self.slots]
+    def adopt(self, successors: dict[int, Tensor]) -> None:
+        """Let other tensors take the place of some, by the `id` of these; `refresh` then takes over their values."""
+        for slot in self.slots:
+            slot.tensors[:] = [successors.get(id(tensor), tensor) for tensor in slot.tensors]
+        self._tensors = [tensor for slot in self.slots for tensor in slot.tensors]
 
     def refresh(self) -> None:
         """Take back tensors that were given new memory since (``p.data = ...``); values of the new memory are kept.
 
         Raises `InputError` naming the tensor whose shape, dtype or device is no longer the one it had.
         """
+        pointers = list(map(Tensor.data_ptr, self._tensors))
+        if pointers == self._pointers:
+            return
+        is_home = map(int.__eq__, pointers, self._pointers)
         for slot in self.slots:
-            for tensor in slot.tensors:
-                if tensor.data_ptr() == slot.view.data_ptr() and tensor.shape == slot.view.shape:
-                    continue
-                now, then = _form(tensor), _form(slot.view)
+            away = [tensor for tensor in slot.tensors if not next(is_home)]
+            if not away:
+                continue
+            array = self.arrays[slot.array]
+            then = form(slot.shape, array.dtype, array.device)
+            for tensor in away:
+                now = form(tensor.shape, tensor.dtype, tensor.device)
                 if now != then:
                     raise InputError("model", f"{slot.name} as {now}", f"{then}, as when it was handed over")
-                slot.view.copy_(tensor.detach())
-                for other in slot.tensors:
-                    other.data = slot.view
+            view = self._view(slot)
+            view.copy_(away[0].detach())
+            for tensor in slot.tensors:
+                tensor.data = view
 
     def snapshot(self) -> list[Tensor]:
         """Return copies of the arrays (allocates)."""
@@ -143,45 +177,80 @@ class FlatBuffer:
         return iter(self.slots)
 
 
-def _memory_of(tensor: Tensor) -> tuple[object, ...]:
-    """Return a key that two tensors share exactly when they are the same elements in the same order."""
-    if tensor.numel() == 0:
-        return (id(tensor),)
-    return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+def tied(named: Iterable[tuple[str, Tensor]]) -> Ties:
+    """Return the first name and all tensors of every memory that the strided tensors in `named` lie in.
+
+    Raises `InputError` for tensors that overlap only in part, as a write to one would change the other, or are not yet
+    initialised.
+    """
+    named = list(named)
+    refuse_lazy(named)
+    starts = [tensor.data_ptr() or id(tensor) for _, tensor in named]  # no address where there are no elements
+    if len(set(starts)) == len(named):
+        ties = [(name, [tensor]) for name, tensor in named]
+    else:
+        found: dict[int, tuple[str, list[Tensor]]] = {}
+        for (name, tensor), start in zip(named, starts, strict=True):
+            first_name, same = found.setdefault(start, (name, [tensor]))
+            if all(tensor is not other for other in same):
+                if _layout(tensor) != _layout(same[0]):
+                    raise _overlap(first_name, name)
+                same.append(tensor)
+        ties = list(found.values())
+    _refuse_partial_overlap(ties)
+    return ties
 
 
-def _refuse_partial_overlap(entries: list[tuple[str, Tensor]]) -> None:
-    """Raise `InputError` where two different tensors lie over each other: a write to one would change the other."""
-    ranges = []
-    for name, tensor in entries:
-        if tensor.numel():
-            span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-            start = tensor.data_ptr()
-            ranges.append((str(tensor.device), start, start + span * tensor.element_size(), name))
-    ranges.sort()
-    for (device, _, end, name), (next_device, start, _, next_name) in itertools.pairwise(ranges):
-        if device == next_device and start < end:
-            raise InputError("model", f"{name} over {next_name}", "parameters that share all of their memory or none")
+def refuse_lazy(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise `InputError` for a tensor that has no shape yet."""
+    for name, tensor in named:
+        if is_lazy(tensor):
+            raise InputError("model", name, "a model whose lazy modules have been initialised by a forward pass")
 
 
-def _is_dense(tensor: Tensor) -> bool:
-    """Return whether the strides visit every element of one block once, in whatever order of dimensions."""
+def _layout(tensor: Tensor) -> tuple[object, ...]:
+    return (tensor.device, tensor.dtype, tensor.shape, tensor.stride())
+
+
+def _refuse_partial_overlap(ties: Ties) -> None:
+    filled = [index for index, (_, tensors) in enumerate(ties) if tensors[0].numel()]
+    tensors = [ties[index][1][0] for index in filled]
+    starts = np.fromiter(map(Tensor.data_ptr, tensors), dtype=np.uint64, count=len(tensors))
+    sizes = [t.nbytes if t.is_contiguous() else span(t) * t.element_size() for t in tensors]
+    order = np.argsort(starts)
+    ends = starts + np.array(sizes, dtype=np.uint64)
+    for place in np.flatnonzero(ends[order][:-1] > starts[order][1:]):
+        one, other = order[place], order[place + 1]
+        if tensors[one].device == tensors[other].device:
+            raise _overlap(ties[filled[one]][0], ties[filled[other]][0])
+
+
+def _overlap(name: str, next_name: str) -> InputError:
+    return InputError("model", f"{name} over {next_name}", "parameters that share all of their memory or none")
+
+
+def span(tensor: Tensor) -> int:
+    """Return how many elements lie from the first to the last of a tensor that has some."""
+    if tensor.is_contiguous():
+        return tensor.numel()
+    return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+
+
+def dense_strides(tensor: Tensor) -> Strides:
+    """Return the strides if they visit every element of one block once, in whatever order; else contiguous ones."""
+    own = tensor.stride()
+    if tensor.is_contiguous():
+        return own
     expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+    for stride, size in sorted(zip(own, tensor.shape, strict=True)):
         if size == 1:
             continue
         if stride != expected:
-            return False
+            return torch.empty(tensor.shape, device="meta").stride()
         expected *= size
-    return True
+    return own
 
 
-def _contiguous_strides(shape: torch.Size) -> tuple[int, ...]:
-    strides = [1] * len(shape)
-    for dim in reversed(range(len(shape) - 1)):
-        strides[dim] = strides[dim + 1] * max(shape[dim + 1], 1)
-    return tuple(strides)
-
-
-def _form(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+def form(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> str:
+    """Return what must stay as it is of a tensor that is averaged, in words."""
+    return f"{tuple(shape)} {dtype} on {device}"

@@ -7,7 +7,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcavg.flat import FlatBuffer
+from hpcavg.flat import FlatBuffer, dense_strides
 from hpcavg.mean import Engine, take_means
 from hpcavg.merge import replace
 from hpcavg.schedule import Scope
@@ -56,7 +56,10 @@ class StateAverager:
         if list(tensors) != self._names or any(
             slot.tensors[0] is not tensor for slot, tensor in zip(self.flat, tensors.values(), strict=True)
         ):
-            self.flat, self._names = FlatBuffer(tensors.items()), list(tensors)
+            # The state's order of memory may differ between the ranks; that of the parameters does not.
+            parameters = self._parameters()
+            strides = [dense_strides(parameters[index]) for index, _ in found if index in common]
+            self.flat, self._names = FlatBuffer(tensors.items(), strides=strides), list(tensors)
         self.flat.refresh()
         return take_means(engine, self.flat.arrays, Scope.GLOBAL, self._topology.survives)
 
@@ -69,7 +72,7 @@ class StateAverager:
             (index, name): value
             for index, parameter in enumerate(self._parameters())
             for name, value in sorted(self._optimizer.state.get(parameter, {}).items())
-            if isinstance(value, Tensor) and value.shape == parameter.shape and name != "step"
+            if isinstance(value, Tensor) and value.shape == parameter.shape and name != "step" and _has_mean(value)
         }
 
     def _common(self, found: dict[tuple[int, str], Tensor]) -> set[int]:
@@ -78,3 +81,7 @@ class StateAverager:
         present[[index for index, _ in found]] = 1
         self._topology.world.Allreduce(MPI.IN_PLACE, present, MPI.MIN)
         return set(np.flatnonzero(present).tolist())
+
+
+def _has_mean(value: Tensor) -> bool:
+    return value.layout is torch.strided and (value.is_floating_point() or value.is_complex())

@@ -10,6 +10,7 @@ from hpcavg.errors import InputError, require_integer
 from hpcavg.health import POLICIES as HEALTH_POLICIES
 from hpcavg.mean import Engine
 from hpcavg.optimizer_state import POLICIES as STATE_POLICIES
+from hpcavg.replica import STARTS
 from hpcavg.rule import Rule
 from hpcavg.topology import Topology
 
@@ -25,7 +26,6 @@ _PARTS_OF_A_RULE = (
     "optimizer",
 )
 BUFFER_POLICIES = ("average", "keep", "recompute")
-STARTS = ("rank0", "own")
 
 
 def check(

@@ -46,6 +46,8 @@ LEVELS = [
     {
         "hpcavg.algorithms",
         "hpcavg.calls",
+        "hpcavg.constants",
+        "hpcavg.forms",
         "hpcavg.health",
         "hpcavg.mean",
         "hpcavg.mean.arrays",
