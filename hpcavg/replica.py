@@ -18,7 +18,7 @@ from hpcavg import forms
 from hpcavg.constants import Constants
 from hpcavg.errors import InputError
 from hpcavg.flat import FlatBuffer, Ties, dense_strides, form, span, tied
-from hpcavg.health import digest
+from hpcavg.health import digest, examine
 from hpcavg.mean import Engine
 from hpcavg.topology import Topology
 
@@ -35,7 +35,7 @@ class Replica:
     """The tensors of a model, and of an optimizer over more than the model, on one rank. Collective over everyone.
 
     Not averaged are frozen parameters, buffers of integers and other types that have no mean, and those that were not
-    finite at the start on any rank, such as masks. What is averaged lives where the engine wants it.
+    finite at the start on any rank, or so large that their sum is not, such as masks. What is averaged lives where the engine wants it.
 
     Parameters
     ----------
@@ -128,11 +128,12 @@ class Replica:
                     raise InputError("model", f"{name} ({kind}) on rank {rank}", "the same as on rank 0 from the start")
 
     def _averaged_buffers(self, parts: forms.Parts) -> dict[str, Tensor]:
-        """Return the buffers of which means are taken: those of real numbers that are finite on all ranks."""
+        """Return the buffers of which means are taken: those of real numbers whose sum is finite with all ranks'."""
         found = {name: tensor for name, tensor in parts.buffers.items() if forms.is_averaged_buffer(tensor)}
-        is_finite = np.array([bool(tensor.isfinite().all()) for tensor in found.values()], dtype=np.uint8)
-        self._topology.everyone.Allreduce(MPI.IN_PLACE, is_finite, MPI.MIN)
-        return {name: tensor for (name, tensor), finite in zip(found.items(), is_finite, strict=True) if finite}
+        looks = (examine([tensor], self._topology.num_learners) for tensor in found.values())
+        can_be_summed = np.array([is_finite and not is_large for is_finite, is_large in looks], dtype=np.uint8)
+        self._topology.everyone.Allreduce(MPI.IN_PLACE, can_be_summed, MPI.MIN)
+        return {name: tensor for (name, tensor), can in zip(found.items(), can_be_summed, strict=True) if can}
 
     def _flatten(self, ties: Ties) -> FlatBuffer:
         """Return the tensors as a flat buffer, in which each lies as rank 0's does. Collective over everyone."""
