@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hpcavg.asynchronous import Server, Worker
 from hpcavg.averaging import Averaging
-from hpcavg.calls import Kind
+from hpcavg.calls import Caller, Kind
 from hpcavg.errors import InputError
 from hpcavg.events import Arrival, Event, Totals
-from hpcavg.mean import CPU, select, wire_format
-from hpcavg.policies import check, check_alike, check_step, check_wire
+from hpcavg.mean import CPU, select
+from hpcavg.policies import Options, check_alike, check_step, check_wire
 from hpcavg.replica import Replica
+from hpcavg.rounds import Rounds
 from hpcavg.rule import Rule
 from hpcavg.schedule import Progress, Run, Scope
 from hpcavg.topology import Topology
-from hpcavg.watchdog import timeout_or_default, watch_over
+from hpcavg.watchdog import watch_over
 
 
 class Averager:
@@ -93,27 +90,25 @@ class Averager:
         start: str = "rank0",
         hang_timeout: float | None = None,
     ) -> None:
-        policies = (buffers, optimizer_state, non_finite, check_rounds, total_steps, batch_size, start)
-        timeout_s = topology.do_together(lambda: _checked(algorithm, topology, policies, hang_timeout))
-        options = {
-            "engine": engine,
-            "buffers": buffers,
-            "optimizer_state": optimizer_state,
-            "total_steps": total_steps,
-            "batch_size": batch_size,
-            "measure_distance": measure_distance,
-            "wire_dtype": wire_dtype,
-            "error_feedback": error_feedback,
-            "non_finite": non_finite,
-            "check_rounds": check_rounds,
-            "start": start,
-            "hang_timeout": timeout_s,
-            "optimizer": type(optimizer).__name__,
-            "topology": f"its averager {topology.num_averagers + 1}",
-        }
-        check_alike(topology, algorithm, options)
-        number, topology.num_averagers = topology.num_averagers, topology.num_averagers + 1
-        self.supervisor = watch_over(topology, timeout_s).supervisor
+        options = Options(
+            engine,
+            buffers,
+            optimizer_state,
+            total_steps,
+            batch_size,
+            measure_distance,
+            wire_dtype,
+            error_feedback,
+            non_finite,
+            check_rounds,
+            start,
+            hang_timeout,
+        )
+        topology.do_together(lambda: options.check(algorithm, topology))
+        number = topology.num_averagers
+        check_alike(topology, algorithm, options, type(optimizer).__name__, number)
+        topology.num_averagers += 1
+        self.supervisor = watch_over(topology, options.timeout_s).supervisor
         self.model = model
         self.optimizer = optimizer
         self.algorithm = algorithm
@@ -128,34 +123,18 @@ class Averager:
         self.generator = torch.Generator().manual_seed((seed * 1_000_003 + topology.rank) % 2**63)
         self._run = run = Run(topology.num_learners, topology.rank, total_steps, batch_size)
         self._due = algorithm.when(run)
-        self._rate = None if algorithm.rate is None else algorithm.rate(run)
         self._set_up_optimizer()
-        self._first_rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self._rounds = Rounds(algorithm, run, topology, optimizer)
         self._buffer_policy = buffers
         self._replica = replica = Replica(model, optimizer, topology, self.engine, start)
-        self._averaging = Averaging(
-            algorithm,
-            self.engine,
-            topology,
-            optimizer,
-            replica,
-            buffers,
-            optimizer_state,
-            measure_distance,
-            wire_format(wire_dtype, error_feedback),
-            non_finite,
-            check_rounds,
-            number,
-        )
+        self._caller = Caller(algorithm, topology, number)
+        self._averaging = Averaging(algorithm, self.engine, topology, optimizer, replica, options, self._caller)
         self._worker: Worker | None = None
         self._server: Server | None = None
         if topology.is_server:
             self._server = Server(replica.parameters, topology)
         elif algorithm.server is not None:
             self._worker = Worker(algorithm.server, replica, topology, optimizer, non_finite)
-        self._loss_sum: float | Tensor = 0.0
-        self._step_seconds: list[float] = []
-        self._step_started = self._round_started = time.perf_counter()
 
     def _set_up_optimizer(self) -> None:
         """Give the optimizer the settings that the rule asks for."""
@@ -214,7 +193,7 @@ class Averager:
         if progress.step == 0:
             self._follow_start()
         progress.step += 1
-        self._watch(loss)
+        self._rounds.begin_step(progress, loss)
         due = self._due(progress)
         if due is not None and rule.before_step:
             self._record(averaging.take(due, progress))
@@ -232,14 +211,14 @@ class Averager:
         elif due is not None and not rule.before_step:
             self._record(averaging.take(due, progress))
         if due is Scope.GLOBAL:
-            self._end_round()
+            self._rounds.end(progress)
         if self._worker is not None:
             event = self._worker.exchange(progress)
             if event is not None:
                 self._record(event)
-                self._end_round()
+                self._rounds.end(progress)
         self.supervisor.begin_step(progress.step + 1)
-        averaging.raise_alarm()
+        averaging.equality.raise_alarm()
 
     def finish(self, batches: Iterable[Any] | None = None) -> None:
         """Merge what is in flight and take the final global mean: every learner then holds the run's model.
@@ -257,7 +236,7 @@ class Averager:
             return
         if self._worker is not None:
             self._worker.say_goodbye(progress)
-        averaging.meet_all(Kind.FINISH, progress)
+        self._caller.meet_all(Kind.FINISH, progress)
         if averaging.merge_step is not None:
             self._record(averaging.merge(progress))
         if self._worker is not None:
@@ -267,7 +246,7 @@ class Averager:
         elif not averaging.learners_agree:
             self._record(averaging.take_final(progress))
         averaging.learners_agree = True
-        averaging.raise_alarm()
+        averaging.equality.raise_alarm()
         if self._buffer_policy == "recompute":
             if batches is None:
                 raise InputError("batches", None, "training batches, because buffers='recompute'")
@@ -313,7 +292,7 @@ class Averager:
         """
         averaging, replica, progress = self._averaging, self._replica, self.progress
         self._check_together("mean_model")
-        averaging.meet_all(Kind.MEAN_MODEL, progress)
+        self._caller.meet_all(Kind.MEAN_MODEL, progress)
         saved = replica.snapshot()
         try:
             if not averaging.learners_agree:
@@ -348,16 +327,17 @@ class Averager:
 
     def restart_clock(self) -> None:
         """Let the round's clock start now: what the caller did since the mean is not the learner's time to step."""
-        self._round_started = self._step_started = time.perf_counter()
+        self._rounds.restart_clock()
 
     def _follow_start(self) -> None:
         """Let anchors and servers start from the parameters as they are before the first step.
 
         Collective over the learners of an asynchronous rule: none may fetch the centre before it is there.
         """
-        self._averaging.follow_start()
-        if self._worker is not None:
-            self._averaging.meet_start(self.progress)
+        if self._worker is None:
+            self._averaging.follow_start()
+        else:
+            self._averaging.meet_alike(Kind.FIRST_STEP, self.progress)
             self._worker.reset_centre()
 
     # -- what rules follow ----------------------------------------------------------------------------------------
@@ -367,53 +347,6 @@ class Averager:
         if self.agreed_step is None:
             allowed = "at a global mean, where averager.agreed_step is a number: learners go at their own pace"
             raise InputError(what, f"called at step {self.progress.step}", allowed)
-
-    def _watch(self, loss: float | Tensor | None) -> None:
-        """Keep what the round's schedule and rate follow: time, speed, loss; set the rate."""
-        rule, progress = self.algorithm, self.progress
-        now = time.perf_counter()
-        progress.round_seconds = now - self._round_started
-        if rule.agrees_on == "speed" and progress.round == 0:
-            self._step_seconds.append(now - self._step_started)
-            self._step_started = now
-        elif rule.agrees_on == "loss" and loss is not None:
-            self._loss_sum = self._loss_sum + (loss.detach().double() if isinstance(loss, Tensor) else float(loss))
-        if self._rate is not None:
-            for group, first_rate in zip(self.optimizer.param_groups, self._first_rates, strict=True):
-                group["lr"] = self._rate(progress, first_rate)
-
-    def _end_round(self) -> None:
-        progress = self.progress
-        if self.algorithm.own_pace or self.algorithm.agrees_on != "nothing":
-            self._agree_on_round()
-        progress.round += 1
-        progress.round_step = progress.step
-        self._round_started = time.perf_counter()
-
-    def _agree_on_round(self) -> None:
-        """Tell all learners this one's loss over the round, seconds per step and steps; draw the same conclusions."""
-        progress = self.progress
-        loss = float(self._loss_sum) / (progress.step - progress.round_step)
-        # The median: a first step that warms caches up says nothing of the learner's speed.
-        seconds = median(self._step_seconds) if self._step_seconds else math.nan
-        own = np.array([loss, seconds, progress.step])
-
-        def tell() -> Any:
-            told = np.empty((self.topology.num_learners, len(own)))
-            self.topology.world.Allgather(own, told)
-            return told
-
-        told = self.topology.carry_out(tell, what=f"agreement of round {progress.round + 1}")
-        loss, _, progress.mean_step = map(float, told.mean(axis=0))
-        known = told[np.isfinite(told[:, 0]), 0]
-        if 0 < len(known) < len(told):  # the loss of a sick learner says nothing of the others
-            loss = float(known.mean())
-        if self.algorithm.agrees_on == "loss":
-            progress.first_loss = loss if progress.first_loss is None else progress.first_loss
-            progress.loss = loss
-            self._loss_sum = 0.0
-        elif self.algorithm.agrees_on == "speed" and progress.round == 0:
-            progress.relative_speed = float(told[:, 1].max() / seconds)
 
     def _record(self, event: Event | None) -> None:
         if event is not None:
@@ -435,8 +368,7 @@ class Averager:
             "progress": asdict(self.progress),
             "totals": asdict(self.totals),
             "generator": self.generator.get_state(),
-            "first_rates": list(self._first_rates),
-            "loss_sum": float(self._loss_sum),
+            **self._rounds.state_dict(),
             "averaging": self._averaging.state_dict(),
         }
 
@@ -449,19 +381,11 @@ class Averager:
         self.progress = Progress(**state["progress"])
         self.totals = Totals(**state["totals"])
         self.generator.set_state(state["generator"])
-        self._first_rates = list(state["first_rates"])
-        self._loss_sum = state["loss_sum"]
         self._averaging.load_state_dict(state["averaging"])
-        self._round_started = time.perf_counter() - self.progress.round_seconds
+        self._rounds.load_state_dict(state, self.progress)
 
     def _check_resumable(self) -> None:
         if self.algorithm.server is not None:
             raise InputError(
                 "algorithm", self.algorithm.name, "one without servers, whose state is not on this rank alone"
             )
-
-
-def _checked(algorithm: Rule, topology: Topology, policies: tuple[Any, ...], hang_timeout: float | None) -> float:
-    """Return the timeout; raise `InputError` for what cannot be used."""
-    check(algorithm, topology, *policies)
-    return timeout_or_default(hang_timeout)

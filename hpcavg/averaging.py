@@ -11,22 +11,21 @@ import torch
 from torch import Tensor
 
 from hpcavg import health
-from hpcavg.calls import Call, Kind, Meeting, meet
+from hpcavg.calls import Call, Caller, Kind, Meeting
 from hpcavg.delayed import Delayed
-from hpcavg.errors import CorruptionError, InputError, SickLearnersError, ranges
+from hpcavg.errors import InputError
 from hpcavg.events import Event
 from hpcavg.flat import FlatBuffer
 from hpcavg.gradients import GradientBuffer
-from hpcavg.health import Sick
-from hpcavg.mean import Engine, WireFormat, take_means
+from hpcavg.health import EqualityCheck, Sick, check_same_start, fingerprint, squared_distance
+from hpcavg.mean import Engine, WireFormat, take_means, take_means_of_large, wire_format
 from hpcavg.merge import Merge, State, replace
 from hpcavg.optimizer_state import StateAverager, forget
+from hpcavg.policies import Options
 from hpcavg.replica import Replica
 from hpcavg.rule import Rule
 from hpcavg.schedule import Progress, Scope
 from hpcavg.topology import Topology
-
-_DISTANCE_CHUNK_ELEMENTS = 2**20
 
 
 class Averaging:
@@ -35,16 +34,13 @@ class Averaging:
     Parameters
     ----------
     rule, engine, topology, optimizer : as in `hpcavg.Averager`.
-    replica : whose parameters are averaged. buffer_policy : its buffers are averaged along with them if "average".
-    wire_format : of what crosses nodes for the means of the rule; all other means are exact.
-    state_policy : what becomes of the optimizer's state at a global mean: keep, average or reset.
-    measure_distance : measure the consensus distance also where the mean would be formed in the parameters' place,
-        for the price of a copy and a pass over it.
-    non_finite, check_rounds : as in `hpcavg.Averager`.
-    number : of the averager on its topology, from 0.
+    replica : whose parameters are averaged, and whose buffers.
+    options : the averager's. Where they compress what crosses nodes, they do so for the means of the rule alone.
+    caller : says which call a mean is.
 
     Attributes
     ----------
+    equality : compares what learners must hold alike.
     learners_agree : the last thing that happened left all learners with the same parameters.
     """
 
@@ -55,16 +51,9 @@ class Averaging:
         topology: Topology,
         optimizer: torch.optim.Optimizer,
         replica: Replica,
-        buffer_policy: str,
-        state_policy: str,
-        measure_distance: bool,
-        wire_format: WireFormat | None,
-        non_finite: str,
-        check_rounds: int,
-        number: int,
+        options: Options,
+        caller: Caller,
     ) -> None:
-        if state_policy == "average" and rule.delay_steps:
-            raise InputError("optimizer_state", state_policy, f"keep or reset: delay = {rule.delay_steps} hides a mean")
         self.learners_agree = False
         self._rule = rule
         self._engine = engine
@@ -72,41 +61,20 @@ class Averaging:
         self._optimizer = optimizer
         self._replica = replica
         self._parameters = parameters = replica.parameters
-        self._buffers = replica.buffers if buffer_policy == "average" else FlatBuffer([])
-        self._kept_buffers = replica.buffers if buffer_policy == "keep" else FlatBuffer([])
-        self._state_policy = state_policy
-        self._measure_distance = measure_distance
-        self._wire_format = wire_format
+        self._buffers = replica.buffers if options.buffers == "average" else FlatBuffer([])
+        self._kept_buffers = replica.buffers if options.buffers == "keep" else FlatBuffer([])
+        self._options = options
+        self._caller = caller
+        self._wire_format = wire_format(options.wire_dtype, options.error_feedback)
         self._state = StateAverager(optimizer, topology)
         self._merge_states = [rule.how.init(array) for array in parameters.arrays]
         self._gradients = GradientBuffer(parameters, topology, engine) if rule.averages == "gradients" else None
-        self._non_finite = non_finite
-        self._check_rounds = check_rounds
-        self._number = number
+        self.equality = EqualityCheck(topology, options.check_rounds, replica.frozen)
         self._outer_is_new = True  # and is compared at the next global mean
         self._awaits_mean = False  # this learner is sick, and its parameters are worth nothing until a mean is merged
         averaged = [self._parameters, self._buffers]
-        self._delayed = Delayed(averaged, engine, topology, wire_format) if rule.delay_steps else None
-        self._alarm: CorruptionError | None = None
+        self._delayed = Delayed(averaged, engine, topology, self._wire_format) if rule.delay_steps else None
         self._made = time.perf_counter()
-
-    # -- together -------------------------------------------------------------------------------------------------
-
-    def call(self, kind: Kind, progress: Progress) -> Call:
-        """Return what this learner does, for the others; see `hpcavg.calls`."""
-        rule = self._rule
-        step = None if rule.own_pace or rule.server is not None else progress.step
-        return Call(kind, self._number, step, None if rule.server is not None else progress.round)
-
-    def meet(self, call: Call, scope: Scope = Scope.GLOBAL, error: InputError | None = None, **told: Any) -> Meeting:
-        """Tell the learners of `scope` that this one is in `call`. Collective over them; see `hpcavg.calls.meet`."""
-        asleep = self._rule.server is not None
-        return meet(call, scope, self._topology, rate=self._rate(), error=error, asleep=asleep, **told)
-
-    def meet_all(self, kind: Kind, progress: Progress, **told: Any) -> Meeting:
-        """Meet all learners in a call of its own exchange. Collective over them."""
-        call = self.call(kind, progress)
-        return self._topology.carry_out(lambda: self.meet(call, **told), what=call)
 
     # -- at once --------------------------------------------------------------------------------------------------
 
@@ -117,29 +85,29 @@ class Averaging:
         """
         started = time.perf_counter()
         is_global = scope is Scope.GLOBAL
-        call = self.call(Kind.GLOBAL_AVERAGE if is_global else Kind.LOCAL_AVERAGE, progress)
+        call = self._caller.call(Kind.GLOBAL_AVERAGE if is_global else Kind.LOCAL_AVERAGE, progress)
         if self._gradients is not None:
-            error = self._refresh()
+            error = self._try_refresh()
 
             def meet_with(fingerprint: int) -> Meeting:
-                return self.meet(call, scope, error, fingerprint=fingerprint)
+                return self._caller.meet(call, scope, error=error, fingerprint=fingerprint)
 
             self._gradients.average(scope, self._wire_format, meet_with, call)
             # The steps so far took the same gradients everywhere, so they must have led to the same parameters.
-            self._check_equal(progress.round + 1, progress.step, ["parameters"])
+            self.equality.compare(progress.round + 1, progress.step, {"parameters": self._parameters.arrays})
             return self._event(scope, progress, started, self._gradients.num_bytes, math.nan, ())
         how, how_buffers = (self._rule.how, self._rule.how_buffers) if is_global else (replace, replace)
         event = self._average(call, scope, how, how_buffers, self._wire_format, progress, started)
         if is_global:
-            self._check_equal(progress.round + 1, progress.step, self._equal_after(how, how_buffers))
+            self.equality.compare(progress.round + 1, progress.step, self._equal_after(how, how_buffers))
         return event
 
     def take_final(self, progress: Progress) -> Event:
         """Take the final mean: every learner then holds it. Collective over all learners."""
         started = time.perf_counter()
-        call = self.call(Kind.FINISH, progress)
+        call = self._caller.call(Kind.FINISH, progress)
         event = self._average(call, Scope.GLOBAL, replace, replace, None, progress, started)
-        self._check_equal(0, progress.step, self._equal_after(replace, replace))
+        self.equality.compare(0, progress.step, self._equal_after(replace, replace))
         return event
 
     def replace_by_mean(self, kind: Kind, progress: Progress, *flats: FlatBuffer) -> None:
@@ -147,13 +115,13 @@ class Averaging:
 
         kind : what the mean is for. Collective over all learners.
         """
-        error = self._refresh()
-        call = self.call(kind, progress)
+        error = self._try_refresh()
+        call = self._caller.call(kind, progress)
 
         def take() -> list[Tensor]:
             arrays = [array for flat in flats for array in flat.arrays]
             is_sick, is_large = self._examine(arrays)
-            meeting = self.meet(call, Scope.GLOBAL, error, is_sick=is_sick, is_large=is_large)
+            meeting = self._caller.meet(call, error=error, is_sick=is_sick, is_large=is_large)
             sick = Sick(meeting.sick, meeting.num_members, is_sick)
             if sick.is_everyone:
                 sick = Sick((), sick.num_members, False)
@@ -177,13 +145,13 @@ class Averaging:
     ) -> Event:
         """Take the mean over `scope` and merge it."""
         is_global = scope is Scope.GLOBAL
-        wants_distance = is_global and (how.reads_parameters or self._measure_distance)
+        wants_distance = is_global and (how.reads_parameters or self._options.measure_distance)
         is_beside = how.reads_parameters or wants_distance
 
         def take() -> tuple[Sick, float, list[Tensor]]:
             is_sick, is_large = self._examine_own()
-            fingerprint = self._fingerprint() if is_global else 0
-            meeting = self.meet(call, scope, error, is_sick=is_sick, is_large=is_large, fingerprint=fingerprint)
+            told = {"is_sick": is_sick, "is_large": is_large, "fingerprint": self._fingerprint() if is_global else 0}
+            meeting = self._caller.meet(call, scope, error=error, rate=self._rate(), **told)
             check_same_start(meeting.fingerprints)
             sick = Sick(meeting.sick, meeting.num_members, is_sick)
             self._check_sick(sick, scope, call)
@@ -194,19 +162,16 @@ class Averaging:
             formats = None if sick.learners else wire_format
             kept = self._kept_buffers.arrays if sick.learners else []
             is_large = meeting.is_large
-            return (
-                sick,
-                meeting.rate,
-                [
-                    *self._means(self._parameters.arrays, scope, is_beside, formats, sick, is_large),
-                    *self._means(self._buffers.arrays, scope, how_buffers.reads_parameters, formats, sick, is_large),
-                    *self._means(kept, scope, True, None, sick, is_large),
-                ],
-            )
+            means = [
+                *self._means(self._parameters.arrays, scope, is_beside, formats, sick, is_large),
+                *self._means(self._buffers.arrays, scope, how_buffers.reads_parameters, formats, sick, is_large),
+                *self._means(kept, scope, True, None, sick, is_large),
+            ]
+            return sick, meeting.rate, means
 
         distance = math.nan
         with torch.no_grad():
-            error = self._refresh()
+            error = self._try_refresh()
             sick, rate, means = self._topology.carry_out(take, scope, call)
             if is_global:
                 self._outer_is_new = False
@@ -216,7 +181,7 @@ class Averaging:
             return self._event(scope, progress, started, 0, math.nan, sick.learners)
         num_bytes = self._parameters.num_bytes + self._buffers.num_bytes
         if is_global:
-            num_bytes += self._treat_optimizer_state()
+            num_bytes += self._state.treat(self._options.optimizer_state, self._engine)
             self.learners_agree = how.agrees
         return self._event(scope, progress, started, num_bytes, distance if is_global else math.nan, sick.learners)
 
@@ -235,17 +200,9 @@ class Averaging:
         """
         sick.withdraw(arrays)
         if is_large:
-            return self._means_of_large(arrays, scope, sick)
+            return take_means_of_large(self._engine, arrays, scope, sick.num_members, sick.num_well)
         is_beside = is_beside or self._topology.survives
         return take_means(self._engine, arrays, scope, is_beside, wire_format, sick.num_well)
-
-    def _means_of_large(self, arrays: Sequence[Tensor], scope: Scope, sick: Sick) -> list[Tensor]:
-        """Return the means of values whose sum may overflow: of copies divided by a power of two, which is exact."""
-        scale = 2.0 ** -self._topology.num_learners.bit_length()
-        means = take_means(self._engine, [array * scale for array in arrays], scope, num_well=sick.num_well)
-        for mean in means:
-            mean.div_(scale)
-        return means
 
     def _merge_all(
         self, means: Sequence[Tensor], how: Merge, how_buffers: Merge, sick: Sick, wants_distance: bool, rate: float
@@ -270,7 +227,7 @@ class Averaging:
         self, array: Tensor, mean: Tensor, merge: Merge, state: State, wants_distance: bool, sick: Sick, rate: float
     ) -> float:
         """Merge `mean`; return this learner's distance from it, NaN if it is not wanted or the learner is sick."""
-        distance = _squared_distance(array, mean) if wants_distance and not sick.is_here else math.nan
+        distance = squared_distance(array, mean) if wants_distance and not sick.is_here else math.nan
         if sick.is_here and merge.reads_parameters:
             merge = replace  # its own parameters are worth nothing
         merge.apply(array, mean, state, rate)
@@ -293,9 +250,7 @@ class Averaging:
             return self._awaits_mean, is_large
 
         with torch.no_grad():
-            error = self._refresh()
-            if error is not None:
-                raise error
+            self._refresh()
             self._delayed.start(progress, examine)
 
     def merge(self, progress: Progress) -> Event | None:
@@ -308,19 +263,15 @@ class Averaging:
         flight, means, sick, is_large = collected
         self._check_sick(sick, Scope.GLOBAL, f"{Scope.GLOBAL.value} average of step {flight.step}")
         if is_large and not health.is_finite(means):
-            raise OverflowError(
-                f"the sum of the learners' parameters at step {flight.step} is too large for their dtype"
-            )
-        error = self._refresh()
-        if error is not None:
-            raise error
+            raise OverflowError(f"the sum of all learners' parameters at step {flight.step} is too large for its dtype")
+        self._refresh()
         with torch.no_grad():
             if sick.learners:
                 means += self._topology.carry_out(
                     lambda: self._means(self._kept_buffers.arrays, Scope.GLOBAL, True, None, sick)
                 )
             distance = self._merge_all(means, rule.how, rule.how_buffers, sick, True, self._rate())
-        self._treat_optimizer_state()
+        self._state.treat(self._options.optimizer_state, self._engine)
         self.learners_agree = rule.how.agrees
         event = Event(
             flight.step,
@@ -333,20 +284,19 @@ class Averaging:
             distance,
             sick.learners,
         )
-        self._check_equal(progress.round, progress.step, self._equal_after(rule.how, rule.how_buffers))
+        self.equality.compare(progress.round, progress.step, self._equal_after(rule.how, rule.how_buffers))
         return event
 
     # -- sick learners and silent corruption ----------------------------------------------------------------------
 
     def check_health(self, progress: Progress, what: str) -> None:
         """Raise `SickLearnersError` on all learners where they could take no global mean now. Collective over them."""
-        error = self._refresh()
+        error = self._try_refresh()
         with torch.no_grad():
             is_sick, _ = self._examine_own()
-        meeting = self.meet_all(Kind.CHECK_HEALTH, progress, is_sick=is_sick, error=error)
-        self._check_sick(
-            Sick(meeting.sick, meeting.num_members, is_sick), Scope.GLOBAL, f"{what} of step {progress.step}"
-        )
+        meeting = self._caller.meet_all(Kind.CHECK_HEALTH, progress, is_sick=is_sick, error=error)
+        sick = Sick(meeting.sick, meeting.num_members, is_sick)
+        self._check_sick(sick, Scope.GLOBAL, f"{what} of step {progress.step}")
 
     def _examine_own(self) -> tuple[bool, bool]:
         """Return whether this learner is sick, and whether its values may overflow in a sum."""
@@ -357,114 +307,76 @@ class Averaging:
         return self._awaits_mean or not is_finite, is_large
 
     def _check_sick(self, sick: Sick, scope: Scope, what: object) -> None:
-        """Raise `SickLearnersError` where nobody may be sick, or nobody is left for a global mean.
-
-        Collective over the scope where it raises: the learners tell each other which tensor it is.
-        """
+        """Raise `SickLearnersError` where nobody may be sick, or nobody is left for a global mean."""
         is_over = sick.is_everyone and scope is Scope.GLOBAL
-        if sick.learners and (is_over or self._non_finite == "stop"):
-            names = self._topology.comm(scope).allgather(self._replica.name_non_finite() if sick.is_here else "")
-            tensor = next(filter(None, names), "")
-            raise SickLearnersError(sick.learners, str(what), sick.num_members, tensor)
+        if sick.learners and (is_over or self._options.non_finite == "stop"):
+            health.raise_sick(sick, self._topology.comm(scope), str(what), self._replica.name_non_finite())
 
     # -- what merges start from -----------------------------------------------------------------------------------
 
     def follow_start(self) -> None:
         """Let merges start from the parameters as they are now, which are compared at the next global mean."""
-        self._merge_states = [self._rule.how.init(array) for array in self._parameters.arrays]
-        self._outer_is_new = True
+        if self._outer_state():
+            self._refresh()
+            self._merge_states = [self._rule.how.init(array) for array in self._parameters.arrays]
+            self._outer_is_new = True
 
     def reset_anchor(self, progress: Progress) -> None:
         """Let merges start anew from the parameters as they are now, and drop a mean in flight.
 
         Collective over all learners. Raises `InputError` on all of them where their parameters differ.
         """
-        self._meet_alike(Kind.RESET_ANCHOR, progress)
+        self.meet_alike(Kind.RESET_ANCHOR, progress)
         if self._delayed is not None:
             self._delayed.collect()
         self.follow_start()
 
-    def meet_start(self, progress: Progress) -> None:
+    def meet_alike(self, kind: Kind, progress: Progress) -> None:
         """Raise `InputError` on all learners where their parameters differ. Collective over them."""
-        self._meet_alike(Kind.FIRST_STEP, progress)
-
-    def _meet_alike(self, kind: Kind, progress: Progress) -> None:
-        error = self._refresh()
-        fingerprint = fingerprint_of(self._parameters.arrays)
-        check_same_start(self.meet_all(kind, progress, error=error, fingerprint=fingerprint).fingerprints)
+        error = self._try_refresh()
+        own = fingerprint(self._parameters.arrays)
+        check_same_start(self._caller.meet_all(kind, progress, error=error, fingerprint=own).fingerprints)
 
     def _fingerprint(self) -> int:
         """Return that of what merges start from where it is new, else 0."""
-        tensors = [tensor for state in self._merge_states for tensor in state.values()]
-        return fingerprint_of(tensors) if self._outer_is_new and tensors else 0
+        outer = self._outer_state() if self._outer_is_new else []
+        return fingerprint(outer) if outer else 0
 
-    def _equal_after(self, how: Merge, how_buffers: Merge) -> list[str]:
-        """Return the names of what all learners hold alike after merging a global mean so."""
-        return ["parameters"] * how.agrees + ["buffers"] * how_buffers.agrees + ["outer state"]
-
-    def _check_equal(self, number: int, step: int, names: Sequence[str]) -> None:
-        """Compare what `names` says if mean `number` is one to check after. Collective over all learners."""
-        if not self._check_rounds or number % self._check_rounds:
-            return
-        parts: dict[str, list[Tensor]] = {
-            "parameters": self._parameters.arrays,
-            "buffers": self._buffers.arrays,
-            "outer state": [tensor for state in self._merge_states for tensor in state.values()],
+    def _equal_after(self, how: Merge, how_buffers: Merge) -> dict[str, list[Tensor]]:
+        """Return what all learners hold alike after merging a global mean so."""
+        return {
+            "parameters": self._parameters.arrays if how.agrees else [],
+            "buffers": self._buffers.arrays if how_buffers.agrees else [],
+            "outer state": self._outer_state(),
         }
-        compared = {name: parts[name] for name in names if parts[name]}
-        if self._replica.frozen:
-            compared["frozen parameters"] = self._replica.frozen
-        try:
-            self._topology.carry_out(
-                lambda: health.compare(compared, self._topology, f"at step {step}"),
-                what=f"comparison after step {step}",
-            )
-        except CorruptionError as error:
-            self._alarm = error
 
-    def raise_alarm(self) -> None:
-        """Raise what the last comparison has found, once all else is done that belongs to the step."""
-        alarm, self._alarm = self._alarm, None
-        if alarm is not None:
-            raise alarm
+    def _outer_state(self) -> list[Tensor]:
+        return [tensor for state in self._merge_states for tensor in state.values()]
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
-    def _refresh(self) -> InputError | None:
-        """Take back tensors that were given new memory; return what is wrong with the model, for all to be told."""
+    def _refresh(self) -> None:
         with torch.no_grad():
-            try:
-                self._replica.refresh()
-            except InputError as error:
-                return error
+            self._replica.refresh()
+
+    def _try_refresh(self) -> InputError | None:
+        """Take back tensors that were given new memory; return what is wrong with the model, for all to be told."""
+        try:
+            self._refresh()
+        except InputError as error:
+            return error
         return None
 
     def _rate(self) -> float:
         """Return the local learning rate; groups of other rates are taken to follow the first in proportion."""
         return float(self._optimizer.param_groups[0]["lr"])
 
-    def _treat_optimizer_state(self) -> int:
-        """Do at a global mean what the policy says; return the bytes this learner brought in."""
-        if self._state_policy == "average":
-            return self._state.average(self._engine)
-        if self._state_policy == "reset":
-            self._optimizer.state.clear()
-        return 0
-
     def _event(
-        self,
-        scope: Scope,
-        progress: Progress,
-        started: float,
-        num_bytes: int,
-        distance: float,
-        sick: tuple[int, ...],
+        self, scope: Scope, progress: Progress, started: float, num_bytes: int, distance: float, sick: tuple[int, ...]
     ) -> Event:
-        blocked_s = time.perf_counter() - started
+        blocked_s, since_made_s = time.perf_counter() - started, started - self._made
         period_steps = progress.step - progress.round_step
-        return Event(
-            progress.step, scope, period_steps, started - self._made, blocked_s, blocked_s, num_bytes, distance, sick
-        )
+        return Event(progress.step, scope, period_steps, since_made_s, blocked_s, blocked_s, num_bytes, distance, sick)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -486,30 +398,3 @@ class Averaging:
         self._awaits_mean = state["awaits_mean"]
         if self._delayed is not None:
             self._delayed.load_state_dict(state["in_flight"])
-
-
-def fingerprint_of(tensors: Sequence[Tensor]) -> int:
-    """Return 64 bits that differ where the bits of `tensors` do."""
-    return int.from_bytes(health.digest(tensors)[:8], "little")
-
-
-def check_same_start(fingerprints: Sequence[int]) -> None:
-    """Raise `InputError` unless all learners gave the same fingerprint of what they start from."""
-    if len(set(fingerprints)) > 1:
-        odd = [learner for learner, other in enumerate(fingerprints) if other != fingerprints[0]]
-        raise InputError(
-            "model",
-            f"other parameters on ranks {ranges(odd)} than on rank 0",
-            "the same on all ranks where anchors or servers start: load weights on all of them, or before the Averager",
-        )
-
-
-def _squared_distance(x: Tensor, mean: Tensor) -> float:
-    """Return ||x_j - mean||², averaged over the rows of `x`, summed in float64."""
-    parts = [
-        (rows - part).abs().double().square().sum()
-        for rows, part in zip(
-            x.split(_DISTANCE_CHUNK_ELEMENTS, dim=1), mean.split(_DISTANCE_CHUNK_ELEMENTS), strict=True
-        )
-    ]
-    return float(torch.stack(parts).sum()) / x.shape[0] if parts else 0.0

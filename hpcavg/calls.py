@@ -10,12 +10,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mpi4py import MPI
 
 from hpcavg.errors import MismatchError
-from hpcavg.schedule import Scope
+from hpcavg.rule import Rule
+from hpcavg.schedule import Progress, Scope
 from hpcavg.topology import Topology, complete_asleep
 
 # What marks a record, so that a collective of the caller's own on the same communicator is not taken for one.
@@ -39,7 +40,7 @@ class Kind(IntEnum):
     FIRST_STEP = 8
 
 
-_AVERAGES = {Scope.LOCAL: Kind.LOCAL_AVERAGE, Scope.GLOBAL: Kind.GLOBAL_AVERAGE}
+_AVERAGES = (Kind.LOCAL_AVERAGE, Kind.GLOBAL_AVERAGE)
 
 
 class Call(NamedTuple):
@@ -56,14 +57,9 @@ class Call(NamedTuple):
     step: int | None
     round: int | None
 
-    @classmethod
-    def average(cls, scope: Scope, averager: int, step: int | None, round_: int | None) -> Call:
-        """Return the call that takes the mean over `scope`."""
-        return cls(_AVERAGES[scope], averager, step, round_)
-
     def __str__(self) -> str:
         name = self.kind.name.lower()
-        is_average = self.kind in _AVERAGES.values()
+        is_average = self.kind in _AVERAGES
         text = name.replace("_", " ") if is_average or self.kind is Kind.FIRST_STEP else f"averager.{name}()"
         if self.step is not None:
             text += f" of step {self.step}" if is_average else f" after step {self.step}"
@@ -144,6 +140,37 @@ def meet(
         raise next(filter(None, comm.allgather(error)))
     sick = tuple(member for member, flags in zip(members, all_flags, strict=True) if flags & _SICK)
     return Meeting(num_members, sick, any(flags & _LARGE for flags in all_flags), fingerprints, _mean_rate(rates))
+
+
+class Caller:
+    """One averager's side of its calls: knows which of its numbers all learners have in common.
+
+    Parameters
+    ----------
+    rule : what the averager carries out; learners of some rules are at steps of their own.
+    topology : the learners.
+    number : of the averager on its topology, from 0.
+    """
+
+    def __init__(self, rule: Rule, topology: Topology, number: int) -> None:
+        self._topology = topology
+        self._number = number
+        self._has_servers = rule.server is not None
+        self._has_own_steps = rule.own_pace or self._has_servers
+
+    def call(self, kind: Kind, progress: Progress) -> Call:
+        """Return the call that a learner with this `progress` is in."""
+        step = None if self._has_own_steps else progress.step
+        return Call(kind, self._number, step, None if self._has_servers else progress.round)
+
+    def meet(self, call: Call, scope: Scope = Scope.GLOBAL, **told: Any) -> Meeting:
+        """Tell the learners of `scope` that this one is in `call`. Collective over them; see `meet`."""
+        return meet(call, scope, self._topology, asleep=self._has_servers, **told)
+
+    def meet_all(self, kind: Kind, progress: Progress, **told: Any) -> Meeting:
+        """Meet all learners in a call of its own exchange. Collective over them."""
+        call = self.call(kind, progress)
+        return self._topology.carry_out(lambda: self.meet(call, **told), what=call)
 
 
 def _call_of(mark: bytes, kind: int, averager: int, step: int, round_: int) -> Call | None:

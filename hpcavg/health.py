@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import torch
+from mpi4py import MPI
 from torch import Tensor
 
-from hpcavg.errors import CorruptionError
+from hpcavg.errors import CorruptionError, InputError, SickLearnersError, ranges
 from hpcavg.topology import Topology
 
 POLICIES = ("exclude", "stop")
 
+_DISTANCE_CHUNK_ELEMENTS = 2**20
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -54,6 +57,15 @@ class Sick:
         return self.num_members - len(self.learners) if self.learners else None
 
 
+def raise_sick(sick: Sick, comm: MPI.Comm, what: str, tensor: str) -> NoReturn:
+    """Raise `SickLearnersError` on all of `comm`, with the first tensor that a sick learner names. Collective.
+
+    what : what cannot be done. tensor : this learner's first tensor that is not finite, "" for none.
+    """
+    tensors = comm.allgather(tensor if sick.is_here else "")
+    raise SickLearnersError(sick.learners, what, sick.num_members, next(filter(None, tensors), ""))
+
+
 def examine(arrays: Iterable[Tensor], num_learners: int) -> tuple[bool, bool]:
     """Return whether all elements of `arrays` are finite, and whether some are so large that their sum may overflow.
 
@@ -77,6 +89,17 @@ def examine(arrays: Iterable[Tensor], num_learners: int) -> tuple[bool, bool]:
 def is_finite(arrays: Iterable[Tensor]) -> bool:
     """Return whether every element of `arrays`, each of shape (learners, numel), is finite. One pass over them."""
     return examine(arrays, 1)[0]
+
+
+def squared_distance(x: Tensor, mean: Tensor) -> float:
+    """Return ||x_j - mean||², averaged over the rows of `x`, summed in float64."""
+    parts = [
+        (rows - part).abs().double().square().sum()
+        for rows, part in zip(
+            x.split(_DISTANCE_CHUNK_ELEMENTS, dim=1), mean.split(_DISTANCE_CHUNK_ELEMENTS), strict=True
+        )
+    ]
+    return float(torch.stack(parts).sum()) / x.shape[0] if parts else 0.0
 
 
 # -- silent corruption --------------------------------------------------------------------------------------------
@@ -103,6 +126,57 @@ def compare(parts: Mapping[str, Iterable[Tensor]], topology: Topology, when: str
             is_known = is_known and most is not None
             odd.update(learner for learner, each in enumerate(of_learners) if each != most)
         raise CorruptionError(sorted(odd), is_known, list(differing), when)
+
+
+class EqualityCheck:
+    """Compares, after every N-th global mean, what must then be equal on all learners.
+
+    Parameters
+    ----------
+    topology : the learners.
+    every : N, counted in global means; 0 compares nothing.
+    frozen : the tensors that no training changes, which are compared along with the others.
+    """
+
+    def __init__(self, topology: Topology, every: int, frozen: Sequence[Tensor]) -> None:
+        self._topology = topology
+        self._every = every
+        self._frozen = frozen
+        self._alarm: CorruptionError | None = None
+
+    def compare(self, number: int, step: int, parts: Mapping[str, Sequence[Tensor]]) -> None:
+        """Compare `parts`, by their names, if mean `number` is one to check after. Collective over all learners."""
+        if not self._every or number % self._every:
+            return
+        given = {name: tensors for name, tensors in {**parts, "frozen parameters": self._frozen}.items() if tensors}
+        try:
+            self._topology.carry_out(
+                lambda: compare(given, self._topology, f"at step {step}"), what=f"comparison at step {step}"
+            )
+        except CorruptionError as error:
+            self._alarm = error
+
+    def raise_alarm(self) -> None:
+        """Raise what the last comparison has found, once all else is done that belongs to the step."""
+        alarm, self._alarm = self._alarm, None
+        if alarm is not None:
+            raise alarm
+
+
+def check_same_start(fingerprints: Sequence[int]) -> None:
+    """Raise `InputError` unless all learners gave the same fingerprint of what they start from."""
+    if len(set(fingerprints)) > 1:
+        odd = [learner for learner, other in enumerate(fingerprints) if other != fingerprints[0]]
+        raise InputError(
+            "model",
+            f"other parameters on ranks {ranges(odd)} than on rank 0",
+            "the same on all ranks where anchors or servers start: load weights on all of them, or before the Averager",
+        )
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> int:
+    """Return 64 bits that differ where the bits of `tensors` do."""
+    return int.from_bytes(digest(tensors)[:8], "little")
 
 
 def digest(tensors: Iterable[Tensor]) -> bytes:

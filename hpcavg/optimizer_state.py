@@ -41,6 +41,14 @@ class StateAverager:
         self._names: list[str] = []
         self.flat = FlatBuffer([])
 
+    def treat(self, policy: str, engine: Engine) -> int:
+        """Do at a global mean what the `policy` says; return the bytes this learner brought in. Collective."""
+        if policy == "average":
+            return self.average(engine)
+        if policy == "reset":
+            self._optimizer.state.clear()
+        return 0
+
     def average(self, engine: Engine) -> int:
         """Average the state in place; return the bytes this learner brought in. Collective over all learners."""
         means = self._topology.carry_out(lambda: self._take(engine))

@@ -35,7 +35,8 @@ class Replica:
     """The tensors of a model, and of an optimizer over more than the model, on one rank. Collective over everyone.
 
     Not averaged are frozen parameters, buffers of integers and other types that have no mean, and those that were not
-    finite at the start on any rank, or so large that their sum is not, such as masks. What is averaged lives where the engine wants it.
+    finite at the start on any rank, or so large that their sum is not, such as masks. What is averaged lives where the
+    engine wants it.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, cast
 
 from mpi4py import MPI
 
-from hpcavg.errors import InputError, ranges, require_number
+from hpcavg.errors import InputError, ranges
 from hpcavg.schedule import Scope
 from hpcavg.supervisor import Process, Supervisor, Wait
 from hpcavg.topology import Topology
@@ -243,7 +243,7 @@ def watch_over(topology: Topology, timeout_s: float, end: Callable[[], None] | N
 def timeout_or_default(timeout_s: float | None) -> float:
     """Return `timeout_s`; where it is None what the environment says, else ten minutes.
 
-    Raises `InputError` for what is no number of at least 0.
+    Raises `InputError` where that is no number.
     """
     if timeout_s is None:
         text = os.environ.get(TIMEOUT_VARIABLE, str(TIMEOUT_S))
@@ -251,7 +251,6 @@ def timeout_or_default(timeout_s: float | None) -> float:
             timeout_s = float(text)
         except ValueError:
             raise InputError(TIMEOUT_VARIABLE, text, "a number of seconds, 0 for no limit") from None
-    require_number("hang_timeout", timeout_s, lambda value: value >= 0, "a number of seconds, 0 for no limit")
     return timeout_s
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "WireFormat",
     "select",
     "take_means",
+    "take_means_of_large",
     "wire_format",
 ]
 
@@ -106,6 +107,23 @@ def take_means(
         mean = torch.empty_like(array[0]) if is_beside or array.shape[0] > 1 else array[0]
         engine.mean(array, mean, scope, wire_format, num_well)
         means.append(mean)
+    return means
+
+
+def take_means_of_large(
+    engine: Engine, arrays: Sequence[Tensor], scope: Scope, num_members: int, num_well: int | None
+) -> list[Tensor]:
+    """Return the means of values whose sum may overflow: of copies divided by a power of two, which is exact.
+
+    num_members : how many learners are in the scope. num_well : the divisor; see `Engine.mean`. Collective over the
+    scope.
+    """
+    means = []
+    for array in arrays:
+        # Sums of float16 are taken in float32, and do not overflow.
+        scale = 1.0 if array.dtype == torch.float16 else 2.0 ** -num_members.bit_length()
+        (mean,) = take_means(engine, [array * scale], scope, num_well=num_well)
+        means.append(mean.div_(scale))
     return means
 
 

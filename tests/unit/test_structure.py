@@ -70,7 +70,14 @@ LEVELS = [
         "hpcavg.recovery",
         "hpcavg.supervisor",
     },
-    {"hpcavg.config", "hpcavg.gradients", "hpcavg.optimizer_state", "hpcavg.replica"},
+    {
+        "hpcavg.config",
+        "hpcavg.gradients",
+        "hpcavg.optimizer_state",
+        "hpcavg.replica",
+        "hpcavg.rounds",
+        "hpcavg.watchdog",
+    },
     {
         "hpcavg.asynchronous",
         "hpcavg.delayed",
@@ -79,7 +86,6 @@ LEVELS = [
         "hpcavg.placement",
         "hpcavg.sources",
         "hpcavg.summary",
-        "hpcavg.watchdog",
     },
     {"hpcavg.averaging", "hpcavg.cli"},
     {
