@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -66,22 +67,22 @@ class Rows:
     codes: dict[Scope, Relative] = field(default_factory=dict)
     _rows_of: dict[tuple[int, ...], list[Array]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def learners(self) -> int:
         """Rows of a block."""
         return self.blocks[0].shape[0]
 
-    @property
+    @cached_property
     def numel(self) -> int:
         """Elements of a row."""
         return self.blocks[0].shape[1]
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """What all of them are."""
         return self.blocks[0].dtype
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         """Bytes of a row."""
         return self.numel * self.dtype.itemsize

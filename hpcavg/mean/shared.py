@@ -151,10 +151,16 @@ class SharedEngine:
         placed = self._placed.get(rows.data_ptr())
         members = self._members_of(scope, in_background=False)
         is_in_place = out.data_ptr() == rows.data_ptr()
-        if placed is None or members.num_ranks == 1 or not self._has_room(placed, members, is_in_place):
+        is_small = placed is not None and self._is_small(placed, members)
+        is_beside = members.num_lanes > 0 if is_small else not is_in_place
+        if (
+            placed is None
+            or members.num_ranks == 1
+            or (is_beside and self._mean_beside(placed, members) is None)  # no room
+        ):
             self._mpi.mean(rows, out, scope, None, num_well)
-        elif self._is_small(placed, members):
-            self._mean_of_small(placed, rows, out, members, num_well)
+        elif is_small:
+            self._mean_of_small(placed, out, is_in_place, members, num_well)
         elif is_in_place:
             finish(self._replace(placed, members, wire_format, num_well))
         else:
@@ -216,9 +222,6 @@ class SharedEngine:
             if index == 0 and count_well is not None:
                 num_well = count_well(copy[0])
 
-    def _has_room(self, rows: Rows, members: Members, is_in_place: bool) -> bool:
-        return not self._is_beside(rows, members, is_in_place) or self._mean_beside(rows, members) is not None
-
     def _mean_beside(self, rows: Rows, members: Members) -> Tensor | None:
         """Return the memory of a mean that does not take the rows' place; None where a node has no room for it.
 
@@ -264,14 +267,12 @@ class SharedEngine:
             average(own_rows, targets, first, min(first + step, end), count)
             yield True
 
-    def _is_beside(self, rows: Rows, members: Members, is_in_place: bool) -> bool:
-        """Return whether the mean goes through memory of its own, which `_mean_beside` returns."""
-        return not is_in_place and not self._is_small(rows, members)
-
     def _is_small(self, rows: Rows, members: Members) -> bool:
         return bool(rows.copies)
 
-    def _mean_of_small(self, placed: Rows, rows: Tensor, out: Tensor, members: Members, num_well: int | None) -> None:
+    def _mean_of_small(
+        self, placed: Rows, out: Tensor, is_in_place: bool, members: Members, num_well: int | None
+    ) -> None:
         """Take the mean behind a single barrier: each rank sums all rows, of copies that the next mean leaves alone.
 
         The copies of the mean after that are written behind its barrier, when everybody has read these.
@@ -286,7 +287,7 @@ class SharedEngine:
         values, own_copy, copies = next(placed.turns[members.scope])
         own_copy[...] = values
         members.node.Barrier()
-        target = values[0] if out.data_ptr() == rows.data_ptr() else as_array(out)
+        target = values[0] if is_in_place else as_array(out)
         self._finish_small(placed, copies, target, members, num_well)
 
     def _finish_small(self, rows: Rows, copies: list[Array], out: Any, members: Members, num_well: int | None) -> None:

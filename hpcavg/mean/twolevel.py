@@ -153,11 +153,6 @@ class TwoLevelEngine(SharedEngine):
         if isinstance(code, First | Relative):
             rows.codes[members.scope] = code.next
 
-    def _is_beside(self, rows: Rows, members: Members, is_in_place: bool) -> bool:
-        if self._is_small(rows, members):
-            return members.num_lanes > 0
-        return super()._is_beside(rows, members, is_in_place)
-
     def _is_small(self, rows: Rows, members: Members) -> bool:
         is_gathered = not members.num_lanes or rows.num_bytes * self._topology.num_nodes <= _GATHERED_BYTES
         return is_gathered and super()._is_small(rows, members)

@@ -158,6 +158,33 @@ def test_delayed_means_are_of_what_was_there_at_the_start(topology, name, learne
         assert torch.allclose(mean.double(), expected, rtol=tolerance, atol=tolerance)
 
 
+@every_engine
+@pytest.mark.parametrize("learners", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_ranks_that_are_left_out_are_not_counted(topology, name, learners, dtype):
+    """Three of four, or one of two: at once by their number, on the way by what the first array tells of it."""
+    cuda, size = PretendCuda(eager=True), topology.num_learners
+    engine = MAKE[name](topology, cuda)
+    is_ill = topology.rank == size - 1 and size > 1
+    num_well = size - 1 if size > 1 else None
+    rows, complaints = engine.home(torch.zeros(learners, 1009, dtype=dtype)), engine.home(torch.zeros(1, 5))
+    rows.fill_(0.0 if is_ill else 1.171875)
+    complaints.fill_(float(is_ill))
+    out = torch.empty(1009, dtype=dtype)
+    engine.mean(rows, out, Scope.GLOBAL, None, num_well)
+    cuda.synchronize(CPU)
+    assert (out == 1.171875).all()
+    told = []
+
+    def count_well(mean):
+        told.append(mean.tolist())
+        return num_well if mean.any() else None
+
+    _, mean = engine.start([complaints, rows], Scope.GLOBAL, None, count_well).wait()
+    assert (mean == 1.171875).all()
+    assert told == [pytest.approx([(size > 1) / size] * 5)]
+
+
 @pytest.mark.parametrize("name", ["staged over mpi", "staged over shared"])
 def test_staged_rows_are_allocated_once(topology, name):
     cuda = PretendCuda()
