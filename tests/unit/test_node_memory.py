@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 from mpi4py import MPI
 
+from hpcavg import node_memory
 from hpcavg.node_memory import shared_memory
 
 
@@ -21,3 +23,13 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert len(memory) == 100
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([new, alive, foreign])
     assert old not in os.listdir(tmp_path)
+
+
+def test_what_cannot_be_mapped_is_an_error_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    def no_address_space(*arguments):
+        raise OSError("Cannot allocate memory")
+
+    monkeypatch.setattr(node_memory.mmap, "mmap", no_address_space)
+    with pytest.raises(OSError, match="not all of its ranks can map"):
+        shared_memory(MPI.COMM_SELF, 100, (str(tmp_path),))
+    assert list(tmp_path.iterdir()) == []
