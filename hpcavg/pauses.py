@@ -88,6 +88,7 @@ class Pauses:
         background of a shell, or handled by the program stays so. Main thread only.
     by_step : whether all ranks take the same means at the same steps. Where they do not, nothing is agreed on by steps,
         and the loop calls `agree_now` where all of them stand together.
+    num_servers : ranks, the last of all, that take no steps and no part.
     """
 
     def __init__(
@@ -97,8 +98,10 @@ class Pauses:
         stop_at: Deadline | None = None,
         catch_signals: bool = False,
         by_step: bool = True,
+        num_servers: int = 0,
     ) -> None:
         self._supervisor = supervisor
+        self._num_servers = num_servers
         self._changed = supervisor.changed
         self._by_step = by_step
         self._stop_at = stop_at
@@ -140,7 +143,7 @@ class Pauses:
             if step != self._next:
                 raise ValueError(f"step {step} ended where step {self._next} was being taken")
             if self._is_held:
-                with supervisor.waiting("agreement on a pause", step, range(supervisor.size)):
+                with supervisor.waiting("agreement on a pause", step, range(self._size)):
                     self._changed.wait_for(lambda: not self._is_held)
             pause = self._arrive() if step == self._target else None
             self._next = supervisor.step = step + 1
@@ -254,13 +257,13 @@ class Pauses:
 
     def _receive_awake(self, source: int) -> None:
         self._num_awake += 1
-        if self._num_awake == self._supervisor.size:
+        if self._num_awake == self._size:
             self._num_awake = 0
             self._send_to_all("hold")
 
     def _receive_step(self, source: int, step: int, asked: Pause) -> None:
         self._answers.append((step, asked))
-        if len(self._answers) == self._supervisor.size:
+        if len(self._answers) == self._size:
             steps, requests = zip(*self._answers, strict=True)
             self._answers.clear()
             self._is_leading = self._is_wanted = False  # requests of before are in the answers
@@ -270,5 +273,10 @@ class Pauses:
         self._supervisor.send("pauses", rank, *message)
 
     def _send_to_all(self, *message: Any) -> None:
-        for rank in range(self._supervisor.size):
+        for rank in range(self._size):
             self._send(rank, *message)
+
+    @property
+    def _size(self) -> int:
+        """How many ranks agree; fewer after some have died."""
+        return self._supervisor.size - self._num_servers

@@ -207,7 +207,7 @@ class Trainer:
         topology, averager = self.topology, self.averager
         self._is_by_step = not (averager.algorithm.own_pace or topology.is_server)
         step = averager.progress.step
-        self._pauses = Pauses(averager.supervisor, step, self._stop_at, catch_signals=True, by_step=self._is_by_step)
+        self._pauses = Pauses(averager.supervisor, step, self._stop_at, True, self._is_by_step, topology.num_servers)
         for early in early_signals():
             self._pauses.request(Kind.STOP, early.name)
 
