@@ -105,6 +105,7 @@ class FlatBuffer:
     def _note_memory(self) -> None:
         self._tensors = [tensor for slot in self.slots for tensor in slot.tensors]
         self._pointers = list(map(Tensor.data_ptr, self._tensors))
+        self._numels = list(map(Tensor.numel, self._tensors))
 
     def _view(self, slot: Slot) -> Tensor:
         """Return the slot's part of row 0: on a host with a storage of its own over the same memory."""
@@ -145,10 +146,11 @@ class FlatBuffer:
 
         Raises `InputError` naming the tensor whose shape, dtype or device is no longer the one it had.
         """
-        pointers = list(map(Tensor.data_ptr, self._tensors))
-        if pointers == self._pointers:
+        pointers, numels = list(map(Tensor.data_ptr, self._tensors)), list(map(Tensor.numel, self._tensors))
+        if pointers == self._pointers and numels == self._numels:
             return
-        is_home = map(int.__eq__, pointers, self._pointers)
+        places, homes = zip(pointers, numels, strict=True), zip(self._pointers, self._numels, strict=True)
+        is_home = (place == home for place, home in zip(places, homes, strict=True))
         for slot in self.slots:
             away = [tensor for tensor in slot.tensors if not next(is_home)]
             if not away:

@@ -194,3 +194,22 @@ def test_the_mean_of_large_values_is_finite(world, dtype, engine):
     averager.finish()
     assert all(map(math.isfinite, model.x.tolist()))
     averager.topology.free()
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # NumPy's own word on the same
+def test_a_delayed_mean_that_overflows_is_an_error_on_all(world):
+    model = nn.Module()
+    model.x = nn.Parameter(torch.zeros(3))
+    averager = make(world, algorithms.dasgd(2, delay=1), model)
+    with torch.no_grad():
+        model.x.fill_(0.75 * torch.finfo(torch.float32).max)
+    model.x.grad = torch.zeros(3)
+    averager.step()
+    averager.step()
+    if world.Get_size() == 1:
+        averager.step()
+        assert model.x.isfinite().all()
+    else:
+        with pytest.raises(OverflowError, match="step 2"):
+            averager.step()
+    averager.topology.free()

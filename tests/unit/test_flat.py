@@ -130,3 +130,12 @@ def test_several_learners_have_a_row_each():
     flat = FlatBuffer(named(tensor), learners=4)
     assert flat.arrays[0].shape == (4, 16)
     assert flat.arrays[0][0, :3].tolist() == [1, 1, 1]
+
+
+def test_a_part_of_a_tensor_in_its_place_is_named():
+    """As pruning leaves it: the address is what it was."""
+    weight = torch.nn.Parameter(torch.arange(6.0))
+    flat = FlatBuffer([("weight", weight)])
+    weight.data = weight.data[:4]
+    with pytest.raises(InputError, match=r"weight as \(4,\)"):
+        flat.refresh()
