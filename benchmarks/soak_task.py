@@ -33,6 +33,7 @@ from hpcavg.mean import pending, shared
 from hpcavg.record import Record
 from hpcavg.recovery import SurvivingTopology
 from hpcavg.replica import Replica
+from hpcavg.rounds import Rounds
 from hpcavg.tasks import Task, digits
 from hpcavg.train import Trainer
 
@@ -234,7 +235,7 @@ class _Patch:
         self._in(Averaging, "replace_by_mean", "mean for an evaluation")
         self._in(Delayed, "start", "start of a delayed average")
         self._in(Delayed, "collect", "merge of a delayed average")
-        self._in(Averager, "_agree_on_round", "agreement on a round")
+        self._in(Rounds, "_agree", "agreement on a round")
         self._in(Trainer, "_evaluate", "evaluation")
         self._in(Trainer, "_conclude", "summary")
         self._in(Record, "flush", "flush of records")

@@ -26,11 +26,15 @@ class Score:
 
 
 def evaluate(
-    predict: Callable[[Tensor], Tensor], task: Task, test_batches: Callable[[], Iterable[Any]], topology: Topology
+    predict: Callable[[Tensor], Tensor],
+    task: Task,
+    test_batches: Callable[[], Iterable[Any]],
+    topology: Topology,
+    what: str = "evaluation",
 ) -> Score:
     """Return the score over all learners, each with its own model and test batches. Collective over them.
 
-    `predict` maps inputs to outputs. Every batch is a pair of inputs and targets.
+    `predict` maps inputs to outputs. Every batch is a pair of inputs and targets. `what` this is, for the watchdog.
     """
     count = task.count_correct or _nothing_to_count
     count_more = count_top5 if count is count_correct else _nothing_to_count
@@ -45,7 +49,7 @@ def evaluate(
         topology.world.Allreduce(MPI.IN_PLACE, own)
         return own
 
-    *sums, num_samples = topology.carry_out(totals).tolist()
+    *sums, num_samples = topology.carry_out(totals, what=what).tolist()
     return Score(*(total / num_samples for total in sums))
 
 

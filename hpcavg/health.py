@@ -53,8 +53,8 @@ class Sick:
 
     @property
     def num_well(self) -> int | None:
-        """How many learners the mean is over without them, as engines take it; None where nobody is sick."""
-        return self.num_members - len(self.learners) if self.learners else None
+        """By how many an engine divides the sum without them; None where nobody is sick. With nobody well it is 0 / 1."""
+        return max(self.num_members - len(self.learners), 1) if self.learners else None
 
 
 def raise_sick(sick: Sick, comm: MPI.Comm, what: str, tensor: str) -> NoReturn:

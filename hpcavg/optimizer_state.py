@@ -51,7 +51,7 @@ class StateAverager:
 
     def average(self, engine: Engine) -> int:
         """Average the state in place; return the bytes this learner brought in. Collective over all learners."""
-        means = self._topology.carry_out(lambda: self._take(engine))
+        means = self._topology.carry_out(lambda: self._take(engine), what="average of the optimizer's state")
         for array, mean in zip(self.flat.arrays, means, strict=True):
             replace.apply(array, mean, {}, 0.0)
         return self.flat.num_bytes

@@ -107,7 +107,7 @@ class Trainer:
         """
         topology = self.topology
         age_s = placement.process_age_s()
-        self.account.startup_s += topology.carry_out(lambda: topology.everyone.allreduce(age_s, MPI.MAX))
+        self.account.startup_s += topology.carry_out(lambda: topology.everyone.allreduce(age_s, MPI.MAX), what="start")
         self._started_s = time.monotonic()
         last = None if self._found.checkpoint is None else self._found.checkpoint.path
         self._checkpointer = Checkpointer(self.config, self.averager, self.path / CHECKPOINTS, last)
@@ -231,7 +231,7 @@ class Trainer:
             if reached is None:
                 continue
             if not self._is_by_step:
-                pause = self.topology.carry_out(lambda: self._pauses.agree_now(self.topology.world))
+                pause = self.topology.carry_out(lambda: self._pauses.agree_now(self.topology.world), what="pause")
             self._follow_schedule(reached)
             if averager.done:
                 break
@@ -286,17 +286,18 @@ class Trainer:
         """Evaluate, record and show; after the last step, take the final mean first. Collective over all learners."""
         averager, topology = self.averager, self.topology
         self.epoch = epoch = max(self.epoch + 1, int(reached // self.feed.steps_per_epoch))
-        learners = self._evaluate()
+        what = f"evaluation after step {reached:g}"
+        learners = self._evaluate(what)
         inputs = self.feed.train_inputs(epoch) if self.config.buffers == "recompute" else None
         if averager.done or self._stopped_by is not None:
             averager.finish(inputs)
-            mean = self._evaluate()
+            mean = self._evaluate(what)
         else:
             with averager.mean_model(inputs):
-                mean = self._evaluate()
+                mean = self._evaluate(what)
         own = float(torch.stack(self._losses).double().mean()) if self._losses else math.nan
         self._losses.clear()
-        train_loss = topology.carry_out(lambda: topology.world.allreduce(own) / topology.num_learners)
+        train_loss = topology.carry_out(lambda: topology.world.allreduce(own) / topology.num_learners, what=what)
         self.record.averages(self.averager.events)
         result = Result(train_loss, mean, learners)
         self.record.evaluation(averager.progress.step, epoch, result, self.task.count_correct is not None)
@@ -305,9 +306,9 @@ class Trainer:
         averager.restart_clock()
         return result
 
-    def _evaluate(self) -> Score:
+    def _evaluate(self, what: str) -> Score:
         self.model.eval()
-        return evaluate(self.passes.predict, self.task, self.feed.test_batches, self.topology)
+        return evaluate(self.passes.predict, self.task, self.feed.test_batches, self.topology, what)
 
     def _serve(self) -> None:
         """Serve parameters until every learner is done; record the updates as they arrive."""

@@ -23,13 +23,13 @@ def train(folder, arguments, stop=False):
     """Train, up to the end or only one step; return the trainer."""
     trainer = Trainer(cli.parse_train([*f"{RUN} {arguments}".split(), "--output", str(folder)]))
     if stop:
-        begin_watch = trainer._begin_watch
+        begin_listening = trainer._begin_listening
 
         def ask():
-            begin_watch()
+            begin_listening()
             trainer._pauses.request(Kind.STOP, "a test")
 
-        trainer._begin_watch = ask
+        trainer._begin_listening = ask
     trainer.status = trainer.train()
     return trainer
 
