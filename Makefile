@@ -63,14 +63,14 @@ test: $(INSTALLED)
 	$(BIN)/pytest -q tests/unit tests/process
 	@for n in $(TEST_RANKS); do \
 	    echo "== tests/mpi on $$n ranks"; \
-	    timeout 300 $(MPIRUN) -np $$n $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py -m pytest -q --with-mpi tests/mpi || exit 1; \
+	    timeout 600 $(MPIRUN) -np $$n $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py -m pytest -q --with-mpi tests/mpi || exit 1; \
 	done
 
 test-cluster: $(INSTALLED)
 	$(BIN)/pytest -q tests/cluster
 	@for slots in 2,2 3,1; do \
 	    echo "== $(CLUSTER_TESTS) on emulated nodes of $$slots ranks"; \
-	    timeout 600 $(BIN)/python -m benchmarks.cluster --yield --slots $$slots -- \
+	    timeout 900 $(BIN)/python -m benchmarks.cluster --yield --slots $$slots -- \
 	        python -m mpi4py -m pytest -q --with-mpi $(CLUSTER_TESTS) || exit 1; \
 	done
 

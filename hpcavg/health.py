@@ -53,7 +53,7 @@ class Sick:
 
     @property
     def num_well(self) -> int | None:
-        """By how many an engine divides the sum without them; None where nobody is sick. With nobody well it is 0 / 1."""
+        """By how many an engine divides the sum without them; None where nobody is sick. At least 1: a sum may be 0."""
         return max(self.num_members - len(self.learners), 1) if self.learners else None
 
 
