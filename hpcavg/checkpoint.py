@@ -15,6 +15,7 @@ import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ MANIFEST = "manifest.json"
 LATEST = "latest"
 _FORMAT = 1
 _FOLDER = re.compile(r"step-(\d{8,})(?:~(\d+))?")
+_OWN_FILE = re.compile(rf"rank-\d{{5,}}\.safetensors|{re.escape(MANIFEST)}(\.partial)?")
 
 
 @dataclass(frozen=True)
@@ -104,15 +106,21 @@ def rank_file(rank: int) -> str:
 
 def create(folder: Path, step: int) -> Path:
     """Make and return a fresh folder for a checkpoint at `step`, beside any other of the same step."""
-    name, attempt = f"step-{step:08d}", 1
     while True:
-        path = folder / (name if attempt == 1 else f"{name}~{attempt}")
-        try:
+        path = _free_path(folder, _step_name(step))
+        with suppress(FileExistsError):
             files.make_folder(path)
-        except FileExistsError:
-            attempt += 1
-        else:
             return path
+
+
+def _step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _free_path(folder: Path, name: str) -> Path:
+    """Return the first path in `folder` that nothing has, of `name` and the numbered ones after it."""
+    names = chain([name], (f"{name}~{attempt}" for attempt in count(2)))
+    return next(folder / name for name in names if not os.path.lexists(folder / name))
 
 
 def write_rank(path: Path, rank: int, parts: Mapping[str, Any]) -> FileRecord:
@@ -122,24 +130,39 @@ def write_rank(path: Path, rank: int, parts: Mapping[str, Any]) -> FileRecord:
 
 def commit(path: Path, manifest: Manifest) -> None:
     """Make the checkpoint in `path` count, once every rank's file is written; then let ``latest`` point to it."""
+    _free_latest(path.parent)
     numbers = (found.manifest.number for _, found in _entries(path.parent) if isinstance(found, Checkpoint))
     manifest = replace(manifest, number=1 + max(numbers, default=0))
     files.replace_file(path / MANIFEST, [manifest.to_json().encode()])
     files.switch_link(path.parent / LATEST, path.name)
 
 
+def _free_latest(folder: Path) -> None:
+    """Give what has the place of the link ``latest``, and is none, another name; nothing is removed.
+
+    Whoever copies a run and follows links makes it a folder. Such a copy of a checkpoint is one of `folder` from now
+    on, perhaps beside its twin; of anything else nothing is known.
+    """
+    path = folder / LATEST
+    if os.path.lexists(path) and not path.is_symlink():
+        found = _inspect(path, verify=False)
+        name = _step_name(found.manifest.step) if isinstance(found, Checkpoint) else LATEST
+        files.perform(os.rename, path, _free_path(folder, name))
+
+
 def discard(path: Path) -> None:
     """Remove a checkpoint that could not be written; what cannot be removed stays. One that counts is left alone."""
     with suppress(OSError):
         if _latest(path.parent) != path.name:
-            files.remove_folder(path, first=MANIFEST)
+            files.remove_folder(path, first=MANIFEST, own=_OWN_FILE)
 
 
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints, at least 1, and what was left half-written.
 
-    Nothing goes as long as none is whole. The one ``latest`` points to always stays. Raises `OSError` where one cannot
-    be removed, after all others were.
+    Nothing goes as long as none is whole. The one ``latest`` points to always stays, and so does what `write_rank` and
+    `commit` did not write; a link goes, and what it points to stays. Raises `OSError` where one cannot be removed,
+    after all others were.
     """
     latest = _latest(folder)
     entries = _entries(folder)
@@ -149,7 +172,7 @@ def prune(folder: Path, keep: int) -> None:
     for path in (*half_written, *whole[keep:]):
         if path.name != latest:
             try:
-                files.remove_folder(path, first=MANIFEST)
+                files.remove_folder(path, first=MANIFEST, own=_OWN_FILE)
             except OSError as error:
                 failed = error
     if failed is not None:

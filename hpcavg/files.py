@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -127,16 +128,29 @@ def fault(folder: Path, record: FileRecord) -> str | None:
     return None if sha.hexdigest() == record.sha256 else f"{record.name} is damaged: its checksum is another"
 
 
-def remove_folder(path: Path, first: str) -> None:
-    """Remove the folder `path` and the files in it; the one called `first`, if any, is gone for good before others."""
-    names = os.listdir(path)
-    if first in names:
-        perform(os.unlink, path / first)
-        sync_folder(path)
-        names.remove(first)
-    for name in names:
-        perform(os.unlink, path / name)
-    perform(os.rmdir, path)
+def remove_folder(path: Path, first: str, own: re.Pattern[str]) -> None:
+    """Remove the files in the folder `path` with names that match `own`, and the folder unless others are left in it.
+
+    The file called `first`, if any, is gone for good before others. A link, in place of the folder or of a file, is
+    removed and never followed; a file in place of the folder stays.
+    """
+    if path.is_symlink():
+        perform(os.unlink, path)
+    elif path.is_dir():
+        with os.scandir(path) as entries:
+            files = [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
+        names = [name for name in files if own.fullmatch(name)]
+        if first in names:
+            perform(os.unlink, path / first)
+            sync_folder(path)
+            names.remove(first)
+        for name in names:
+            perform(os.unlink, path / name)
+        try:
+            perform(os.rmdir, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
     sync_folder(path.parent)
 
 

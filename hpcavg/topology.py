@@ -217,27 +217,52 @@ def wait_until(is_there: Callable[[], bool], interval_s: float) -> None:
 
 
 def install_abort_hook(status: int = 1) -> None:
-    """Make an uncaught exception, in any thread of any rank, print its traceback once and end the whole job."""
+    """Make an uncaught exception, on any rank, print its traceback once and end the whole job; see `on_uncaught`.
+
+    One rank alone keeps nobody waiting, so that its own exceptions are left to Python, unless the job is to end with
+    another status than Python's.
+    """
     children.require_rank()
-    rank = MPI.COMM_WORLD.Get_rank()
-    on_uncaught(f"rank {rank} failed; the job is ended", lambda: MPI.COMM_WORLD.Abort(status))
+    world = MPI.COMM_WORLD
+    text = f"rank {world.Get_rank()} failed; the job is ended"
+    on_uncaught(text, lambda: world.Abort(status), is_alone=world.Get_size() == 1 and status == 1)
 
 
-def on_uncaught(text: str, end: Callable[[], None]) -> None:
-    """Make an uncaught exception, in any thread, print `text` and its traceback, and then call `end`."""
+def on_uncaught(text: str, end: Callable[[], None], is_alone: bool = False) -> None:
+    """Make an uncaught exception print `text` and its traceback, and then call `end`.
 
-    def tell(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
-        lines = traceback.format_exception(kind, error, trace)
+    That is one of the main thread, of the thread that calls this, in which the training is, or of hpcavg's own, which
+    have names that begin with "hpcavg": others wait for these. What any other thread raises is printed with the rank,
+    and what a user raises at a prompt is printed. Where a rank `is_alone`, only hpcavg's own threads end it.
+    """
+    rank, training = MPI.COMM_WORLD.Get_rank(), threading.current_thread()
+
+    def say(title: str, error: tuple[Any, Any, Any]) -> None:
         sys.stdout.flush()
         # The process's own: torch.distributed calls this hook with a buffer for sys.stderr, which the end would lose.
         stderr = sys.__stderr__ or sys.stderr
-        stderr.write(f"hpcavg: {text}\n{''.join(lines)}")
+        stderr.write(f"hpcavg: {title}\n{''.join(traceback.format_exception(*error))}")
         stderr.flush()
-        end()
+
+    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if is_alone or hasattr(sys, "ps1"):
+            sys.__excepthook__(kind, error, trace)
+        else:
+            say(text, (kind, error, trace))
+            end()
 
     def tell_from_thread(args: Any) -> None:
-        if args.exc_type is not SystemExit:
-            tell(args.exc_type, args.exc_value, args.exc_traceback)
+        if args.exc_type is SystemExit:
+            return
+        error = args.exc_type, args.exc_value, args.exc_traceback
+        name = args.thread.name if args.thread else "without a name"
+        if name.startswith("hpcavg") or (args.thread is training and not is_alone):
+            say(text, error)
+            end()
+        elif is_alone:
+            threading.__excepthook__(args)
+        else:
+            say(f"rank {rank} goes on; its thread {name} failed", error)
 
     sys.excepthook = tell
     threading.excepthook = tell_from_thread

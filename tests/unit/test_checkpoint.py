@@ -3,9 +3,11 @@
 import errno
 import os
 import random
+import shutil
 import signal
 import warnings
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 import torch
@@ -159,14 +161,127 @@ def test_the_latest_stays_also_where_its_manifest_is_damaged(tmp_path):
     assert names(tmp_path) == [LATEST, "step-00000010", "step-00000020"]
 
 
-def test_what_cannot_be_removed_keeps_nothing_else(tmp_path):
-    for step in (1, 2, 3):
-        take(tmp_path, step)
-    (tmp_path / "step-00000002" / "mine").mkdir()
+def test_what_cannot_be_removed_keeps_nothing_else(tmp_path, monkeypatch):
+    paths = [take(tmp_path, step) for step in (1, 2, 3)]
+
+    def refuse(call, *arguments):
+        if call is os.unlink and arguments[0] == paths[1] / "rank-00001.safetensors":
+            raise OSError(errno.EACCES, "mine")
+        return call(*arguments)
+
+    monkeypatch.setattr(files, "perform", refuse)
     with pytest.raises(OSError, match="mine"):
         prune(tmp_path, 1)
     assert names(tmp_path) == [LATEST, "step-00000002", "step-00000003"]
-    assert "manifest.json" not in names(tmp_path / "step-00000002")
+    assert "manifest.json" not in names(paths[1])
+
+
+def contents(folder):
+    """Return what is below `folder` by its path: the bytes of a file, the target of a link, None for a folder."""
+    return {
+        path.relative_to(folder): os.readlink(path) if path.is_symlink() else path.is_file() and path.read_bytes()
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_a_checkpoint_that_a_link_names_stays(is_relative, tmp_path):
+    """As where a run is forked by linking another run's checkpoint, or where users put a folder of their own there."""
+    theirs, mine, own = tmp_path / "theirs", tmp_path / "mine", tmp_path / "own"
+    for folder in (theirs, mine, own):
+        folder.mkdir()
+    (own / "notes.txt").write_text("of a user")
+    (own / "rank-00000.safetensors").write_text("of a user")
+    forked = take(theirs, 20)
+    before = contents(theirs), contents(own)
+    for name, target in {"step-00000020": forked, "step-00000010": own, "step-00000015": tmp_path / "gone"}.items():
+        (mine / name).symlink_to(os.path.relpath(target, mine) if is_relative else target)
+    assert newest(mine)[0].path.name == "step-00000020"
+    take(mine, 25, keep=2)
+    assert names(mine) == [LATEST, "step-00000020", "step-00000025"]
+    take(mine, 30, keep=1)
+    assert names(mine) == [LATEST, "step-00000030"]
+    assert (contents(theirs), contents(own)) == before
+
+
+def test_what_the_run_did_not_write_is_never_removed(tmp_path):
+    """Whatever stands among the checkpoints and in them: files, folders and links; checkpoints come and go as ever."""
+    draw = random.Random(3)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "rank-00000.safetensors").write_text("outside")
+    for run in range(30):
+        folder, kept = tmp_path / str(run), {}
+        folder.mkdir()
+        for step in range(1, 7):
+            path = take(folder, step, keep=2) if draw.random() < 0.7 else write(folder, step)[0]
+            for name in draw.sample(["notes.txt", "rank-x.safetensors", "manifest.json~", "mine", "rank-00007"], 2):
+                place = draw.choice([path, folder / f"step-0000010{draw.randrange(10)}"])
+                place.mkdir(exist_ok=True)
+                if not os.path.lexists(place / name):
+                    kept[place / name] = str(step)
+                    if draw.random() < 0.5:
+                        (place / name).write_text(str(step))
+                    else:
+                        (place / name).mkdir()
+                        kept[place / name / "rank-00001.safetensors"] = str(step)
+                        (place / name / "rank-00001.safetensors").write_text(str(step))
+            link = path / draw.choice(["rank-00009.safetensors", "here"])
+            if not os.path.lexists(link):
+                link.symlink_to(draw.choice([outside, outside / "rank-00000.safetensors"]))
+        (folder / "step-00000201").write_text("a file")
+        take(folder, 7, keep=1)
+        assert all(place.is_dir() or place.read_text() == text for place, text in kept.items())
+        assert all(os.path.lexists(place) for place in kept)
+        assert (folder / "step-00000201").read_text() == "a file"
+        assert contents(outside) == {(outside / "rank-00000.safetensors").relative_to(outside): b"outside"}
+        assert [path.parent.name for path in folder.glob("*/manifest.json")].count("step-00000007") == 1
+        left = {path for path in folder.glob("step-*") if (path / "manifest.json").is_file()}
+        assert left == {folder / "step-00000007"}
+        assert holds(newest(folder)[0], 7)
+
+
+def test_a_copy_in_place_of_latest_is_kept(tmp_path):
+    """As `scp -r` and `cp -rL` leave it: beside its twin."""
+    (tmp_path / "run").mkdir()
+    for step in (10, 20):
+        take(tmp_path / "run", step)
+    folder = shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    assert not (folder / LATEST).is_symlink()
+    path = take(folder, 30, keep=9)
+    assert names(folder) == [LATEST, "step-00000010", "step-00000020", "step-00000020~2", "step-00000030"]
+    assert os.readlink(folder / LATEST) == path.name
+    assert newest(folder)[0].path == path
+    assert all(open_checkpoint(found) for found in checkpoint.candidates(folder))
+    take(folder, 40, keep=2)
+    assert names(folder) == [LATEST, "step-00000030", "step-00000040"]
+
+
+def test_a_copy_of_latest_alone_is_older_than_what_comes(tmp_path):
+    (tmp_path / "run").mkdir()
+    for step in (10, 20):
+        take(tmp_path / "run", step)
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    shutil.copytree(tmp_path / "run" / LATEST, folder / LATEST)
+    path = take(folder, 5, keep=9)
+    assert [found.name for found in checkpoint.candidates(folder)] == [path.name, "step-00000020"]
+    assert os.readlink(folder / LATEST) == path.name
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_what_else_stands_in_place_of_latest_is_not_lost(is_folder, tmp_path):
+    for _ in range(2):
+        with suppress(FileNotFoundError):
+            (tmp_path / LATEST).unlink()
+        if is_folder:
+            (tmp_path / LATEST).mkdir()
+            (tmp_path / LATEST / "notes.txt").write_text("of a user")
+        else:
+            (tmp_path / LATEST).write_text("step-00000020")  # as a file system without links has it
+        take(tmp_path, 20, keep=1)
+    assert names(tmp_path) == [LATEST, "latest~2", "latest~3", "step-00000020~2"]
+    assert os.readlink(tmp_path / LATEST) == "step-00000020~2"
 
 
 def test_discard_removes_what_does_not_count_and_nothing_else(tmp_path):
