@@ -90,20 +90,8 @@ class Averager:
         start: str = "rank0",
         hang_timeout: float | None = None,
     ) -> None:
-        options = Options(
-            engine,
-            buffers,
-            optimizer_state,
-            total_steps,
-            batch_size,
-            measure_distance,
-            wire_dtype,
-            error_feedback,
-            non_finite,
-            check_rounds,
-            start,
-            hang_timeout,
-        )
+        form = (engine, buffers, optimizer_state, total_steps, batch_size, measure_distance, wire_dtype, error_feedback)
+        options = Options(*form, non_finite, check_rounds, start, hang_timeout)
         topology.do_together(lambda: options.check(algorithm, topology))
         number = topology.num_averagers
         check_alike(topology, algorithm, options, type(optimizer).__name__, number)
@@ -129,6 +117,7 @@ class Averager:
         self._replica = replica = Replica(model, optimizer, topology, self.engine, start)
         self._caller = Caller(algorithm, topology, number)
         self._averaging = Averaging(algorithm, self.engine, topology, optimizer, replica, options, self._caller)
+        self._is_lent = False  # the model holds the mean for a while
         self._worker: Worker | None = None
         self._server: Server | None = None
         if topology.is_server:
@@ -187,6 +176,7 @@ class Averager:
             take its gradients anew, after it.
         """
         check_step(self.algorithm, self.topology, loss, closure is not None)
+        self._check_kept("step")
         if self._worker is not None and self._worker.is_finished:
             raise InputError("step", self.progress.step + 1, "taken before finish: the servers have left")
         rule, progress, averaging = self.algorithm, self.progress, self._averaging
@@ -228,15 +218,17 @@ class Averager:
         `recompute_buffers`.
         """
         averaging, progress = self._averaging, self.progress
+        self._check_kept("finish")
         self._check_together("finish")
         if self._server is not None:
             for _ in self.serve():
                 pass
             self._server.finish()
+            self._replica.share_buffers()
             return
         if self._worker is not None:
             self._worker.say_goodbye(progress)
-        self._caller.meet_all(Kind.FINISH, progress)
+        averaging.still_agree(Kind.FINISH, progress)
         if averaging.merge_step is not None:
             self._record(averaging.merge(progress))
         if self._worker is not None:
@@ -251,6 +243,8 @@ class Averager:
             if batches is None:
                 raise InputError("batches", None, "training batches, because buffers='recompute'")
             self.recompute_buffers(batches)
+        if self._worker is not None:
+            self._replica.share_buffers()
 
     def check_health(self, what: str) -> None:
         """Raise `SickLearnersError` where no mean could be taken now: `what` is about to happen would be worth nothing.
@@ -268,6 +262,7 @@ class Averager:
         returns at once. Raises `InputError` on all learners where their parameters differ.
         """
         if self._server is None:
+            self._check_kept("reset_anchor")
             self._check_together("reset_anchor")
             if self._worker is not None:
                 self._worker.flush()
@@ -292,8 +287,9 @@ class Averager:
         """
         averaging, replica, progress = self._averaging, self._replica, self.progress
         self._check_together("mean_model")
-        self._caller.meet_all(Kind.MEAN_MODEL, progress)
-        saved = replica.snapshot()
+        averaging.still_agree(Kind.MEAN_MODEL, progress)
+        saved, was_lent = replica.snapshot(), self._is_lent
+        self._is_lent = True
         try:
             if not averaging.learners_agree:
                 buffers = [replica.buffers] if self._buffer_policy == "average" else []
@@ -306,6 +302,7 @@ class Averager:
                 self.recompute_buffers(batches)
             yield self.model
         finally:
+            self._is_lent = was_lent
             replica.restore(saved)
             self.restart_clock()
 
@@ -347,6 +344,11 @@ class Averager:
         if self.agreed_step is None:
             allowed = "at a global mean, where averager.agreed_step is a number: learners go at their own pace"
             raise InputError(what, f"called at step {self.progress.step}", allowed)
+
+    def _check_kept(self, what: str) -> None:
+        """Raise `InputError` in the block of `mean_model`, after which the parameters are the former ones again."""
+        if self._is_lent:
+            raise InputError(what, f"called at step {self.progress.step}", "outside the block of averager.mean_model()")
 
     def _record(self, event: Event | None) -> None:
         if event is not None:

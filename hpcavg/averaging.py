@@ -21,6 +21,7 @@ from hpcavg.health import EqualityCheck, Sick, check_same_start, fingerprint, sq
 from hpcavg.mean import Engine, WireFormat, take_means, take_means_of_large, wire_format
 from hpcavg.merge import Merge, State, replace
 from hpcavg.optimizer_state import StateAverager, forget
+from hpcavg.outer_state import OuterState
 from hpcavg.policies import Options
 from hpcavg.replica import Replica
 from hpcavg.rule import Rule
@@ -67,10 +68,9 @@ class Averaging:
         self._caller = caller
         self._wire_format = wire_format(options.wire_dtype, options.error_feedback)
         self._state = StateAverager(optimizer, topology)
-        self._merge_states = [rule.how.init(array) for array in parameters.arrays]
+        self._outer = OuterState(rule.how, parameters)
         self._gradients = GradientBuffer(parameters, topology, engine) if rule.averages == "gradients" else None
         self.equality = EqualityCheck(topology, options.check_rounds, replica.frozen)
-        self._outer_is_new = True  # and is compared at the next global mean
         self._awaits_mean = False  # this learner is sick, and its parameters are worth nothing until a mean is merged
         averaged = [self._parameters, self._buffers]
         self._delayed = Delayed(averaged, engine, topology, self._wire_format) if rule.delay_steps else None
@@ -149,9 +149,10 @@ class Averaging:
         is_beside = how.reads_parameters or wants_distance
 
         def take() -> tuple[Sick, float, list[Tensor]]:
-            is_sick, is_large = self._examine_own()
-            told = {"is_sick": is_sick, "is_large": is_large, "fingerprint": self._fingerprint() if is_global else 0}
-            meeting = self._caller.meet(call, scope, error=error, rate=self._rate(), **told)
+            is_sick, is_large = self._examine()
+            told = {"is_sick": is_sick, "is_large": is_large, "rate": self._rate()}
+            told["fingerprint"] = self._outer.fingerprint() if is_global else 0
+            meeting = self._caller.meet(call, scope, error=error, **told)
             check_same_start(meeting.fingerprints)
             sick = Sick(meeting.sick, meeting.num_members, is_sick)
             self._check_sick(sick, scope, call)
@@ -174,7 +175,7 @@ class Averaging:
             error = self._try_refresh()
             sick, rate, means = self._topology.carry_out(take, scope, call)
             if is_global:
-                self._outer_is_new = False
+                self._outer.settle()
             if means:
                 distance = self._merge_all(means, how, how_buffers, sick, wants_distance, rate)
         if sick.is_everyone:
@@ -211,7 +212,7 @@ class Averaging:
         arrays = self._parameters.arrays
         num_arrays, num_buffers = len(arrays), len(self._buffers.arrays)
         distance = 0.0
-        for array, mean, state in zip(arrays, means[:num_arrays], self._merge_states, strict=True):
+        for array, mean, state in zip(arrays, means[:num_arrays], self._outer.states, strict=True):
             distance += self._merge(array, mean, how, state, wants_distance, sick, rate)
         for array, mean in zip(self._buffers.arrays, means[num_arrays : num_arrays + num_buffers], strict=True):
             self._merge(array, mean, how_buffers, {}, False, sick, rate)
@@ -246,7 +247,7 @@ class Averaging:
         assert self._delayed is not None
 
         def examine() -> tuple[bool, bool]:
-            self._awaits_mean, is_large = self._examine_own()
+            self._awaits_mean, is_large = self._examine()
             return self._awaits_mean, is_large
 
         with torch.no_grad():
@@ -290,19 +291,17 @@ class Averaging:
     # -- sick learners and silent corruption ----------------------------------------------------------------------
 
     def check_health(self, progress: Progress, what: str) -> None:
-        """Raise `SickLearnersError` on all learners where they could take no global mean now. Collective over them."""
+        """Raise `SickLearnersError` on all learners where they could take no global mean now."""
         error = self._try_refresh()
         with torch.no_grad():
-            is_sick, _ = self._examine_own()
+            is_sick, _ = self._examine()
         meeting = self._caller.meet_all(Kind.CHECK_HEALTH, progress, is_sick=is_sick, error=error)
         sick = Sick(meeting.sick, meeting.num_members, is_sick)
         self._check_sick(sick, Scope.GLOBAL, f"{what} of step {progress.step}")
 
-    def _examine_own(self) -> tuple[bool, bool]:
-        """Return whether this learner is sick, and whether its values may overflow in a sum."""
-        return self._examine([*self._parameters.arrays, *self._buffers.arrays])
-
-    def _examine(self, arrays: Sequence[Tensor]) -> tuple[bool, bool]:
+    def _examine(self, arrays: Sequence[Tensor] | None = None) -> tuple[bool, bool]:
+        """Return whether this learner is sick, and whether its values (or `arrays`) may overflow in a sum."""
+        arrays = [*self._parameters.arrays, *self._buffers.arrays] if arrays is None else arrays
         is_finite, is_large = health.examine(arrays, self._topology.num_learners)
         return self._awaits_mean or not is_finite, is_large
 
@@ -312,14 +311,27 @@ class Averaging:
         if sick.learners and (is_over or self._options.non_finite == "stop"):
             health.raise_sick(sick, self._topology.comm(scope), str(what), self._replica.name_non_finite())
 
+    def still_agree(self, kind: Kind, progress: Progress) -> bool:
+        """Return whether all learners hold the same, as the last mean left them. Collective over them.
+
+        A forward pass in train mode, or weights loaded since, may have parted them again.
+        """
+        held = [*self._parameters.arrays, *self._buffers.arrays] if self.learners_agree else []
+        self.learners_agree = len(set(self._fingerprints(kind, progress, held))) == 1 and self.learners_agree
+        return self.learners_agree
+
+    def _fingerprints(self, kind: Kind, progress: Progress, held: Sequence[Tensor]) -> Sequence[int]:
+        """Return what tells the learners' `held` apart, of all of them. Collective."""
+        error = self._try_refresh()
+        return self._caller.meet_all(kind, progress, error=error, fingerprint=fingerprint(held)).fingerprints
+
     # -- what merges start from -----------------------------------------------------------------------------------
 
     def follow_start(self) -> None:
         """Let merges start from the parameters as they are now, which are compared at the next global mean."""
-        if self._outer_state():
+        if self._outer.tensors:
             self._refresh()
-            self._merge_states = [self._rule.how.init(array) for array in self._parameters.arrays]
-            self._outer_is_new = True
+            self._outer.start()
 
     def reset_anchor(self, progress: Progress) -> None:
         """Let merges start anew from the parameters as they are now, and drop a mean in flight.
@@ -333,25 +345,15 @@ class Averaging:
 
     def meet_alike(self, kind: Kind, progress: Progress) -> None:
         """Raise `InputError` on all learners where their parameters differ. Collective over them."""
-        error = self._try_refresh()
-        own = fingerprint(self._parameters.arrays)
-        check_same_start(self._caller.meet_all(kind, progress, error=error, fingerprint=own).fingerprints)
-
-    def _fingerprint(self) -> int:
-        """Return that of what merges start from where it is new, else 0."""
-        outer = self._outer_state() if self._outer_is_new else []
-        return fingerprint(outer) if outer else 0
+        check_same_start(self._fingerprints(kind, progress, self._parameters.arrays))
 
     def _equal_after(self, how: Merge, how_buffers: Merge) -> dict[str, list[Tensor]]:
         """Return what all learners hold alike after merging a global mean so."""
         return {
             "parameters": self._parameters.arrays if how.agrees else [],
             "buffers": self._buffers.arrays if how_buffers.agrees else [],
-            "outer state": self._outer_state(),
+            "outer state": self._outer.tensors,
         }
-
-    def _outer_state(self) -> list[Tensor]:
-        return [tensor for state in self._merge_states for tensor in state.values()]
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
@@ -383,7 +385,7 @@ class Averaging:
     def state_dict(self) -> dict[str, Any]:
         """Return the state of merges and of the mean in flight, which is waited for."""
         return {
-            "merge": [{name: tensor.clone() for name, tensor in state.items()} for state in self._merge_states],
+            "merge": self._outer.state_dict(),
             "in_flight": None if self._delayed is None else self._delayed.state_dict(),
             "learners_agree": self.learners_agree,
             "awaits_mean": self._awaits_mean,
@@ -391,9 +393,7 @@ class Averaging:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
-        for own, saved in zip(self._merge_states, state["merge"], strict=True):
-            for name, value in saved.items():
-                own[name].copy_(value)
+        self._outer.load_state_dict(state["merge"])
         self.learners_agree = state["learners_agree"]
         self._awaits_mean = state["awaits_mean"]
         if self._delayed is not None:

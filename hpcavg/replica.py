@@ -83,7 +83,8 @@ class Replica:
         if start == "rank0":
             for array in (*self.parameters.arrays, *self.buffers.arrays):
                 self._broadcast([array])
-            for batch in _batches(plain.values()):
+            # Empty ones have nothing to say, and NumPy's view of a tensor would keep it from being resized.
+            for batch in _batches(tensor for tensor in plain.values() if tensor.numel()):
                 self._broadcast(batch)
         self._constants = Constants(self.buffers, self._same_as_rank_0s(start))
         self.frozen = [tensor for tensor in parts.frozen.values() if id(tensor) in plain]
@@ -129,8 +130,11 @@ class Replica:
                     raise InputError("model", f"{name} ({kind}) on rank {rank}", "the same as on rank 0 from the start")
 
     def _averaged_buffers(self, parts: forms.Parts) -> dict[str, Tensor]:
-        """Return the buffers of which means are taken: those of real numbers whose sum is finite with all ranks'."""
-        found = {name: tensor for name, tensor in parts.buffers.items() if forms.is_averaged_buffer(tensor)}
+        """Return the buffers of which means are taken: those of real numbers whose sum is finite with all ranks'.
+
+        One that is still empty is left alone: whoever fills it resizes it, which shared memory does not bear.
+        """
+        found = {name: t for name, t in parts.buffers.items() if forms.is_averaged_buffer(t) and t.numel()}
         looks = (examine([tensor], self._topology.num_learners) for tensor in found.values())
         can_be_summed = np.array([is_finite and not is_large for is_finite, is_large in looks], dtype=np.uint8)
         self._topology.everyone.Allreduce(MPI.IN_PLACE, can_be_summed, MPI.MIN)
@@ -219,7 +223,9 @@ class Replica:
             elif is_buffer and (name in parts.fleeting or (now is None and name in self._fleeting)):
                 self._let_go(name)
             else:
-                raise InputError("model", name, f"{'there' if now is None else _form(then)}, {_UNCHANGED}")
+                is_other = now is not None and _form(now) == _form(then)
+                wanted = "there" if now is None else "the same tensor (assign=False)" if is_other else _form(then)
+                raise InputError("model", name, f"{wanted}, {_UNCHANGED}")
         for name, then in self._known.items():
             if found[name] is not adopted.get(id(then), then):
                 raise InputError("model", name, f"one tensor under all its names, {_UNCHANGED}")
@@ -248,6 +254,11 @@ class Replica:
             is_new = name not in self._known and name not in self._left_alone and name not in parts.fleeting
             if is_new and forms.is_averaged_buffer(tensor):
                 raise InputError("model", name, f"a buffer {_UNCHANGED}")
+
+    def share_buffers(self) -> None:
+        """Give every rank the buffers of rank 0: servers have none of their own. Collective over everyone."""
+        for array in self.buffers.arrays:
+            self._broadcast([array])
 
     def put_back_constants(self) -> None:
         """Give buffers that no learner has changed the bits that they had, once a mean of the buffers was merged."""

@@ -289,7 +289,7 @@ def report(
     for rank in missing:
         process, answer = processes[rank], answers.get(rank)
         if answer is None:
-            does = "does not answer: stopped, swapped out, in code that holds Python's lock, or it or its node is gone"
+            does = "does not answer: stopped, swapped out, in code that holds Python's lock, at its end, or its node is gone"
         elif answer.wait is None:
             does = f"is alive, in step {answer.step} for {answer.for_s:.1f} s; see its stacks"
         else:

@@ -341,3 +341,58 @@ def test_finish_takes_no_second_mean_of_equal_learners(world):
     assert model.x.tolist() == before
     assert averager.totals.global_averages == 1
     topology.free()
+
+
+class Counting(nn.Module):
+    """A linear layer whose buffer follows the learner's own inputs in every forward pass in train mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 1)
+        self.register_buffer("running", torch.zeros(2))
+        self.register_buffer("later", torch.zeros(0))
+
+    def forward(self, x):
+        if self.training:
+            self.running.mul_(0.5).add_(x.detach().mean(dim=0))
+            self.later.resize_(3).fill_(1.0)
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("parted_by", ["forward", "load", "nothing"])
+def test_what_parts_learners_after_the_last_mean_is_averaged(world, parted_by):
+    """The mean of the last step is not taken for theirs: two mini-batches are left over, say."""
+    rank, topology = world.Get_rank(), Topology(world)
+    model = Counting()
+    averager = Averager(model, torch.optim.SGD(model.parameters(), lr=0.1), algorithms.k_avg(1), topology)
+    model(torch.full((2, 2), float(rank))).sum().backward()
+    averager.step()
+    if parted_by == "forward":
+        model(torch.full((2, 2), float(rank)))
+    elif parted_by == "load":
+        model.load_state_dict({**model.state_dict(), "linear.bias": torch.tensor([float(rank)])})
+    mean_rank = (world.Get_size() - 1) / 2
+    with averager.mean_model():
+        in_between = [value.tolist() for value in (model.running, model.linear.bias)]
+    averager.finish()
+    assert [value.tolist() for value in (model.running, model.linear.bias)] == in_between == world.bcast(in_between)
+    if parted_by == "forward":
+        assert model.running.tolist() == pytest.approx([1.5 * mean_rank] * 2)
+    elif parted_by == "load":
+        assert model.linear.bias.item() == pytest.approx(mean_rank)
+    # The one mean of the step, and the final one where it is needed.
+    assert averager.totals.global_averages == 1 + (parted_by != "nothing" and world.Get_size() > 1)
+    topology.free()
+
+
+@pytest.mark.parametrize("call", ["step", "finish", "reset_anchor"])
+def test_the_model_that_is_lent_takes_no_steps(topology, call):
+    """The block of `mean_model` ends with the parameters of before: what was done to them would be lost."""
+    model = nn.Linear(2, 1)
+    averager = Averager(model, torch.optim.SGD(model.parameters(), lr=0.1), algorithms.k_avg(2), topology)
+    model(torch.ones(1, 2)).sum().backward()
+    averager.step()
+    with averager.mean_model(), averager.mean_model(), pytest.raises(InputError, match=f"{call}=.*mean_model"):
+        getattr(averager, call)()
+    averager.step()
+    averager.finish()

@@ -74,6 +74,7 @@ LEVELS = [
         "hpcavg.config",
         "hpcavg.gradients",
         "hpcavg.optimizer_state",
+        "hpcavg.outer_state",
         "hpcavg.replica",
         "hpcavg.rounds",
         "hpcavg.watchdog",

@@ -27,7 +27,7 @@ def test_the_report_names_who_waits_and_who_is_missing():
         "hpcavg: hung: ranks 0-1 waiting in the global mean of step 32 for 9.0 s; missing: ranks 2-3",
         "hpcavg: hung: rank 2 (process 100 on node1) is alive, in step 27 for 20.0 s; see its stacks",
         "hpcavg: hung: rank 3 (process 101 on node1) does not answer: stopped, swapped out, in code that holds"
-        " Python's lock, or it or its node is gone",
+        " Python's lock, at its end, or its node is gone",
     ]
 
 
