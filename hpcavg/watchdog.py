@@ -289,7 +289,8 @@ def report(
     for rank in missing:
         process, answer = processes[rank], answers.get(rank)
         if answer is None:
-            does = "does not answer: stopped, swapped out, in code that holds Python's lock, at its end, or its node is gone"
+            reasons = "stopped, swapped out, in code that holds Python's lock, at its end, or its node is gone"
+            does = f"does not answer: {reasons}"
         elif answer.wait is None:
             does = f"is alive, in step {answer.step} for {answer.for_s:.1f} s; see its stacks"
         else:
