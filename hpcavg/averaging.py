@@ -251,7 +251,7 @@ class Averaging:
             return self._awaits_mean, is_large
 
         with torch.no_grad():
-            self._refresh()
+            self._replica.refresh()
             self._delayed.start(progress, examine)
 
     def merge(self, progress: Progress) -> Event | None:
@@ -265,7 +265,7 @@ class Averaging:
         self._check_sick(sick, Scope.GLOBAL, f"{Scope.GLOBAL.value} average of step {flight.step}")
         if is_large and not health.is_finite(means):
             raise OverflowError(f"the sum of all learners' parameters at step {flight.step} is too large for its dtype")
-        self._refresh()
+        self._replica.refresh()
         with torch.no_grad():
             if sick.learners:
                 means += self._topology.carry_out(
@@ -330,7 +330,7 @@ class Averaging:
     def follow_start(self) -> None:
         """Let merges start from the parameters as they are now, which are compared at the next global mean."""
         if self._outer.tensors:
-            self._refresh()
+            self._replica.refresh()
             self._outer.start()
 
     def reset_anchor(self, progress: Progress) -> None:
@@ -357,14 +357,10 @@ class Averaging:
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
-    def _refresh(self) -> None:
-        with torch.no_grad():
-            self._replica.refresh()
-
     def _try_refresh(self) -> InputError | None:
         """Take back tensors that were given new memory; return what is wrong with the model, for all to be told."""
         try:
-            self._refresh()
+            self._replica.refresh()
         except InputError as error:
             return error
         return None

@@ -73,9 +73,9 @@ def examine(arrays: Iterable[Tensor], num_learners: int) -> tuple[bool, bool]:
     """
     is_finite, is_large = True, False
     for array in arrays:
-        values = (torch.view_as_real(array) if array.is_complex() else array).reshape(-1)
+        values = torch.view_as_real(array) if array.is_complex() else array
         # Squares that can be summed are of values that can be. Half precision has too small a range for squares.
-        if values.itemsize > 2 and math.isfinite(torch.dot(values, values).item()):
+        if values.itemsize > 2 and math.isfinite(torch.linalg.vector_norm(values).item()):
             continue
         if values.numel():
             lowest, highest = (float(bound) for bound in values.aminmax())  # NaN where one value is
