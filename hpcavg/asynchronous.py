@@ -380,6 +380,7 @@ def _claim_servers(topology: Topology) -> MPI.Comm:
 
 def _share_centre(centres: list[Message], topology: Topology) -> None:
     """Give everyone every server's slice of the centre."""
-    wait_asleep(topology.everyone)
+    with topology.waiting("end of all learners", Scope.SERVER):
+        wait_asleep(topology.everyone)
     for server, centre in enumerate(centres):
         topology.everyone.Bcast(centre.raw, root=topology.num_learners + server)

@@ -117,6 +117,7 @@ class Averager:
         self._replica = replica = Replica(model, optimizer, topology, self.engine, start)
         self._caller = Caller(algorithm, topology, number)
         self._averaging = Averaging(algorithm, self.engine, topology, optimizer, replica, options, self._caller)
+        self._has_finished = False
         self._is_lent = False  # the model holds the mean for a while
         self._worker: Worker | None = None
         self._server: Server | None = None
@@ -220,11 +221,14 @@ class Averager:
         averaging, progress = self._averaging, self.progress
         self._check_kept("finish")
         self._check_together("finish")
+        has_finished = self._has_finished
+        self._has_finished = True
         if self._server is not None:
             for _ in self.serve():
                 pass
             self._server.finish()
-            self._replica.share_buffers()
+            if not has_finished:
+                self._replica.share_buffers()
             return
         if self._worker is not None:
             self._worker.say_goodbye(progress)
@@ -243,7 +247,7 @@ class Averager:
             if batches is None:
                 raise InputError("batches", None, "training batches, because buffers='recompute'")
             self.recompute_buffers(batches)
-        if self._worker is not None:
+        if self._worker is not None and not has_finished:
             self._replica.share_buffers()
 
     def check_health(self, what: str) -> None:

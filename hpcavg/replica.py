@@ -20,6 +20,7 @@ from hpcavg.errors import InputError
 from hpcavg.flat import FlatBuffer, Ties, dense_strides, form, span, tied
 from hpcavg.health import digest, examine
 from hpcavg.mean import Engine
+from hpcavg.schedule import Scope
 from hpcavg.topology import Topology
 
 STARTS = ("rank0", "own")
@@ -257,8 +258,9 @@ class Replica:
 
     def share_buffers(self) -> None:
         """Give every rank the buffers of rank 0: servers have none of their own. Collective over everyone."""
-        for array in self.buffers.arrays:
-            self._broadcast([array])
+        with self._topology.waiting("buffers of the learners", Scope.SERVER):
+            for array in self.buffers.arrays:
+                self._broadcast([array])
 
     def put_back_constants(self) -> None:
         """Give buffers that no learner has changed the bits that they had, once a mean of the buffers was merged."""
