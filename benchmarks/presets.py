@@ -79,6 +79,7 @@ LEFT_OUT = {
     "cluster": "emulates the nodes that a benchmark runs on",
     "suite": "is what runs the others",
     "compare": "compares what they have left",
+    "many_tensors": "looks for what looking after 100,000 tensors costs, which is no way that models are",
     "recipes": "shows that the recipes run, for two steps each: it measures nothing",
 }
 """Modules that can be run and are no part of the suite, and why."""
