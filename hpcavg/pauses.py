@@ -88,7 +88,7 @@ class Pauses:
         background of a shell, or handled by the program stays so. Main thread only.
     by_step : whether all ranks take the same means at the same steps. Where they do not, nothing is agreed on by steps,
         and the loop calls `agree_now` where all of them stand together.
-    num_servers : ranks, the last of all, that take no steps and no part.
+    num_servers : how many of the ranks, the last of all, take no steps and no part.
     """
 
     def __init__(
