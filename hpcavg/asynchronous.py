@@ -25,7 +25,7 @@ from torch import Tensor
 from hpcavg.errors import SickLearnersError
 from hpcavg.events import Arrival, Event
 from hpcavg.flat import FlatBuffer
-from hpcavg.health import is_finite
+from hpcavg.health import fingerprint, is_finite
 from hpcavg.optimizer_state import forget
 from hpcavg.replica import Replica
 from hpcavg.rule import ServerExchange
@@ -124,7 +124,7 @@ class Worker:
     ----------
     exchange : what the learner exchanges and when. replica : its parameters. topology : learners and servers.
     optimizer : forgets its state where the learner was sick: it then takes the centre, and sends nothing.
-    non_finite : as in `hpcavg.Averager`.
+    non_finite, start : as in `hpcavg.Averager`.
 
     Attributes
     ----------
@@ -138,6 +138,7 @@ class Worker:
         topology: Topology,
         optimizer: torch.optim.Optimizer,
         non_finite: str,
+        start: str,
     ) -> None:
         self._exchange = exchange
         self._optimizer = optimizer
@@ -154,9 +155,16 @@ class Worker:
         self._elasticity = None if exchange.elasticity is None else exchange.elasticity(topology.num_learners)
         # The parameters when their changes were last counted: what has changed since is the update not yet counted.
         self._counted = [] if exchange.elasticity else [array.clone() for array in parameters.arrays]
+        # What the centre was made from; nothing where the learners' own parameters are another.
+        self._centre_fingerprint = fingerprint(parameters.arrays) if start == "rank0" else None
         self._pushed_step = 0
         self.is_finished = self._has_centre = False
         self._made = time.perf_counter()
+
+    def has_other_parameters(self) -> bool:
+        """Return whether the parameters are not those that the centre was made from."""
+        self._replica.refresh()
+        return fingerprint(self._parameters.arrays) != self._centre_fingerprint
 
     def exchange(self, progress: Progress) -> Event | None:
         """Exchange what is due after a step; return what was done, None where nothing was due.

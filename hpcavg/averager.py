@@ -124,7 +124,7 @@ class Averager:
         if topology.is_server:
             self._server = Server(replica.parameters, topology)
         elif algorithm.server is not None:
-            self._worker = Worker(algorithm.server, replica, topology, optimizer, non_finite)
+            self._worker = Worker(algorithm.server, replica, topology, optimizer, non_finite, start)
 
     def _set_up_optimizer(self) -> None:
         """Give the optimizer the settings that the rule asks for."""
@@ -333,11 +333,12 @@ class Averager:
     def _follow_start(self) -> None:
         """Let anchors and servers start from the parameters as they are before the first step.
 
-        Collective over the learners of an asynchronous rule: none may fetch the centre before it is there.
+        Collective over the learners of an asynchronous rule where they have loaded weights: none may fetch the centre
+        before it is there.
         """
         if self._worker is None:
             self._averaging.follow_start()
-        else:
+        elif self._worker.has_other_parameters():
             self._averaging.meet_alike(Kind.FIRST_STEP, self.progress)
             self._worker.reset_centre()
 

@@ -70,20 +70,16 @@ def test_weights_loaded_later_are_gone_on_from_after_reset_anchor(world, name):
     averager.topology.free()
 
 
-@pytest.mark.parametrize(
-    ("name", "before"), [("slowmo", 0), ("slowmo", 2), ("diloco", 3), ("downpour", 0), ("eamsgd", 0)]
-)
+@pytest.mark.parametrize(("name", "before"), [("slowmo", 0), ("slowmo", 2), ("diloco", 3)])
 def test_weights_loaded_on_one_rank_alone_are_refused(world, name, before):
-    num_learners = world.Get_size() - (name in SERVED)
-    if num_learners < 2:
+    if world.Get_size() == 1:
         return
     averager = make(world, name)
     train(averager, before)
     if world.Get_rank() == 0:
         load(averager.model, 5.0)
-    if not averager.topology.is_server:
-        with pytest.raises(InputError, match=r"other parameters on ranks? 1"):
-            averager.reset_anchor() if before else train(averager, 2)
+    with pytest.raises(InputError, match=r"other parameters on ranks? 1"):
+        averager.reset_anchor() if before else train(averager, 2)
     averager.topology.free()
 
 
