@@ -146,7 +146,7 @@ def test_a_delay_is_kept_or_refused(make_cluster):
 def test_others_than_root_are_told_so(tmp_path):
     """As another user, who may read no folder of root's: the file is run from a copy."""
     parts = ("benchmarks/__init__.py", "benchmarks/cluster.py", "benchmarks/launching.py")
-    for part in (*parts, "hpcavg/__init__.py", "hpcavg/errors.py"):
+    for part in (*parts, "hpcavg/__init__.py", "hpcavg/children.py", "hpcavg/errors.py"):
         (tmp_path / part).parent.mkdir(exist_ok=True)
         (tmp_path / part).write_text((ROOT / part).read_text())
     command = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", sys.executable]
