@@ -232,7 +232,7 @@ class Averager:
             return
         if self._worker is not None:
             self._worker.say_goodbye(progress)
-        averaging.still_agree(Kind.FINISH, progress)
+        averaging.look_whether_agreed(Kind.FINISH, progress)
         if averaging.merge_step is not None:
             self._record(averaging.merge(progress))
         if self._worker is not None:
@@ -291,7 +291,7 @@ class Averager:
         """
         averaging, replica, progress = self._averaging, self._replica, self.progress
         self._check_together("mean_model")
-        averaging.still_agree(Kind.MEAN_MODEL, progress)
+        averaging.look_whether_agreed(Kind.MEAN_MODEL, progress)
         saved, was_lent = replica.snapshot(), self._is_lent
         self._is_lent = True
         try:

@@ -160,12 +160,11 @@ class Averaging:
             self._awaits_mean = is_sick
             if sick.is_everyone:  # of a local group: the others will help at the next global mean
                 return sick, meeting.rate, []
-            formats = None if sick.learners else wire_format
             kept = self._kept_buffers.arrays if sick.learners else []
             is_large = meeting.is_large
             means = [
-                *self._means(self._parameters.arrays, scope, is_beside, formats, sick, is_large),
-                *self._means(self._buffers.arrays, scope, how_buffers.reads_parameters, formats, sick, is_large),
+                *self._means(self._parameters.arrays, scope, is_beside, wire_format, sick, is_large),
+                *self._means(self._buffers.arrays, scope, how_buffers.reads_parameters, wire_format, sick, is_large),
                 *self._means(kept, scope, True, None, sick, is_large),
             ]
             return sick, meeting.rate, means
@@ -311,14 +310,13 @@ class Averaging:
         if sick.learners and (is_over or self._options.non_finite == "stop"):
             health.raise_sick(sick, self._topology.comm(scope), str(what), self._replica.name_non_finite())
 
-    def still_agree(self, kind: Kind, progress: Progress) -> bool:
-        """Return whether all learners hold the same, as the last mean left them. Collective over them.
+    def look_whether_agreed(self, kind: Kind, progress: Progress) -> None:
+        """Find out whether all learners still hold the same, as the last mean left them. Collective over them.
 
         A forward pass in train mode, or weights loaded since, may have parted them again.
         """
         held = [*self._parameters.arrays, *self._buffers.arrays] if self.learners_agree else []
         self.learners_agree = len(set(self._fingerprints(kind, progress, held))) == 1 and self.learners_agree
-        return self.learners_agree
 
     def _fingerprints(self, kind: Kind, progress: Progress, held: Sequence[Tensor]) -> Sequence[int]:
         """Return what tells the learners' `held` apart, of all of them. Collective."""
