@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from hpcavg import cli
+from hpcavg import cli, launched
 from hpcavg.config import Config
 from hpcavg.errors import InputError
-from hpcavg.launcher import check_ranks, check_sizes, launcher_rank, remember_early_signals
+from hpcavg.launcher import check_ranks, check_sizes, launcher_rank, remember_early_signals, require_pmix_server
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         except KeyboardInterrupt:  # while starting; a launcher ends the other ranks when one leaves so
             print("hpcavg: interrupted", file=sys.stderr, flush=True)
             os._exit(EXIT_INTERRUPTED)
+        except InputError as error:  # of what MPI must not be started with
+            _print_error(error)
+            sys.exit(EXIT_INPUT_ERROR)
         _leave(status)
     sys.exit(_without_mpi(command, rest))
 
@@ -73,9 +76,9 @@ def _data(arguments: list[str]) -> int:
         options = cli.parse_data(arguments)
         from hpcavg.data import command
 
-        command.run(options, _connect, launcher_rank())
+        command.run(options, _connect_all, launcher_rank())
     except InputError as error:
-        if launcher_rank() == 0:
+        if launched.speaks_for_lone(os.environ):
             _print_error(error)
         return EXIT_INPUT_ERROR
     except KeyboardInterrupt:
@@ -86,13 +89,20 @@ def _data(arguments: list[str]) -> int:
 
 def _connect() -> MPI.Intracomm:
     """Start MPI and return the communicator of all ranks; from now on a rank that fails ends the job."""
+    require_pmix_server(os.environ)
     from mpi4py import MPI
 
     from hpcavg.topology import install_abort_hook
 
     install_abort_hook()
-    check_ranks(MPI.COMM_WORLD.Get_size(), None)
     return MPI.COMM_WORLD
+
+
+def _connect_all() -> MPI.Intracomm:
+    """Do as `_connect` does, where MPI sees all ranks that were started."""
+    world = _connect()
+    check_ranks(world.Get_size(), None)
+    return world
 
 
 def _with_mpi(command: str, arguments: list[str]) -> int:
@@ -103,12 +113,7 @@ def _with_mpi(command: str, arguments: list[str]) -> int:
     # Collecting garbage while thousands of modules are created costs a fifth of the start-up and finds nothing.
     gc.disable()
     remember_early_signals()
-    from mpi4py import MPI
-
-    from hpcavg.topology import install_abort_hook
-
-    install_abort_hook()
-    world = MPI.COMM_WORLD
+    world = _connect()
     config, error = None, None
     if world.Get_rank() == 0:
         try:
@@ -131,8 +136,8 @@ def _with_mpi(command: str, arguments: list[str]) -> int:
         gc.freeze()
         trainer = Trainer(config)
     except InputError as raised:  # every rank has the same
-        # Ranks that each believe to be alone are all rank 0: the launcher's own count tells the first.
-        if world.Get_rank() == 0 and launcher_rank() == 0:
+        # Ranks that each believe to be alone are all rank 0.
+        if world.Get_rank() == 0 and launched.speaks_for_lone(os.environ):
             _print_error(raised)
         return EXIT_INPUT_ERROR
     return trainer.train()

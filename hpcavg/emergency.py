@@ -24,11 +24,17 @@ _LAST_WAIT_S = 10.0
 
 def build_topology(config: Config) -> Topology:
     """Return the topology, one that survives deaths where that is asked for. Collective."""
+    comm = all_ranks(config)
     if config.on_failure == "shrink":
-        return SurvivingTopology(group_size=config.group_size)
-    topology = Topology(group_size=config.group_size, num_servers=config.servers)
+        return SurvivingTopology(comm, group_size=config.group_size)
+    topology = Topology(comm, group_size=config.group_size, num_servers=config.servers)
     install_abort_hook(_status(config))
     return topology
+
+
+def all_ranks(config: Config) -> MPI.Intracomm:
+    """Return the communicator of all ranks; one rank that is meant to be alone, whoever started it, says so by it."""
+    return MPI.COMM_SELF if config.expect_ranks == 1 else MPI.COMM_WORLD
 
 
 def part_with(error: CorruptionError, topology: Topology) -> None:

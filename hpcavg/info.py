@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from mpi4py import MPI
 
-from hpcavg import launcher, mean, mpi_library, placement, survey
+from hpcavg import emergency, launched, launcher, mean, mpi_library, placement, survey
 from hpcavg.advice import warnings
 from hpcavg.config import Config
 from hpcavg.errors import InputError
@@ -27,7 +27,7 @@ HEADS = ("node", "ranks", "local groups", "cores", "NUMA nodes", "threads per ra
 def main(config: Config) -> None:
     """Print one table of all nodes and the engine that `config` gets there, on rank 0. Collective over all ranks."""
     wait_asleep(MPI.COMM_WORLD)
-    topology = Topology(group_size=config.group_size, num_servers=config.servers)
+    topology = Topology(emergency.all_ranks(config), group_size=config.group_size, num_servers=config.servers)
     device = topology.do_together(lambda: placement.choose_device(config.device, topology.node_rank))
     threads = config.threads or placement.num_threads(topology.node)
     place = survey.find_place(topology, device, threads)
@@ -136,7 +136,7 @@ def _of_software(first: Place) -> Iterator[str]:
     settings = mpi_library.settings(os.environ)
     yield f"settings: {' '.join(f'{name}={value}' for name, value in settings.items()) or 'none'}"
     job = launcher.scheduler_job(os.environ)
-    yield f"launcher: {launcher.launcher_name(os.environ)}{f', {job}' if job else ''}"
+    yield f"launcher: {launched.started_by(os.environ)}{f', {job}' if job else ''}"
 
 
 def _print(places: Sequence[Place], lines: Sequence[str]) -> None:

@@ -13,9 +13,9 @@ PACKAGE = Path(hpcavg.__file__).parent
 LEVELS = [
     {
         "hpcavg",
-        "hpcavg.children",
         "hpcavg.errors",
         "hpcavg.folding",
+        "hpcavg.launched",
         "hpcavg.merge",
         "hpcavg.place",
         "hpcavg.prefetch",
@@ -24,6 +24,7 @@ LEVELS = [
     {
         "hpcavg.rule",
         "hpcavg.advice",
+        "hpcavg.children",
         "hpcavg.events",
         "hpcavg.files",
         "hpcavg.job",
