@@ -2,7 +2,8 @@
 
 Exit status 0: done; 2: the input cannot be used, one line says why; 1: a rank failed, the traceback says where; 3:
 done, but records were lost; 75: stopped early, to be started again with --resume; 130: interrupted before there was
-anything to keep.
+anything to keep. What a training prints is no record: it goes on without. Where all that was asked for is a text, 1: it
+could not be written; 141: its reader left before its end.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from hpcavg import cli, launched
+from hpcavg import cli, launched, streams
 from hpcavg.config import Config
 from hpcavg.errors import InputError
 from hpcavg.launcher import check_ranks, check_sizes, launcher_rank, remember_early_signals, require_pmix_server
@@ -30,19 +31,25 @@ EXIT_INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit status."""
     command, rest = cli.split_command(sys.argv[1:] if arguments is None else arguments)
+    only_prints = command in ("info", "report", "job") or cli.wants_help(rest)
+    streams.guard(not only_prints)
     if command not in ("report", "job", "data") and not cli.wants_help(rest):
         try:
             status = _with_mpi(command, rest)
         except SystemExit as error:  # a rank that left quietly would leave the others waiting
             raise RuntimeError(f"sys.exit({error.code}) was called during training") from error
         except KeyboardInterrupt:  # while starting; a launcher ends the other ranks when one leaves so
-            print("hpcavg: interrupted", file=sys.stderr, flush=True)
+            streams.tell("hpcavg: interrupted")
             os._exit(EXIT_INTERRUPTED)
         except InputError as error:  # of what MPI must not be started with
             _print_error(error)
             sys.exit(EXIT_INPUT_ERROR)
-        _leave(status)
-    sys.exit(_without_mpi(command, rest))
+        _leave(streams.settle(status, not only_prints))
+    try:
+        status = _without_mpi(command, rest)
+    except SystemExit as error:  # argparse has printed its help
+        status = int(error.code or 0)
+    sys.exit(streams.settle(status, not only_prints))
 
 
 def _without_mpi(command: str, arguments: list[str]) -> int:
@@ -82,7 +89,7 @@ def _data(arguments: list[str]) -> int:
             _print_error(error)
         return EXIT_INPUT_ERROR
     except KeyboardInterrupt:
-        print("hpcavg: interrupted; start the same command again", file=sys.stderr, flush=True)
+        streams.tell("hpcavg: interrupted; start the same command again")
         return EXIT_INTERRUPTED
     return 0
 
@@ -154,7 +161,7 @@ def _check_early(config: Config, num_ranks: int) -> None:
 
 
 def _print_error(error: InputError) -> None:
-    print(f"hpcavg: error: {error.as_option()}", file=sys.stderr, flush=True)
+    streams.tell(f"hpcavg: error: {error.as_option()}")
 
 
 def _leave(status: int) -> NoReturn:
@@ -163,8 +170,7 @@ def _leave(status: int) -> NoReturn:
 
     atexit._run_exitfuncs()
     recovery.finalize()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    streams.flush()
     os._exit(status)
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from hpcavg import launched
+from hpcavg import launched, streams
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -64,6 +64,5 @@ def _after_fork() -> None:
 def _end_alone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Tell of an uncaught exception and end this process at once: at an orderly exit it would finalize MPI."""
     sys.__excepthook__(kind, error, trace)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    streams.flush()
     os._exit(1)

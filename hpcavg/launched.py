@@ -1,8 +1,8 @@
 """What launchers tell the processes that they start, by variables of the environment. Light to import.
 
 A rank that MPI believes to be alone, while its launcher has started several, would train by itself and overwrite what
-the others write. Such ranks come from launchers whose processes find each other without MPI (torchrun), and from those of
-MPI that speak another language than the library of mpi4py (``srun --mpi=pmi2`` and Open MPI 5).
+the others write. Such ranks come from launchers whose processes find each other without MPI (torchrun), and from
+those of MPI that speak another language than the library of mpi4py (``srun --mpi=pmi2`` and Open MPI 5).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from mpi4py import MPI
 
-from hpcavg import children
+from hpcavg import children, streams
 from hpcavg.errors import InputError
 from hpcavg.launcher import check_lone, check_sizes
 from hpcavg.schedule import Scope
@@ -241,11 +241,8 @@ def on_uncaught(text: str, end: Callable[[], None], is_alone: bool = False) -> N
     rank, training = MPI.COMM_WORLD.Get_rank(), threading.current_thread()
 
     def say(title: str, error: tuple[Any, Any, Any]) -> None:
-        sys.stdout.flush()
-        # The process's own: torch.distributed calls this hook with a buffer for sys.stderr, which the end would lose.
-        stderr = sys.__stderr__ or sys.stderr
-        stderr.write(f"hpcavg: {title}\n{''.join(traceback.format_exception(*error))}")
-        stderr.flush()
+        streams.flush()
+        streams.tell(f"hpcavg: {title}\n{''.join(traceback.format_exception(*error))}")
 
     def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if is_alone or hasattr(sys, "ps1"):

@@ -20,6 +20,7 @@ LEVELS = [
         "hpcavg.place",
         "hpcavg.prefetch",
         "hpcavg.schedule",
+        "hpcavg.streams",
     },
     {
         "hpcavg.rule",
