@@ -161,7 +161,7 @@ def _check_early(config: Config, num_ranks: int) -> None:
 
 
 def _print_error(error: InputError) -> None:
-    streams.tell(f"hpcavg: error: {error.as_option()}")
+    print(f"hpcavg: error: {error.as_option()}", file=sys.stderr, flush=True)
 
 
 def _leave(status: int) -> NoReturn:
