@@ -150,13 +150,17 @@ class Trainer:
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(loop["scheduler"])
             return
-        step = saved.manifest.step
+        step, before, now = saved.manifest.step, saved.manifest.about["steps_per_epoch"], self.feed.steps_per_epoch
+        loop = saved.load(self.topology.rank % saved.manifest.num_ranks, ["loop"])["loop"]
+        is_evaluated = step < (loop["epoch"] + 1) * before
         if self.config.steps is None:  # the run's length is counted in epochs, which have other numbers of steps now
-            step = round(step * self.feed.steps_per_epoch / saved.manifest.about["steps_per_epoch"])
+            step = round(step * now / before)
         step = min(step, self.total_steps)
         saving.start_again(self.averager, saved.load(0, ["averager"])["averager"]["progress"], step)
-        self.epoch, batch = divmod(step, self.feed.steps_per_epoch)
+        self.epoch, batch = divmod(step, now)
         self.feed.go_to(self.epoch, batch)
+        if not is_evaluated:
+            self.epoch, self._losses = max(0, self.epoch - 1), list(loop["losses"])
         self._follow_schedule(step)
 
     def _create_folder(self) -> tuple[Path, list[Any]]:
@@ -220,7 +224,7 @@ class Trainer:
         """
         averager, is_asynchronous = self.averager, self.averager.algorithm.server is not None
         self.model.train()
-        self._end_epoch_if_due(averager.agreed_step)  # of a longer run, whose last checkpoint comes before that
+        self._end_epoch_if_due(averager.agreed_step)  # whose checkpoint was written before
         while not averager.done and self._stopped_by is None:
             self._train_step()
             self.record.advance(averager.progress.step)
@@ -235,11 +239,12 @@ class Trainer:
             self._follow_schedule(reached)
             if averager.done:
                 break
-            self._end_epoch_if_due(reached)
             if pause is not None and pause.kind is Kind.STOP:
                 self._stopped_by = pause.reason
             if not is_asynchronous and (pause is not None or self._checkpointer.is_due(reached)):
                 self._save(reached)
+            if self._stopped_by is None:  # what goes on from the checkpoint evaluates before its first step
+                self._end_epoch_if_due(reached)
         if is_asynchronous:
             return self._end_epoch(averager.progress.step)
         if self._stopped_by is not None:
@@ -284,7 +289,7 @@ class Trainer:
 
     def _end_epoch(self, reached: float) -> Result:
         """Evaluate, record and show; after the last step, take the final mean first. Collective over all learners."""
-        averager, topology = self.averager, self.topology
+        averager, topology, before = self.averager, self.topology, time.perf_counter()
         self.epoch = epoch = max(self.epoch + 1, int(reached // self.feed.steps_per_epoch))
         what = f"evaluation after step {reached:g}"
         learners = self._evaluate(what)
@@ -298,11 +303,12 @@ class Trainer:
         own = float(torch.stack(self._losses).double().mean()) if self._losses else math.nan
         self._losses.clear()
         train_loss = topology.carry_out(lambda: topology.world.allreduce(own) / topology.num_learners, what=what)
-        self.record.averages(self.averager.events)
+        blocked_s = self.record.averages(self.averager.events)  # of the final mean, if any
         result = Result(train_loss, mean, learners)
         self.record.evaluation(averager.progress.step, epoch, result, self.task.count_correct is not None)
         self.record.flush()
         self.model.train()
+        self.account.evaluation_s += time.perf_counter() - before - blocked_s
         averager.restart_clock()
         return result
 
@@ -324,7 +330,7 @@ class Trainer:
 
     def _save(self, reached: float) -> None:
         """Write a checkpoint of all learners, which have reached this step; one that cannot be written is told of."""
-        topology, feed, record = self.topology, self.feed, self.record
+        topology, feed, record, before = self.topology, self.feed, self.record, time.perf_counter()
         self.averager.check_health("checkpoint")  # the last good one must be one to go on from
         record.flush()
         loop = {
@@ -345,6 +351,7 @@ class Trainer:
         error = self._checkpointer.write(reached, loop, about)
         if error is not None:
             record.tell_of("checkpoint", f"checkpoint of step {round(reached)} ({error})")
+        self.account.checkpoint_s += time.perf_counter() - before
 
     def _wall_s(self) -> float:
         return self.account.wall_s + time.monotonic() - self._started_s

@@ -19,9 +19,18 @@ RUN = "--model mlp --batch-size 128 --algorithm dasgd --tau 4 --delay 3 --checkp
 REQUEUE = 75
 
 
-def train(folder, arguments, stop=False):
-    """Train, up to the end or only one step; return the trainer."""
+def train(folder, arguments, stop=False, failing=None):
+    """Train, up to the end or only one step, or until the evaluation `failing` raises; return the trainer."""
     trainer = Trainer(cli.parse_train([*f"{RUN} {arguments}".split(), "--output", str(folder)]))
+    if failing is not None:
+        evaluate, count = trainer._evaluate, iter(range(failing))
+
+        def fail(what):
+            if next(count, None) is None:
+                raise RuntimeError("out of memory")
+            return evaluate(what)
+
+        trainer._evaluate = fail
     if stop:
         begin_listening = trainer._begin_listening
 
@@ -95,6 +104,37 @@ def test_auto_where_nothing_is_starts_afresh_and_goes_on_from_there(finished, tm
     assert train(folder, "--epochs 2 --resume auto").status == 0
     assert differences(outcome(finished), outcome(folder)) == []
     report.main([str(folder)], None)
+
+
+# In each epoch two, of the learners' own models and of the mean. Of the last epoch the model is the final one.
+@pytest.mark.parametrize("failing", [0, 1, 2, 3])
+def test_an_evaluation_that_dies_loses_nothing(finished, tmp_path, failing):
+    options = "--epochs 2 --checkpoint-steps 6 --resume auto"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(tmp_path / "run", options, failing=failing)
+    saved, _ = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    assert saved.manifest.step == 12 * (1 + failing // 2)
+    train(tmp_path / "run", options)
+    assert differences(outcome(finished), outcome(tmp_path / "run")) == []
+
+
+@pytest.mark.parametrize("step", [11, 12, 13])
+def test_a_stop_about_an_epochs_end_neither_loses_nor_doubles_its_evaluation(finished, tmp_path, capsys, step):
+    options = f"--epochs 2 --stop-after 1000 --resume auto --checkpoint-steps {step}"
+    trainer = Trainer(cli.parse_train([*f"{RUN} {options}".split(), "--output", str(tmp_path / "run")]))
+    taken, train_step = iter(range(step - 1)), trainer._train_step
+
+    def step_and_ask():
+        if next(taken, None) is None:
+            trainer._pauses.request(Kind.STOP, "a test")
+        train_step()
+
+    trainer._train_step = step_and_ask
+    assert trainer.train() == REQUEUE
+    assert trainer.averager.progress.step == step
+    train(tmp_path / "run", "--epochs 2 --resume auto")
+    assert capsys.readouterr().out.count("epoch   1 ") == 1
+    assert differences(outcome(finished), outcome(tmp_path / "run")) == []
 
 
 def test_a_finished_run_ends_at_once_with_the_same_result(finished, run):
