@@ -13,17 +13,19 @@ PACKAGE = Path(hpcavg.__file__).parent
 LEVELS = [
     {
         "hpcavg",
-        "hpcavg.children",
         "hpcavg.errors",
         "hpcavg.folding",
+        "hpcavg.launched",
         "hpcavg.merge",
         "hpcavg.place",
         "hpcavg.prefetch",
         "hpcavg.schedule",
+        "hpcavg.streams",
     },
     {
         "hpcavg.rule",
         "hpcavg.advice",
+        "hpcavg.children",
         "hpcavg.events",
         "hpcavg.files",
         "hpcavg.job",
