@@ -82,8 +82,11 @@ class Part(Protocol):
     def look(self, now: float) -> float:
         """Do what is due at `now`, of `time.monotonic`; return in how many seconds to call again at the latest."""
 
-    def restart(self) -> None:
-        """Forget what was under way with other ranks: the communicator has failed, or is a new one."""
+    def tell(self) -> Any:
+        """Return what survivors need to know of this rank when others have died."""
+
+    def restart(self, told: Sequence[Any]) -> None:
+        """Begin anew on a new communicator: forget what was under way; `told` is what its ranks' parts have to say."""
 
 
 class Supervisor:
@@ -122,10 +125,13 @@ class Supervisor:
     def _take(self, comm: MPI.Intracomm) -> None:
         """Duplicate `comm` and begin anew on it. Collective."""
         own = comm.Dup()
-        processes = own.allgather(Process(MPI.Get_processor_name(), os.getpid(), started_ticks(os.getpid())))
+        process = Process(MPI.Get_processor_name(), os.getpid(), started_ticks(os.getpid()))
+        with self.changed:
+            told = {name: part.tell() for name, part in self._parts.items()}
+        processes, told_by_all = zip(*own.allgather((process, told)), strict=True)
         with self.changed:
             self._comm = own
-            self.processes = processes
+            self.processes: Sequence[Process] = processes
             self.rank: int = own.Get_rank()
             self.size: int = own.Get_size()
             self.is_quiet = False
@@ -134,8 +140,8 @@ class Supervisor:
             self._on_their_way: list[MPI.Request] = []
             self._num_sent = [0] * self.size
             self._num_received = 0
-            for part in self._parts.values():
-                part.restart()
+            for name, part in self._parts.items():  # which others may not have made yet
+                part.restart([told[name] for told in told_by_all if name in told])
 
     # -- where the main thread is ---------------------------------------------------------------------------------
 
@@ -315,8 +321,7 @@ class Supervisor:
     def _fall_silent(self) -> None:
         """Talk to nobody from now on; nobody may be left waiting for an answer."""
         self.is_quiet = True
-        for part in self._parts.values():
-            part.restart()
+        self.changed.notify_all()
 
 
 def _ignore(*_: object) -> None:

@@ -50,8 +50,9 @@ class Trainer:
         self.device = topology.do_together(lambda: placement.choose_device(config.device, topology.node_rank))
         self.threads = config.threads or placement.num_threads(topology.node)
         torch.set_num_threads(self.threads)
-        started_s, limits = time.time() - placement.process_age_s(), (config.stop_after, config.stop_margin)
-        self._stop_at = topology.do_together(lambda: deadline(started_s, *limits, os.environ))
+        now = time.monotonic(), time.time(), placement.process_age_s()
+        limits = config.stop_after, config.stop_margin
+        self._stop_at = topology.do_together(lambda: deadline(*now, *limits, os.environ))
         self.task = topology.do_together(lambda: tasks.load(config))
         self.feed = Feed(self.task, config, topology, self.device)
         self.total_steps = config.steps or (config.epochs or 0) * self.feed.steps_per_epoch
@@ -205,9 +206,9 @@ class Trainer:
     def _begin_listening(self) -> None:
         """Listen to signals and the clock from now on."""
         topology, averager = self.topology, self.averager
-        self._is_by_step = not (averager.algorithm.own_pace or topology.is_server)
+        self._is_by_step = not averager.algorithm.own_pace
         step = averager.progress.step
-        self._pauses = Pauses(averager.supervisor, step, self._stop_at, True, self._is_by_step, topology.num_servers)
+        self._pauses = Pauses(averager.supervisor, topology, step, self._stop_at, True, self._is_by_step)
         for early in early_signals():
             self._pauses.request(Kind.STOP, early.name)
 
@@ -231,7 +232,7 @@ class Trainer:
             if reached is None:
                 continue
             if not self._is_by_step:
-                pause = self.topology.carry_out(lambda: self._pauses.agree_now(self.topology.world), what="pause")
+                pause = self._pauses.agree_now()
             self._follow_schedule(reached)
             if averager.done:
                 break

@@ -95,6 +95,8 @@ class Watchdog:
     def look(self, now: float) -> float:
         """See `hpcavg.supervisor.Part`."""
         supervisor, wait = self._supervisor, self._supervisor.wait
+        if supervisor.is_quiet:
+            self._asked = None
         if self._asked is not None:
             if self._asked is not wait:
                 self._asked = None  # they have come after all
@@ -119,7 +121,10 @@ class Watchdog:
         what, *content = message
         getattr(self, f"_receive_{what}")(source, *content)
 
-    def restart(self) -> None:
+    def tell(self) -> None:
+        """See `hpcavg.supervisor.Part`: nothing."""
+
+    def restart(self, told: Sequence[None]) -> None:
         """See `hpcavg.supervisor.Part`; means begin anew, and so do their clocks."""
         self._asked = None
         self._be_quiet(self._timeout_s)
