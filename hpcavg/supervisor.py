@@ -56,6 +56,7 @@ class Waiting:
 
     def __exit__(self, *_: object) -> None:
         self._supervisor.wait = self._outer
+        self._supervisor.step_since = time.monotonic()
 
 
 class Process(NamedTuple):
@@ -99,7 +100,8 @@ class Supervisor:
     ----------
     rank, size : of the communicator. processes : those of all ranks.
     changed : the condition that guards the thread's state and that of its parts.
-    wait : what the main thread waits for, if it does. step, step_since : the step it is taking, and since when.
+    wait : what the main thread waits for, if it does. step : the step it is taking. step_since : since when it does, or
+        since it last waited.
     is_quiet : MPI has failed.
     """
 

@@ -56,8 +56,7 @@ class Trainer:
         self.task = topology.do_together(lambda: tasks.load(config))
         self.feed = Feed(self.task, config, topology, self.device)
         self.total_steps = config.steps or (config.epochs or 0) * self.feed.steps_per_epoch
-        found = topology.do_together(lambda: resume.find(config) if topology.rank == 0 else None)
-        self._found = topology.everyone.bcast(found, root=0)
+        self._found = topology.take_from_first(lambda: resume.find(config))
         saving.seed_generators(config.seed)
         model = topology.do_together(lambda: tasks.build_model(self.task))
         self.model = model.to(self.device, getattr(torch, config.dtype))
@@ -108,7 +107,9 @@ class Trainer:
         """
         topology = self.topology
         age_s = placement.process_age_s()
-        self.account.startup_s += topology.carry_out(lambda: topology.everyone.allreduce(age_s, MPI.MAX), what="start")
+        self.account.startup_s += topology.carry_out(
+            lambda: topology.everyone.allreduce(age_s, MPI.MAX), Scope.SERVER, "start"
+        )
         self._started_s = time.monotonic()
         last = None if self._found.checkpoint is None else self._found.checkpoint.path
         self._checkpointer = Checkpointer(self.config, self.averager, self.path / CHECKPOINTS, last)
@@ -131,7 +132,8 @@ class Trainer:
         finally:
             self.record.close()
         status = self._conclude(result)
-        topology.free()
+        with topology.waiting("end of the run", Scope.SERVER):
+            topology.free()
         return status
 
     # -- set-up ---------------------------------------------------------------------------------------------------
@@ -182,7 +184,7 @@ class Trainer:
                 write_view(metrics, topology.everyone.Get_size(), segments)
             return path, segments
 
-        return topology.everyone.bcast(topology.do_together(lambda: create() if topology.rank == 0 else None), root=0)
+        return topology.take_from_first(create)
 
     def _announce(self) -> None:
         topology, saved = self.topology, self._found.checkpoint
@@ -369,10 +371,12 @@ class Trainer:
                     record.write(lambda: run_folder.write_json(self.path / "summary.json", summary))
                 return summary
 
-            summary = topology.carry_out(conclude, what="summary")
+            summary = topology.carry_out(conclude, Scope.SERVER, "summary")
             if summary is not None and topology.rank == 0:
                 show([(self.path, summary)])
-        num_lost = topology.carry_out(lambda: topology.everyone.allreduce(len(record.lost), MPI.MAX), what="summary")
+        num_lost = topology.carry_out(
+            lambda: topology.everyone.allreduce(len(record.lost), MPI.MAX), Scope.SERVER, "summary"
+        )
         if not is_complete:
             return FAILED if last is None else REQUEUE
         if num_lost:
