@@ -102,7 +102,8 @@ def _with_mpi(command: str, arguments: list[str]) -> int:
     """
     # Collecting garbage while thousands of modules are created costs a fifth of the start-up and finds nothing.
     gc.disable()
-    remember_early_signals()
+    if command == "train":
+        remember_early_signals()
     from mpi4py import MPI
 
     from hpcavg.topology import install_abort_hook

@@ -27,13 +27,12 @@ from typing import Any, NamedTuple
 from mpi4py import MPI
 
 from hpcavg.errors import InputError
+from hpcavg.launcher import is_ordered_to_leave
 from hpcavg.supervisor import Supervisor
 from hpcavg.topology import Topology
 
 # How often a thread looks for messages while an agreement is under way.
 _ACTIVE_S = 0.002
-# Launcher and scheduler may both pass a SIGTERM on; a second one that means something comes later.
-_SAME_SIGNAL_S = 1.0
 
 
 class Kind(IntEnum):
@@ -116,7 +115,7 @@ class Pauses:
         self._changed = supervisor.changed
         self._by_step = by_step
         self._stop_at = stop_at
-        self._told_s: float | None = None
+        self._told_s: list[float] = []
         self._next = step + 1  # the next end of a step: the first one at which this rank can be told of a pause
         self._asked = _NONE  # here, and not known to others
         self._given = _NONE  # what this rank brought into the agreement under way
@@ -215,11 +214,8 @@ class Pauses:
     # -- for the thread -------------------------------------------------------------------------------------------
 
     def _on_signal(self, number: int) -> None:
-        if number in (signal.SIGTERM, signal.SIGINT):
-            now = time.monotonic()
-            if self._told_s is not None and now - self._told_s > _SAME_SIGNAL_S:
-                os._exit(128 + number)
-            self._told_s = self._told_s or now
+        if number in (signal.SIGTERM, signal.SIGINT) and is_ordered_to_leave(self._told_s):
+            os._exit(128 + number)
         self.request(Kind.STOP, signal.Signals(number).name)
 
     def look(self, now: float) -> float:
