@@ -22,6 +22,7 @@ _LAUNCHERS = {
 }
 _SCHEDULERS = {"SLURM_JOB_ID": "Slurm", "LSB_JOBID": "LSF", "PBS_JOBID": "PBS"}
 
+_REQUESTS = (signal.SIGUSR1, signal.SIGTERM)
 _SAME_SIGNAL_S = 1.0
 _early_signals: list[signal.Signals] = []
 _told_s: list[float] = []
@@ -37,12 +38,22 @@ def remember_early_signals() -> None:
     def remember(number: int, frame: object) -> None:
         if os.getpid() == own:
             _remember(number)
-        else:  # of a process forked off, whose signals are nobody's requests
+        else:  # in a process forked off, to which whoever had the signals meanwhile has given them back
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    for number in (signal.SIGUSR1, signal.SIGTERM):
+    def be_a_child() -> None:
+        for number in _REQUESTS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
+
+    for number in _REQUESTS:
         signal.signal(number, remember)
+    os.register_at_fork(  # what a child gets before it has handlers of its own would be lost
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS),
+        after_in_child=be_a_child,
+    )
 
 
 def _remember(number: int) -> None:
