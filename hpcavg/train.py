@@ -50,13 +50,13 @@ class Trainer:
         self.device = topology.do_together(lambda: placement.choose_device(config.device, topology.node_rank))
         self.threads = config.threads or placement.num_threads(topology.node)
         torch.set_num_threads(self.threads)
-        started_s, limits = time.time() - placement.process_age_s(), (config.stop_after, config.stop_margin)
-        self._stop_at = topology.do_together(lambda: deadline(started_s, *limits, os.environ))
+        now = time.monotonic(), time.time(), placement.process_age_s()
+        limits = config.stop_after, config.stop_margin
+        self._stop_at = topology.do_together(lambda: deadline(*now, *limits, os.environ))
         self.task = topology.do_together(lambda: tasks.load(config))
         self.feed = Feed(self.task, config, topology, self.device)
         self.total_steps = config.steps or (config.epochs or 0) * self.feed.steps_per_epoch
-        found = topology.do_together(lambda: resume.find(config) if topology.rank == 0 else None)
-        self._found = topology.everyone.bcast(found, root=0)
+        self._found = topology.take_from_first(lambda: resume.find(config))
         saving.seed_generators(config.seed)
         model = topology.do_together(lambda: tasks.build_model(self.task))
         self.model = model.to(self.device, getattr(torch, config.dtype))
@@ -107,7 +107,9 @@ class Trainer:
         """
         topology = self.topology
         age_s = placement.process_age_s()
-        self.account.startup_s += topology.carry_out(lambda: topology.everyone.allreduce(age_s, MPI.MAX), what="start")
+        self.account.startup_s += topology.carry_out(
+            lambda: topology.everyone.allreduce(age_s, MPI.MAX), Scope.SERVER, "start"
+        )
         self._started_s = time.monotonic()
         last = None if self._found.checkpoint is None else self._found.checkpoint.path
         self._checkpointer = Checkpointer(self.config, self.averager, self.path / CHECKPOINTS, last)
@@ -130,7 +132,8 @@ class Trainer:
         finally:
             self.record.close()
         status = self._conclude(result)
-        topology.free()
+        with topology.waiting("end of the run", Scope.SERVER):
+            topology.free()
         return status
 
     # -- set-up ---------------------------------------------------------------------------------------------------
@@ -185,7 +188,7 @@ class Trainer:
                 write_view(metrics, topology.everyone.Get_size(), segments)
             return path, segments
 
-        return topology.everyone.bcast(topology.do_together(lambda: create() if topology.rank == 0 else None), root=0)
+        return topology.take_from_first(create)
 
     def _announce(self) -> None:
         topology, saved = self.topology, self._found.checkpoint
@@ -209,9 +212,9 @@ class Trainer:
     def _begin_listening(self) -> None:
         """Listen to signals and the clock from now on."""
         topology, averager = self.topology, self.averager
-        self._is_by_step = not (averager.algorithm.own_pace or topology.is_server)
+        self._is_by_step = not averager.algorithm.own_pace
         step = averager.progress.step
-        self._pauses = Pauses(averager.supervisor, step, self._stop_at, True, self._is_by_step, topology.num_servers)
+        self._pauses = Pauses(averager.supervisor, topology, step, self._stop_at, True, self._is_by_step)
         for early in early_signals():
             self._pauses.request(Kind.STOP, early.name)
 
@@ -235,7 +238,7 @@ class Trainer:
             if reached is None:
                 continue
             if not self._is_by_step:
-                pause = self.topology.carry_out(lambda: self._pauses.agree_now(self.topology.world), what="pause")
+                pause = self._pauses.agree_now()
             self._follow_schedule(reached)
             if averager.done:
                 break
@@ -375,10 +378,12 @@ class Trainer:
                     record.write(lambda: run_folder.write_json(self.path / "summary.json", summary))
                 return summary
 
-            summary = topology.carry_out(conclude, what="summary")
+            summary = topology.carry_out(conclude, Scope.SERVER, "summary")
             if summary is not None and topology.rank == 0:
                 show([(self.path, summary)])
-        num_lost = topology.carry_out(lambda: topology.everyone.allreduce(len(record.lost), MPI.MAX), what="summary")
+        num_lost = topology.carry_out(
+            lambda: topology.everyone.allreduce(len(record.lost), MPI.MAX), Scope.SERVER, "summary"
+        )
         if not is_complete:
             return FAILED if last is None else REQUEUE
         if num_lost:

@@ -79,6 +79,7 @@ LEVELS = [
         "hpcavg.outer_state",
         "hpcavg.replica",
         "hpcavg.rounds",
+        "hpcavg.server",
         "hpcavg.watchdog",
     },
     {
