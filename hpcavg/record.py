@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -62,6 +62,7 @@ class Record:
         self._topology = topology
         self._total_steps = total_steps
         self._num_losses = 0
+        self._has_told_of_remains = False
         self._metrics = Recorder(path, attributes, flush_s, rows_before)
         self._shown = display(topology.rank, total_steps, step)
         self.line = self._shown.line
@@ -150,6 +151,12 @@ class Record:
             self.line(f"warning: not recorded: {lost}")
         if lost not in of_kind:
             of_kind.append(lost)
+
+    def tell_of_remains(self, remains: Sequence[str]) -> None:
+        """Show, once in a run, what could not be removed: it is in the way of nothing, and nothing is lost."""
+        if remains and not self._has_told_of_remains:
+            self._has_told_of_remains = True
+            self.line(f"warning: an old checkpoint cannot be removed; each new one tries again: {remains[0]}")
 
     def losses(self) -> str:
         """Return in one line what could not be written: the first loss of each kind, and how many followed it."""

@@ -103,7 +103,7 @@ class Trainer:
         """Train to the end, or until a signal or the time limit, and leave the run's record in `path`. Collective.
 
         Returns the exit status of all ranks: 0; `RECORDS_LOST` where all went well but for the record of it; `REQUEUE`
-        where the run stopped early and can be resumed, `FAILED` where it cannot.
+        where the run stopped early and left a checkpoint of that, `FAILED` where it did not.
         """
         topology = self.topology
         age_s = placement.process_age_s()
@@ -342,9 +342,11 @@ class Trainer:
             num_samples = len(feed.data.train_inputs)
             return {"steps_per_epoch": feed.steps_per_epoch, "num_samples": num_samples, "metrics": history}
 
-        error = self._checkpointer.write(reached, loop, about)
-        if error is not None:
-            record.tell_of("checkpoint", f"checkpoint of step {round(reached)} ({error})")
+        checkpointer = self._checkpointer
+        checkpointer.write(reached, loop, about)
+        if checkpointer.failure is not None:
+            record.tell_of("checkpoint", f"checkpoint of step {round(reached)} ({checkpointer.failure})")
+        record.tell_of_remains(checkpointer.remains)
 
     def _wall_s(self) -> float:
         return self.account.wall_s + time.monotonic() - self._started_s
@@ -354,10 +356,9 @@ class Trainer:
         topology, averager, record = self.topology, self.averager, self.record
         record.flush(Scope.SERVER)
         self.account.wall_s = self._wall_s()
-        is_complete, last = self._stopped_by is None, self._checkpointer.last
+        is_complete, checkpointer = self._stopped_by is None, self._checkpointer
         if not is_complete:
-            outlook = f"go on with --resume {last}" if last else "there is no checkpoint to go on from"
-            record.line(f"stopped at step {averager.progress.step} by {self._stopped_by}; {outlook}")
+            record.line(f"stopped at step {averager.progress.step} by {self._stopped_by}; {checkpointer.outlook}")
         if result is not None or topology.is_server:
             form = (topology, averager, self.config, self.task.name, self.feed.steps_per_epoch)
 
@@ -373,7 +374,7 @@ class Trainer:
                 show([(self.path, summary)])
         num_lost = topology.carry_out(lambda: topology.everyone.allreduce(len(record.lost), MPI.MAX), what="summary")
         if not is_complete:
-            return FAILED if last is None else REQUEUE
+            return FAILED if checkpointer.last is None or checkpointer.failure is not None else REQUEUE
         if num_lost:
             record.line(f"warning: the run is complete; its record is not: {record.losses()}")
         return RECORDS_LOST if num_lost else 0
