@@ -16,6 +16,7 @@ from hpcavg.config import Config
 from hpcavg.events import Event
 from hpcavg.metrics import Recorder
 from hpcavg.progress import display
+from hpcavg.resume import Found
 from hpcavg.schedule import Scope
 from hpcavg.summary import counted
 from hpcavg.topology import Topology
@@ -60,7 +61,7 @@ class Record:
         self.account = account
         self.lost: dict[str, list[str]] = {}
         self._topology = topology
-        self._total_steps = total_steps
+        self._total_steps, self._step = total_steps, step
         self._num_losses = 0
         self._has_told_of_remains = False
         self._metrics = Recorder(path, attributes, flush_s, rows_before)
@@ -68,6 +69,25 @@ class Record:
         self.line = self._shown.line
         self.add = self._metrics.record
         self.positions = self._metrics.positions
+
+    def announce(self, config: Config, task: str, path: Path, warnings: Sequence[str], found: Found) -> None:
+        """Show what the run is, where it goes, and what it goes on from."""
+        topology, saved = self._topology, found.checkpoint
+        servers = f", {counted(topology.num_servers, 'server')}" if topology.num_servers else ""
+        label, learners = config.algorithm.replace("_", "-"), counted(topology.num_learners, "learner")
+        self.line(
+            f"{label} on {task}: {learners}, {counted(topology.num_groups, 'local group')}{servers},"
+            f" {counted(topology.num_nodes, 'node')}; {counted(self._total_steps, 'step')}; {path}"
+        )
+        for text in (*warnings, *found.warnings):
+            self.line(f"warning: {text}")
+        if saved is not None:
+            self.line(f"going on from step {self._step}: {saved.path}")
+            if saved.manifest.num_ranks != topology.num_learners:
+                self.line(
+                    f"warning: it is of {counted(saved.manifest.num_ranks, 'learner')}; {topology.num_learners} start"
+                    " from their mean, with the samples dealt anew and the optimizer's state empty"
+                )
 
     def advance(self, step: int) -> None:
         """Show that `step` has been taken, and which ranks have died meanwhile."""
