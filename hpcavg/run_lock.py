@@ -216,10 +216,10 @@ class RunLock:
         return True
 
     def _succeed(self, folder: Path) -> None:
-        """Take over from the same run, in whose name nobody else does."""
+        """Take over from the same run, in whose name nobody else does; it may have released the lock as it died."""
         locks, free = _scan(folder)
         before = [path for path, text in locks.items() if (owner := Owner.of(text)) and owner.run == self._owner.run]
-        if not before:
+        if locks and not before:
             self._miss(folder)
         elif self._make(free):
             self._file = free

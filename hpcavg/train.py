@@ -116,9 +116,7 @@ class Trainer:
         where the run stopped early and left a checkpoint of that, `FAILED` where it did not.
         """
         with self.lock:
-            status = self._train()
-        self.lock.release()
-        return status
+            return self._train()
 
     def _train(self) -> int:
         topology = self.topology
@@ -147,6 +145,7 @@ class Trainer:
         finally:
             self.record.close()
         status = self._conclude(result)
+        self.lock.release()
         topology.free()
         return status
 
