@@ -110,6 +110,22 @@ def started_ticks(pid: int) -> int:
         return int(file.read().rpartition(")")[2].split()[19])
 
 
+def is_running(pid: int, ticks: int) -> bool | None:
+    """Return whether the process `pid` that was started then runs on this host; None where that may not be known."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's, of whom /proc may show nothing
+        pass
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            state, *fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return state not in ("Z", "X") and int(fields[18]) == ticks  # one that has ended may wait long to be buried
+
+
 def check_sizes(num_ranks: int, group_size: int | None, num_servers: int) -> None:
     """Raise `InputError` where `num_ranks` cannot be split so."""
     if num_servers >= num_ranks:
