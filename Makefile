@@ -4,6 +4,7 @@
 # make test-cluster  needs root and iproute2: tests of the emulated cluster, MPI tests on nodes of 2,2 and 3,1 ranks
 # make test-slurm  needs root, and Debian to install Slurm: tests of the job scripts on a Slurm of two emulated nodes
 # make jobs   writes the scripts in jobs/ from their templates, hpcavg/job_scripts
+# make pages  writes anew what the pages in docs/ tell of the program: --help, classes and functions
 # make test-gpu  runs the tests that need a GPU
 
 PYTHON ?= python3
@@ -41,7 +42,7 @@ test test-unit test-cluster test-gpu: export OMP_NUM_THREADS ?= 1
 export OMPI_MCA_osc ?= ^ucx
 export MPIRUN
 
-.PHONY: install run compare test test-unit test-cluster test-slurm test-gpu check lint types docs jobs clean
+.PHONY: install run compare test test-unit test-cluster test-slurm test-gpu check lint types docs jobs pages clean
 
 install: $(INSTALLED)
 
@@ -109,6 +110,10 @@ jobs: $(INSTALLED)
 	$(BIN)/python -c 'from pathlib import Path; from hpcavg.job import shipped; \
 	    [Path("jobs", name).write_text(text) for name, text in shipped().items()]'
 
+# Those that tell of what has changed.
+pages: $(INSTALLED)
+	$(BIN)/python docs/fill.py
+
 clean:
-	rm -rf build dist docs/_build docs/_generated *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -119,7 +119,8 @@ def _with_mpi(command: str, arguments: list[str]) -> int:
     """
     # Collecting garbage while thousands of modules are created costs a fifth of the start-up and finds nothing.
     gc.disable()
-    remember_early_signals()
+    if command == "train":
+        remember_early_signals()
     world = _connect()
     config, error = None, None
     if world.Get_rank() == 0:

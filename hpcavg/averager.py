@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcavg.asynchronous import Server, Worker
+from hpcavg.asynchronous import Worker
 from hpcavg.averaging import Averaging
 from hpcavg.calls import Caller, Kind
 from hpcavg.errors import InputError
@@ -22,6 +22,7 @@ from hpcavg.replica import Replica
 from hpcavg.rounds import Rounds
 from hpcavg.rule import Rule
 from hpcavg.schedule import Progress, Run, Scope
+from hpcavg.server import Server
 from hpcavg.topology import Topology
 from hpcavg.watchdog import watch_over
 
@@ -35,7 +36,8 @@ class Averager:
 
     Parameters
     ----------
-    model, optimizer : any module and any torch optimizer over its parameters; the same on every rank.
+    model, optimizer : any module that torch neither synchronises nor shards itself (DistributedDataParallel, FSDP), and
+        any torch optimizer over its parameters; the same on every rank.
     algorithm : a rule from `hpcavg.algorithms`.
     topology : the learners, and the servers of an asynchronous algorithm.
     engine : how means are taken: ``"auto"``, or a name in `hpcavg.mean.ENGINES` or `hpcavg.mean.DEVICE_ENGINES`.

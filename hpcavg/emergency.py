@@ -65,5 +65,11 @@ def abort(config: Config) -> None:
     MPI.COMM_WORLD.Abort(_status(config))
 
 
+def give_up(text: str) -> None:
+    """Say why and end the job at once, not to be started again: another writes where this one did."""
+    tell(text)
+    MPI.COMM_WORLD.Abort(FAILED)
+
+
 def _status(config: Config) -> int:
     return REQUEUE if config.on_failure == "restart" else FAILED

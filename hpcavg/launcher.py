@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 
 from hpcavg import launched
@@ -14,12 +15,54 @@ _SCHEDULERS = {"SLURM_JOB_ID": "Slurm", "LSB_JOBID": "LSF", "PBS_JOBID": "PBS"}
 _START = "start with mpirun or srun --mpi=pmix, with the MPI that mpi4py was built for"
 _CURE = f"{_START} (--expect-ranks 1 if meant)"
 
+_REQUESTS = (signal.SIGUSR1, signal.SIGTERM)
+_SAME_SIGNAL_S = 1.0
 _early_signals: list[signal.Signals] = []
+_told_s: list[float] = []
 
 
 def remember_early_signals() -> None:
-    """From now on, take SIGUSR1 for a request that whoever handles it later finds in `early_signals`."""
-    signal.signal(signal.SIGUSR1, lambda number, frame: _early_signals.append(signal.Signals(number)))
+    """From now on, take SIGUSR1 and SIGTERM for requests that whoever handles them later finds in `early_signals`.
+
+    A second SIGTERM, a second or more after the first, ends the process at once.
+    """
+    own = os.getpid()
+
+    def remember(number: int, frame: object) -> None:
+        if os.getpid() == own:
+            _remember(number)
+        else:  # in a process forked off, to which whoever had the signals meanwhile has given them back
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def be_a_child() -> None:
+        for number in _REQUESTS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
+
+    for number in _REQUESTS:
+        signal.signal(number, remember)
+    os.register_at_fork(  # what a child gets before it has handlers of its own would be lost
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS),
+        after_in_child=be_a_child,
+    )
+
+
+def _remember(number: int) -> None:
+    if number == signal.SIGTERM and is_ordered_to_leave(_told_s):
+        os._exit(128 + number)
+    _early_signals.append(signal.Signals(number))
+
+
+def is_ordered_to_leave(told_s: list[float]) -> bool:
+    """Return whether a SIGTERM or SIGINT that came now is a second one; `told_s` keeps the time of the first.
+
+    Launcher and scheduler may both pass one on: what follows within a second is the same.
+    """
+    now = time.monotonic()
+    told_s[:] = told_s or [now]
+    return now - told_s[0] > _SAME_SIGNAL_S
 
 
 def early_signals() -> list[signal.Signals]:
@@ -65,6 +108,22 @@ def started_ticks(pid: int) -> int:
     """Return when a process of this host was started, in clock ticks since the host was; raises `OSError`."""
     with open(f"/proc/{pid}/stat") as file:
         return int(file.read().rpartition(")")[2].split()[19])
+
+
+def is_running(pid: int, ticks: int) -> bool | None:
+    """Return whether the process `pid` that was started then runs on this host; None where that may not be known."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's, of whom /proc may show nothing
+        pass
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            state, *fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return state not in ("Z", "X") and int(fields[18]) == ticks  # one that has ended may wait long to be buried
 
 
 def check_sizes(num_ranks: int, group_size: int | None, num_servers: int) -> None:

@@ -79,7 +79,7 @@ class SurvivingTopology(Topology):
             allowed = "abort or restart here, or Open MPI started with fault tolerance: mpirun --with-ft ulfm"
             raise InputError("on_failure", "shrink", allowed)
         self._name: int | None = None
-        self._completed = {Scope.LOCAL: 0, Scope.GLOBAL: 0}
+        self._completed = dict.fromkeys(Scope, 0)
         self._renewals: list[Callable[[], None]] = []
         self.losses: list[Loss] = []
         global _has_survivors

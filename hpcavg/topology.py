@@ -71,7 +71,8 @@ class Topology:
         self.num_servers = num_servers
         self._group_size = group_size
         self._owned: list[MPI.Comm] = []
-        self._waiting: Callable[[object, Scope], AbstractContextManager[None]] = lambda what, scope: nullcontext()
+        self._waiting: Callable[[object, Scope | Sequence[int]], AbstractContextManager[None]]
+        self._waiting = lambda what, scope: nullcontext()
         self.num_averagers = 0
         self.has_busy_servers = False
         self._is_free = False
@@ -140,9 +141,16 @@ class Topology:
             result = action()
         except InputError as raised:
             error = raised
-        wait_asleep(self.everyone)
-        self.agree(error)
+        with self.waiting("start", Scope.SERVER):
+            wait_asleep(self.everyone)
+            self.agree(error)
         return result  # type: ignore[return-value]  # it is set where agree() returns
+
+    def take_from_first(self, action: Callable[[], _T]) -> _T:
+        """Return on every rank what `action` returns on rank 0; see `do_together`."""
+        result = self.do_together(lambda: action() if self.rank == 0 else None)
+        with self.waiting("start", Scope.SERVER):
+            return cast(_T, self.everyone.bcast(result, root=0))
 
     def carry_out(self, action: Callable[[], _T], scope: Scope = Scope.GLOBAL, what: object = "agreement") -> _T:
         """Return what `action` does, which is collective over `scope`; `what` it is, for the watchdog.
@@ -157,11 +165,14 @@ class Topology:
         with self.waiting(what, Scope.GLOBAL):
             return action()
 
-    def waiting(self, what: object, scope: Scope) -> AbstractContextManager[None]:
-        """Return a context in which this rank may wait for those of `scope`; `what` for, the same on all of them."""
+    def waiting(self, what: object, scope: Scope | Sequence[int]) -> AbstractContextManager[None]:
+        """Return a context in which this rank may wait for others; `what` for, the same on all that take part.
+
+        scope : which ones, or their numbers in `everyone`.
+        """
         return self._waiting(what, scope)
 
-    def watch_waits(self, waiting: Callable[[object, Scope], AbstractContextManager[None]]) -> None:
+    def watch_waits(self, waiting: Callable[[object, Scope | Sequence[int]], AbstractContextManager[None]]) -> None:
         """Enter what `waiting` returns wherever this rank may wait for others: it is told for what and for whom."""
         self._waiting = waiting
 

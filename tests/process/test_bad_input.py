@@ -129,7 +129,7 @@ def test_the_help_is_printed_once():
 def test_the_report_of_no_run(tmp_path):
     result = run(0, ["report", tmp_path / "none"])
     assert result.status == 2
-    assert result.err.startswith(f"hpcavg: error: --folder {tmp_path}/none: must be the folder of a finished run")
+    assert result.err.startswith(f"hpcavg: error: DIR {tmp_path}/none: must be the folder of a run: no folder (No such")
     assert result.err.count("\n") == 1
 
 

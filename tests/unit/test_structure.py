@@ -44,7 +44,15 @@ LEVELS = [
         "hpcavg.mpi_library",
         "hpcavg.recipes",
     },
-    {"hpcavg.catalogue", "hpcavg.topology", "hpcavg.flat", "hpcavg.eager", "hpcavg.node_memory", "hpcavg.state_file"},
+    {
+        "hpcavg.catalogue",
+        "hpcavg.topology",
+        "hpcavg.flat",
+        "hpcavg.eager",
+        "hpcavg.node_memory",
+        "hpcavg.run_lock",
+        "hpcavg.state_file",
+    },
     {
         "hpcavg.algorithms",
         "hpcavg.calls",
@@ -79,6 +87,7 @@ LEVELS = [
         "hpcavg.outer_state",
         "hpcavg.replica",
         "hpcavg.rounds",
+        "hpcavg.server",
         "hpcavg.watchdog",
     },
     {
