@@ -145,7 +145,7 @@ def test_a_finished_run_ends_at_once_with_the_same_result(finished, run):
         assert differences(outcome(finished), outcome(run)) == []
 
 
-@pytest.mark.parametrize("longer", ["--epochs 4", "--epochs 3 --stop-after 1000"])
+@pytest.mark.parametrize("longer", ["--epochs 4", "--epochs 3 --stop-after 1000000"])
 def test_a_finished_run_may_go_on_to_more_epochs(run, tmp_path, longer):
     train(run, f"{longer} --resume auto")
     train(tmp_path / "long", longer)
