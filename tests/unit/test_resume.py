@@ -122,7 +122,7 @@ def test_an_evaluation_that_dies_loses_nothing(finished, tmp_path, failing):
 
 @pytest.mark.parametrize("step", [11, 12, 13])
 def test_a_stop_about_an_epochs_end_neither_loses_nor_doubles_its_evaluation(finished, tmp_path, capsys, step):
-    options = f"--epochs 2 --stop-after 1000 --resume auto --checkpoint-steps {step}"
+    options = f"--epochs 2 --stop-after 1000000 --resume auto --checkpoint-steps {step}"
     trainer = Trainer(cli.parse_train([*f"{RUN} {options}".split(), "--output", str(tmp_path / "run")]))
     taken, train_step = iter(range(step - 1)), trainer._train_step
 
