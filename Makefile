@@ -37,12 +37,12 @@ export PRTE_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 # One thread per rank for NumPy's linear algebra; hpcavg itself gives torch each rank's share of the cores.
 export OPENBLAS_NUM_THREADS ?= 1
 # Tests compute with one thread, whatever the machine has.
-test test-cluster test-gpu: export OMP_NUM_THREADS ?= 1
+test test-unit test-cluster test-gpu: export OMP_NUM_THREADS ?= 1
 # A warning about UCX windows, which hpcavg does not use.
 export OMPI_MCA_osc ?= ^ucx
 export MPIRUN
 
-.PHONY: install run compare test test-cluster test-slurm test-gpu check lint types docs jobs pages clean
+.PHONY: install run compare test test-unit test-cluster test-slurm test-gpu check lint types docs jobs pages clean
 
 install: $(INSTALLED)
 
@@ -66,6 +66,10 @@ test: $(INSTALLED)
 	    echo "== tests/mpi on $$n ranks"; \
 	    timeout 600 $(MPIRUN) -np $$n $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py -m pytest -q --with-mpi tests/mpi || exit 1; \
 	done
+
+# Without an mpirun and in one process: for other versions of Python, see .ci/pythons.
+test-unit: $(INSTALLED)
+	$(BIN)/pytest -q tests/unit
 
 test-cluster: $(INSTALLED)
 	$(BIN)/pytest -q tests/cluster

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcavg.asynchronous import Server, Worker
+from hpcavg.asynchronous import Worker
 from hpcavg.averaging import Averaging
 from hpcavg.calls import Caller, Kind
 from hpcavg.errors import InputError
@@ -22,6 +22,7 @@ from hpcavg.replica import Replica
 from hpcavg.rounds import Rounds
 from hpcavg.rule import Rule
 from hpcavg.schedule import Progress, Run, Scope
+from hpcavg.server import Server
 from hpcavg.topology import Topology
 from hpcavg.watchdog import watch_over
 

@@ -109,6 +109,17 @@ def continued(folder: Path, resumed: Sequence[Positions], positions: Positions) 
     return [*resumed, *[positions] * max(1, num_segments(folder) - len(resumed))]
 
 
+def history(folder: Path, saved: Mapping[str, Any] | None, num_ranks: int) -> list[Positions]:
+    """Return the history of the segment that begins now in `folder`.
+
+    saved : what the checkpoint holds that the run goes on from, ``resumed`` and ``positions``; None where the run
+    starts afresh, with `num_ranks` ranks.
+    """
+    if saved is None and not num_segments(folder):
+        return []
+    return continued(folder, **(saved or {"resumed": [], "positions": [dict.fromkeys(COLUMNS, 0)] * num_ranks}))
+
+
 def rows_before(resumed: Sequence[Positions], rank: int) -> dict[str, int]:
     """Return how many rows of each table come before those of `rank` in the segment with the history `resumed`.
 

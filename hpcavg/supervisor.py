@@ -56,6 +56,7 @@ class Waiting:
 
     def __exit__(self, *_: object) -> None:
         self._supervisor.wait = self._outer
+        self._supervisor.step_since = time.monotonic()
 
 
 class Process(NamedTuple):
@@ -82,8 +83,11 @@ class Part(Protocol):
     def look(self, now: float) -> float:
         """Do what is due at `now`, of `time.monotonic`; return in how many seconds to call again at the latest."""
 
-    def restart(self) -> None:
-        """Forget what was under way with other ranks: the communicator has failed, or is a new one."""
+    def tell(self) -> Any:
+        """Return what survivors need to know of this rank when others have died."""
+
+    def restart(self, told: Sequence[Any]) -> None:
+        """Begin anew on a new communicator: forget what was under way; `told` is what its ranks' parts have to say."""
 
 
 class Supervisor:
@@ -96,7 +100,8 @@ class Supervisor:
     ----------
     rank, size : of the communicator. processes : those of all ranks.
     changed : the condition that guards the thread's state and that of its parts.
-    wait : what the main thread waits for, if it does. step, step_since : the step it is taking, and since when.
+    wait : what the main thread waits for, if it does. step : the step it is taking. step_since : since when it does, or
+        since it last waited.
     is_quiet : MPI has failed.
     """
 
@@ -122,10 +127,13 @@ class Supervisor:
     def _take(self, comm: MPI.Intracomm) -> None:
         """Duplicate `comm` and begin anew on it. Collective."""
         own = comm.Dup()
-        processes = own.allgather(Process(MPI.Get_processor_name(), os.getpid(), started_ticks(os.getpid())))
+        process = Process(MPI.Get_processor_name(), os.getpid(), started_ticks(os.getpid()))
+        with self.changed:
+            told = {name: part.tell() for name, part in self._parts.items()}
+        processes, told_by_all = zip(*own.allgather((process, told)), strict=True)
         with self.changed:
             self._comm = own
-            self.processes = processes
+            self.processes: Sequence[Process] = processes
             self.rank: int = own.Get_rank()
             self.size: int = own.Get_size()
             self.is_quiet = False
@@ -134,8 +142,8 @@ class Supervisor:
             self._on_their_way: list[MPI.Request] = []
             self._num_sent = [0] * self.size
             self._num_received = 0
-            for part in self._parts.values():
-                part.restart()
+            for name, part in self._parts.items():  # which others may not have made yet
+                part.restart([told[name] for told in told_by_all if name in told])
 
     # -- where the main thread is ---------------------------------------------------------------------------------
 
@@ -315,8 +323,7 @@ class Supervisor:
     def _fall_silent(self) -> None:
         """Talk to nobody from now on; nobody may be left waiting for an answer."""
         self.is_quiet = True
-        for part in self._parts.values():
-            part.restart()
+        self.changed.notify_all()
 
 
 def _ignore(*_: object) -> None:

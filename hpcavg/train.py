@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import uuid
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ from hpcavg.errors import CorruptionError, SickLearnersError
 from hpcavg.evaluation import Score, evaluate
 from hpcavg.feed import Feed
 from hpcavg.launcher import early_signals
-from hpcavg.metrics import COLUMNS, continued, file_name, num_segments, rows_before, write_view
+from hpcavg.metrics import file_name, history, rows_before, write_view
 from hpcavg.model_passes import ModelPasses
 from hpcavg.pauses import Kind, Pauses, deadline
 from hpcavg.record import Record, attributes
+from hpcavg.run_lock import RunLock, this_process
 from hpcavg.schedule import Scope
-from hpcavg.summary import Summary, counted, show
+from hpcavg.summary import Summary, show
 from hpcavg.survey import look_around
 from hpcavg.topology import wait_asleep
 from hpcavg.watchdog import watch_over
@@ -47,16 +49,23 @@ class Trainer:
         wait_asleep(MPI.COMM_WORLD)
         self.config = config
         self.topology = topology = emergency.build_topology(config)
+        run = topology.everyone.bcast(uuid.uuid4().hex)
+        self.lock = RunLock(this_process(run, has_heirs=topology.survives), emergency.give_up)
+        with self.lock:
+            self._set_up()
+
+    def _set_up(self) -> None:
+        config, topology = self.config, self.topology
         self.device = topology.do_together(lambda: placement.choose_device(config.device, topology.node_rank))
         self.threads = config.threads or placement.num_threads(topology.node)
         torch.set_num_threads(self.threads)
-        started_s, limits = time.time() - placement.process_age_s(), (config.stop_after, config.stop_margin)
-        self._stop_at = topology.do_together(lambda: deadline(started_s, *limits, os.environ))
+        now = time.monotonic(), time.time(), placement.process_age_s()
+        limits = config.stop_after, config.stop_margin
+        self._stop_at = topology.do_together(lambda: deadline(*now, *limits, os.environ))
         self.task = topology.do_together(lambda: tasks.load(config))
         self.feed = Feed(self.task, config, topology, self.device)
         self.total_steps = config.steps or (config.epochs or 0) * self.feed.steps_per_epoch
-        found = topology.do_together(lambda: resume.find(config) if topology.rank == 0 else None)
-        self._found = topology.everyone.bcast(found, root=0)
+        self._found = topology.take_from_first(self._find)
         saving.seed_generators(config.seed)
         model = topology.do_together(lambda: tasks.build_model(self.task))
         self.model = model.to(self.device, getattr(torch, config.dtype))
@@ -98,16 +107,23 @@ class Trainer:
         if saved is not None:
             topology.do_together(lambda: self._go_on_from(saved))
         self.path, self._segments = self._create_folder()
+        topology.on_renewal(lambda: None if topology.rank else self.lock.inherit(self.path))
 
     def train(self) -> int:
         """Train to the end, or until a signal or the time limit, and leave the run's record in `path`. Collective.
 
         Returns the exit status of all ranks: 0; `RECORDS_LOST` where all went well but for the record of it; `REQUEUE`
-        where the run stopped early and can be resumed, `FAILED` where it cannot.
+        where the run stopped early and left a checkpoint of that, `FAILED` where it did not.
         """
+        with self.lock:
+            return self._train()
+
+    def _train(self) -> int:
         topology = self.topology
         age_s = placement.process_age_s()
-        self.account.startup_s += topology.carry_out(lambda: topology.everyone.allreduce(age_s, MPI.MAX), what="start")
+        self.account.startup_s += topology.carry_out(
+            lambda: topology.everyone.allreduce(age_s, MPI.MAX), Scope.SERVER, "start"
+        )
         self._started_s = time.monotonic()
         last = None if self._found.checkpoint is None else self._found.checkpoint.path
         self._checkpointer = Checkpointer(self.config, self.averager, self.path / CHECKPOINTS, last)
@@ -117,7 +133,7 @@ class Trainer:
         about = attributes(self.config, self.task.name, topology) | self.feed.about()
         form = (about, self.config.flush_seconds, rows, topology, self.account)
         self.record = Record(path, *form, self.total_steps, self.averager.progress.step)
-        self._announce()
+        self.record.announce(self.config, self.task.name, self.path, self._warnings, self._found)
         self._begin_listening()
         result = None
         try:
@@ -126,14 +142,23 @@ class Trainer:
             else:
                 result = self._run()
         except (SickLearnersError, CorruptionError) as error:
+            self.lock.release()
             emergency.end_job(error, self.config, topology, self._checkpointer.last)
         finally:
             self.record.close()
         status = self._conclude(result)
-        topology.free()
+        self.lock.release()
+        with topology.waiting("end of the run", Scope.SERVER):
+            topology.free()
         return status
 
     # -- set-up ---------------------------------------------------------------------------------------------------
+
+    def _find(self) -> resume.Found:
+        """Return what the run goes on from; a folder that is there is locked, and will not change under our hands."""
+        if self.config.output is not None and os.path.isdir(self.config.output):
+            self.lock.take(Path(self.config.output))
+        return resume.find(self.config)
 
     def _is_of_as_many(self, saved: Checkpoint) -> bool:
         return saved.manifest.num_ranks == self.topology.num_learners
@@ -172,46 +197,23 @@ class Trainer:
         nodes, self._warnings = look_around(topology, self.config, self.device, self.threads)
 
         def create() -> tuple[Path, list[Any]]:
-            segments: list[Any] = []
-            path = run_folder.create(self.config, self.task.name)
-            metrics = path / "metrics"
-            if saved is not None and saved.path.parent.resolve() == (path / CHECKPOINTS).resolve():
-                segments = continued(metrics, **saved.manifest.about["metrics"])
-            elif num_segments(metrics):
-                nothing = [dict.fromkeys(COLUMNS, 0)] * topology.everyone.Get_size()
-                segments = continued(metrics, [], nothing)
-            with run_folder.starting(path):
+            with run_folder.creating(self.config, self.task.name, self.lock) as path:
+                metrics = path / "metrics"
+                is_same = saved is not None and saved.path.parent.resolve() == (path / CHECKPOINTS).resolve()
+                before = saved.manifest.about["metrics"] if saved is not None and is_same else None
+                segments = history(metrics, before, topology.everyone.Get_size())
                 run_folder.write_start(path, self.config, nodes, self.threads, str(self.device))
                 write_view(metrics, topology.everyone.Get_size(), segments)
             return path, segments
 
-        return topology.everyone.bcast(topology.do_together(lambda: create() if topology.rank == 0 else None), root=0)
-
-    def _announce(self) -> None:
-        topology, saved = self.topology, self._found.checkpoint
-        servers = f", {counted(topology.num_servers, 'server')}" if topology.num_servers else ""
-        label, learners = self.config.algorithm.replace("_", "-"), counted(topology.num_learners, "learner")
-        self.record.line(
-            f"{label} on {self.task.name}: {learners},"
-            f" {counted(topology.num_groups, 'local group')}{servers}, {counted(topology.num_nodes, 'node')};"
-            f" {counted(self.total_steps, 'step')}; {self.path}"
-        )
-        for text in (*self._warnings, *self._found.warnings):
-            self.record.line(f"warning: {text}")
-        if saved is not None:
-            self.record.line(f"going on from step {self.averager.progress.step}: {saved.path}")
-            if not self._is_of_as_many(saved):
-                self.record.line(
-                    f"warning: it is of {counted(saved.manifest.num_ranks, 'learner')}; {topology.num_learners} start"
-                    " from their mean, with the samples dealt anew and the optimizer's state empty"
-                )
+        return topology.take_from_first(create)
 
     def _begin_listening(self) -> None:
         """Listen to signals and the clock from now on."""
         topology, averager = self.topology, self.averager
-        self._is_by_step = not (averager.algorithm.own_pace or topology.is_server)
+        self._is_by_step = not averager.algorithm.own_pace
         step = averager.progress.step
-        self._pauses = Pauses(averager.supervisor, step, self._stop_at, True, self._is_by_step, topology.num_servers)
+        self._pauses = Pauses(averager.supervisor, topology, step, self._stop_at, True, self._is_by_step)
         for early in early_signals():
             self._pauses.request(Kind.STOP, early.name)
 
@@ -235,7 +237,7 @@ class Trainer:
             if reached is None:
                 continue
             if not self._is_by_step:
-                pause = self.topology.carry_out(lambda: self._pauses.agree_now(self.topology.world), what="pause")
+                pause = self._pauses.agree_now()
             self._follow_schedule(reached)
             if averager.done:
                 break
@@ -348,9 +350,12 @@ class Trainer:
             num_samples = len(feed.data.train_inputs)
             return {"steps_per_epoch": feed.steps_per_epoch, "num_samples": num_samples, "metrics": history}
 
-        error = self._checkpointer.write(reached, loop, about)
-        if error is not None:
-            record.tell_of("checkpoint", f"checkpoint of step {round(reached)} ({error})")
+        checkpointer = self._checkpointer
+        self.lock.beat()  # whoever was stopped for minutes may have lost it
+        checkpointer.write(reached, loop, about)
+        if checkpointer.failure is not None:
+            record.tell_of("checkpoint", f"checkpoint of step {round(reached)} ({checkpointer.failure})")
+        record.tell_of_remains(checkpointer.remains)
         self.account.checkpoint_s += time.perf_counter() - before
 
     def _wall_s(self) -> float:
@@ -361,10 +366,9 @@ class Trainer:
         topology, averager, record = self.topology, self.averager, self.record
         record.flush(Scope.SERVER)
         self.account.wall_s = self._wall_s()
-        is_complete, last = self._stopped_by is None, self._checkpointer.last
+        is_complete, checkpointer = self._stopped_by is None, self._checkpointer
         if not is_complete:
-            outlook = f"go on with --resume {last}" if last else "there is no checkpoint to go on from"
-            record.line(f"stopped at step {averager.progress.step} by {self._stopped_by}; {outlook}")
+            record.line(f"stopped at step {averager.progress.step} by {self._stopped_by}; {checkpointer.outlook}")
         if result is not None or topology.is_server:
             form = (topology, averager, self.config, self.task.name, self.feed.steps_per_epoch)
 
@@ -375,12 +379,14 @@ class Trainer:
                     record.write(lambda: run_folder.write_json(self.path / "summary.json", summary))
                 return summary
 
-            summary = topology.carry_out(conclude, what="summary")
+            summary = topology.carry_out(conclude, Scope.SERVER, "summary")
             if summary is not None and topology.rank == 0:
                 show([(self.path, summary)])
-        num_lost = topology.carry_out(lambda: topology.everyone.allreduce(len(record.lost), MPI.MAX), what="summary")
+        num_lost = topology.carry_out(
+            lambda: topology.everyone.allreduce(len(record.lost), MPI.MAX), Scope.SERVER, "summary"
+        )
         if not is_complete:
-            return FAILED if last is None else REQUEUE
+            return FAILED if checkpointer.last is None or checkpointer.failure is not None else REQUEUE
         if num_lost:
             record.line(f"warning: the run is complete; its record is not: {record.losses()}")
         return RECORDS_LOST if num_lost else 0

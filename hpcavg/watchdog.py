@@ -1,10 +1,10 @@
 """A watchdog for hung ranks: who waits in a mean for too long learns which ranks have not come, and what they do.
 
 The thread of a rank that waits longer than the timeout asks the threads of all others where their main threads are, and
-collects the answers of a few seconds; of several that ask at once, the lowest one goes on. A rank that others wait for
-and that is alive answers, and writes the stacks of its Python threads to standard error. A stopped process answers
-nothing. A rank that is computing and began its step less than the timeout ago is slow, not hung. Until a timeout has
-passed nobody sends anything.
+collects the answers of a few seconds; of several that ask at once, the lowest one goes on. A rank that has been
+computing for too long answers, and writes the stacks of its Python threads to standard error. A stopped process answers
+nothing. A rank that has taken a step or left a wait less than the timeout ago is slow, not hung; so a server that waits
+for learners only wonders when they do not get on. Until a timeout has passed nobody sends anything.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import faulthandler
 import math
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +23,7 @@ from mpi4py import MPI
 
 from hpcavg.errors import InputError, ranges
 from hpcavg.schedule import Scope
+from hpcavg.streams import tell
 from hpcavg.supervisor import Process, Supervisor, Wait
 from hpcavg.topology import Topology
 
@@ -95,6 +95,8 @@ class Watchdog:
     def look(self, now: float) -> float:
         """See `hpcavg.supervisor.Part`."""
         supervisor, wait = self._supervisor, self._supervisor.wait
+        if supervisor.is_quiet:
+            self._asked = None
         if self._asked is not None:
             if self._asked is not wait:
                 self._asked = None  # they have come after all
@@ -119,7 +121,10 @@ class Watchdog:
         what, *content = message
         getattr(self, f"_receive_{what}")(source, *content)
 
-    def restart(self) -> None:
+    def tell(self) -> None:
+        """See `hpcavg.supervisor.Part`: nothing."""
+
+    def restart(self, told: Sequence[None]) -> None:
         """See `hpcavg.supervisor.Part`; means begin anew, and so do their clocks."""
         self._asked = None
         self._be_quiet(self._timeout_s)
@@ -135,7 +140,7 @@ class Watchdog:
         if source != supervisor.rank:
             self._be_quiet(2 * _ANSWERS_S)
             is_late = wait is None and now - supervisor.step_since >= self._timeout_s
-            if is_late and supervisor.rank in asked.ranks and now > self._dumped_s + 2 * _ANSWERS_S:
+            if is_late and now > self._dumped_s + 2 * _ANSWERS_S:
                 self._dumped_s = now
                 supervisor.later(lambda: _dump_stacks(supervisor.rank, asked))
 
@@ -155,12 +160,10 @@ class Watchdog:
     def _conclude(self, wait: Wait) -> None:
         """Report, tell the others that it is done, and act."""
         answers = self._answers
-        late = [answer.wait for answer in answers.values() if answer.wait and answer.for_s >= self._timeout_s]
-        missing = sorted({rank for each in late for rank in missing_ranks(each, answers)})
-        slow_s = [answers[rank].for_s for rank in missing if is_under_way(answers.get(rank), self._timeout_s)]
-        if missing and len(slow_s) == len(missing):  # slower than others, and not hung
+        missing, quiet_s = missing_ranks(answers, self._timeout_s)
+        if quiet_s:
             self._asked = None
-            self._be_quiet(self._timeout_s - max(slow_s))
+            self._be_quiet(quiet_s)
             return
         waited_s = time.monotonic() - wait.since
         text = report(wait, waited_s, missing, answers, self._supervisor.processes)
@@ -170,7 +173,7 @@ class Watchdog:
         self._supervisor.later(lambda: self._act(text, missing))
 
     def _act(self, text: str, missing: list[int]) -> None:
-        _write(text)
+        tell(text)
         if self._on_hang is not None:
             self._on_hang(missing)
 
@@ -201,8 +204,10 @@ class Watch:
         topology.watch_waits(self.waiting)
         topology.on_renewal(self._move)
 
-    def waiting(self, what: object, scope: Scope) -> AbstractContextManager[None]:
+    def waiting(self, what: object, scope: Scope | Sequence[int]) -> AbstractContextManager[None]:
         """Return a context in which this rank waits for those of `scope`; see `Topology.waiting`."""
+        if not isinstance(scope, Scope):
+            return self.supervisor.waiting(what, None, scope)
         if scope not in self._ranks:
             self._ranks[scope] = self.supervisor.ranks_of(cast(MPI.Intracomm, self._topology.comm(scope)))
         return self.supervisor.waiting(what, None, self._ranks[scope])
@@ -255,23 +260,25 @@ def timeout_or_default(timeout_s: float | None) -> float:
 
 
 def _abort() -> None:
-    _write("hpcavg: hung: the job is ended; hang_timeout says after how long")
+    tell("hpcavg: hung: the job is ended; hang_timeout says after how long")
     MPI.COMM_WORLD.Abort(1)
 
 
-def missing_ranks(wait: Wait, answers: dict[int, Answer]) -> list[int]:
-    """Return the ranks that keep those in `wait` waiting, going by the answers of the ranks that gave one.
+def missing_ranks(answers: dict[int, Answer], timeout_s: float) -> tuple[list[int], float]:
+    """Return the ranks that keep those waiting who have waited too long, going by the answers of those who gave one.
 
-    They are those of its ranks that do not answer or are busy. Where there are none, they are those that wait in
-    another place: nobody is to blame then but the program.
+    They are those waited for that do not answer, or have been computing for too long. Where there are none, but one
+    that is where it is since less than that, it may be slower than others, but is not hung: the seconds for which to
+    leave it in peace are returned, too. Where all have waited in different places for too long, nobody is to blame but
+    the program, and it is all of them.
     """
-    absent = [rank for rank in wait.ranks if rank not in answers or not _is_in(answers[rank], wait)]
-    return [rank for rank in absent if rank not in answers or answers[rank].wait is None] or absent
-
-
-def is_under_way(answer: Answer | None, timeout_s: float) -> bool:
-    """Return whether a rank that gave `answer` is computing, and began the step that it is in less than this ago."""
-    return answer is not None and answer.wait is None and answer.for_s < timeout_s
+    late = [answer.wait for answer in answers.values() if answer.wait and answer.for_s >= timeout_s]
+    absent = {rank for wait in late for rank in wait.ranks if rank not in answers or not _is_in(answers[rank], wait)}
+    stuck = sorted(rank for rank in absent if rank not in answers or answers[rank].for_s >= timeout_s)
+    to_blame = [rank for rank in stuck if rank not in answers or answers[rank].wait is None]
+    if to_blame or len(stuck) == len(absent):
+        return to_blame or stuck, 0.0
+    return [], timeout_s - max(answers[rank].for_s for rank in absent.difference(stuck))
 
 
 def report(
@@ -316,14 +323,7 @@ def _dump_stacks(rank: int, asked: Wait) -> None:
     with tempfile.TemporaryFile("w+") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
-        _write(f"hpcavg: hung: rank {rank}, which others wait for in the {_name(asked)}, is here:\n{file.read()}")
-
-
-def _write(text: str) -> None:
-    # The process's own, and all at once: other ranks write there, too.
-    stderr = sys.__stderr__ or sys.stderr
-    stderr.write(f"{text.rstrip()}\n")
-    stderr.flush()
+        tell(f"hpcavg: hung: rank {rank} is here, while others wait in the {_name(asked)}:\n{file.read()}")
 
 
 def _kill(process: Process) -> None:

@@ -34,6 +34,7 @@ def test_survivors_go_on_and_agree(algorithm, ranks, group_size, kills, tmp_path
     outcome = Outcome(algorithm, soak.arguments(algorithm, group_size, "auto", options.steps), ranks, kills)
     soak.carry_out(outcome, tmp_path, options)
     assert not outcome.faults, "\n".join(outcome.faults)
+    assert not list(tmp_path.rglob("lock-*"))  # an heir of rank 0's has it, and gives it back
     assert outcome.steps == outcome.steps_due == outcome.num_survivors * options.steps
 
 
@@ -78,3 +79,11 @@ def test_where_nobody_died_a_mistake_is_one(monkeypatch):
     assert result.out.splitlines() == ["[1, 2] [3, 2]"] * 2
     assert "rank 0 failed; the others go on without it" in result.err
     assert result.err.count("ValueError: made of what a dead rank left") == 1
+
+
+@pytest.mark.parametrize("case", ["together", "half-told"])
+def test_survivors_make_the_pause_that_was_asked_for_before_a_death(case, monkeypatch):
+    monkeypatch.setattr("tests.process.launch.FLAGS", SURVIVING)
+    result = run(3, [case], module="tests.process.parting")
+    assert result.status == 0, result.err
+    assert result.out.splitlines() == ["2 2 SIGTERM"] * 2

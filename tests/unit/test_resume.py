@@ -1,12 +1,14 @@
 """What --resume takes for a checkpoint to go on from, and what it refuses; with one learner, in this process."""
 
+import errno
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
 import pytest
 
-from hpcavg import checkpoint, cli, report
+from hpcavg import checkpoint, cli, files, report
 from hpcavg.checkpointer import Checkpointer
 from hpcavg.config import Config
 from hpcavg.errors import InputError
@@ -16,7 +18,7 @@ from hpcavg.train import Trainer
 from tests.process.resuming import differences, outcome
 
 RUN = "--model mlp --batch-size 128 --algorithm dasgd --tau 4 --delay 3 --checkpoint-minutes 0 --threads 1"
-REQUEUE = 75
+FAILED, REQUEUE = 1, 75
 
 
 def train(folder, arguments, stop=False, failing=None):
@@ -247,6 +249,65 @@ def test_checkpoints_by_the_clock_and_how_many_are_kept(tmp_path):
     kept = sorted(path.name for path in tmp_path.glob("run/checkpoints/step-*"))
     assert len(kept) == 3
     assert kept[-1] == "step-00000024"
+
+
+def refuse_from(monkeypatch, is_refused):
+    """Let calls that change files fail from the first one on for which `is_refused` holds."""
+    make_the_call, has_begun = files.perform, []
+
+    def perform(call, *arguments):
+        if (has_begun and "lock-" not in str(arguments[0])) or is_refused(call, *arguments):
+            has_begun.append(True)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
+        return make_the_call(call, *arguments)
+
+    monkeypatch.setattr(files, "perform", perform)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_stop_whose_checkpoint_cannot_be_written_has_failed(finished, run, tmp_path, is_first, monkeypatch, capsys):
+    """To be started again would be to go on from an older one, or from the start, without a word."""
+    folder = tmp_path / "new" if is_first else run
+    if is_first:
+        refuse_from(monkeypatch, lambda call, path, *_: call is os.mkdir and "step-" in str(path))
+    else:
+        refuse_from(monkeypatch, lambda call, path, *_: call is os.replace and "manifest.json" in str(path))
+    assert train(folder, "--epochs 3 --resume auto", stop=True).status == FAILED
+    step, refused = (1, "step-00000001") if is_first else (25, "step-00000025/manifest.json")
+    kept = f"the last good one: {run}/checkpoints/step-00000024"
+    kept = "there is no checkpoint to go on from" if is_first else kept
+    why = f"{folder}/checkpoints/{refused}: No space left on device"
+    line = f"stopped at step {step} by a test; its checkpoint could not be written ({why}); {kept}\n"
+    assert line in capsys.readouterr().out
+    monkeypatch.undo()
+    assert train(folder, "--epochs 2 --resume auto").status == 0
+    assert differences(outcome(finished), outcome(folder)) == []
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_what_cannot_be_removed_fails_no_checkpoint(tmp_path, is_stopped, monkeypatch, capsys):
+    """As on NFS, where another node still reads a file of it."""
+    make_the_call = files.perform
+
+    def perform(call, *arguments):
+        if call is os.unlink and "step-00000002" in str(arguments[0]):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(arguments[0]))
+        return make_the_call(call, *arguments)
+
+    monkeypatch.setattr(files, "perform", perform)
+    options = "--steps 9 --checkpoint-steps 2 --keep-checkpoints 1 --resume auto"
+    train(tmp_path, f"{options} --steps 2")
+    trainer = train(tmp_path, options, stop=is_stopped)
+    step = 3 if is_stopped else 9
+    assert trainer.status == (REQUEUE if is_stopped else 0)
+    shown, checkpoints = capsys.readouterr().out, tmp_path / "checkpoints"
+    assert shown.count("warning: an old checkpoint cannot be removed") == 1
+    assert f"{checkpoints}/step-00000002/manifest.json: Device or resource busy" in shown
+    assert "not recorded" not in shown
+    assert sorted(path.name for path in checkpoints.glob("step-*")) == ["step-00000002", f"step-0000000{step}"]
+    assert os.readlink(checkpoints / "latest") == trainer._checkpointer.last.name == f"step-0000000{step}"
+    if is_stopped:
+        assert f"go on with --resume {checkpoints}/step-00000003\n" in shown
 
 
 @pytest.mark.parametrize(("algorithm", "is_overdue"), [("k-avg", True), ("downpour", False)])

@@ -1,7 +1,7 @@
 """Who is missing, going by the answers, and how it is said."""
 
 from hpcavg.supervisor import Process, Wait
-from hpcavg.watchdog import Answer, is_under_way, missing_ranks, report
+from hpcavg.watchdog import Answer, missing_ranks, report
 
 LOCAL, GLOBAL = Wait("local mean", 28, (2, 3), 0.0), Wait("global mean", 32, (0, 1, 2, 3), 0.0)
 PROCESSES = [Process("node0", 100, 1), Process("node0", 101, 1), Process("node1", 100, 1), Process("node1", 101, 1)]
@@ -9,16 +9,53 @@ PROCESSES = [Process("node0", 100, 1), Process("node0", 101, 1), Process("node1"
 
 def test_the_rank_to_blame_is_the_one_that_others_wait_for():
     answers = {0: Answer(GLOBAL, 32, 9.0), 1: Answer(GLOBAL, 32, 8.0), 2: Answer(LOCAL, 28, 10.0)}
-    assert missing_ranks(GLOBAL, answers) == missing_ranks(LOCAL, answers) == [3]
+    assert missing_ranks(answers, 5.0) == ([3], 0.0)
     answers[3] = Answer(None, 27, 20.0)
-    assert missing_ranks(GLOBAL, answers) == missing_ranks(LOCAL, answers) == [3]
+    assert missing_ranks(answers, 5.0) == ([3], 0.0)
 
 
-def test_where_all_wait_those_elsewhere_are_missing():
+def test_where_all_wait_in_different_places_all_are_missing():
     answers = {0: Answer(GLOBAL, 32, 9.0), 1: Answer(GLOBAL, 32, 8.0), 2: Answer(LOCAL, 28, 10.0)}
     answers[3] = Answer(LOCAL, 28, 10.0)
-    assert missing_ranks(GLOBAL, answers) == [2, 3]
-    assert missing_ranks(LOCAL, answers) == []
+    assert missing_ranks(answers, 5.0) == ([2, 3], 0.0)
+    assert missing_ranks({rank: Answer(GLOBAL, 32, 9.0) for rank in range(4)}, 5.0) == ([], 0.0)
+
+
+def test_a_rank_that_gets_on_is_slow_and_not_hung():
+    """Whether it takes a step, or waits in a mean that comes before: for rank 3 here, which is slow, too."""
+    answers = {0: Answer(GLOBAL, 32, 9.0), 1: Answer(GLOBAL, 32, 8.0), 2: Answer(LOCAL, 28, 10.0)}
+    answers[3] = Answer(None, 27, 3.0)
+    assert missing_ranks(answers, 5.0) == ([], 2.0)
+    answers[2], answers[3] = Answer(LOCAL, 28, 1.0), Answer(None, 27, 1.5)
+    assert missing_ranks(answers, 5.0) == ([], 3.5)
+
+
+def test_a_slow_rank_is_not_named_along_with_a_hung_one():
+    answers = {0: Answer(GLOBAL, 32, 9.0), 1: Answer(None, 30, 1.0), 2: Answer(LOCAL, 28, 10.0)}
+    assert missing_ranks(answers, 5.0) == ([3], 0.0)
+
+
+# Learners 0 and 1, server 2.
+EXCHANGE, SERVICE = Wait("exchange with the servers", None, range(2, 3), 0.0), Wait("service", None, (0, 1), 0.0)
+
+
+def test_a_server_that_waits_for_learners_is_not_hung_and_they_are_only_if_they_do_not_get_on():
+    answers = {
+        0: Answer(None, 5, 4.0),
+        1: Answer(Wait("evaluation", None, (0, 1), 0.0), 6, 1.0),
+        2: Answer(SERVICE, 0, 9.0),
+    }
+    assert missing_ranks(answers, 5.0) == ([], 1.0)
+    answers[0] = Answer(None, 5, 6.0)
+    assert missing_ranks(answers, 5.0) == ([0], 0.0)
+    del answers[0]
+    assert missing_ranks(answers, 5.0) == ([0], 0.0)
+
+
+def test_who_keeps_a_server_waiting_is_to_blame_for_those_that_wait_for_the_server():
+    sending = Wait("exchange with a learner", None, (1,), 0.0)
+    assert missing_ranks({0: Answer(EXCHANGE, 5, 8.0), 2: Answer(sending, 0, 8.0)}, 5.0) == ([1], 0.0)
+    assert missing_ranks({0: Answer(EXCHANGE, 5, 8.0), 1: Answer(EXCHANGE, 5, 7.0)}, 5.0) == ([2], 0.0)
 
 
 def test_the_report_names_who_waits_and_who_is_missing():
@@ -49,10 +86,3 @@ def test_ranks_that_wait_for_each_other_are_told_where_they_wait():
         "hpcavg: hung: ranks 0-1 waiting in the global mean of step 32 for 9.0 s; waiting in other calls: ranks 2-3",
         "hpcavg: hung: rank 2 (process 100 on node1) waits in the local mean of step 28 for 10.0 s",
     ]
-
-
-def test_a_rank_that_takes_steps_is_not_hung():
-    assert is_under_way(Answer(None, 27, 1.9), 2.0)
-    assert not is_under_way(Answer(None, 27, 2.1), 2.0)
-    assert not is_under_way(Answer(GLOBAL, 27, 0.1), 2.0)
-    assert not is_under_way(None, 2.0)
