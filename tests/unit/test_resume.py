@@ -12,7 +12,7 @@ from hpcavg import checkpoint, cli, files, report
 from hpcavg.checkpointer import Checkpointer
 from hpcavg.config import Config
 from hpcavg.errors import InputError
-from hpcavg.pauses import Kind
+from hpcavg.pauses import Kind, Pause
 from hpcavg.tasks import Data, digits
 from hpcavg.train import Trainer
 from tests.process.resuming import differences, outcome
@@ -124,14 +124,13 @@ def test_an_evaluation_that_dies_loses_nothing(finished, tmp_path, failing):
 def test_a_stop_about_an_epochs_end_neither_loses_nor_doubles_its_evaluation(finished, tmp_path, capsys, step):
     options = f"--epochs 2 --stop-after 1000 --resume auto --checkpoint-steps {step}"
     trainer = Trainer(cli.parse_train([*f"{RUN} {options}".split(), "--output", str(tmp_path / "run")]))
-    taken, train_step = iter(range(step - 1)), trainer._train_step
+    begin_listening = trainer._begin_listening
 
-    def step_and_ask():
-        if next(taken, None) is None:
-            trainer._pauses.request(Kind.STOP, "a test")
-        train_step()
+    def ask():
+        begin_listening()
+        trainer._pauses.end_step = lambda taken: Pause(Kind.STOP, "a test") if taken == step else None
 
-    trainer._train_step = step_and_ask
+    trainer._begin_listening = ask
     assert trainer.train() == REQUEUE
     assert trainer.averager.progress.step == step
     train(tmp_path / "run", "--epochs 2 --resume auto")
