@@ -1,7 +1,7 @@
 """A program in which one rank gets signals at random moments of small runs; see `tests.process.signalling`.
 
-Each signal of ``--signals`` comes in a run of its own; SIGSTOP, which ends the job, must be the last. Rank 0 says how the
-runs ended.
+Each signal of ``--signals`` comes in a run of its own; SIGSTOP, which ends the job, must be the last. Rank 0 says how
+the runs ended.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Sends SIGSTOP, SIGTERM and SIGUSR1 to every role of every algorithm at random moments, and looks at how runs end.
 
-``python -m tests.process.signalling --seeds 10`` prints a line for each run; status 1 if one hung, lost a signal, left a
-process behind or ended otherwise than docs/reliability.md says. A stopped rank must be named in time; a run that is told
-to stop must do so with a checkpoint, and be resumed; one whose signal comes in its last moments may be complete.
+``python -m tests.process.signalling --seeds 10`` prints a line for each run; status 1 if one hung, lost a signal, left
+a process behind or ended otherwise than docs/reliability.md says. A stopped rank must be named in time; a run that is
+told to stop must do so with a checkpoint, and be resumed; one whose signal comes in its last moments may be complete.
 
 ``--start-up N`` sends signals to ``python -m hpcavg`` itself, N times, from the first moment of its processes on.
 """
