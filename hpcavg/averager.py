@@ -36,7 +36,8 @@ class Averager:
 
     Parameters
     ----------
-    model, optimizer : any module and any torch optimizer over its parameters; the same on every rank.
+    model, optimizer : any module that torch neither synchronises nor shards itself (DistributedDataParallel, FSDP), and
+        any torch optimizer over its parameters; the same on every rank.
     algorithm : a rule from `hpcavg.algorithms`.
     topology : the learners, and the servers of an asynchronous algorithm.
     engine : how means are taken: ``"auto"``, or a name in `hpcavg.mean.ENGINES` or `hpcavg.mean.DEVICE_ENGINES`.

@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from hpcavg import files, state_file
-from hpcavg.errors import InputError
+from hpcavg.errors import InputError, why
 from hpcavg.files import FileRecord
 
 MANIFEST = "manifest.json"
@@ -157,26 +157,28 @@ def discard(path: Path) -> None:
             files.remove_folder(path, first=MANIFEST, own=_OWN_FILE)
 
 
-def prune(folder: Path, keep: int) -> None:
+def prune(folder: Path, keep: int) -> list[str]:
     """Remove all but the newest `keep` checkpoints, at least 1, and what was left half-written.
 
     Nothing goes as long as none is whole. The one ``latest`` points to always stays, and so does what `write_rank` and
-    `commit` did not write; a link goes, and what it points to stays. Raises `OSError` where one cannot be removed,
-    after all others were.
+    `commit` did not write; a link goes, and what it points to stays. Returns why something could not be removed, a line
+    for each; the next call tries again.
     """
-    latest = _latest(folder)
-    entries = _entries(folder)
+    remains: list[str] = []
+    try:
+        latest = _latest(folder)
+        entries = _entries(folder)
+    except OSError as error:
+        return [why(error)]
     whole = [path for path, found in entries if isinstance(found, Checkpoint)]
     half_written = [path for path, found in entries if whole and not isinstance(found, Checkpoint)]
-    failed = None
     for path in (*half_written, *whole[keep:]):
         if path.name != latest:
             try:
                 files.remove_folder(path, first=MANIFEST, own=_OWN_FILE)
             except OSError as error:
-                failed = error
-    if failed is not None:
-        raise failed
+                remains.append(why(error))
+    return remains
 
 
 # -- finding ------------------------------------------------------------------------------------------------------

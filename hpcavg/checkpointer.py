@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ class Checkpointer:
 
     Attributes
     ----------
-    last : the last one that was written. step : the step it is of, or that the run began with.
+    last : the last one that was written. step : the step of the last attempt, or that the run began with.
+    failure : why the last attempt failed, None where it did not. remains : why older ones could not be removed then.
     """
 
     def __init__(self, config: Config, averager: Averager, folder: Path, last: Path | None) -> None:
@@ -29,6 +30,8 @@ class Checkpointer:
         self._folder = folder
         self.last = last
         self.step = averager.agreed_step or 0.0
+        self.failure: str | None = None
+        self.remains: Sequence[str] = ()
         self._written_at_s = time.monotonic()
 
     def is_due(self, step: float) -> bool:
@@ -43,20 +46,27 @@ class Checkpointer:
         may_ask = bool(minutes) and self._topology.rank == 0 and self._averager.algorithm.server is None
         return may_ask and time.monotonic() - self._written_at_s > 60 * minutes
 
-    def write(self, step: float, loop: Mapping[str, Any], about: Callable[[], Mapping[str, Any]]) -> str | None:
-        """Write one of all learners; return why it could not be written, None where it was. Collective over them.
+    def write(self, step: float, loop: Mapping[str, Any], about: Callable[[], Mapping[str, Any]]) -> None:
+        """Write one of all learners; `failure` and `remains` tell how that went. Collective over them.
 
         loop : what this learner's training loop needs to go on. about : returns what the manifest tells of the run, on
         rank 0; collective, too.
         """
 
-        def act() -> tuple[Path, str | None]:
+        def act() -> saving.Saved:
             told = {"config": self._config.as_toml(), **about()}
             parts = saving.parts(self._averager, loop)
             return saving.save(self._topology, self._folder, self._config.keep_checkpoints, round(step), parts, told)
 
-        path, error = self._topology.carry_out(act, what="checkpoint")
+        path, self.failure, self.remains = self._topology.carry_out(act, what="checkpoint")
         self.step, self._written_at_s = step, time.monotonic()
-        if error is None:
+        if self.failure is None:
             self.last = path
-        return error
+
+    @property
+    def outlook(self) -> str:
+        """How to go on with a run that has stopped, in a few words."""
+        failed = "" if self.failure is None else f"its checkpoint could not be written ({self.failure}); "
+        if self.last is None:
+            return f"{failed}there is no checkpoint to go on from"
+        return f"{failed}the last good one: {self.last}" if failed else f"go on with --resume {self.last}"

@@ -29,11 +29,12 @@ import h5py
 
 
 class Column(NamedTuple):
-    """Type, unit and the value that stands for "not there", None for HDF5's own."""
+    """Type, unit, the value that stands for "not there", None for HDF5's own, and whether earlier versions had none."""
 
     dtype: str
     units: str
     missing: Any
+    is_later: bool = False
 
 
 _COUNT = Column("i8", "1", -1)
@@ -53,7 +54,7 @@ COLUMNS: dict[str, dict[str, Column]] = {
     "averaging": {
         "step": _COUNT,
         "scope": Column("S6", "1", None),  # HDF5's own: the empty text. h5py hands over texts by a wrong address
-        "period_steps": _COUNT,
+        "period_steps": _COUNT._replace(is_later=True),
         "started_s": _SECONDS,
         "blocked_s": _SECONDS,
         "in_flight_s": _SECONDS,
@@ -71,7 +72,7 @@ COLUMNS: dict[str, dict[str, Column]] = {
         "train_loss": _NUMBER,
         "test_loss": _NUMBER,
         "test_accuracy": _NUMBER,
-        "test_top5_accuracy": _NUMBER,
+        "test_top5_accuracy": _NUMBER._replace(is_later=True),
         "learner_test_loss": _NUMBER,
         "learner_test_accuracy": _NUMBER,
     },
@@ -106,6 +107,17 @@ def continued(folder: Path, resumed: Sequence[Positions], positions: Positions) 
     that began since then, and whose rows are superseded with this, are passed over.
     """
     return [*resumed, *[positions] * max(1, num_segments(folder) - len(resumed))]
+
+
+def history(folder: Path, saved: Mapping[str, Any] | None, num_ranks: int) -> list[Positions]:
+    """Return the history of the segment that begins now in `folder`.
+
+    saved : what the checkpoint holds that the run goes on from, ``resumed`` and ``positions``; None where the run
+    starts afresh, with `num_ranks` ranks.
+    """
+    if saved is None and not num_segments(folder):
+        return []
+    return continued(folder, **(saved or {"resumed": [], "positions": [dict.fromkeys(COLUMNS, 0)] * num_ranks}))
 
 
 def rows_before(resumed: Sequence[Positions], rank: int) -> dict[str, int]:
@@ -286,14 +298,26 @@ def _layout(name: str, dtype: str, starts: Sequence[Sequence[int]]) -> h5py.Virt
 def read_view(folder: Path, group: str) -> dict[str, NDArray[Any]]:
     """Return the columns of `group` from ``all.h5`` in `folder`, each of shape (ranks, rows), missing rows filled.
 
-    A row that is being written, and so is not in every column yet, is left out.
+    A row that is being written, and so is not in every column yet, is left out. Of a column that came later than the
+    run all rows are missing.
     """
     # On a damaged file HDF5 gives up at once where it may; as a reader beside a writer it would try again for minutes.
     written = any(_is_open(folder / file_name(rank, segment)) for rank, segment in rank_files(folder))
     with h5py.File(folder / VIEW, "r", swmr=written) as file:
-        columns = {name: file[group][name][...] for name in COLUMNS[group]}
+        there = {name for name, column in COLUMNS[group].items() if name in file[group] or not column.is_later}
+        columns = {name: file[group][name][...] for name in there}
     rows = min(values.shape[1] for values in columns.values())
-    return {name: values[:, :rows] for name, values in columns.items()}
+    ranks = max(map(len, columns.values()))
+    return {
+        name: columns[name][:, :rows] if name in there else np.full((ranks, rows), column.missing, column.dtype)
+        for name, column in COLUMNS[group].items()
+    }
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """Return the attributes of a rank's file, also of one that is being written."""
+    with h5py.File(path, "r", swmr=_is_open(path)) as file:
+        return dict(file.attrs)
 
 
 def _is_open(path: Path) -> bool:

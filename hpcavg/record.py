@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from hpcavg.config import Config
 from hpcavg.events import Event
 from hpcavg.metrics import Recorder
 from hpcavg.progress import display
+from hpcavg.resume import Found
 from hpcavg.schedule import Scope
 from hpcavg.summary import counted
 from hpcavg.topology import Topology
@@ -60,13 +61,33 @@ class Record:
         self.account = account
         self.lost: dict[str, list[str]] = {}
         self._topology = topology
-        self._total_steps = total_steps
+        self._total_steps, self._step = total_steps, step
         self._num_losses = 0
+        self._has_told_of_remains = False
         self._metrics = Recorder(path, attributes, flush_s, rows_before)
         self._shown = display(topology.rank, total_steps, step)
         self.line = self._shown.line
         self.add = self._metrics.record
         self.positions = self._metrics.positions
+
+    def announce(self, config: Config, task: str, path: Path, warnings: Sequence[str], found: Found) -> None:
+        """Show what the run is, where it goes, and what it goes on from."""
+        topology, saved = self._topology, found.checkpoint
+        servers = f", {counted(topology.num_servers, 'server')}" if topology.num_servers else ""
+        label, learners = config.algorithm.replace("_", "-"), counted(topology.num_learners, "learner")
+        self.line(
+            f"{label} on {task}: {learners}, {counted(topology.num_groups, 'local group')}{servers},"
+            f" {counted(topology.num_nodes, 'node')}; {counted(self._total_steps, 'step')}; {path}"
+        )
+        for text in (*warnings, *found.warnings):
+            self.line(f"warning: {text}")
+        if saved is not None:
+            self.line(f"going on from step {self._step}: {saved.path}")
+            if saved.manifest.num_ranks != topology.num_learners:
+                self.line(
+                    f"warning: it is of {counted(saved.manifest.num_ranks, 'learner')}; {topology.num_learners} start"
+                    " from their mean, with the samples dealt anew and the optimizer's state empty"
+                )
 
     def advance(self, step: int) -> None:
         """Show that `step` has been taken, and which ranks have died meanwhile."""
@@ -153,6 +174,12 @@ class Record:
             self.line(f"warning: not recorded: {lost}")
         if lost not in of_kind:
             of_kind.append(lost)
+
+    def tell_of_remains(self, remains: Sequence[str]) -> None:
+        """Show, once in a run, what could not be removed: it is in the way of nothing, and nothing is lost."""
+        if remains and not self._has_told_of_remains:
+            self._has_told_of_remains = True
+            self.line(f"warning: an old checkpoint cannot be removed; each new one tries again: {remains[0]}")
 
     def losses(self) -> str:
         """Return in one line what could not be written: the first loss of each kind, and how many followed it."""

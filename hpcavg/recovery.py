@@ -76,7 +76,7 @@ class SurvivingTopology(Topology):
 
     def __init__(self, comm: MPI.Intracomm | None = None, group_size: int | None = None) -> None:
         if not is_enabled():
-            allowed = "abort or restart here, or MPI started with fault tolerance: mpirun --with-ft ulfm"
+            allowed = "abort or restart here, or Open MPI started with fault tolerance: mpirun --with-ft ulfm"
             raise InputError("on_failure", "shrink", allowed)
         self._name: int | None = None
         self._completed = dict.fromkeys(Scope, 0)

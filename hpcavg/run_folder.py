@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +25,62 @@ import hpcavg
 from hpcavg import files
 from hpcavg.config import CHECKPOINTS, CONFIG_FILE, Config
 from hpcavg.errors import InputError, why
+from hpcavg.run_lock import RunLock, is_lock, owners
 
 FINAL_MODEL = Path(CHECKPOINTS, "final.safetensors")
 
 
-def create(config: Config, task_name: str) -> Path:
-    """Make the folder with its ``metrics`` and ``checkpoints``, or find it where a run is resumed, and return it.
+@contextmanager
+def creating(config: Config, task_name: str, lock: RunLock) -> Iterator[Path]:
+    """Make the folder with its ``metrics`` and ``checkpoints``, or find it where a run is resumed; give its path.
 
-    Raises `InputError` when it cannot be written or holds another run.
+    It is locked from then on. Raises `InputError` when it cannot be written, also inside the block, when it holds
+    another run, or when one is under way there; folders that were made for nothing are gone then.
     """
     algorithm = config.algorithm.replace("_", "-")
     label = re.sub(r"[^A-Za-z0-9_.-]+", "-", task_name)
     path = Path(config.output or f"runs/{label}-{algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")
-    attempt = 1
-    while config.output is None and path.exists():  # two runs started within a second
-        attempt += 1
-        path = path.with_name(f"{path.name.partition('~')[0]}~{attempt}")
-    check(path, may_be_run=config.resume is not None)
+    may_be_run = config.resume is not None
+    if config.output is not None:
+        check(path, may_be_run)
+    made: list[Path] = []
     try:
-        (path / "metrics").mkdir(parents=True, exist_ok=True)
-        (path / CHECKPOINTS).mkdir(exist_ok=True)
-    except OSError as error:
-        raise _unwritable(path, str(error.strerror)) from error
-    return path
+        path = _make_folders(path, made, may_rename=config.output is None)
+        lock.take(path)
+        check(path, may_be_run)  # again: another may have come and gone
+        for part in (path / "metrics", path / CHECKPOINTS):
+            if not part.exists():
+                part.mkdir()
+                made.append(part)
+        yield path
+    except (OSError, InputError) as error:
+        lock.release()
+        for folder in reversed(made):
+            with suppress(OSError):
+                folder.rmdir()
+        raise error if isinstance(error, InputError) else _unwritable(path, why(error)) from error
+
+
+def _make_folders(path: Path, made: list[Path], may_rename: bool) -> Path:
+    """Make the folder `path` and return it; add what was not there before to `made`.
+
+    may_rename : where there is one of the name, as of a run started in the same second, make one of a name like it.
+    """
+    for parent in reversed(path.parents):
+        if not parent.exists():
+            parent.mkdir(exist_ok=True)
+            made.append(parent)
+    for attempt in count(1):
+        folder = path if attempt == 1 else path.with_name(f"{path.name}~{attempt}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            if may_rename:
+                continue
+        else:
+            made.append(folder)
+        return folder
+    raise AssertionError
 
 
 def check(path: Path, may_be_run: bool = False) -> None:
@@ -56,9 +90,10 @@ def check(path: Path, may_be_run: bool = False) -> None:
     """
     try:
         begun = {"metrics", CHECKPOINTS, f"{CONFIG_FILE}.partial"}
-        names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+        names = {entry.name for entry in path.iterdir() if not is_lock(entry.name)} if path.is_dir() else set()
         if names and not (may_be_run and ((path / CONFIG_FILE).is_file() or names <= begun)):
-            raise InputError("output", path, "a new or empty folder; this one holds files, as another run would")
+            by = "".join(f" (that of {owner})" for owner in owners(path)[:1])
+            raise InputError("output", path, f"a new or empty folder; this one holds files, as another run would{by}")
         parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     except OSError as error:
         raise _unwritable(path, str(error.strerror)) from error
@@ -70,21 +105,6 @@ def check(path: Path, may_be_run: bool = False) -> None:
 
 def _unwritable(path: Path, reason: str) -> InputError:
     return InputError("output", path, f"a folder that can be written ({reason})")
-
-
-@contextmanager
-def starting(path: Path) -> Iterator[None]:
-    """Raise `InputError` where the folder cannot be written inside the block: better than training without a record.
-
-    A folder that holds nothing else yet is removed.
-    """
-    try:
-        yield
-    except OSError as error:
-        for folder in (path / "metrics", path / CHECKPOINTS, path):
-            with suppress(OSError):
-                folder.rmdir()
-        raise _unwritable(path, why(error)) from error
 
 
 def write_start(path: Path, config: Config, nodes: list[str], threads: int, device: str) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,16 +19,24 @@ from hpcavg.schedule import Progress
 from hpcavg.topology import Topology
 
 
+class Saved(NamedTuple):
+    """A checkpoint's folder, why it could not be written, None where it was, and why older ones could not be removed.
+
+    One that was not written counts for nothing, and earlier ones are as they were.
+    """
+
+    path: Path
+    error: str | None
+    remains: Sequence[str] = ()
+
+
 def save(
     topology: Topology, folder: Path, keep: int, step: int, parts: Mapping[str, Any], about: Mapping[str, Any]
-) -> tuple[Path, str | None]:
-    """Write a checkpoint of all learners. Collective over them.
+) -> Saved:
+    """Write a checkpoint of all learners and say how that went. Collective over them.
 
     What several learners hold alike is written once. keep : checkpoints to leave, the older ones are removed. parts :
     this learner's state, by name. about : rank 0's values for the manifest.
-
-    Returns its folder and why it could not be written, None where it was. It then counts for nothing, and earlier ones
-    are as they were.
     """
     world = topology.world
     digests = world.allgather({name: state_file.digest(part) for name, part in parts.items()})
@@ -44,7 +52,7 @@ def save(
             error = why(raised)
     path, error = world.bcast((path, error))
     if error is not None:
-        return path, error
+        return Saved(path, error)
     rank = world.Get_rank()
     record = None
     try:
@@ -55,16 +63,18 @@ def save(
         error = why(raised)
     records, errors = zip(*world.allgather((record, error)), strict=True)
     error = next(filter(None, errors), None)
+    remains: list[str] = []
     if rank == 0:
         try:
             if error is None:
                 checkpoint.commit(path, Manifest(step, world.Get_size(), list(records), places, dict(about)))
-                checkpoint.prune(folder, keep)
         except OSError as raised:
             error = why(raised)
-        if error is not None:
+        if error is None:
+            remains = checkpoint.prune(folder, keep)
+        else:
             checkpoint.discard(path)
-    return path, world.bcast(error)
+    return Saved(path, *world.bcast((error, remains)))
 
 
 # -- what a learner's state is --------------------------------------------------------------------------------------

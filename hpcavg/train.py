@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import uuid
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ from hpcavg.errors import CorruptionError, SickLearnersError
 from hpcavg.evaluation import Score, evaluate
 from hpcavg.feed import Feed
 from hpcavg.launcher import early_signals
-from hpcavg.metrics import COLUMNS, continued, file_name, num_segments, rows_before, write_view
+from hpcavg.metrics import file_name, history, rows_before, write_view
 from hpcavg.model_passes import ModelPasses
 from hpcavg.pauses import Kind, Pauses, deadline
 from hpcavg.record import Record, attributes
+from hpcavg.run_lock import RunLock, this_process
 from hpcavg.schedule import Scope
-from hpcavg.summary import Summary, counted, show
+from hpcavg.summary import Summary, show
 from hpcavg.survey import look_around
 from hpcavg.topology import wait_asleep
 from hpcavg.watchdog import watch_over
@@ -47,6 +49,13 @@ class Trainer:
         wait_asleep(MPI.COMM_WORLD)
         self.config = config
         self.topology = topology = emergency.build_topology(config)
+        run = topology.everyone.bcast(uuid.uuid4().hex)
+        self.lock = RunLock(this_process(run, has_heirs=topology.survives), emergency.give_up)
+        with self.lock:
+            self._set_up()
+
+    def _set_up(self) -> None:
+        config, topology = self.config, self.topology
         self.device = topology.do_together(lambda: placement.choose_device(config.device, topology.node_rank))
         self.threads = config.threads or placement.num_threads(topology.node)
         torch.set_num_threads(self.threads)
@@ -56,7 +65,7 @@ class Trainer:
         self.task = topology.do_together(lambda: tasks.load(config))
         self.feed = Feed(self.task, config, topology, self.device)
         self.total_steps = config.steps or (config.epochs or 0) * self.feed.steps_per_epoch
-        self._found = topology.take_from_first(lambda: resume.find(config))
+        self._found = topology.take_from_first(self._find)
         saving.seed_generators(config.seed)
         model = topology.do_together(lambda: tasks.build_model(self.task))
         self.model = model.to(self.device, getattr(torch, config.dtype))
@@ -99,13 +108,18 @@ class Trainer:
         if saved is not None:
             topology.do_together(lambda: self._go_on_from(saved))
         self.path, self._segments = self._create_folder()
+        topology.on_renewal(lambda: None if topology.rank else self.lock.inherit(self.path))
 
     def train(self) -> int:
         """Train to the end, or until a signal or the time limit, and leave the run's record in `path`. Collective.
 
         Returns the exit status of all ranks: 0; `RECORDS_LOST` where all went well but for the record of it; `REQUEUE`
-        where the run stopped early and can be resumed, `FAILED` where it cannot.
+        where the run stopped early and left a checkpoint of that, `FAILED` where it did not.
         """
+        with self.lock:
+            return self._train()
+
+    def _train(self) -> int:
         topology = self.topology
         age_s = placement.process_age_s()
         self.account.startup_s += topology.carry_out(
@@ -120,7 +134,7 @@ class Trainer:
         about = attributes(self.config, self.task.name, topology) | self.feed.about()
         form = (about, self.config.flush_seconds, rows, topology, self.account)
         self.record = Record(path, *form, self.total_steps, self.averager.progress.step)
-        self._announce()
+        self.record.announce(self.config, self.task.name, self.path, self._warnings, self._found)
         self._begin_listening()
         result = None
         try:
@@ -129,15 +143,23 @@ class Trainer:
             else:
                 result = self._run()
         except (SickLearnersError, CorruptionError) as error:
+            self.lock.release()
             emergency.end_job(error, self.config, topology, self._checkpointer.last)
         finally:
             self.record.close()
         status = self._conclude(result)
+        self.lock.release()
         with topology.waiting("end of the run", Scope.SERVER):
             topology.free()
         return status
 
     # -- set-up ---------------------------------------------------------------------------------------------------
+
+    def _find(self) -> resume.Found:
+        """Return what the run goes on from; a folder that is there is locked, and will not change under our hands."""
+        if self.config.output is not None and os.path.isdir(self.config.output):
+            self.lock.take(Path(self.config.output))
+        return resume.find(self.config)
 
     def _is_of_as_many(self, saved: Checkpoint) -> bool:
         return saved.manifest.num_ranks == self.topology.num_learners
@@ -154,13 +176,17 @@ class Trainer:
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(loop["scheduler"])
             return
-        step = saved.manifest.step
+        step, before, now = saved.manifest.step, saved.manifest.about["steps_per_epoch"], self.feed.steps_per_epoch
+        loop = saved.load(self.topology.rank % saved.manifest.num_ranks, ["loop"])["loop"]
+        is_evaluated = step < (loop["epoch"] + 1) * before
         if self.config.steps is None:  # the run's length is counted in epochs, which have other numbers of steps now
-            step = round(step * self.feed.steps_per_epoch / saved.manifest.about["steps_per_epoch"])
+            step = round(step * now / before)
         step = min(step, self.total_steps)
         saving.start_again(self.averager, saved.load(0, ["averager"])["averager"]["progress"], step)
-        self.epoch, batch = divmod(step, self.feed.steps_per_epoch)
+        self.epoch, batch = divmod(step, now)
         self.feed.go_to(self.epoch, batch)
+        if not is_evaluated:
+            self.epoch, self._losses = max(0, self.epoch - 1), list(loop["losses"])
         self._follow_schedule(step)
 
     def _create_folder(self) -> tuple[Path, list[Any]]:
@@ -172,39 +198,16 @@ class Trainer:
         nodes, self._warnings = look_around(topology, self.config, self.device, self.threads)
 
         def create() -> tuple[Path, list[Any]]:
-            segments: list[Any] = []
-            path = run_folder.create(self.config, self.task.name)
-            metrics = path / "metrics"
-            if saved is not None and saved.path.parent.resolve() == (path / CHECKPOINTS).resolve():
-                segments = continued(metrics, **saved.manifest.about["metrics"])
-            elif num_segments(metrics):
-                nothing = [dict.fromkeys(COLUMNS, 0)] * topology.everyone.Get_size()
-                segments = continued(metrics, [], nothing)
-            with run_folder.starting(path):
+            with run_folder.creating(self.config, self.task.name, self.lock) as path:
+                metrics = path / "metrics"
+                is_same = saved is not None and saved.path.parent.resolve() == (path / CHECKPOINTS).resolve()
+                before = saved.manifest.about["metrics"] if saved is not None and is_same else None
+                segments = history(metrics, before, topology.everyone.Get_size())
                 run_folder.write_start(path, self.config, nodes, self.threads, str(self.device))
                 write_view(metrics, topology.everyone.Get_size(), segments)
             return path, segments
 
         return topology.take_from_first(create)
-
-    def _announce(self) -> None:
-        topology, saved = self.topology, self._found.checkpoint
-        servers = f", {counted(topology.num_servers, 'server')}" if topology.num_servers else ""
-        label, learners = self.config.algorithm.replace("_", "-"), counted(topology.num_learners, "learner")
-        self.record.line(
-            f"{label} on {self.task.name}: {learners},"
-            f" {counted(topology.num_groups, 'local group')}{servers}, {counted(topology.num_nodes, 'node')};"
-            f" {counted(self.total_steps, 'step')}; {self.path}"
-        )
-        for text in (*self._warnings, *self._found.warnings):
-            self.record.line(f"warning: {text}")
-        if saved is not None:
-            self.record.line(f"going on from step {self.averager.progress.step}: {saved.path}")
-            if not self._is_of_as_many(saved):
-                self.record.line(
-                    f"warning: it is of {counted(saved.manifest.num_ranks, 'learner')}; {topology.num_learners} start"
-                    " from their mean, with the samples dealt anew and the optimizer's state empty"
-                )
 
     def _begin_listening(self) -> None:
         """Listen to signals and the clock from now on."""
@@ -224,7 +227,7 @@ class Trainer:
         """
         averager, is_asynchronous = self.averager, self.averager.algorithm.server is not None
         self.model.train()
-        self._end_epoch_if_due(averager.agreed_step)  # of a longer run, whose last checkpoint comes before that
+        self._end_epoch_if_due(averager.agreed_step)  # whose checkpoint was written before
         while not averager.done and self._stopped_by is None:
             self._train_step()
             self.record.advance(averager.progress.step)
@@ -239,11 +242,12 @@ class Trainer:
             self._follow_schedule(reached)
             if averager.done:
                 break
-            self._end_epoch_if_due(reached)
             if pause is not None and pause.kind is Kind.STOP:
                 self._stopped_by = pause.reason
             if not is_asynchronous and (pause is not None or self._checkpointer.is_due(reached)):
                 self._save(reached)
+            if self._stopped_by is None:  # what goes on from the checkpoint evaluates before its first step
+                self._end_epoch_if_due(reached)
         if is_asynchronous:
             return self._end_epoch(averager.progress.step)
         if self._stopped_by is not None:
@@ -288,7 +292,7 @@ class Trainer:
 
     def _end_epoch(self, reached: float) -> Result:
         """Evaluate, record and show; after the last step, take the final mean first. Collective over all learners."""
-        averager, topology = self.averager, self.topology
+        averager, topology, before = self.averager, self.topology, time.perf_counter()
         self.epoch = epoch = max(self.epoch + 1, int(reached // self.feed.steps_per_epoch))
         what = f"evaluation after step {reached:g}"
         learners = self._evaluate(what)
@@ -302,11 +306,12 @@ class Trainer:
         own = float(torch.stack(self._losses).double().mean()) if self._losses else math.nan
         self._losses.clear()
         train_loss = topology.carry_out(lambda: topology.world.allreduce(own) / topology.num_learners, what=what)
-        self.record.averages(self.averager.events)
+        blocked_s = self.record.averages(self.averager.events)  # of the final mean, if any
         result = Result(train_loss, mean, learners)
         self.record.evaluation(averager.progress.step, epoch, result, self.task.count_correct is not None)
         self.record.flush()
         self.model.train()
+        self.account.evaluation_s += time.perf_counter() - before - blocked_s
         averager.restart_clock()
         return result
 
@@ -328,7 +333,7 @@ class Trainer:
 
     def _save(self, reached: float) -> None:
         """Write a checkpoint of all learners, which have reached this step; one that cannot be written is told of."""
-        topology, feed, record = self.topology, self.feed, self.record
+        topology, feed, record, before = self.topology, self.feed, self.record, time.perf_counter()
         self.averager.check_health("checkpoint")  # the last good one must be one to go on from
         record.flush()
         loop = {
@@ -346,9 +351,13 @@ class Trainer:
             num_samples = len(feed.data.train_inputs)
             return {"steps_per_epoch": feed.steps_per_epoch, "num_samples": num_samples, "metrics": history}
 
-        error = self._checkpointer.write(reached, loop, about)
-        if error is not None:
-            record.tell_of("checkpoint", f"checkpoint of step {round(reached)} ({error})")
+        checkpointer = self._checkpointer
+        self.lock.beat()  # whoever was stopped for minutes may have lost it
+        checkpointer.write(reached, loop, about)
+        if checkpointer.failure is not None:
+            record.tell_of("checkpoint", f"checkpoint of step {round(reached)} ({checkpointer.failure})")
+        record.tell_of_remains(checkpointer.remains)
+        self.account.checkpoint_s += time.perf_counter() - before
 
     def _wall_s(self) -> float:
         return self.account.wall_s + time.monotonic() - self._started_s
@@ -358,10 +367,9 @@ class Trainer:
         topology, averager, record = self.topology, self.averager, self.record
         record.flush(Scope.SERVER)
         self.account.wall_s = self._wall_s()
-        is_complete, last = self._stopped_by is None, self._checkpointer.last
+        is_complete, checkpointer = self._stopped_by is None, self._checkpointer
         if not is_complete:
-            outlook = f"go on with --resume {last}" if last else "there is no checkpoint to go on from"
-            record.line(f"stopped at step {averager.progress.step} by {self._stopped_by}; {outlook}")
+            record.line(f"stopped at step {averager.progress.step} by {self._stopped_by}; {checkpointer.outlook}")
         if result is not None or topology.is_server:
             form = (topology, averager, self.config, self.task.name, self.feed.steps_per_epoch)
 
@@ -379,7 +387,7 @@ class Trainer:
             lambda: topology.everyone.allreduce(len(record.lost), MPI.MAX), Scope.SERVER, "summary"
         )
         if not is_complete:
-            return FAILED if last is None else REQUEUE
+            return FAILED if checkpointer.last is None or checkpointer.failure is not None else REQUEUE
         if num_lost:
             record.line(f"warning: the run is complete; its record is not: {record.losses()}")
         return RECORDS_LOST if num_lost else 0

@@ -13,7 +13,6 @@ import faulthandler
 import math
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +23,7 @@ from mpi4py import MPI
 
 from hpcavg.errors import InputError, ranges
 from hpcavg.schedule import Scope
+from hpcavg.streams import tell
 from hpcavg.supervisor import Process, Supervisor, Wait
 from hpcavg.topology import Topology
 
@@ -196,7 +196,7 @@ class Watchdog:
         self._supervisor.later(lambda: self._act(text, missing))
 
     def _act(self, text: str, missing: list[int]) -> None:
-        _write(text)
+        tell(text)
         if self._on_hang is not None:
             self._on_hang(missing)
 
@@ -287,7 +287,7 @@ def timeout_or_default(timeout_s: float | None) -> float:
 
 
 def _abort() -> None:
-    _write("hpcavg: hung: the job is ended; hang_timeout says after how long")
+    tell("hpcavg: hung: the job is ended; hang_timeout says after how long")
     MPI.COMM_WORLD.Abort(1)
 
 
@@ -350,14 +350,7 @@ def _dump_stacks(rank: int, asked: Wait) -> None:
     with tempfile.TemporaryFile("w+") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
-        _write(f"hpcavg: hung: rank {rank} is here, while others wait in the {_name(asked)}:\n{file.read()}")
-
-
-def _write(text: str) -> None:
-    # The process's own, and all at once: other ranks write there, too.
-    stderr = sys.__stderr__ or sys.stderr
-    stderr.write(f"{text.rstrip()}\n")
-    stderr.flush()
+        tell(f"hpcavg: hung: rank {rank} is here, while others wait in the {_name(asked)}:\n{file.read()}")
 
 
 def _kill(process: Process) -> None:

@@ -170,4 +170,7 @@ def test_another_number_of_ranks_goes_on_from_the_mean(tmp_path, before, after):
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["steps"], summary["num_learners"]) == (6 * per_epoch, after)
     assert summary["test_accuracy"] > 0.9
+    evaluations = read_view(folder / "metrics", "evaluation")
+    assert evaluations["epoch"][0].tolist() == [1, 2, 3, 4, 5, 6]
+    assert (evaluations["train_loss"] < 3).all()
     assert run(0, ["report", folder]).status == 0

@@ -1,12 +1,14 @@
 """What --resume takes for a checkpoint to go on from, and what it refuses; with one learner, in this process."""
 
+import errno
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
 import pytest
 
-from hpcavg import checkpoint, cli, report
+from hpcavg import checkpoint, cli, files, report
 from hpcavg.checkpointer import Checkpointer
 from hpcavg.config import Config
 from hpcavg.errors import InputError
@@ -16,12 +18,21 @@ from hpcavg.train import Trainer
 from tests.process.resuming import differences, outcome
 
 RUN = "--model mlp --batch-size 128 --algorithm dasgd --tau 4 --delay 3 --checkpoint-minutes 0 --threads 1"
-REQUEUE = 75
+FAILED, REQUEUE = 1, 75
 
 
-def train(folder, arguments, stop=False):
-    """Train, up to the end or only one step; return the trainer."""
+def train(folder, arguments, stop=False, failing=None):
+    """Train, up to the end or only one step, or until the evaluation `failing` raises; return the trainer."""
     trainer = Trainer(cli.parse_train([*f"{RUN} {arguments}".split(), "--output", str(folder)]))
+    if failing is not None:
+        evaluate, count = trainer._evaluate, iter(range(failing))
+
+        def fail(what):
+            if next(count, None) is None:
+                raise RuntimeError("out of memory")
+            return evaluate(what)
+
+        trainer._evaluate = fail
     if stop:
         begin_listening = trainer._begin_listening
 
@@ -95,6 +106,37 @@ def test_auto_where_nothing_is_starts_afresh_and_goes_on_from_there(finished, tm
     assert train(folder, "--epochs 2 --resume auto").status == 0
     assert differences(outcome(finished), outcome(folder)) == []
     report.main([str(folder)], None)
+
+
+# In each epoch two, of the learners' own models and of the mean. Of the last epoch the model is the final one.
+@pytest.mark.parametrize("failing", [0, 1, 2, 3])
+def test_an_evaluation_that_dies_loses_nothing(finished, tmp_path, failing):
+    options = "--epochs 2 --checkpoint-steps 6 --resume auto"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(tmp_path / "run", options, failing=failing)
+    saved, _ = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    assert saved.manifest.step == 12 * (1 + failing // 2)
+    train(tmp_path / "run", options)
+    assert differences(outcome(finished), outcome(tmp_path / "run")) == []
+
+
+@pytest.mark.parametrize("step", [11, 12, 13])
+def test_a_stop_about_an_epochs_end_neither_loses_nor_doubles_its_evaluation(finished, tmp_path, capsys, step):
+    options = f"--epochs 2 --stop-after 1000 --resume auto --checkpoint-steps {step}"
+    trainer = Trainer(cli.parse_train([*f"{RUN} {options}".split(), "--output", str(tmp_path / "run")]))
+    taken, train_step = iter(range(step - 1)), trainer._train_step
+
+    def step_and_ask():
+        if next(taken, None) is None:
+            trainer._pauses.request(Kind.STOP, "a test")
+        train_step()
+
+    trainer._train_step = step_and_ask
+    assert trainer.train() == REQUEUE
+    assert trainer.averager.progress.step == step
+    train(tmp_path / "run", "--epochs 2 --resume auto")
+    assert capsys.readouterr().out.count("epoch   1 ") == 1
+    assert differences(outcome(finished), outcome(tmp_path / "run")) == []
 
 
 def test_a_finished_run_ends_at_once_with_the_same_result(finished, run):
@@ -207,6 +249,65 @@ def test_checkpoints_by_the_clock_and_how_many_are_kept(tmp_path):
     kept = sorted(path.name for path in tmp_path.glob("run/checkpoints/step-*"))
     assert len(kept) == 3
     assert kept[-1] == "step-00000024"
+
+
+def refuse_from(monkeypatch, is_refused):
+    """Let calls that change files fail from the first one on for which `is_refused` holds."""
+    make_the_call, has_begun = files.perform, []
+
+    def perform(call, *arguments):
+        if (has_begun and "lock-" not in str(arguments[0])) or is_refused(call, *arguments):
+            has_begun.append(True)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
+        return make_the_call(call, *arguments)
+
+    monkeypatch.setattr(files, "perform", perform)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_stop_whose_checkpoint_cannot_be_written_has_failed(finished, run, tmp_path, is_first, monkeypatch, capsys):
+    """To be started again would be to go on from an older one, or from the start, without a word."""
+    folder = tmp_path / "new" if is_first else run
+    if is_first:
+        refuse_from(monkeypatch, lambda call, path, *_: call is os.mkdir and "step-" in str(path))
+    else:
+        refuse_from(monkeypatch, lambda call, path, *_: call is os.replace and "manifest.json" in str(path))
+    assert train(folder, "--epochs 3 --resume auto", stop=True).status == FAILED
+    step, refused = (1, "step-00000001") if is_first else (25, "step-00000025/manifest.json")
+    kept = f"the last good one: {run}/checkpoints/step-00000024"
+    kept = "there is no checkpoint to go on from" if is_first else kept
+    why = f"{folder}/checkpoints/{refused}: No space left on device"
+    line = f"stopped at step {step} by a test; its checkpoint could not be written ({why}); {kept}\n"
+    assert line in capsys.readouterr().out
+    monkeypatch.undo()
+    assert train(folder, "--epochs 2 --resume auto").status == 0
+    assert differences(outcome(finished), outcome(folder)) == []
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_what_cannot_be_removed_fails_no_checkpoint(tmp_path, is_stopped, monkeypatch, capsys):
+    """As on NFS, where another node still reads a file of it."""
+    make_the_call = files.perform
+
+    def perform(call, *arguments):
+        if call is os.unlink and "step-00000002" in str(arguments[0]):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(arguments[0]))
+        return make_the_call(call, *arguments)
+
+    monkeypatch.setattr(files, "perform", perform)
+    options = "--steps 9 --checkpoint-steps 2 --keep-checkpoints 1 --resume auto"
+    train(tmp_path, f"{options} --steps 2")
+    trainer = train(tmp_path, options, stop=is_stopped)
+    step = 3 if is_stopped else 9
+    assert trainer.status == (REQUEUE if is_stopped else 0)
+    shown, checkpoints = capsys.readouterr().out, tmp_path / "checkpoints"
+    assert shown.count("warning: an old checkpoint cannot be removed") == 1
+    assert f"{checkpoints}/step-00000002/manifest.json: Device or resource busy" in shown
+    assert "not recorded" not in shown
+    assert sorted(path.name for path in checkpoints.glob("step-*")) == ["step-00000002", f"step-0000000{step}"]
+    assert os.readlink(checkpoints / "latest") == trainer._checkpointer.last.name == f"step-0000000{step}"
+    if is_stopped:
+        assert f"go on with --resume {checkpoints}/step-00000003\n" in shown
 
 
 @pytest.mark.parametrize(("algorithm", "is_overdue"), [("k-avg", True), ("downpour", False)])

@@ -13,17 +13,19 @@ PACKAGE = Path(hpcavg.__file__).parent
 LEVELS = [
     {
         "hpcavg",
-        "hpcavg.children",
         "hpcavg.errors",
         "hpcavg.folding",
+        "hpcavg.launched",
         "hpcavg.merge",
         "hpcavg.place",
         "hpcavg.prefetch",
         "hpcavg.schedule",
+        "hpcavg.streams",
     },
     {
         "hpcavg.rule",
         "hpcavg.advice",
+        "hpcavg.children",
         "hpcavg.events",
         "hpcavg.files",
         "hpcavg.job",
@@ -42,7 +44,15 @@ LEVELS = [
         "hpcavg.mpi_library",
         "hpcavg.recipes",
     },
-    {"hpcavg.catalogue", "hpcavg.topology", "hpcavg.flat", "hpcavg.eager", "hpcavg.node_memory", "hpcavg.state_file"},
+    {
+        "hpcavg.catalogue",
+        "hpcavg.topology",
+        "hpcavg.flat",
+        "hpcavg.eager",
+        "hpcavg.node_memory",
+        "hpcavg.run_lock",
+        "hpcavg.state_file",
+    },
     {
         "hpcavg.algorithms",
         "hpcavg.calls",
