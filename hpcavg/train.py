@@ -195,7 +195,8 @@ class Trainer:
         Returns its path and the history of its metrics, on every rank.
         """
         topology, saved = self.topology, self._found.checkpoint
-        nodes, self._warnings = look_around(topology, self.config, self.device, self.threads)
+        with topology.waiting("start", Scope.SERVER):
+            nodes, self._warnings = look_around(topology, self.config, self.device, self.threads)
 
         def create() -> tuple[Path, list[Any]]:
             with run_folder.creating(self.config, self.task.name, self.lock) as path:
