@@ -155,9 +155,9 @@ def commit(path: Path, manifest: Manifest) -> None:
     numbers = (found.manifest.number for _, found in _entries(path.parent) if isinstance(found, Checkpoint))
     manifest = replace(manifest, number=1 + max(numbers, default=0))
     files.replace_file(path / MANIFEST, [manifest.to_json().encode()])
+    files.switch_link(path.parent / LATEST, path.name)
     with suppress(OSError):
         files.perform(os.unlink, path / _mark(manifest.num_ranks))
-    files.switch_link(path.parent / LATEST, path.name)
 
 
 def _free_latest(folder: Path) -> None:
