@@ -29,11 +29,12 @@ def remember_early_signals() -> None:
     own = os.getpid()
 
     def remember(number: int, frame: object) -> None:
-        if os.getpid() == own:
-            _remember(number)
-        else:  # in a process forked off, to which whoever had the signals meanwhile has given them back
+        # A process forked off may have this handler from whoever had the signals meanwhile and has given them back.
+        if os.getpid() != own or (number == signal.SIGTERM and is_ordered_to_leave(_told_s)):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+        else:
+            _early_signals.append(signal.Signals(number))
 
     def be_a_child() -> None:
         for number in _REQUESTS:
@@ -47,12 +48,6 @@ def remember_early_signals() -> None:
         after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS),
         after_in_child=be_a_child,
     )
-
-
-def _remember(number: int) -> None:
-    if number == signal.SIGTERM and is_ordered_to_leave(_told_s):
-        os._exit(128 + number)
-    _early_signals.append(signal.Signals(number))
 
 
 def is_ordered_to_leave(told_s: list[float]) -> bool:

@@ -116,6 +116,7 @@ class Supervisor:
         self._former_wakeup_fd: int | None = None
         self._actions: deque[Callable[[], None]] = deque()
         self._is_closed = False
+        self._is_rung = False
         self._ear, self._bell = socket.socketpair()
         self._ear.setblocking(False)
         self._bell.setblocking(False)
@@ -192,8 +193,10 @@ class Supervisor:
 
     def wake(self) -> None:
         """Let the thread look now."""
-        with suppress(OSError):  # it is full, and the thread about to wake anyway; or closed
-            self._bell.send(_NO_SIGNAL)
+        if not self._is_rung:  # the bell has room for some hundred bytes, and a signal that finds it full is lost
+            self._is_rung = True
+            with suppress(OSError):  # closed
+                self._bell.send(_NO_SIGNAL)
 
     def has_mail(self) -> bool:
         """Return whether a message waits for the thread. Takes about a microsecond."""
@@ -289,6 +292,7 @@ class Supervisor:
 
     def _hear(self) -> bytes:
         """Return the numbers of the signals that have come, among others."""
+        self._is_rung = False  # before the look at what has come, or that is missed which comes between the two
         try:
             return self._ear.recv(4096)
         except BlockingIOError:

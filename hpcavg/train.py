@@ -78,24 +78,25 @@ class Trainer:
         if saved is not None and not self._is_of_as_many(saved):  # the averager gives everyone rank 0's
             topology.do_together(lambda: saving.load_mean_model(self.model, saved) if topology.rank == 0 else None)
         watch_over(topology, config.hang_timeout, lambda: emergency.abort(config))
-        self.averager = Averager(
-            self.model,
-            self.optimizer,
-            config.rule(),
-            topology,
-            engine=config.engine,
-            buffers=config.buffers,
-            optimizer_state=config.optimizer_state,
-            seed=config.seed,
-            total_steps=self.total_steps,
-            batch_size=config.batch_size,
-            measure_distance=config.consensus_distance,
-            wire_dtype=config.wire_dtype,
-            error_feedback=config.error_feedback,
-            non_finite=config.non_finite,
-            check_rounds=config.check_rounds,
-            hang_timeout=config.hang_timeout,
-        )
+        with topology.waiting("start", Scope.SERVER):
+            self.averager = Averager(
+                self.model,
+                self.optimizer,
+                config.rule(),
+                topology,
+                engine=config.engine,
+                buffers=config.buffers,
+                optimizer_state=config.optimizer_state,
+                seed=config.seed,
+                total_steps=self.total_steps,
+                batch_size=config.batch_size,
+                measure_distance=config.consensus_distance,
+                wire_dtype=config.wire_dtype,
+                error_feedback=config.error_feedback,
+                non_finite=config.non_finite,
+                check_rounds=config.check_rounds,
+                hang_timeout=config.hang_timeout,
+            )
         if config.compile:
             self.passes.compile(self.feed.peek, topology)
         # From here on learners differ: dropout and other random layers draw from the learner's own stream.
@@ -194,7 +195,8 @@ class Trainer:
         Returns its path and the history of its metrics, on every rank.
         """
         topology, saved = self.topology, self._found.checkpoint
-        nodes, self._warnings = look_around(topology, self.config, self.device, self.threads)
+        with topology.waiting("start", Scope.SERVER):
+            nodes, self._warnings = look_around(topology, self.config, self.device, self.threads)
 
         def create() -> tuple[Path, list[Any]]:
             with run_folder.creating(self.config, self.task.name, self.lock) as path:

@@ -33,6 +33,8 @@ TIMEOUT_VARIABLE = "HPCAVG_HANG_TIMEOUT"
 
 # A thread answers when it wakes, which it does twice a second, and when the others on its core let it.
 _ANSWERS_S = 2.5
+# A thread that has not looked for so long was stopped, with its process or the whole job: its clocks begin anew.
+_ASLEEP_S = 5.0
 # Ranks come to a mean at much the same time; their questions should not.
 _SPREAD_S = 0.25
 
@@ -67,6 +69,7 @@ class Watchdog:
         self._timeout_s = timeout_s
         self._on_hang = on_hang
         self._quiet_until = self._dumped_s = -math.inf
+        self._looked_s = self._awake_s = time.monotonic()
         self._asked: Wait | None = None  # the wait that this rank asks about
         self._collect_until = math.inf
         self._answers: dict[int, Answer] = {}
@@ -95,8 +98,12 @@ class Watchdog:
     def look(self, now: float) -> float:
         """See `hpcavg.supervisor.Part`."""
         supervisor, wait = self._supervisor, self._supervisor.wait
+        if now - self._looked_s > _ASLEEP_S:
+            self._awake_s = now
+        self._looked_s = now
         if supervisor.is_quiet:
             self._asked = None
+            return self._look_alone(wait, now)
         if self._asked is not None:
             if self._asked is not wait:
                 self._asked = None  # they have come after all
@@ -105,16 +112,33 @@ class Watchdog:
                 return 0.0
             else:
                 return self._collect_until - now
-        if wait is None or not self._timeout_s or supervisor.is_quiet:
+        if wait is None or not self._timeout_s:
             return math.inf
         spread_s = _SPREAD_S * supervisor.rank / supervisor.size
-        due = max(wait.since + self._timeout_s, self._quiet_until) + spread_s
+        due = max(self._since(wait) + self._timeout_s, self._quiet_until) + spread_s
         if now < due:
             return due - now
         self._asked, self._answers, self._collect_until = wait, {}, now + _ANSWERS_S
         for rank in range(supervisor.size):
             self._send(rank, "ask", wait)
         return _ANSWERS_S
+
+    def _look_alone(self, wait: Wait | None, now: float) -> float:
+        """Do what is due where a death has cut off the other ranks' threads: nobody can be asked."""
+        if wait is None or not self._timeout_s:
+            return math.inf
+        due = max(self._since(wait) + self._timeout_s, self._quiet_until)
+        if now < due:
+            return due - now
+        self._be_quiet(self._timeout_s)
+        here = {self._supervisor.rank: Answer(wait, self._supervisor.step, now - wait.since)}
+        text = report(wait, now - wait.since, [], here, self._supervisor.processes)
+        self._supervisor.later(lambda: self._act(text, []))
+        return self._timeout_s
+
+    def _since(self, wait: Wait | None) -> float:
+        """Return when `wait` has begun, or else the step; not before this process was last stopped for a while."""
+        return max(wait.since if wait else self._supervisor.step_since, self._awake_s)
 
     def receive(self, source: int, *message: Any) -> None:
         """See `hpcavg.supervisor.Part`."""
@@ -132,14 +156,13 @@ class Watchdog:
     def _receive_ask(self, source: int, asked: Wait) -> None:
         supervisor, now = self._supervisor, time.monotonic()
         wait = supervisor.wait
-        self._send(
-            source, "answer", Answer(wait, supervisor.step, now - (wait.since if wait else supervisor.step_since))
-        )
+        for_s = now - self._since(wait)
+        self._send(source, "answer", Answer(wait, supervisor.step, for_s))
         if source < supervisor.rank:
             self._asked = None
         if source != supervisor.rank:
             self._be_quiet(2 * _ANSWERS_S)
-            is_late = wait is None and now - supervisor.step_since >= self._timeout_s
+            is_late = wait is None and for_s >= self._timeout_s
             if is_late and now > self._dumped_s + 2 * _ANSWERS_S:
                 self._dumped_s = now
                 supervisor.later(lambda: _dump_stacks(supervisor.rank, asked))
@@ -199,6 +222,7 @@ class Watch:
         self._topology = topology
         self._end = end
         self._ranks: dict[Scope, list[int]] = {}
+        self._killed: set[int] = set()
         self.supervisor = Supervisor(topology.everyone)
         self._watchdog = Watchdog(self.supervisor, timeout_s, self._on_hang)
         topology.watch_waits(self.waiting)
@@ -222,11 +246,14 @@ class Watch:
 
     def _move(self) -> None:
         self._ranks.clear()
+        self._killed.clear()
         self.supervisor.move_to(self._topology.everyone)
 
     def _on_hang(self, missing: list[int]) -> None:
         """Part with ranks that hang, or end the job; on the supervisor's thread of one rank."""
-        if not self._topology.survives or not missing or self._watchdog.kill(missing):
+        may_part = self._topology.survives and not self._killed.issuperset(missing)  # MPI may not notice their death
+        self._killed.update(missing)
+        if not may_part or self._watchdog.kill(missing):
             self._end()
 
 

@@ -63,6 +63,13 @@ def test_hung_ranks_can_be_killed():
     assert result.wall_s < 15
 
 
+def test_the_watchdog_is_told_of_every_wait():
+    result = run(3, [], module="tests.process.telling")
+    assert result.status == 0, result.err
+    assert "untold" not in result.out, result.out
+    assert result.out.count("'allgather': ") == 3
+
+
 def test_idle_threads_cost_next_to_nothing():
     result = run(4, ["quiet"], module=PROGRAM)
     shares = [float(line.split()[1].rstrip("%")) for line in result.out.splitlines()]

@@ -1,7 +1,14 @@
 """Who is missing, going by the answers, and how it is said."""
 
-from hpcavg.supervisor import Process, Wait
-from hpcavg.watchdog import Answer, missing_ranks, report
+import math
+import time
+from types import SimpleNamespace
+
+import pytest
+from mpi4py import MPI
+
+from hpcavg.supervisor import Process, Supervisor, Wait
+from hpcavg.watchdog import Answer, Watch, Watchdog, missing_ranks, report
 
 LOCAL, GLOBAL = Wait("local mean", 28, (2, 3), 0.0), Wait("global mean", 32, (0, 1, 2, 3), 0.0)
 PROCESSES = [Process("node0", 100, 1), Process("node0", 101, 1), Process("node1", 100, 1), Process("node1", 101, 1)]
@@ -86,3 +93,52 @@ def test_ranks_that_wait_for_each_other_are_told_where_they_wait():
         "hpcavg: hung: ranks 0-1 waiting in the global mean of step 32 for 9.0 s; waiting in other calls: ranks 2-3",
         "hpcavg: hung: rank 2 (process 100 on node1) waits in the local mean of step 28 for 10.0 s",
     ]
+
+
+@pytest.fixture
+def supervisor():
+    supervisor = Supervisor(MPI.COMM_SELF)
+    yield supervisor
+    supervisor.close()
+
+
+def look(watchdog, supervisor, times):
+    with supervisor.changed:  # its own thread may not look meanwhile
+        return [watchdog.look(now) for now in times]
+
+
+def test_the_time_that_a_job_was_suspended_is_nobodys_waiting(supervisor):
+    watchdog, now = Watchdog(supervisor, 10.0), time.monotonic()
+    with supervisor.waiting("global mean", 3, (0,)):
+        seconds = look(watchdog, supervisor, [now + 1, now + 1000, now + 1000.5])
+    assert seconds == [pytest.approx(9, abs=0.1), 10.0, 9.5]
+
+
+def test_who_is_cut_off_by_a_death_tells_how_long_the_recovery_lasts(supervisor, capfd):
+    acted = []
+    watchdog, now = Watchdog(supervisor, 2.0, acted.append), time.monotonic()
+    with supervisor.changed:
+        supervisor.is_quiet = True
+        assert watchdog.look(now) == math.inf
+        with supervisor.waiting("recovery from a death", None, ()):
+            assert watchdog.look(now + 1) == pytest.approx(1, abs=0.1)
+            watchdog.look(now + 2.5)
+    while not acted:
+        time.sleep(0.01)
+    supervisor.is_quiet = False
+    assert acted == [[]]
+    assert "hung: rank 0 waiting in the recovery from a death for 2.5 s; " in capfd.readouterr().err
+
+
+def test_a_rank_that_is_missed_after_it_was_killed_ends_the_job():
+    """MPI may take no notice of the death."""
+    ended, killed = [], []
+    watch = Watch.__new__(Watch)
+    watch._topology, watch._killed = SimpleNamespace(survives=True), set()
+    watch._watchdog = SimpleNamespace(kill=lambda ranks: killed.append(ranks) or [])
+    watch._end = lambda: ended.append(True)
+    watch._on_hang([1])
+    watch._on_hang([1, 2])
+    assert (killed, ended) == ([[1], [1, 2]], [])
+    watch._on_hang([1])
+    assert (len(killed), ended) == (2, [True])
