@@ -99,13 +99,9 @@ class Averager:
         check_alike(topology, algorithm, options, type(optimizer).__name__, number)
         topology.num_averagers += 1
         self.supervisor = watch_over(topology, options.timeout_s).supervisor
-        self.model = model
-        self.optimizer = optimizer
+        self.model, self.optimizer = model, optimizer
         self.algorithm = algorithm
         self.topology = topology
-        devices = (parameter.device for group in optimizer.param_groups for parameter in group["params"])
-        self.engine = select(engine, topology, next(devices, CPU))
-        check_wire(algorithm, self.engine, topology, wire_dtype)
         self.progress = Progress()
         self.events: deque[Event] = deque(maxlen=2**16)
         self.totals = Totals()
@@ -113,20 +109,24 @@ class Averager:
         self.generator = torch.Generator().manual_seed((seed * 1_000_003 + topology.rank) % 2**63)
         self._run = run = Run(topology.num_learners, topology.rank, total_steps, batch_size)
         self._due = algorithm.when(run)
-        self._set_up_optimizer()
-        self._rounds = Rounds(algorithm, run, topology, optimizer)
         self._buffer_policy = buffers
-        self._replica = replica = Replica(model, optimizer, topology, self.engine, start)
-        self._caller = Caller(algorithm, topology, number)
-        self._averaging = Averaging(algorithm, self.engine, topology, optimizer, replica, options, self._caller)
         self._has_finished = False
         self._is_lent = False  # the model holds the mean for a while
         self._worker: Worker | None = None
         self._server: Server | None = None
-        if topology.is_server:
-            self._server = Server(replica.parameters, topology)
-        elif algorithm.server is not None:
-            self._worker = Worker(algorithm.server, replica, topology, optimizer, non_finite, start)
+        devices = (parameter.device for group in optimizer.param_groups for parameter in group["params"])
+        with topology.waiting("set-up of the averager", Scope.SERVER):
+            self.engine = select(engine, topology, next(devices, CPU))
+            check_wire(algorithm, self.engine, topology, wire_dtype)
+            self._set_up_optimizer()
+            self._rounds = Rounds(algorithm, run, topology, optimizer)
+            self._replica = replica = Replica(model, optimizer, topology, self.engine, start)
+            self._caller = Caller(algorithm, topology, number)
+            self._averaging = Averaging(algorithm, self.engine, topology, optimizer, replica, options, self._caller)
+            if topology.is_server:
+                self._server = Server(replica.parameters, topology)
+            elif algorithm.server is not None:
+                self._worker = Worker(algorithm.server, replica, topology, optimizer, non_finite, start)
 
     def _set_up_optimizer(self) -> None:
         """Give the optimizer the settings that the rule asks for."""

@@ -7,6 +7,7 @@ no earlier checkpoint is touched before a later one is whole.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -28,8 +29,10 @@ from hpcavg.files import FileRecord
 MANIFEST = "manifest.json"
 LATEST = "latest"
 _FORMAT = 1
+NOT_FINISHED = f"it has no {MANIFEST}: it was not finished"
+NO_FOLDER = "there is no such folder"
+_MARK = re.compile(r"unfinished-(\d{1,7})")
 _FOLDER = re.compile(r"step-(\d{8,})(?:~(\d+))?")
-_OWN_FILE = re.compile(rf"rank-\d{{5,}}\.safetensors|{re.escape(MANIFEST)}(\.partial)?")
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,14 @@ class Manifest:
     number: int = 0
 
     def __post_init__(self) -> None:
-        names = {record.name for record in self.files}
-        places = {place for held in self.parts for place in held.values()}
-        if len(self.parts) != self.num_ranks or not all(rank_file(place) in names for place in places):
+        ranks = range(self.num_ranks)
+        places = [place for held in self.parts for place in held.values()]
+        if not (0 < len(self.parts) == len(ranks) and all(type(place) is int and place in ranks for place in places)):
             raise ValueError("a manifest needs the parts of every rank, and the files that hold them")
+        if [record.name for record in self.files] != [rank_file(rank) for rank in ranks]:
+            raise ValueError("a manifest needs the files of all ranks, and no others")
+        if not all(type(number) is int and number >= 0 for number in (self.step, self.number)):
+            raise ValueError("a manifest needs its step and number")
 
     def to_json(self) -> str:
         """Return the text of the file: the values, and the SHA-256 of the text without it."""
@@ -104,13 +111,27 @@ def rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
-def create(folder: Path, step: int) -> Path:
-    """Make and return a fresh folder for a checkpoint at `step`, beside any other of the same step."""
+def create(folder: Path, step: int, num_ranks: int) -> Path:
+    """Make and return a fresh folder for a checkpoint of `num_ranks` at `step`, beside any other of the same step.
+
+    An empty file in it, `_mark`, tells until its manifest is there that this was made here and may be removed.
+    """
     while True:
         path = _free_path(folder, _step_name(step))
         with suppress(FileExistsError):
             files.make_folder(path)
-            return path
+            break
+    try:
+        files.write_file(path / _mark(num_ranks), [])
+    except OSError:
+        discard(path)
+        raise
+    return path
+
+
+def _mark(num_ranks: int) -> str:
+    """Return the name of the file that tells of how many ranks a checkpoint is that does not count."""
+    return f"unfinished-{num_ranks}"
 
 
 def _step_name(step: int) -> str:
@@ -135,6 +156,8 @@ def commit(path: Path, manifest: Manifest) -> None:
     manifest = replace(manifest, number=1 + max(numbers, default=0))
     files.replace_file(path / MANIFEST, [manifest.to_json().encode()])
     files.switch_link(path.parent / LATEST, path.name)
+    with suppress(OSError):
+        files.perform(os.unlink, path / _mark(manifest.num_ranks))
 
 
 def _free_latest(folder: Path) -> None:
@@ -154,31 +177,68 @@ def discard(path: Path) -> None:
     """Remove a checkpoint that could not be written; what cannot be removed stays. One that counts is left alone."""
     with suppress(OSError):
         if _latest(path.parent) != path.name:
-            files.remove_folder(path, first=MANIFEST, own=_OWN_FILE)
+            _remove(path)
 
 
 def prune(folder: Path, keep: int) -> list[str]:
-    """Remove all but the newest `keep` checkpoints, at least 1, and what was left half-written.
+    """Remove all but the newest `keep` checkpoints, at least 1, and what was left half-written or half removed.
 
-    Nothing goes as long as none is whole. The one ``latest`` points to always stays, and so does what `write_rank` and
-    `commit` did not write; a link goes, and what it points to stays. Returns why something could not be removed, a line
-    for each; the next call tries again.
+    Nothing goes as long as none is whole. The one ``latest`` points to always stays, and so does what `create`,
+    `write_rank` and `commit` did not write, damaged ones and those of another format included; a link goes, and what
+    it points to stays. Returns why something could not be removed, a line for each; the next call tries again.
     """
-    remains: list[str] = []
     try:
         latest = _latest(folder)
         entries = _entries(folder)
     except OSError as error:
         return [why(error)]
     whole = [path for path, found in entries if isinstance(found, Checkpoint)]
-    half_written = [path for path, found in entries if whole and not isinstance(found, Checkpoint)]
-    for path in (*half_written, *whole[keep:]):
+    half = [path for path, found in entries if whole and found == NOT_FINISHED and not path.is_symlink()]
+    remains: list[str] = []
+    for path in (*half, *whole[keep:]):
         if path.name != latest:
             try:
-                files.remove_folder(path, first=MANIFEST, own=_OWN_FILE)
+                _remove(path)
             except OSError as error:
                 remains.append(why(error))
     return remains
+
+
+def _remove(path: Path) -> None:
+    """Remove the files of a checkpoint, and its folder unless something else is left in it; of a link, the link.
+
+    Its manifest goes first, for good, but stays as the mark of how many ranks it is of.
+    """
+    if path.is_symlink():
+        files.perform(os.unlink, path)
+    else:
+        found = _inspect(path, verify=False)
+        marks = _marks(path)
+        if isinstance(found, Checkpoint):
+            mark = path / _mark(found.manifest.num_ranks)
+            if os.path.lexists(mark) and mark.name not in marks:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(mark))
+            files.perform(os.rename, path / MANIFEST, mark)
+            files.sync_folder(path)
+            marks[mark.name] = found.manifest.num_ranks
+        ranks = range(max(marks.values(), default=0))
+        partial = [f"{MANIFEST}.partial"] if marks else []
+        files.remove_files(path, [*map(rank_file, ranks), *partial, *marks])
+    files.sync_folder(path.parent)
+
+
+def _marks(path: Path) -> dict[str, int]:
+    """Return the files in `path` that `create` or `_remove` marked it with, each with the number of ranks it tells."""
+    found: dict[str, int] = {}
+    with os.scandir(path) as entries:
+        for entry in entries:
+            match = _MARK.fullmatch(entry.name)
+            if match and entry.is_file(follow_symlinks=False):
+                data = files.read_small(entry.path)
+                with suppress(Exception):  # somebody's file of this name
+                    if not data or _parse(data).num_ranks == int(match[1]):
+                        found[entry.name] = int(match[1])
+    return found
 
 
 # -- finding ------------------------------------------------------------------------------------------------------
@@ -215,8 +275,7 @@ def open_checkpoint(path: Path | str, verify: bool = True) -> Checkpoint:
     With `verify` every byte of it is read, without only the manifest: for the other ranks, after one has looked.
     Raises `InputError` unless it is whole and unharmed, as far as that was looked at.
     """
-    path = Path(path)
-    found = _inspect(path.resolve() if path.is_symlink() else path, verify)
+    found = _inspect(Path(os.path.realpath(path)) if os.path.islink(path) else Path(path), verify)
     if isinstance(found, Checkpoint):
         return found
     raise InputError("resume", path, f"a whole checkpoint ({found})")
@@ -242,16 +301,26 @@ def _inspect(path: Path, verify: bool) -> Checkpoint | str:
             found = Checkpoint(path, _parse(file.read()))
         return (verify and found.fault()) or found
     except FileNotFoundError:
-        return f"it has no {MANIFEST}: it was not finished" if path.is_dir() else "there is no such folder"
+        return NOT_FINISHED if os.path.isdir(path) else NO_FOLDER
+    except NotADirectoryError:
+        return NO_FOLDER
     except OSError as error:
         return f"{MANIFEST}: {error.strerror}"
+    except _OtherFormatError as error:
+        return str(error)
     except Exception:  # whatever damaged JSON, or JSON of another shape, provokes
         return f"{MANIFEST} is damaged"
+
+
+class _OtherFormatError(Exception):
+    """What a later version of hpcavg wrote."""
 
 
 def _parse(data: bytes) -> Manifest:
     """Return the manifest whose text `data` is; raises some exception unless it is that to the last byte."""
     values = json.loads(data)
+    if type(values["format"]) is int and values["format"] > _FORMAT:
+        raise _OtherFormatError(f"it is of format {values['format']}; this hpcavg reads up to {_FORMAT}")
     records = [FileRecord(**record) for record in values["files"]]
     manifest = Manifest(
         values["step"], values["num_ranks"], records, values["parts"], values["about"], values["number"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -79,7 +78,9 @@ def replace_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord
 
 def switch_link(path: Path, target: str) -> None:
     """Make the symbolic link `path` point to `target`, durable; there is no moment without the link."""
-    partial = _partial(path)
+    partial = path.with_name(f"{path.name}.partial")
+    if partial.is_symlink():  # of a process that was killed
+        perform(os.unlink, partial)
     perform(os.symlink, target, partial)
     perform(os.replace, partial, path)
     sync_folder(path.parent)
@@ -128,30 +129,21 @@ def fault(folder: Path, record: FileRecord) -> str | None:
     return None if sha.hexdigest() == record.sha256 else f"{record.name} is damaged: its checksum is another"
 
 
-def remove_folder(path: Path, first: str, own: re.Pattern[str]) -> None:
-    """Remove the files in the folder `path` with names that match `own`, and the folder unless others are left in it.
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Remove the files of these names in `folder`, then the folder unless something else is left in it.
 
-    The file called `first`, if any, is gone for good before others. A link, in place of the folder or of a file, is
-    removed and never followed; a file in place of the folder stays.
+    A link is removed and never followed; what is a folder stays.
     """
-    if path.is_symlink():
-        perform(os.unlink, path)
-    elif path.is_dir():
-        with os.scandir(path) as entries:
-            files = [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
-        names = [name for name in files if own.fullmatch(name)]
-        if first in names:
-            perform(os.unlink, path / first)
-            sync_folder(path)
-            names.remove(first)
-        for name in names:
-            perform(os.unlink, path / name)
-        try:
-            perform(os.rmdir, path)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-    sync_folder(path.parent)
+    with os.scandir(folder) as entries:
+        found = {entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)}
+    for name in names:
+        if name in found:
+            perform(os.unlink, folder / name)
+    try:
+        perform(os.rmdir, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def sync_folder(path: Path) -> None:

@@ -80,7 +80,7 @@ def check_data(config: Config, saved: Checkpoint, num_samples: int) -> None:
 
 def _newest(run: Path) -> Found:
     saved, passed_over = checkpoint.newest(run / CHECKPOINTS)
-    is_any_damaged = any((path / checkpoint.MANIFEST).exists() for path, _ in passed_over)
+    is_any_damaged = any(why not in (checkpoint.NOT_FINISHED, checkpoint.NO_FOLDER) for _, why in passed_over)
     return Found(saved, [f"{path.name}: {why}" for path, why in passed_over], is_any_damaged)
 
 

@@ -47,7 +47,7 @@ def save(
     path, error = folder, None
     if world.Get_rank() == 0:
         try:
-            path = checkpoint.create(folder, step)
+            path = checkpoint.create(folder, step, world.Get_size())
         except OSError as raised:
             error = why(raised)
     path, error = world.bcast((path, error))

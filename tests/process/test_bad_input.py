@@ -52,6 +52,7 @@ def refused(folder, arguments, ranks=4, **variables):
         ("--k1 0", "--k1 0: must be an integer of at least 1"),
         ("--k1 64 --k2 32", "--k1 64: must be an integer of at least 1 and at most k2 = 32"),
         ("--learning-rate -0.1", "--learning-rate -0.1: must be a positive number"),
+        ("--weight-decay 1e39", "--weight-decay 1e+39: must be a number of at least 0 and below 1e8"),
         ("--group-size 0", "--group-size 0: must be an integer of at least 1"),
         ("--group-size 5", "--group-size 5: must be an integer of at least 1 and at most 4, the number of learners"),
         (

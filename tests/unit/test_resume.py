@@ -12,7 +12,7 @@ from hpcavg import checkpoint, cli, files, report
 from hpcavg.checkpointer import Checkpointer
 from hpcavg.config import Config
 from hpcavg.errors import InputError
-from hpcavg.pauses import Kind
+from hpcavg.pauses import Kind, Pause
 from hpcavg.tasks import Data, digits
 from hpcavg.train import Trainer
 from tests.process.resuming import differences, outcome
@@ -124,14 +124,13 @@ def test_an_evaluation_that_dies_loses_nothing(finished, tmp_path, failing):
 def test_a_stop_about_an_epochs_end_neither_loses_nor_doubles_its_evaluation(finished, tmp_path, capsys, step):
     options = f"--epochs 2 --stop-after 1000 --resume auto --checkpoint-steps {step}"
     trainer = Trainer(cli.parse_train([*f"{RUN} {options}".split(), "--output", str(tmp_path / "run")]))
-    taken, train_step = iter(range(step - 1)), trainer._train_step
+    begin_listening = trainer._begin_listening
 
-    def step_and_ask():
-        if next(taken, None) is None:
-            trainer._pauses.request(Kind.STOP, "a test")
-        train_step()
+    def ask():
+        begin_listening()
+        trainer._pauses.end_step = lambda taken: Pause(Kind.STOP, "a test") if taken == step else None
 
-    trainer._train_step = step_and_ask
+    trainer._begin_listening = ask
     assert trainer.train() == REQUEUE
     assert trainer.averager.progress.step == step
     train(tmp_path / "run", "--epochs 2 --resume auto")
@@ -230,6 +229,7 @@ def test_where_all_are_damaged_nothing_starts_over(run, way):
 def test_where_none_was_ever_finished_auto_starts_afresh(finished, run):
     for path in run.glob("checkpoints/step-*/manifest.json"):
         path.unlink()
+        path.with_name("unfinished-1").touch()
     train(run, "--epochs 2 --resume auto --checkpoint-steps 5 --keep-checkpoints 1")
     assert differences(outcome(finished), outcome(run)) == []
     assert [path.name for path in run.glob("checkpoints/step-*")] == ["step-00000024"]
@@ -302,7 +302,7 @@ def test_what_cannot_be_removed_fails_no_checkpoint(tmp_path, is_stopped, monkey
     assert trainer.status == (REQUEUE if is_stopped else 0)
     shown, checkpoints = capsys.readouterr().out, tmp_path / "checkpoints"
     assert shown.count("warning: an old checkpoint cannot be removed") == 1
-    assert f"{checkpoints}/step-00000002/manifest.json: Device or resource busy" in shown
+    assert f"{checkpoints}/step-00000002/rank-00000.safetensors: Device or resource busy" in shown
     assert "not recorded" not in shown
     assert sorted(path.name for path in checkpoints.glob("step-*")) == ["step-00000002", f"step-0000000{step}"]
     assert os.readlink(checkpoints / "latest") == trainer._checkpointer.last.name == f"step-0000000{step}"

@@ -11,7 +11,7 @@ from hpcavg.saving import mean_model
 
 def saved(folder, learners):
     """Return a checkpoint of learners given as pairs of a parameter's values and whether they await a mean."""
-    path = checkpoint.create(folder, 8)
+    path = checkpoint.create(folder, 8, len(learners))
     files, places = [], []
     for rank, (values, awaits_mean) in enumerate(learners):
         model = {"weight": torch.tensor(values), "count": torch.tensor(10 + rank)}

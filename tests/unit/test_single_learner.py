@@ -1,12 +1,16 @@
 """One learner is plain PyTorch, bit for bit (identity 1); policies and checkpoints on one rank."""
 
+import contextlib
+import math
+
 import pytest
 import torch
 from mpi4py import MPI
 from torch import nn
 
-from hpcavg import Averager, Topology, algorithms
-from hpcavg.errors import InputError
+from hpcavg import Averager, Topology, algorithms, local_optimizer
+from hpcavg.config import Config
+from hpcavg.errors import InputError, SickLearnersError
 from hpcavg.models import build
 
 RULES = {
@@ -259,6 +263,34 @@ def test_a_loss_that_is_no_number_is_refused(topology):
     averager = Averager(model, optimizer, algorithms.ada_lupa(2, growth="loss"), topology)
     with pytest.raises(InputError, match="one number"):
         averager.step(torch.ones(4))
+
+
+LARGEST = [math.nextafter(most, 0) for most in (1e30, 1e8)]
+RATES = {
+    "sgd": (algorithms.sgd(), {}),
+    "adam": (algorithms.sgd(), {"optimizer": "adam"}),
+    "adamw": (algorithms.sgd(), {"optimizer": "adamw"}),
+    "slowmo": (algorithms.slowmo(1, outer_lr=LARGEST[1]), {}),
+    "diloco": (algorithms.diloco(1, outer_lr=LARGEST[1]), {}),
+    "lupa": (algorithms.lupa(1, mu=1e-15, shift=1e-15), {}),
+    "restarts": (algorithms.pr_sgd_time_varying(), {}),
+}
+
+
+@pytest.mark.parametrize("smallest", [False, True])
+@pytest.mark.parametrize(("rule", "options"), RATES.values(), ids=RATES)
+def test_what_options_allow_float32_can_hold(rule, options, smallest, topology):
+    """The run diverges, and says so; that is another matter than a traceback out of torch."""
+    rate, decay = (5e-324, 5e-324) if smallest else LARGEST
+    model = nn.Linear(2, 1)
+    config = Config(learning_rate=rate, weight_decay=decay, **options)
+    optimizer = local_optimizer.build(config, model.parameters())
+    averager = Averager(model, optimizer, rule, topology)
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        with contextlib.suppress(SickLearnersError):
+            averager.step()
 
 
 @pytest.fixture

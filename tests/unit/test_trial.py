@@ -196,10 +196,10 @@ def test_the_time_of_evaluations_and_checkpoints_is_told(own, monkeypatch, tmp_p
     monkeypatch.setattr(Checkpointer, "write", delayed(Checkpointer.write, 0.3))
     own("--batch-size 16 --checkpoint-steps 1", "plain")
     told = summary.read(tmp_path / "run")
-    assert 0.4 <= told["evaluation_s"] < 0.8  # twice in each epoch
-    assert 1.8 <= told["checkpoint_s"] < 3  # 6 steps
+    assert told["evaluation_s"] >= 4 * 0.1  # twice in each epoch
+    assert told["checkpoint_s"] >= 6 * 0.3
     parts = ("compute_s", "data_s", "averaging_blocked_s", "evaluation_s", "checkpoint_s")
-    assert 0.5 < sum(told[name] for name in parts) / told["wall_s"] <= 1
+    assert sum(told[name] for name in parts) <= told["wall_s"]
     shown = dict(summary.rows(tmp_path, told))
     assert shown["evaluation"] == f"{told['evaluation_s']:.2f} s"
     assert shown["checkpoints"] == f"{told['checkpoint_s']:.2f} s"
