@@ -114,9 +114,17 @@ def history(folder: Path, saved: Mapping[str, Any] | None, num_ranks: int) -> li
     saved : what the checkpoint holds that the run goes on from, ``resumed`` and ``positions``; None where the run
     starts afresh, with `num_ranks` ranks.
     """
-    if saved is None and not num_segments(folder):
-        return []
-    return continued(folder, **(saved or {"resumed": [], "positions": [dict.fromkeys(COLUMNS, 0)] * num_ranks}))
+    if saved is None:
+        return continued(folder, [], [dict.fromkeys(COLUMNS, 0)] * num_ranks) if num_segments(folder) else []
+    # Tables that have come since had no rows.
+    told = [[{group: rows.get(group, 0) for group in COLUMNS} for rows in of] for of in _segments(**saved)]
+    if not all(type(number) is int and number >= 0 for of in told for rows in of for number in rows.values()):
+        raise ValueError("rows of metrics that are no numbers")
+    return continued(folder, told[:-1], told[-1])
+
+
+def _segments(resumed: Sequence[Positions], positions: Positions) -> list[Positions]:
+    return [*resumed, positions]
 
 
 def rows_before(resumed: Sequence[Positions], rank: int) -> dict[str, int]:

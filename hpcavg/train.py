@@ -6,7 +6,9 @@ import math
 import os
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, astuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,8 @@ class Trainer:
         )
         saved = self._found.checkpoint
         if saved is not None and not self._is_of_as_many(saved):  # the averager gives everyone rank 0's
-            topology.do_together(lambda: saving.load_mean_model(self.model, saved) if topology.rank == 0 else None)
+            load = partial(saving.load_mean_model, self.model)
+            topology.do_together(lambda: saved.understand(load) if topology.rank == 0 else None)
         watch_over(topology, config.hang_timeout, lambda: emergency.abort(config))
         self.averager = Averager(
             self.model,
@@ -105,7 +108,7 @@ class Trainer:
         self.epoch = 0  # those that are over
         self._losses: list[Tensor] = []  # since then
         if saved is not None:
-            topology.do_together(lambda: self._go_on_from(saved))
+            topology.do_together(lambda: saved.understand(self._go_on_from))
         self.path, self._segments = self._create_folder()
         topology.on_renewal(lambda: None if topology.rank else self.lock.inherit(self.path))
 
@@ -166,9 +169,9 @@ class Trainer:
         if self._is_of_as_many(saved):
             loop = saving.restore(self.averager, saved.load(self.topology.rank))
             self.passes.load_state_dict(loop["passes"])
-            self.epoch, self._losses = loop["epoch"], list(loop["losses"])
+            self.epoch, self._losses = int(loop["epoch"]), list(loop["losses"].to(self.device))
             self.account = Account(**loop["account"])
-            self.feed.go_to(*loop["position"])
+            self.feed.go_to(*map(int, loop["position"]))
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(loop["scheduler"])
             return
@@ -189,14 +192,22 @@ class Trainer:
         topology, saved = self.topology, self._found.checkpoint
         nodes, self._warnings = look_around(topology, self.config, self.device, self.threads)
 
+        num_ranks = topology.everyone.Get_size()
+
         def create() -> tuple[Path, list[Any]]:
             with run_folder.creating(self.config, self.task.name, self.lock) as path:
                 metrics = path / "metrics"
-                is_same = saved is not None and saved.path.parent.resolve() == (path / CHECKPOINTS).resolve()
-                before = saved.manifest.about["metrics"] if saved is not None and is_same else None
-                segments = history(metrics, before, topology.everyone.Get_size())
+
+                def view(before: Mapping[str, Any] | None) -> list[Any]:
+                    segments = history(metrics, before, num_ranks)
+                    write_view(metrics, num_ranks, segments)
+                    return segments
+
+                if saved is not None and saved.path.parent.resolve() == (path / CHECKPOINTS).resolve():
+                    segments = saved.understand(lambda saved: view(saved.manifest.about["metrics"]))
+                else:
+                    segments = view(None)
                 run_folder.write_start(path, self.config, nodes, self.threads, str(self.device))
-                write_view(metrics, topology.everyone.Get_size(), segments)
             return path, segments
 
         return topology.everyone.bcast(topology.do_together(lambda: create() if topology.rank == 0 else None), root=0)

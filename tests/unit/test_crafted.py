@@ -1,0 +1,174 @@
+"""Checkpoints that are whole by their checksums, and yet not what a run can go on from: one line, never a traceback."""
+
+import copy
+import hashlib
+import json
+import random
+import shutil
+import traceback
+
+import pytest
+import torch
+
+from hpcavg import checkpoint, cli, state_file
+from hpcavg.checkpoint import MANIFEST, newest, open_checkpoint, prune
+from hpcavg.errors import InputError
+from hpcavg.train import Trainer
+from tests.unit.test_fuzz import COUNT
+
+OPTIONS = "--model logistic --batch-size 128 --algorithm dasgd --tau 4 --delay 3 --checkpoint-minutes 0 --threads 1"
+ODD = [None, True, -1, 0, 1.5, 2**70, float("nan"), "", "a\nb", "../x", [], ["a"], {}, {"a": 1}, [[]], ()]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "made"
+    trainer = Trainer(cli.parse_train([*f"{OPTIONS} --steps 9 --checkpoint-steps 5".split(), "--output", str(folder)]))
+    assert trainer.train() == 0
+    return folder
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "run", symlinks=True)
+
+
+def path_of(run, step=9):
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def read_manifest(path):
+    return json.loads((path / MANIFEST).read_text())
+
+
+def write_manifest(path, values):
+    """Write what is right by its own checksum."""
+    values = {name: value for name, value in values.items() if name != "sha256"}
+    sha256 = hashlib.sha256(checkpoint._json(values).encode()).hexdigest()
+    (path / MANIFEST).write_text(checkpoint._json({**values, "sha256": sha256}))
+
+
+def write_state(path, tree, rank=0):
+    """Write another tree into a rank's file, and what is right of it into the manifest."""
+    file = path / checkpoint.rank_file(rank)
+    data = b"".join(bytes(chunk) for chunk in state_file.chunks(tree))
+    file.write_bytes(data)
+    values = read_manifest(path)
+    values["files"][rank] |= {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    write_manifest(path, values)
+
+
+def resume(run, *more):
+    trainer = Trainer(cli.parse_train([*OPTIONS.split(), "--steps", "9", "--resume", str(path_of(run)), *more]))
+    trainer.lock.release()
+    trainer.topology.free()
+
+
+def refusal(run):
+    with pytest.raises(InputError) as caught:
+        resume(run)
+    line = caught.value.as_option()
+    assert line.isprintable()
+    assert line.startswith(f"--resume {path_of(run)}: must be ")
+    return line
+
+
+def test_what_is_crafted_so_is_right(run):
+    write_manifest(path_of(run), read_manifest(path_of(run)))
+    write_state(path_of(run), state_file.read(path_of(run) / checkpoint.rank_file(0), "resume"))
+    resume(run)
+
+
+@pytest.mark.parametrize(
+    "name", ["../step-00000005/rank-00000.safetensors", "/etc/passwd", "rank-00001.safetensors", ""]
+)
+def test_files_are_those_in_the_folder(run, name):
+    values = read_manifest(path_of(run))
+    values["files"][0]["name"] = name
+    write_manifest(path_of(run), values)
+    assert "manifest.json is damaged" in refusal(run)
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "means", "averager", "random", "loop"])
+def test_a_missing_part_is_named(run, part):
+    values = read_manifest(path_of(run))
+    del values["parts"][0][part]
+    write_manifest(path_of(run), values)
+    assert f"it has no '{part}'" in refusal(run)
+
+
+@pytest.mark.parametrize("name", ["config", "metrics"])
+def test_what_a_run_does_not_tell_of_itself_is_named(run, name):
+    values = read_manifest(path_of(run))
+    del values["about"][name]
+    write_manifest(path_of(run), values)
+    assert f"it has no '{name}'" in refusal(run)
+
+
+def test_a_missing_value_is_named(run):
+    tree = state_file.read(path_of(run) / checkpoint.rank_file(0), "resume")
+    del tree["loop"]["position"]
+    write_state(path_of(run), tree)
+    assert "it has no 'position'" in refusal(run)
+
+
+def test_another_models_is_told(run):
+    tree = state_file.read(path_of(run) / checkpoint.rank_file(0), "resume")
+    tree["model"] = {"w": torch.ones(3)}
+    write_state(path_of(run), tree)
+    with pytest.raises(InputError, match="resume='model': must be of the form that the checkpoint has"):
+        resume(run)
+
+
+def test_a_later_format_is_named_and_kept(run):
+    values = read_manifest(path_of(run))
+    write_manifest(path_of(run), {**values, "format": 2, "parts": "of another kind"})
+    assert "(it is of format 2; this hpcavg reads up to 1)" in refusal(run)
+    found, passed_over = newest(run / "checkpoints")
+    assert found.path == path_of(run, 5)
+    assert passed_over == [(path_of(run), "it is of format 2; this hpcavg reads up to 1")]
+    assert prune(run / "checkpoints", 1) == []
+    assert (path_of(run) / MANIFEST).exists()
+
+
+def places(tree):
+    """Yield where something can be changed in a tree: the container and the key."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        yield tree, key
+        if isinstance(value, dict | list):
+            yield from places(value)
+
+
+def crafted(tree, own):
+    """Return a copy of `tree` with something taken away or replaced."""
+    tree = copy.deepcopy(tree)
+    holder, key = own.choice(list(places(tree)))
+    if own.random() < 0.4:
+        del holder[key]
+    else:
+        holder[key] = own.choice([*ODD, torch.ones(3), torch.tensor(-1)])
+    return tree
+
+
+def test_whatever_is_crafted_is_used_or_refused(made, tmp_path):
+    refused = used = 0
+    for seed in range(COUNT // 10):
+        own, run = random.Random(seed), shutil.copytree(made, tmp_path / "run", symlinks=True)
+        try:
+            if own.random() < 0.4:
+                odd = crafted(read_manifest(path_of(run)), own)
+                write_manifest(path_of(run), json.loads(json.dumps(odd, default=str)))
+            else:
+                write_state(path_of(run), crafted(state_file.read(path_of(run) / checkpoint.rank_file(0), "x"), own))
+            open_checkpoint(path_of(run))
+            resume(run)
+        except InputError as error:
+            refused += error.as_option().isprintable()
+        except Exception:
+            pytest.fail(f"seed {seed}\n{traceback.format_exc(limit=-5)}")
+        else:
+            used += 1
+        finally:
+            shutil.rmtree(run)
+    assert refused + used == COUNT // 10
+    assert COUNT // 20 < refused < COUNT // 10
