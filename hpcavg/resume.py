@@ -91,7 +91,8 @@ def _check_same(config: Config, saved: Checkpoint) -> None:
     Options come and go with versions. One that is new since has its default in an earlier run: that is what it did.
     """
     before, now = dict(saved.manifest.about["config"]), config.as_toml()
-    defaults = {field.name: field.default for field in fields(Config)}
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(Config)}
+    defaults["image_shape"] = "x".join(map(str, defaults["image_shape"]))
     for name in sorted(before.keys() - defaults.keys()):
         allowed = f"a checkpoint of a run without {name}={before[name]}, an option that this hpcavg does not have"
         raise InputError("resume", saved.path, allowed)

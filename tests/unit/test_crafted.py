@@ -131,6 +131,47 @@ def test_a_later_format_is_named_and_kept(run):
     assert (path_of(run) / MANIFEST).exists()
 
 
+def resume_options(run, option, *more, **changes):
+    """Resume where the run's options were others; with None, where there was no such option yet."""
+    values = read_manifest(path_of(run))
+    options = values["about"]["config"] | changes
+    values["about"]["config"] = {name: value for name, value in options.items() if value is not None}
+    write_manifest(path_of(run), values)
+    with pytest.raises(InputError) as caught:
+        resume(run, *more)
+    assert caught.value.option == option
+    return caught.value.as_option()
+
+
+def test_an_option_that_came_since_has_its_default(run):
+    line = resume_options(run, "drop_last", "--drop-last", drop_last=None)
+    before = f"what the run that {path_of(run)} is of did before there was this option"
+    assert line == f"--drop-last True: must be False, {before}"
+    resume(run)
+    line = resume_options(run, "image_shape", "--image-shape", "3x64x64", image_shape=None)
+    assert line == f"--image-shape 3x64x64: must be 3x32x32, {before}"
+    resume(run)
+
+
+def test_an_option_that_was_unset_or_not_there_is_said_to_be_unset(run):
+    line = resume_options(run, "clip_norm", "--clip-norm", "1")
+    assert line == f"--clip-norm 1.0: must be unset, as in the run that {path_of(run)} is of"
+
+
+def test_one_that_may_differ_may_have_come_since(run):
+    values = read_manifest(path_of(run))
+    del values["about"]["config"]["check_rounds"]
+    write_manifest(path_of(run), values)
+    resume(run, "--check-rounds", "3")
+
+
+@pytest.mark.parametrize("value", [0.5, False, "a"])
+def test_an_option_that_has_gone_since_is_named(run, value):
+    line = resume_options(run, "resume", warp=value)
+    without = f"a checkpoint of a run without warp={value}, an option that this hpcavg does not have"
+    assert line == f"--resume {path_of(run)}: must be {without}"
+
+
 def places(tree):
     """Yield where something can be changed in a tree: the container and the key."""
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):

@@ -7,11 +7,14 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from hpcavg import checkpoint, cli, files, report
+from hpcavg import Topology, cli, files, report
 from hpcavg.checkpointer import Checkpointer
 from hpcavg.config import Config
+from hpcavg.delayed import Delayed
 from hpcavg.errors import InputError
+from hpcavg.flat import FlatBuffer
 from hpcavg.pauses import Kind
 from hpcavg.tasks import Data, digits
 from hpcavg.train import Trainer
@@ -146,14 +149,6 @@ def test_another_run_is_refused(run, changed, line):
     assert sorted(path for path in run.rglob("*")) == before
 
 
-def test_a_checkpoint_from_before_an_option_came_is_of_its_default(finished, run):
-    manifest = run / "checkpoints" / "step-00000024" / checkpoint.MANIFEST
-    written = json.loads(manifest.read_text())
-    assert written["about"]["config"].pop("drop_last") is False
-    manifest.write_text(json.dumps(written))
-    assert refusal(run, "--epochs 2 --drop-last --resume auto").startswith("--drop-last True: must be False")
-
-
 def damage(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -269,6 +264,29 @@ def test_what_cannot_be_removed_fails_no_checkpoint(tmp_path, is_stopped, monkey
     assert os.readlink(checkpoints / "latest") == trainer._checkpointer.last.name == f"step-0000000{step}"
     if is_stopped:
         assert f"go on with --resume {checkpoints}/step-00000003\n" in shown
+
+
+# The device "meta" stands for a GPU: what is on another one cannot be computed with what is there.
+
+
+def test_losses_go_to_the_device(run):
+    trainer = Trainer(cli.parse_train(["--resume", str(run / "checkpoints" / "step-00000010")]))
+    trainer.lock.release()
+    saved = trainer._found.checkpoint
+    trainer.device = torch.device("meta")
+    trainer._go_on_from(saved)
+    assert len(trainer._losses) == 10
+    assert torch.stack([*trainer._losses, torch.ones((), device="meta")]).is_meta
+
+
+def test_a_mean_in_flight_goes_to_the_device():
+    topology = Topology()
+    flat, engine = FlatBuffer([("w", torch.zeros(3, device="meta"))]), SimpleNamespace(home=lambda array: array)
+    delayed = Delayed([flat], engine, topology, None)
+    known = {"step": 4, "period_steps": 4, "num_bytes": 12, "num_members": 1, "is_sick": False}
+    delayed.load_state_dict({**known, "means": [torch.zeros(3), torch.zeros(1)]})
+    assert [mean.is_meta for mean in delayed.flight.pending.wait()] == [True, True]
+    topology.free()
 
 
 @pytest.mark.parametrize(("algorithm", "is_overdue"), [("k-avg", True), ("downpour", False)])
