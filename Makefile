@@ -4,6 +4,7 @@
 # make test-cluster  needs root and iproute2: tests of the emulated cluster, MPI tests on nodes of 2,2 and 3,1 ranks
 # make test-slurm  needs root, and Debian to install Slurm: tests of the job scripts on a Slurm of two emulated nodes
 # make jobs   writes the scripts in jobs/ from their templates, hpcavg/job_scripts
+# make pages  writes anew what the pages in docs/ tell of the program: --help, classes and functions
 # make test-gpu  runs the tests that need a GPU
 
 PYTHON ?= python3
@@ -36,12 +37,12 @@ export PRTE_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 # One thread per rank for NumPy's linear algebra; hpcavg itself gives torch each rank's share of the cores.
 export OPENBLAS_NUM_THREADS ?= 1
 # Tests compute with one thread, whatever the machine has.
-test test-cluster test-gpu: export OMP_NUM_THREADS ?= 1
+test test-unit test-cluster test-gpu: export OMP_NUM_THREADS ?= 1
 # A warning about UCX windows, which hpcavg does not use.
 export OMPI_MCA_osc ?= ^ucx
 export MPIRUN
 
-.PHONY: install run compare test test-cluster test-slurm test-gpu check lint types docs jobs clean
+.PHONY: install run compare test test-unit test-cluster test-slurm test-gpu check lint types docs jobs pages clean
 
 install: $(INSTALLED)
 
@@ -65,6 +66,10 @@ test: $(INSTALLED)
 	    echo "== tests/mpi on $$n ranks"; \
 	    timeout 600 $(MPIRUN) -np $$n $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py -m pytest -q --with-mpi tests/mpi || exit 1; \
 	done
+
+# Without an mpirun and in one process: for other versions of Python, see .ci/pythons.
+test-unit: $(INSTALLED)
+	$(BIN)/pytest -q tests/unit
 
 test-cluster: $(INSTALLED)
 	$(BIN)/pytest -q tests/cluster
@@ -105,6 +110,10 @@ jobs: $(INSTALLED)
 	$(BIN)/python -c 'from pathlib import Path; from hpcavg.job import shipped; \
 	    [Path("jobs", name).write_text(text) for name, text in shipped().items()]'
 
+# Those that tell of what has changed.
+pages: $(INSTALLED)
+	$(BIN)/python docs/fill.py
+
 clean:
-	rm -rf build dist docs/_build docs/_generated *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -32,7 +32,6 @@ from rich.table import Table
 from benchmarks import launching
 from benchmarks.soak_task import LEAVING, PLACES, PLAN
 from hpcavg import metrics, summary
-from hpcavg.errors import InputError
 
 STEPS = 500
 _CHECKPOINT_STEPS = 50
@@ -258,7 +257,7 @@ def carry_out(run: Outcome, folder: Path, options: argparse.Namespace) -> None:
     if not run.faults:
         try:
             _check(run, folder, options)
-        except InputError as error:
+        except (OSError, ValueError) as error:
             run.faults.append(str(error))
     if run.faults:
         run.faults.append((folder / "out").read_text()[-8000:])

@@ -1,19 +1,24 @@
-"""Sphinx settings. The help text in the pages is the program's own, taken when the pages are built."""
+"""Sphinx settings. What the pages tell of the program is in them already: fill.py."""
 
-from pathlib import Path
+import re
 
 import hpcavg
-from hpcavg import cli
 
-HERE = Path(__file__).parent
 project = "hpcavg"
 author = "the hpcavg developers"
 version = release = hpcavg.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build", "_generated"]
+extensions = ["myst_parser"]
+exclude_patterns = ["_build"]
 html_theme = "alabaster"
-autodoc_member_order = "bysource"
 suppress_warnings = ["myst.xref_missing"]
 
-(HERE / "_generated").mkdir(exist_ok=True)
-(HERE / "_generated" / "help.txt").write_text(cli.train_parser().format_help())
+
+def setup(app):
+    """Let the pages that the first one links to be those of the table of contents."""
+    app.connect("source-read", _add_contents)
+
+
+def _add_contents(app, name, source):
+    if name == "index":
+        pages = "\n".join(re.findall(r"\]\((\w+)\.md\)", source[0]))
+        source[0] += f"\n```{{toctree}}\n:hidden:\n\n{pages}\n```\n"

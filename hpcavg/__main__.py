@@ -2,7 +2,8 @@
 
 Exit status 0: done; 2: the input cannot be used, one line says why; 1: a rank failed, the traceback says where; 3:
 done, but records were lost; 75: stopped early, to be started again with --resume; 130: interrupted before there was
-anything to keep.
+anything to keep. What a training prints is no record: it goes on without. Where all that was asked for is a text, 1: it
+could not be written; 141: its reader left before its end.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from hpcavg import cli
+from hpcavg import cli, launched, streams
 from hpcavg.config import Config
 from hpcavg.errors import InputError
-from hpcavg.launcher import check_ranks, check_sizes, launcher_rank, remember_early_signals
+from hpcavg.launcher import check_ranks, check_sizes, launcher_rank, remember_early_signals, require_pmix_server
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -30,16 +31,25 @@ EXIT_INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit status."""
     command, rest = cli.split_command(sys.argv[1:] if arguments is None else arguments)
+    only_prints = command in ("info", "report", "job") or cli.wants_help(rest)
+    streams.guard(not only_prints)
     if command not in ("report", "job", "data") and not cli.wants_help(rest):
         try:
             status = _with_mpi(command, rest)
         except SystemExit as error:  # a rank that left quietly would leave the others waiting
             raise RuntimeError(f"sys.exit({error.code}) was called during training") from error
         except KeyboardInterrupt:  # while starting; a launcher ends the other ranks when one leaves so
-            print("hpcavg: interrupted", file=sys.stderr, flush=True)
+            streams.tell("hpcavg: interrupted")
             os._exit(EXIT_INTERRUPTED)
-        _leave(status)
-    sys.exit(_without_mpi(command, rest))
+        except InputError as error:  # of what MPI must not be started with
+            _print_error(error)
+            sys.exit(EXIT_INPUT_ERROR)
+        _leave(streams.settle(status, not only_prints))
+    try:
+        status = _without_mpi(command, rest)
+    except SystemExit as error:  # argparse has printed its help
+        status = int(error.code or 0)
+    sys.exit(streams.settle(status, not only_prints))
 
 
 def _without_mpi(command: str, arguments: list[str]) -> int:
@@ -73,26 +83,33 @@ def _data(arguments: list[str]) -> int:
         options = cli.parse_data(arguments)
         from hpcavg.data import command
 
-        command.run(options, _connect, launcher_rank())
+        command.run(options, _connect_all, launcher_rank())
     except InputError as error:
-        if launcher_rank() == 0:
+        if launched.speaks_for_lone(os.environ):
             _print_error(error)
         return EXIT_INPUT_ERROR
     except KeyboardInterrupt:
-        print("hpcavg: interrupted; start the same command again", file=sys.stderr, flush=True)
+        streams.tell("hpcavg: interrupted; start the same command again")
         return EXIT_INTERRUPTED
     return 0
 
 
 def _connect() -> MPI.Intracomm:
     """Start MPI and return the communicator of all ranks; from now on a rank that fails ends the job."""
+    require_pmix_server(os.environ)
     from mpi4py import MPI
 
     from hpcavg.topology import install_abort_hook
 
     install_abort_hook()
-    check_ranks(MPI.COMM_WORLD.Get_size(), None)
     return MPI.COMM_WORLD
+
+
+def _connect_all() -> MPI.Intracomm:
+    """Do as `_connect` does, where MPI sees all ranks that were started."""
+    world = _connect()
+    check_ranks(world.Get_size(), None)
+    return world
 
 
 def _with_mpi(command: str, arguments: list[str]) -> int:
@@ -102,13 +119,9 @@ def _with_mpi(command: str, arguments: list[str]) -> int:
     """
     # Collecting garbage while thousands of modules are created costs a fifth of the start-up and finds nothing.
     gc.disable()
-    remember_early_signals()
-    from mpi4py import MPI
-
-    from hpcavg.topology import install_abort_hook
-
-    install_abort_hook()
-    world = MPI.COMM_WORLD
+    if command == "train":
+        remember_early_signals()
+    world = _connect()
     config, error = None, None
     if world.Get_rank() == 0:
         try:
@@ -131,8 +144,8 @@ def _with_mpi(command: str, arguments: list[str]) -> int:
         gc.freeze()
         trainer = Trainer(config)
     except InputError as raised:  # every rank has the same
-        # Ranks that each believe to be alone are all rank 0: the launcher's own count tells the first.
-        if world.Get_rank() == 0 and launcher_rank() == 0:
+        # Ranks that each believe to be alone are all rank 0.
+        if world.Get_rank() == 0 and launched.speaks_for_lone(os.environ):
             _print_error(raised)
         return EXIT_INPUT_ERROR
     return trainer.train()
@@ -158,8 +171,7 @@ def _leave(status: int) -> NoReturn:
 
     atexit._run_exitfuncs()
     recovery.finalize()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    streams.flush()
     os._exit(status)
 
 

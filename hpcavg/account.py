@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,8 @@ class Account:
     samples: int = 0
     compute_s: float = 0.0
     data_s: float = 0.0
+    evaluation_s: float = 0.0
+    checkpoint_s: float = 0.0
     consensus_distance: float = math.nan
     arrivals: int = 0
     staleness_sum: int = 0
@@ -66,7 +69,11 @@ def summarise(
     topology.world.Allreduce(MPI.IN_PLACE, sums)
     blocked_s, in_flight_s, wall_s, steps = (sums / topology.num_learners).tolist()
     arrivals = sum(server.arrivals for server in servers)
-    distance = sum(account.consensus_distance for account in learners) / len(learners)
+
+    def mean(number: Callable[[Account], float]) -> float:
+        return sum(map(number, learners)) / len(learners)
+
+    distance = mean(lambda account: account.consensus_distance)
     return Summary(
         algorithm=config.algorithm,
         task=task,
@@ -93,9 +100,11 @@ def summarise(
         consensus_distance=None if math.isnan(distance) else distance,
         bytes_averaged=totals.bytes_averaged,
         wall_s=wall_s,
-        compute_s=sum(account.compute_s for account in learners) / len(learners),
-        data_s=sum(account.data_s for account in learners) / len(learners),
+        compute_s=mean(lambda account: account.compute_s),
+        data_s=mean(lambda account: account.data_s),
         averaging_blocked_s=blocked_s,
+        evaluation_s=mean(lambda account: account.evaluation_s),
+        checkpoint_s=mean(lambda account: account.checkpoint_s),
         hidden_fraction=max(0.0, 1 - blocked_s / in_flight_s)
         if averager.algorithm.delay_steps and in_flight_s
         else None,

@@ -46,7 +46,8 @@ def _library(places: Sequence[Place], plan: Plan) -> Iterator[str]:
         )
     is_shrinking = plan.on_failure == "shrink"
     if is_shrinking and not all(place.is_fault_tolerant for place in places):
-        yield "--on-failure shrink will be refused: start with mpirun --with-ft ulfm, which srun and jsrun cannot do"
+        cure = "start with mpirun --with-ft ulfm, which srun and jsrun cannot do"
+        yield f"--on-failure shrink will be refused: {cure if _has_open_mpi(places) else 'it needs Open MPI'}"
     num_nodes = len({place.node for place in places})
     if num_nodes > 1 and not is_shrinking and any(place.versions.get("messages by") == "ob1" for place in places):
         yield (
@@ -138,9 +139,11 @@ def _cores(members: Sequence[Place]) -> Iterator[str]:
     if num_cores > given and threads > given:
         yield f"{threads} torch threads on the {given} cores that the job was given: fewer ranks, or --threads"
     if num_cores < given:
+        num, share = len(members), given // len(members)
+        flags = f"--map-by ppr:{num}:node:pe={share}" if _has_open_mpi(members) else f"-ppn {num} -bind-to core:{share}"
         yield (
-            f"the ranks are bound to {num_cores} of the {given} cores that the job was given: mpirun --map-by"
-            f" ppr:{len(members)}:node:pe={given // len(members)}, srun --cpus-per-task={given // len(members)}"
+            f"the ranks are bound to {num_cores} of the {given} cores that the job was given: mpirun {flags},"
+            f" srun --cpus-per-task={share}"
         )
 
 
@@ -148,9 +151,10 @@ def _numa(members: Sequence[Place]) -> Iterator[str]:
     spanning = [place for place in members if len(place.numa_nodes) > 1]
     if spanning:
         who = "all ranks" if len(spanning) == len(members) else f"{len(spanning)} of {len(members)} ranks"
+        flags = "--map-by ppr:1:numa --bind-to numa" if _has_open_mpi(members) else "-bind-to numa"
         yield (
             f"{who} may run on several of the {spanning[0].num_numa_nodes} NUMA nodes, far from their memory: bind a"
-            " rank or more to each (mpirun --map-by ppr:1:numa --bind-to numa, srun --cpu-bind=ldoms)"
+            f" rank or more to each (mpirun {flags}, srun --cpu-bind=ldoms)"
         )
 
 
@@ -163,6 +167,11 @@ def _islands(members: Iterable[Place]) -> list[tuple[frozenset[int], list[Place]
         ranks = [*(other for _, others in joined for other in others), place]
         islands = [*(island for island in islands if not island[0] & place.cores), (cores, ranks)]
     return islands
+
+
+def _has_open_mpi(places: Iterable[Place]) -> bool:
+    """Return whether its mpirun is the one to advise on: others have other options."""
+    return all(place.versions.get("MPI", "Open MPI").startswith("Open MPI") for place in places)
 
 
 def _counted(number: int, noun: str) -> str:

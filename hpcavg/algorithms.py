@@ -27,6 +27,7 @@ from hpcavg.schedule import (
     in_seconds,
     inverse_time_rate,
     linear_length,
+    listed_length,
     longest_round,
     loss_length,
     never,
@@ -39,6 +40,8 @@ from hpcavg.schedule import (
 __all__ = ["ALGORITHMS", "all_option_names", "build", "describe", "option_names", *ALGORITHMS]
 
 DEFAULT_GROWTH = 0.5
+# Of factors of a learning rate below 1e30: float32 must hold what becomes of it.
+_LEAST, _MOST = 1e-15, 1e8
 
 # -- baselines ----------------------------------------------------------------------------------------------------
 
@@ -133,23 +136,23 @@ def pr_sgd_hetero(
     local_steps : I_i of every learner; or ``"auto"``: every learner takes `base_steps` in the first round, from then on
         the slowest does, and the others more in proportion to the speed they showed.
     epoch_seconds : in place of `local_steps`: a learner steps until so much time has passed, at least once.
+
+    The steps of a run are those of the mean learner; the last round is cut to end with them.
     """
     require_integer("base_steps", base_steps, 1)
     if epoch_seconds is not None:
         require_number("epoch_seconds", epoch_seconds, lambda s: s > 0, "a positive number of seconds")
         if local_steps != "auto":
             raise InputError("epoch_seconds", epoch_seconds, f"unset where local_steps = {local_steps}")
-        return Rule(always(in_seconds(epoch_seconds)), own_pace=True)
+        return Rule(lambda run: in_seconds(epoch_seconds, run.total_steps), own_pace=True)
     if local_steps == "auto":
-        when = always(in_rounds(speed_length(base_steps)))
-        return Rule(when, agrees_on="speed", own_pace=True)
+        return Rule(lambda run: in_rounds(speed_length(base_steps, run.total_steps)), agrees_on="speed", own_pace=True)
     steps_of = _local_steps(local_steps)
 
     def when_listed(run: Run) -> Schedule:
         if len(steps_of) != run.num_learners:
             raise InputError("local_steps", local_steps, f"{run.num_learners} numbers, one for each learner")
-        own = steps_of[run.learner]
-        return in_rounds(lambda progress: own)
+        return in_rounds(listed_length(steps_of, run.learner, run.total_steps))
 
     return Rule(when_listed, own_pace=len(set(steps_of)) > 1)
 
@@ -265,9 +268,9 @@ def _steps_filled_by(rounds: int, tau0: int, run: Run) -> int:
 
 def _check_rate(mu: float | None, shift: float | None) -> None:
     if mu is not None:
-        require_number("mu", mu, lambda m: m > 0, "a positive number")
+        require_number("mu", mu, lambda m: m >= _LEAST, f"a number of at least {_LEAST:g}")
     if shift is not None:
-        require_number("shift", shift, lambda a: a > 0, "a positive number")
+        require_number("shift", shift, lambda a: a >= _LEAST, f"a number of at least {_LEAST:g}")
         if mu is None:
             raise InputError("shift", shift, "unset where mu is")
 
@@ -302,7 +305,7 @@ def slowmo(k: int = 8, beta: float = 0.5, outer_lr: float = 1.0) -> Rule:
     """Every `k` steps a step of slow momentum along the way the mean has gone (SlowMo, Wang et al. 2020)."""
     require_integer("k", k, 1)
     require_number("beta", beta, lambda b: 0 <= b < 1, "a number of at least 0 and below 1")
-    require_number("outer_lr", outer_lr, lambda a: a > 0, "a positive number")
+    require_number("outer_lr", outer_lr, lambda a: 0 < a < _MOST, f"a positive number below {_MOST:g}")
     return Rule(always(every(k)), how=OuterMomentum(outer_lr, beta, nesterov=False, per_rate=True))
 
 
@@ -310,7 +313,7 @@ def slowmo(k: int = 8, beta: float = 0.5, outer_lr: float = 1.0) -> Rule:
 def diloco(h: int = 16, outer_lr: float = 0.7, outer_momentum: float = 0.9) -> Rule:
     """Every `h` steps a step of Nesterov SGD along the way the mean has gone (DiLoCo, Douillard et al. 2023)."""
     require_integer("h", h, 1)
-    require_number("outer_lr", outer_lr, lambda a: a > 0, "a positive number")
+    require_number("outer_lr", outer_lr, lambda a: 0 < a < _MOST, f"a positive number below {_MOST:g}")
     require_number("outer_momentum", outer_momentum, lambda m: 0 <= m < 1, "a number of at least 0 and below 1")
     return Rule(always(every(h)), how=OuterMomentum(outer_lr, outer_momentum, nesterov=True, per_rate=False))
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcavg.asynchronous import Server, Worker
+from hpcavg.asynchronous import Worker
 from hpcavg.averaging import Averaging
 from hpcavg.calls import Caller, Kind
 from hpcavg.errors import InputError
@@ -22,6 +22,7 @@ from hpcavg.replica import Replica
 from hpcavg.rounds import Rounds
 from hpcavg.rule import Rule
 from hpcavg.schedule import Progress, Run, Scope
+from hpcavg.server import Server
 from hpcavg.topology import Topology
 from hpcavg.watchdog import watch_over
 
@@ -35,7 +36,8 @@ class Averager:
 
     Parameters
     ----------
-    model, optimizer : any module and any torch optimizer over its parameters; the same on every rank.
+    model, optimizer : any module that torch neither synchronises nor shards itself (DistributedDataParallel, FSDP), and
+        any torch optimizer over its parameters; the same on every rank.
     algorithm : a rule from `hpcavg.algorithms`.
     topology : the learners, and the servers of an asynchronous algorithm.
     engine : how means are taken: ``"auto"``, or a name in `hpcavg.mean.ENGINES` or `hpcavg.mean.DEVICE_ENGINES`.
@@ -97,13 +99,9 @@ class Averager:
         check_alike(topology, algorithm, options, type(optimizer).__name__, number)
         topology.num_averagers += 1
         self.supervisor = watch_over(topology, options.timeout_s).supervisor
-        self.model = model
-        self.optimizer = optimizer
+        self.model, self.optimizer = model, optimizer
         self.algorithm = algorithm
         self.topology = topology
-        devices = (parameter.device for group in optimizer.param_groups for parameter in group["params"])
-        self.engine = select(engine, topology, next(devices, CPU))
-        check_wire(algorithm, self.engine, topology, wire_dtype)
         self.progress = Progress()
         self.events: deque[Event] = deque(maxlen=2**16)
         self.totals = Totals()
@@ -111,20 +109,24 @@ class Averager:
         self.generator = torch.Generator().manual_seed((seed * 1_000_003 + topology.rank) % 2**63)
         self._run = run = Run(topology.num_learners, topology.rank, total_steps, batch_size)
         self._due = algorithm.when(run)
-        self._set_up_optimizer()
-        self._rounds = Rounds(algorithm, run, topology, optimizer)
         self._buffer_policy = buffers
-        self._replica = replica = Replica(model, optimizer, topology, self.engine, start)
-        self._caller = Caller(algorithm, topology, number)
-        self._averaging = Averaging(algorithm, self.engine, topology, optimizer, replica, options, self._caller)
         self._has_finished = False
         self._is_lent = False  # the model holds the mean for a while
         self._worker: Worker | None = None
         self._server: Server | None = None
-        if topology.is_server:
-            self._server = Server(replica.parameters, topology)
-        elif algorithm.server is not None:
-            self._worker = Worker(algorithm.server, replica, topology, optimizer, non_finite, start)
+        devices = (parameter.device for group in optimizer.param_groups for parameter in group["params"])
+        with topology.waiting("set-up of the averager", Scope.SERVER):
+            self.engine = select(engine, topology, next(devices, CPU))
+            check_wire(algorithm, self.engine, topology, wire_dtype)
+            self._set_up_optimizer()
+            self._rounds = Rounds(algorithm, run, topology, optimizer)
+            self._replica = replica = Replica(model, optimizer, topology, self.engine, start)
+            self._caller = Caller(algorithm, topology, number)
+            self._averaging = Averaging(algorithm, self.engine, topology, optimizer, replica, options, self._caller)
+            if topology.is_server:
+                self._server = Server(replica.parameters, topology)
+            elif algorithm.server is not None:
+                self._worker = Worker(algorithm.server, replica, topology, optimizer, non_finite, start)
 
     def _set_up_optimizer(self) -> None:
         """Give the optimizer the settings that the rule asks for."""

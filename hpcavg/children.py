@@ -9,10 +9,11 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from hpcavg import launched, streams
+
 if TYPE_CHECKING:
     from types import TracebackType
 
-_RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "JSM_NAMESPACE_RANK")
 _is_child = False
 
 
@@ -35,7 +36,8 @@ def require_rank() -> None:
 
 
 def _is_of_rank() -> bool:
-    return any(name in os.environ for name in _RANKS)
+    told = launched.rank_told(os.environ)
+    return told is not None and told[0] != "SLURM_PROCID"  # which the one process of a batch script has, too
 
 
 def _leave_mpi_alone() -> None:
@@ -62,6 +64,5 @@ def _after_fork() -> None:
 def _end_alone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Tell of an uncaught exception and end this process at once: at an orderly exit it would finalize MPI."""
     sys.__excepthook__(kind, error, trace)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    streams.flush()
     os._exit(1)

@@ -206,7 +206,8 @@ class Config:
         require_integer("seed", self.seed, 0, 2**63 - 1)
         self._require("learning_rate", 0 < self.learning_rate < 1e30, "a positive number below 1e30")
         self._require("momentum", 0 <= self.momentum < 1, "a number of at least 0 and below 1")
-        self._require("weight_decay", self.weight_decay >= 0, "a number of at least 0")
+        # AdamW multiplies it by the rate: the product, too, must be one that float32 can hold.
+        self._require("weight_decay", 0 <= self.weight_decay < 1e8, "a number of at least 0 and below 1e8")
         for name in ("decay_factor", "cycle_start", "cycle_end"):
             self._require(name, 0 < getattr(self, name) <= 1, "a number above 0 and at most 1")
         self._require("cycle_peak", 0 < self.cycle_peak < 1, "a number above 0 and below 1")

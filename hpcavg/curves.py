@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,20 +15,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcavg.errors import reason
-from hpcavg.metrics import read_view
+from hpcavg.metrics import file_name, rank_files, read_attributes, read_view
 
 DEADLINE_S = 120.0
 _POINTS = 200
+_SCORES = (
+    "train_loss",
+    "test_loss",
+    "test_accuracy",
+    "test_top5_accuracy",
+    "learner_test_loss",
+    "learner_test_accuracy",
+)
 
 
 @dataclass(frozen=True)
 class Curves:
     """What is drawn of a run: `loss` by `step`, both of shape (points,), `test_loss` and `test_accuracy` by `epoch`.
 
-    `num_steps` is the last step that any learner recorded.
+    `known` are fields of its summary as far as its metrics tell them, of the last evaluation, too.
     """
 
-    num_steps: int
+    known: Mapping[str, Any]
     step: NDArray[Any]
     loss: NDArray[Any]
     epoch: NDArray[Any]
@@ -76,14 +85,24 @@ def _read_or_reason(metrics: Path) -> Curves | str:
 def _read(metrics: Path) -> Curves:
     steps, evaluations = read_view(metrics, "step"), read_view(metrics, "evaluation")
     step, loss = _smoothed(steps["step"], steps["loss"])
-    return Curves(
-        num_steps=int(steps["step"].max(initial=0)),
-        step=step,
-        loss=loss,
-        epoch=evaluations["epoch"].max(axis=0),
-        test_loss=evaluations["test_loss"][0],
-        test_accuracy=evaluations["test_accuracy"][0],
-    )
+    # Every learner that is still there records the same.
+    times = evaluations["epoch"] >= 0
+    shown = {name: values[times.sum(axis=1).argmax()] for name, values in evaluations.items()}
+    known = {"steps": int(steps["step"].max(initial=0)), **_about(metrics)}
+    if times.any():
+        last = np.flatnonzero(shown["epoch"] >= 0)[-1]
+        known |= {name: float(values[last]) for name, values in shown.items() if name in _SCORES}
+    return Curves(known, step, loss, shown["epoch"], shown["test_loss"], shown["test_accuracy"])
+
+
+def _about(metrics: Path) -> dict[str, Any]:
+    """Return what the first file that can be read says of the run."""
+    for rank, segment in rank_files(metrics):
+        with suppress(Exception):
+            about = read_attributes(metrics / file_name(rank, segment))
+            names = {"algorithm": str, "task": str, "num_learners": int}
+            return {name: kind(about[name]) for name, kind in names.items()}
+    return {}
 
 
 def _smoothed(step: NDArray[Any], loss: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from typing import NoReturn
 
@@ -13,6 +12,7 @@ from mpi4py import MPI
 from hpcavg.config import Config
 from hpcavg.errors import CorruptionError, SickLearnersError
 from hpcavg.recovery import SurvivingTopology
+from hpcavg.streams import tell
 from hpcavg.topology import Topology, install_abort_hook
 
 # Exit statuses beside 0 and that of bad input: a rank failed; all went well but for the record of it; start again with
@@ -24,11 +24,17 @@ _LAST_WAIT_S = 10.0
 
 def build_topology(config: Config) -> Topology:
     """Return the topology, one that survives deaths where that is asked for. Collective."""
+    comm = all_ranks(config)
     if config.on_failure == "shrink":
-        return SurvivingTopology(group_size=config.group_size)
-    topology = Topology(group_size=config.group_size, num_servers=config.servers)
+        return SurvivingTopology(comm, group_size=config.group_size)
+    topology = Topology(comm, group_size=config.group_size, num_servers=config.servers)
     install_abort_hook(_status(config))
     return topology
+
+
+def all_ranks(config: Config) -> MPI.Intracomm:
+    """Return the communicator of all ranks; one rank that is meant to be alone, whoever started it, says so by it."""
+    return MPI.COMM_SELF if config.expect_ranks == 1 else MPI.COMM_WORLD
 
 
 def part_with(error: CorruptionError, topology: Topology) -> None:
@@ -36,7 +42,7 @@ def part_with(error: CorruptionError, topology: Topology) -> None:
     if not topology.survives or not error.ranks:
         raise error
     if topology.rank in error.ranks:
-        _say(f"{error}; this rank leaves")
+        tell(f"hpcavg: error: {error}; this rank leaves")
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -47,7 +53,7 @@ def end_job(
     sick = error.learners if isinstance(error, SickLearnersError) else []
     if topology.rank == min(sick, default=0):
         kept = "there is no checkpoint" if last_checkpoint is None else f"last good checkpoint: {last_checkpoint}"
-        _say(f"{error}; {kept}")
+        tell(f"hpcavg: error: {error}; {kept}")
     else:
         time.sleep(_LAST_WAIT_S)
     abort(config)
@@ -61,14 +67,9 @@ def abort(config: Config) -> None:
 
 def give_up(text: str) -> None:
     """Say why and end the job at once, not to be started again: another writes where this one did."""
-    _say(text)
+    tell(text)
     MPI.COMM_WORLD.Abort(FAILED)
 
 
 def _status(config: Config) -> int:
     return REQUEUE if config.on_failure == "restart" else FAILED
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"hpcavg: error: {text}\n")
-    sys.stderr.flush()

@@ -36,21 +36,27 @@ def evaluate(
 
     `predict` maps inputs to outputs. Every batch is a pair of inputs and targets. `what` this is, for the watchdog.
     """
-    count = task.count_correct or _nothing_to_count
-    count_more = count_top5 if count is count_correct else _nothing_to_count
+    all_judges = judges(task).values()
 
     def totals() -> Any:
         own = np.zeros(4)
         with torch.no_grad():
             for inputs, targets in test_batches():
                 output = predict(inputs)
-                loss = float(task.loss(output, targets)) * len(targets)
-                own += loss, float(count(output, targets)), float(count_more(output, targets)), len(targets)
+                loss, *counts = (float(judge(output, targets)) for judge in all_judges)
+                own += loss * len(targets), *counts, len(targets)
         topology.world.Allreduce(MPI.IN_PLACE, own)
         return own
 
     *sums, num_samples = topology.carry_out(totals, what=what).tolist()
     return Score(*(total / num_samples for total in sums))
+
+
+def judges(task: Task) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Return by name what judges a batch's output and targets: its mean loss, and how many are right, NaN without."""
+    count = task.count_correct or _nothing_to_count
+    top5 = count_top5 if count is count_correct else _nothing_to_count
+    return {"loss": task.loss, "count_correct": count, "count_top5": top5}
 
 
 def _nothing_to_count(output: Tensor, target: Tensor) -> Tensor:

@@ -94,10 +94,13 @@ class Feed:
         for batch, index in enumerate(islice(all_batches, self.steps_per_epoch)):  # there may be more, after a loss
             yield self._inputs(self.data.train_inputs[index], self._generator(epoch, batch))
 
-    def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs and targets of this learner's part of the test samples."""
+    def test_batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs and targets of this learner's part of the test samples, from the mini-batch `first` on.
+
+        The shortest is the last, which `first` = -1 gives.
+        """
         samples = np.arange(len(self.data.test_inputs))[self._topology.rank :: self._topology.num_learners]
-        for index in batches(samples, self._config.test_batch_size):
+        for index in list(batches(samples, self._config.test_batch_size))[first:]:
             yield self._inputs(self.data.test_inputs[index], None), self._targets(self.data.test_targets[index])
 
     def about(self) -> dict[str, Indices]:

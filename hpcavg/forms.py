@@ -41,6 +41,29 @@ class Parts:
         return {name: tensor for name, tensor in self.parameters.items() if not tensor.requires_grad}
 
 
+_SHARDED = "a model that is whole on every rank: leave the sharding out"
+# By the name of torch's class, which is not imported for this: what averages gradients itself, or cuts the model up.
+_WRAPPERS = {
+    "DistributedDataParallel": (
+        "the plain module, whose gradients nobody else averages: leave the wrapper out, or pass model.module and call"
+        " that in the loop, never the wrapper"
+    ),
+    "DDP": "a module whose gradients nobody else averages: leave replicate out",
+    "ReplicateModule": "a module whose gradients nobody else averages: leave replicate out",
+    "FullyShardedDataParallel": _SHARDED,
+    "FSDPModule": _SHARDED,
+}
+
+
+def refuse_wrapped(model: torch.nn.Module) -> None:
+    """Raise `InputError` where torch synchronises or shards the model, or a part of it, over ranks of its own."""
+    for kind, name in {type(module): name for name, module in model.named_modules()}.items():
+        for base in kind.__mro__:
+            if base.__name__ in _WRAPPERS and base.__module__.startswith("torch."):
+                given = f"{name} ({base.__name__})" if name else base.__name__
+                raise InputError("model", given, _WRAPPERS[base.__name__])
+
+
 def look_up(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Parts:
     """Return what `model` and `optimizer` consist of now."""
     parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
@@ -66,6 +89,8 @@ def check(parts: Parts) -> None:
     named = [*parts.parameters.items(), *parts.buffers.items()]
     refuse_lazy(named)
     for name, tensor in named:
+        if type(tensor).__name__ == "DTensor":
+            raise InputError("model", f"{name} (DTensor)", _SHARDED)
         if tensor.is_meta:
             raise InputError("model", f"{name} on the meta device", "a tensor that has values")
         if is_plain(tensor):

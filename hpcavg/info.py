@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from mpi4py import MPI
 
-from hpcavg import launcher, mean, mpi_library, placement, survey
+from hpcavg import emergency, launched, launcher, mean, mpi_library, placement, survey
 from hpcavg.advice import warnings
 from hpcavg.config import Config
 from hpcavg.errors import InputError
@@ -27,7 +27,7 @@ HEADS = ("node", "ranks", "local groups", "cores", "NUMA nodes", "threads per ra
 def main(config: Config) -> None:
     """Print one table of all nodes and the engine that `config` gets there, on rank 0. Collective over all ranks."""
     wait_asleep(MPI.COMM_WORLD)
-    topology = Topology(group_size=config.group_size, num_servers=config.servers)
+    topology = Topology(emergency.all_ranks(config), group_size=config.group_size, num_servers=config.servers)
     device = topology.do_together(lambda: placement.choose_device(config.device, topology.node_rank))
     threads = config.threads or placement.num_threads(topology.node)
     place = survey.find_place(topology, device, threads)
@@ -123,20 +123,26 @@ def _of_software(first: Place) -> Iterator[str]:
     mpi, messages_by, ucx_version = (versions.pop(name) for name in ("MPI", "messages by", "UCX"))
     yield ", ".join(f"{name} {version}" for name, version in versions.items())
     yield f"{mpi}, thread level {first.thread_level}"
-    yield f"messages go by: {messages_by} (the library's choice, read from its memory)"
+    yield f"messages go by: {messages_by} ({mpi_library.messages_by(os.environ)[1]})"
     ucx = mpi_library.ucx()
     if ucx is None:
         yield "UCX: not in this process (its memory map)"
     else:
-        use = "sends the messages" if messages_by == "ucx" else "does not send the messages"
+        uses = {"ucx": "sends the messages", "unknown": "may send the messages"}
+        use = uses.get(messages_by, "does not send the messages")
         yield f"UCX: {ucx_version} is in this process and {use}; transports loaded: {', '.join(ucx[1]) or 'built-in'}"
-    has = "the library has it" if mpi_library.has_fault_tolerance() else "the library lacks it"
-    on = "switched on" if first.is_fault_tolerant else "not switched on (mpirun --with-ft ulfm)"
-    yield f"fault tolerance: {has}; {on}"
+    yield _fault_tolerance(mpi, mpi_library.has_fault_tolerance(), first.is_fault_tolerant)
     settings = mpi_library.settings(os.environ)
     yield f"settings: {' '.join(f'{name}={value}' for name, value in settings.items()) or 'none'}"
     job = launcher.scheduler_job(os.environ)
-    yield f"launcher: {launcher.launcher_name(os.environ)}{f', {job}' if job else ''}"
+    yield f"launcher: {launched.started_by(os.environ)}{f', {job}' if job else ''}"
+
+
+def _fault_tolerance(mpi: str, has: bool, is_on: bool) -> str:
+    if not mpi_library.is_open_mpi(mpi):
+        return "fault tolerance: none that hpcavg can use, which is Open MPI's"
+    on = "switched on" if is_on else "not switched on (mpirun --with-ft ulfm)"
+    return f"fault tolerance: the library {'has' if has else 'lacks'} it; {on}"
 
 
 def _print(places: Sequence[Place], lines: Sequence[str]) -> None:

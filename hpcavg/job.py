@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -71,19 +70,19 @@ class Job:
             raise InputError(
                 "array", self.array, "numbers and spans of lines, such as 1-4 or 1,3,7-9, for --kind sweep"
             )
-        if self.output == "":
-            raise InputError("output", self.output, "the name of a folder")
+        if self.output is not None and (not self.output or self.output.startswith("-") or "\n" in self.output):
+            raise InputError("output", self.output, "the name of a folder, without line breaks; ./ goes before a dash")
         if self.resume not in ("auto", UNSET):
             raise InputError("resume", self.resume, "auto, from the newest checkpoint in --output if any, or unset")
         for option in ("account", "partition", "name"):
             value = getattr(self, option)
-            if value is not None and not re.fullmatch(r"[\w.+:-]+", value):
-                raise InputError(option, value, "a name of letters, digits and .+:-_")
+            if value is not None and not re.fullmatch(r"[\w.+:][\w.+:-]*", value):
+                raise InputError(option, value, "a name of letters, digits and .+:-_, without a dash in front")
 
     @property
     def minutes(self) -> int:
         """The time limit, rounded up."""
-        found = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", self.time)
+        found = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", self.time, re.ASCII)
         if not found:
             raise InputError("time", self.time, "[D-]H:MM:SS")
         days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
@@ -102,10 +101,11 @@ class Job:
         script : where it will lie; None: nobody knows its name, and it is meant for ``jobs``.
         """
         header = "jsrun" if self.launcher == "jsrun" else self.scheduler
-        folder = Path("jobs") if script is None else script.parent
-        name = "SCRIPT" if script is None else shlex.quote(str(script))
-        values = {**self._values(), "script": name, "folder": str(folder)}
-        values["options"] = "".join(f" {shlex.quote(option)}" for option in options)
+        folder = "jobs" if script is None else _file_word(script.parent)
+        environment = "jobs/environment.sh" if script is None else _file_word(script.parent / "environment.sh")
+        name = "SCRIPT" if script is None else _file_word(script)
+        values = {**self._values(), "script": name, "folder": folder, "environment": environment}
+        values["options"] = "".join(f" {_word(option)}" for option in options)
         text = "".join((TEMPLATES / name).read_text() for name in (f"{header}.header", f"{self.kind}.body"))
         return _fill(text, values)
 
@@ -136,7 +136,7 @@ class Job:
             "requeue_status": "75" if self.kind == "requeue" else None,
             "log": f"{log}.log",
             "launcher": self.launcher,
-            "output": '"$HPCAVG_RUNS/$job"' if self.output is None else shlex.quote(self.output),
+            "output": '"$HPCAVG_RUNS/$job"' if self.output is None else _word(self.output),
             "resume": self.resume,
         }
 
@@ -158,19 +158,41 @@ def write(job: Job, options: Sequence[str], script: Path | None) -> None:
         return
     try:
         script.parent.mkdir(parents=True, exist_ok=True)
-        with script.open("x") as file:
+        with script.open("x", encoding="utf-8") as file:
             file.write(job.render(options, script))
         for name in _COMPANIONS:
             if not (script.parent / name).exists():
                 shutil.copy(TEMPLATES / name, script.parent / name)
     except OSError as error:
         raise InputError("script", script, f"a new file that can be written: {reason(error)}") from error
-    print(f"{'sbatch' if job.scheduler == 'slurm' else 'bsub <'} {shlex.quote(str(script))}")
+    print(f"{'sbatch' if job.scheduler == 'slurm' else 'bsub <'} {_file_word(script)}")
+
+
+def _word(text: str) -> str:
+    """Return `text` as one word of bash, on one line: it may stand in a comment, too."""
+    if re.fullmatch(r"[\w@%+=:,./-]+", text, re.ASCII):
+        return text
+    if re.fullmatch(r"[\w@%+=:,./ -]+", text):
+        return f"'{text}'"
+    # Quotes in which nothing is left to be found by the shell, and by shellcheck.
+    return f"$'{''.join(map(_escaped, text))}'"
+
+
+def _escaped(char: str) -> str:
+    if char.isalnum() or (char.isascii() and char.isprintable() and char not in "'\\"):
+        return char
+    return "".join(f"\\x{byte:02x}" for byte in char.encode(errors="surrogateescape"))
+
+
+def _file_word(path: Path) -> str:
+    """Return `path` as a word that no command takes for an option."""
+    text = str(path)
+    return _word(f"./{text}" if text.startswith("-") else text)
 
 
 def _is_array(text: str) -> bool:
     """Return whether `text` lists lines, which count from 1."""
-    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text, re.ASCII):
         return False
     spans = [[int(number) for number in part.split("-")] for part in text.split(",")]
     return all(1 <= span[0] <= span[-1] for span in spans)

@@ -4,29 +4,60 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 
+from hpcavg import launched
 from hpcavg.errors import InputError, require_integer
 
-_LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JSM_NAMESPACE_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
-_LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "JSM_NAMESPACE_RANK", "PMIX_RANK", "SLURM_PROCID")
-
-# By what only they set, and in this order: mpirun inside a Slurm job has the job's variables, too.
-_LAUNCHERS = {
-    "JSM_NAMESPACE_SIZE": "jsrun",
-    "PRTE_LAUNCHED": "mpirun",
-    "OMPI_UNIVERSE_SIZE": "mpirun",
-    "HYDI_CONTROL_FD": "mpirun",
-    "SLURM_STEP_ID": "srun",
-}
 _SCHEDULERS = {"SLURM_JOB_ID": "Slurm", "LSB_JOBID": "LSF", "PBS_JOBID": "PBS"}
 
+_START = "start with mpirun or srun --mpi=pmix, with the MPI that mpi4py was built for"
+_CURE = f"{_START} (--expect-ranks 1 if meant)"
+
+_REQUESTS = (signal.SIGUSR1, signal.SIGTERM)
+_SAME_SIGNAL_S = 1.0
 _early_signals: list[signal.Signals] = []
+_told_s: list[float] = []
 
 
 def remember_early_signals() -> None:
-    """From now on, take SIGUSR1 for a request that whoever handles it later finds in `early_signals`."""
-    signal.signal(signal.SIGUSR1, lambda number, frame: _early_signals.append(signal.Signals(number)))
+    """From now on, take SIGUSR1 and SIGTERM for requests that whoever handles them later finds in `early_signals`.
+
+    A second SIGTERM, a second or more after the first, ends the process at once.
+    """
+    own = os.getpid()
+
+    def remember(number: int, frame: object) -> None:
+        # A process forked off may have this handler from whoever had the signals meanwhile and has given them back.
+        if os.getpid() != own or (number == signal.SIGTERM and is_ordered_to_leave(_told_s)):
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        else:
+            _early_signals.append(signal.Signals(number))
+
+    def be_a_child() -> None:
+        for number in _REQUESTS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
+
+    for number in _REQUESTS:
+        signal.signal(number, remember)
+    os.register_at_fork(  # what a child gets before it has handlers of its own would be lost
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS),
+        after_in_child=be_a_child,
+    )
+
+
+def is_ordered_to_leave(told_s: list[float]) -> bool:
+    """Return whether a SIGTERM or SIGINT that came now is a second one; `told_s` keeps the time of the first.
+
+    Launcher and scheduler may both pass one on: what follows within a second is the same.
+    """
+    now = time.monotonic()
+    told_s[:] = told_s or [now]
+    return now - told_s[0] > _SAME_SIGNAL_S
 
 
 def early_signals() -> list[signal.Signals]:
@@ -36,12 +67,8 @@ def early_signals() -> list[signal.Signals]:
 
 def launcher_rank() -> int:
     """Return this process's rank as its launcher tells it, without MPI; 0 where no launcher does."""
-    return next((int(os.environ[name]) for name in _LAUNCHER_RANKS if os.environ.get(name, "").isdecimal()), 0)
-
-
-def launcher_name(environ: Mapping[str, str]) -> str:
-    """Return what started the ranks: mpirun, srun, jsrun, or none that is known."""
-    return next((name for variable, name in _LAUNCHERS.items() if variable in environ), "none")
+    told = launched.rank_told(os.environ)
+    return 0 if told is None else told[1]
 
 
 def scheduler_job(environ: Mapping[str, str]) -> str | None:
@@ -107,19 +134,32 @@ def check_sizes(num_ranks: int, group_size: int | None, num_servers: int) -> Non
 
 
 def check_ranks(num_ranks: int, expected: int | None) -> None:
-    """Raise `InputError` when the launcher meant another number of ranks than MPI sees.
+    """Raise `InputError` when the launcher, or the scheduler, meant another number of ranks than MPI sees.
 
-    Some launchers start N processes that each believe to be alone (``srun --mpi=pmi2`` under Open MPI 5 does). Each
-    would train by itself and overwrite the others' results.
+    expected : what the user says of it; None: nothing. See `hpcavg.launched`.
     """
-    cure = "start with mpirun or srun --mpi=pmix, with the MPI that mpi4py was built for (--expect-ranks 1 if meant)"
     if expected is not None:
         if num_ranks != expected:
-            raise InputError("expect_ranks", expected, f"the number of ranks that MPI sees, {num_ranks}; {cure}")
+            raise InputError("expect_ranks", expected, f"the number of ranks that MPI sees, {num_ranks}; {_CURE}")
         return
-    for name in _LAUNCHER_SIZES:
-        if os.environ.get(name, "").isdecimal():
-            if num_ranks == 1 < int(os.environ[name]):
-                allowed = f"given, or the {os.environ[name]} ranks of {name} seen by MPI too: MPI sees 1 alone; {cure}"
-                raise InputError("expect_ranks", "unset", allowed)
-            return
+    others = launched.others_told(os.environ, in_allocation=True) if num_ranks == 1 else None
+    if others is not None:
+        raise InputError("expect_ranks", "unset", f"given, or {others} seen by MPI too: MPI sees 1 alone; {_CURE}")
+
+
+def check_lone(num_ranks: int) -> None:
+    """Raise `InputError` when a program takes all ranks, and MPI sees one of those that a launcher has started.
+
+    One process of a job that has room for several is no mistake of a program's, as it is of the command line's.
+    """
+    others = launched.others_told(os.environ, in_allocation=False) if num_ranks == 1 else None
+    if others is not None:
+        allowed = f"MPI.COMM_SELF if one rank is meant: MPI does not see {others}; {_START}"
+        raise InputError("comm", "MPI.COMM_WORLD", allowed)
+
+
+def require_pmix_server(environ: Mapping[str, str]) -> None:
+    """Raise `InputError` for what is left of a PMIx launcher without its server: Open MPI would die of it."""
+    for name in ("PMIX_NAMESPACE", "PMIX_RANK"):
+        if name in environ and not any(other.startswith("PMIX_SERVER_URI") for other in environ):
+            raise InputError(name, environ[name], f"unset where no PMIX_SERVER_URI is: no launcher's; {_START}")

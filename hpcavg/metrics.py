@@ -29,11 +29,12 @@ import h5py
 
 
 class Column(NamedTuple):
-    """Type, unit and the value that stands for "not there", None for HDF5's own."""
+    """Type, unit, the value that stands for "not there", None for HDF5's own, and whether earlier versions had none."""
 
     dtype: str
     units: str
     missing: Any
+    is_later: bool = False
 
 
 _COUNT = Column("i8", "1", -1)
@@ -53,7 +54,7 @@ COLUMNS: dict[str, dict[str, Column]] = {
     "averaging": {
         "step": _COUNT,
         "scope": Column("S6", "1", None),  # HDF5's own: the empty text. h5py hands over texts by a wrong address
-        "period_steps": _COUNT,
+        "period_steps": _COUNT._replace(is_later=True),
         "started_s": _SECONDS,
         "blocked_s": _SECONDS,
         "in_flight_s": _SECONDS,
@@ -71,7 +72,7 @@ COLUMNS: dict[str, dict[str, Column]] = {
         "train_loss": _NUMBER,
         "test_loss": _NUMBER,
         "test_accuracy": _NUMBER,
-        "test_top5_accuracy": _NUMBER,
+        "test_top5_accuracy": _NUMBER._replace(is_later=True),
         "learner_test_loss": _NUMBER,
         "learner_test_accuracy": _NUMBER,
     },
@@ -106,25 +107,6 @@ def continued(folder: Path, resumed: Sequence[Positions], positions: Positions) 
     that began since then, and whose rows are superseded with this, are passed over.
     """
     return [*resumed, *[positions] * max(1, num_segments(folder) - len(resumed))]
-
-
-def history(folder: Path, saved: Mapping[str, Any] | None, num_ranks: int) -> list[Positions]:
-    """Return the history of the segment that begins now in `folder`.
-
-    saved : what the checkpoint holds that the run goes on from, ``resumed`` and ``positions``; None where the run
-    starts afresh, with `num_ranks` ranks.
-    """
-    if saved is None:
-        return continued(folder, [], [dict.fromkeys(COLUMNS, 0)] * num_ranks) if num_segments(folder) else []
-    # Tables that have come since had no rows.
-    told = [[{group: rows.get(group, 0) for group in COLUMNS} for rows in of] for of in _segments(**saved)]
-    if not all(type(number) is int and number >= 0 for of in told for rows in of for number in rows.values()):
-        raise ValueError("rows of metrics that are no numbers")
-    return continued(folder, told[:-1], told[-1])
-
-
-def _segments(resumed: Sequence[Positions], positions: Positions) -> list[Positions]:
-    return [*resumed, positions]
 
 
 def rows_before(resumed: Sequence[Positions], rank: int) -> dict[str, int]:
@@ -288,6 +270,30 @@ def write_view(folder: Path, num_ranks: int, resumed: Sequence[Positions] = ()) 
     files.replace_file(folder / VIEW, [image.getvalue()])
 
 
+def begin_segment(folder: Path, saved: Mapping[str, Any] | None, num_ranks: int) -> list[Positions]:
+    """Write the view of the segment of `num_ranks` that begins now in `folder`; return its history.
+
+    saved : what the checkpoint that the run goes on from holds, ``resumed`` and ``positions``; None where it starts
+    afresh.
+    """
+    segments: list[Positions] = []
+    if saved is not None:
+        told = [[_rows(rows) for rows in positions] for positions in (*saved["resumed"], saved["positions"])]
+        segments = continued(folder, told[:-1], told[-1])
+    elif num_segments(folder):
+        segments = continued(folder, [], [_rows({})] * num_ranks)
+    write_view(folder, num_ranks, segments)
+    return segments
+
+
+def _rows(told: Mapping[str, int]) -> dict[str, int]:
+    """Return how many rows of every table there are: none of those that were not known yet."""
+    rows = {group: told.get(group, 0) for group in COLUMNS}
+    if not all(type(number) is int and number >= 0 for number in rows.values()):
+        raise ValueError("rows of metrics that are no numbers")
+    return rows
+
+
 def _layout(name: str, dtype: str, starts: Sequence[Sequence[int]]) -> h5py.VirtualLayout:
     """Return one column of the view: each segment from where it starts to where the next does, the last as it grows."""
     ranks, unlimited = len(starts[0]), h5py.h5s.UNLIMITED
@@ -305,14 +311,26 @@ def _layout(name: str, dtype: str, starts: Sequence[Sequence[int]]) -> h5py.Virt
 def read_view(folder: Path, group: str) -> dict[str, NDArray[Any]]:
     """Return the columns of `group` from ``all.h5`` in `folder`, each of shape (ranks, rows), missing rows filled.
 
-    A row that is being written, and so is not in every column yet, is left out.
+    A row that is being written, and so is not in every column yet, is left out. Of a column that came later than the
+    run all rows are missing.
     """
     # On a damaged file HDF5 gives up at once where it may; as a reader beside a writer it would try again for minutes.
     written = any(_is_open(folder / file_name(rank, segment)) for rank, segment in rank_files(folder))
     with h5py.File(folder / VIEW, "r", swmr=written) as file:
-        columns = {name: file[group][name][...] for name in COLUMNS[group]}
+        there = {name for name, column in COLUMNS[group].items() if name in file[group] or not column.is_later}
+        columns = {name: file[group][name][...] for name in there}
     rows = min(values.shape[1] for values in columns.values())
-    return {name: values[:, :rows] for name, values in columns.items()}
+    ranks = max(map(len, columns.values()))
+    return {
+        name: columns[name][:, :rows] if name in there else np.full((ranks, rows), column.missing, column.dtype)
+        for name, column in COLUMNS[group].items()
+    }
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """Return the attributes of a rank's file, also of one that is being written."""
+    with h5py.File(path, "r", swmr=_is_open(path)) as file:
+        return dict(file.attrs)
 
 
 def _is_open(path: Path) -> bool:

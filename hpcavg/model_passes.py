@@ -71,9 +71,9 @@ class ModelPasses:
             allowed = f"left out where torch cannot compile: {found}; CPUs need a C++ compiler, which CXX may name"
             raise InputError("compile", True, allowed) from error
 
-    def attempt(self, inputs: Tensor) -> Tensor:
-        """Return the model's output in training, not compiled and without a graph; the model stays as it is."""
-        self._network.train()
+    def attempt(self, inputs: Tensor, training: bool = True) -> Tensor:
+        """Return the model's output in training or not, not compiled and without a graph; the model stays as it is."""
+        self._network.train(training)
         with self._without_trace(), torch.no_grad():
             return self._output(self._network, inputs)
 

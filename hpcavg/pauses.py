@@ -8,7 +8,10 @@ leave others waiting for it in a mean. So their supervisors' threads agree, whil
    that is. The threads answer even while their main threads are inside a mean, so this takes milliseconds.
 3. Rank 0 tells all of them the largest of these steps, and they go on to its end.
 
-All can get there: a rank that waits in a mean of step m has said m, so those it waits for go on to m at least.
+All can get there: a rank that waits in a mean of step m has said m, so those it waits for go on to m at least. Where
+ranks die meanwhile, survivors tell each other the step, as some may know it already, or stand there.
+
+Servers take no steps and no part; what they are asked for they pass on to rank 0.
 """
 
 from __future__ import annotations
@@ -17,19 +20,19 @@ import math
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 from mpi4py import MPI
 
 from hpcavg.errors import InputError
+from hpcavg.launcher import is_ordered_to_leave
 from hpcavg.supervisor import Supervisor
+from hpcavg.topology import Topology
 
 # How often a thread looks for messages while an agreement is under way.
 _ACTIVE_S = 0.002
-# Launcher and scheduler may both pass a SIGTERM on; a second one that means something comes later.
-_SAME_SIGNAL_S = 1.0
 
 
 class Kind(IntEnum):
@@ -48,7 +51,7 @@ class Pause(NamedTuple):
 
 
 class Deadline(NamedTuple):
-    """When to ask for a stop, in seconds of `time.time`, and why."""
+    """When to ask for a stop, in seconds of `time.monotonic`, and why."""
 
     time_s: float
     reason: str
@@ -58,21 +61,29 @@ _NONE = Pause(Kind.NOTHING, "")
 
 
 def deadline(
-    started_s: float, stop_after_s: float | None, stop_margin_s: float, environment: Mapping[str, str]
+    now_s: float,
+    epoch_s: float,
+    age_s: float,
+    stop_after_s: float | None,
+    stop_margin_s: float,
+    environment: Mapping[str, str],
 ) -> Deadline | None:
     """Return the earlier of `stop_after_s` after the start and `stop_margin_s` before the end of the Slurm job.
 
-    started_s : of `time.time`. stop_after_s : None for no such limit. environment : Slurm's ``SLURM_JOB_END_TIME`` is
-    looked for here. None where there is no limit. Raises `InputError` where the variable is no time.
+    The wall clock is read once, for the latter: it may be set meanwhile.
+
+    now_s, epoch_s : now, of `time.monotonic` and `time.time`. age_s : since the start. stop_after_s : None for no such
+    limit. environment : Slurm's ``SLURM_JOB_END_TIME`` is looked for here. None where there is no limit. Raises
+    `InputError` where the variable is no time.
     """
     found = []
     if stop_after_s is not None:
-        found.append(Deadline(started_s + stop_after_s, f"--stop-after {stop_after_s:g}"))
+        found.append(Deadline(now_s - age_s + stop_after_s, f"--stop-after {stop_after_s:g}"))
     end = environment.get("SLURM_JOB_END_TIME")
     if end is not None:
         if not end.isdecimal():
             raise InputError("SLURM_JOB_END_TIME", end, "a time in seconds since 1970")
-        found.append(Deadline(int(end) - stop_margin_s, f"the Slurm job ends in {stop_margin_s:g} s"))
+        found.append(Deadline(now_s + int(end) - epoch_s - stop_margin_s, f"the Slurm job ends in {stop_margin_s:g} s"))
     return min(found, default=None)
 
 
@@ -81,31 +92,30 @@ class Pauses:
 
     Parameters
     ----------
-    supervisor : whose ranks agree. step : steps taken so far.
+    supervisor, topology : whose learners agree. step : steps taken so far.
     stop_at : when to ask for a stop.
     catch_signals : take SIGUSR1, SIGTERM and SIGINT for requests to stop, and a second of the latter two, a second or
         more later, for an order to leave at once, with status 128 + its number. A SIGINT that is ignored, as in the
         background of a shell, or handled by the program stays so. Main thread only.
     by_step : whether all ranks take the same means at the same steps. Where they do not, nothing is agreed on by steps,
         and the loop calls `agree_now` where all of them stand together.
-    num_servers : how many of the ranks, the last of all, take no steps and no part.
     """
 
     def __init__(
         self,
         supervisor: Supervisor,
+        topology: Topology,
         step: int = 0,
         stop_at: Deadline | None = None,
         catch_signals: bool = False,
         by_step: bool = True,
-        num_servers: int = 0,
     ) -> None:
         self._supervisor = supervisor
-        self._num_servers = num_servers
+        self._topology = topology
         self._changed = supervisor.changed
         self._by_step = by_step
         self._stop_at = stop_at
-        self._told_s: float | None = None
+        self._told_s: list[float] = []
         self._next = step + 1  # the next end of a step: the first one at which this rank can be told of a pause
         self._asked = _NONE  # here, and not known to others
         self._given = _NONE  # what this rank brought into the agreement under way
@@ -115,6 +125,7 @@ class Pauses:
         self._is_under_way = False  # from being called until the pause
         self._target: int | None = None
         self._agreed = _NONE
+        self._latest: tuple[int, Pause] | None = None  # target and pause that were agreed on last, also when it is over
         # What rank 0 keeps: whether someone asks, and of the agreement it leads, who is awake and who has said what.
         self._is_wanted = False
         self._is_leading = False
@@ -134,25 +145,34 @@ class Pauses:
         """Return the pause that all ranks make after `step`, which has just been taken; None if there is none.
 
         Every rank gets the same pause after the same step. It is over when this is called after the next step. Waits,
-        for milliseconds, while the others say where they are. Raises `ValueError` unless steps are counted one by one.
+        for milliseconds, while the others say where they are, longer if some of them die. Raises `ValueError` unless
+        steps are counted one by one.
         """
         supervisor = self._supervisor
         if supervisor.has_mail():
             supervisor.wake()
-        with self._changed:
-            if step != self._next:
-                raise ValueError(f"step {step} ended where step {self._next} was being taken")
-            if self._is_held:
-                with supervisor.waiting("agreement on a pause", step, range(self._size)):
-                    self._changed.wait_for(lambda: not self._is_held)
-            pause = self._arrive() if step == self._target else None
-            self._next = supervisor.step = step + 1
+        while True:
+            with self._changed:
+                if step != self._next:
+                    raise ValueError(f"step {step} ended where step {self._next} was being taken")
+                if not self._is_held:
+                    pause = self._arrive() if step == self._target else None
+                    self._next = supervisor.step = step + 1
+                    break
+            self._topology.attempt(self._wait_to_go, "agreement on a pause")
         supervisor.step_since = time.monotonic()
         return pause
 
-    def agree_now(self, comm: MPI.Intracomm) -> Pause | None:
-        """Return the pause that some rank of `comm` asks for, on all of them; None if none does. Collective."""
-        asked = comm.allreduce(self._asked, MPI.MAX)
+    def _wait_to_go(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_held or self._supervisor.is_quiet)
+            if self._is_held:  # those who died may have been the ones to say how far
+                raise MPI.Exception(MPI.ERR_PROC_FAILED)
+
+    def agree_now(self) -> Pause | None:
+        """Return the pause that some learner asks for, on all of them; None if none does. Collective over them."""
+        topology = self._topology
+        asked = topology.carry_out(lambda: topology.world.allreduce(self._asked, MPI.MAX), what="agreement on a pause")
         if asked.kind is Kind.NOTHING:
             return None
         with self._changed:
@@ -174,6 +194,8 @@ class Pauses:
         """Go on from `step` steps taken, where a loop that was restarted after a failure counts anew."""
         with self._changed:
             self._next = self._supervisor.step = step + 1
+            self._latest = self._target = None
+            self._is_under_way = False
 
     def _arrive(self) -> Pause:
         """Begin the agreed pause; whatever was asked for meanwhile and is done by it is done."""
@@ -192,21 +214,25 @@ class Pauses:
     # -- for the thread -------------------------------------------------------------------------------------------
 
     def _on_signal(self, number: int) -> None:
-        if number in (signal.SIGTERM, signal.SIGINT):
-            now = time.monotonic()
-            if self._told_s is not None and now - self._told_s > _SAME_SIGNAL_S:
-                os._exit(128 + number)
-            self._told_s = self._told_s or now
+        if number in (signal.SIGTERM, signal.SIGINT) and is_ordered_to_leave(self._told_s):
+            if self._topology.survives:  # a launcher that lets ranks die waits for ever where one exits with a status
+                os.kill(os.getpid(), signal.SIGKILL)
+            os._exit(128 + number)
         self.request(Kind.STOP, signal.Signals(number).name)
 
     def look(self, now: float) -> float:
         """See `hpcavg.supervisor.Part`."""
         wait_s = math.inf
         if self._stop_at is not None:
-            wait_s = self._stop_at.time_s - time.time()
+            wait_s = self._stop_at.time_s - now
             if wait_s <= 0:
                 self._asked = max(self._asked, Pause(Kind.STOP, self._stop_at.reason))
                 self._stop_at, wait_s = None, math.inf
+        if self._topology.is_server:
+            if self._asked.kind:
+                self._send(0, "ask", self._asked)
+                self._asked = _NONE
+            return wait_s
         if not self._by_step:
             return wait_s
         if self._asked.kind and not self._is_under_way and not self._is_known:
@@ -226,8 +252,12 @@ class Pauses:
         what, *content = message
         getattr(self, f"_receive_{what}")(source, *content)
 
-    def restart(self) -> None:
-        """See `hpcavg.supervisor.Part`; requests are kept."""
+    def tell(self) -> tuple[int, Pause] | None:
+        """See `hpcavg.supervisor.Part`."""
+        return self._latest
+
+    def restart(self, told: Sequence[tuple[int, Pause] | None]) -> None:
+        """See `hpcavg.supervisor.Part`; requests are kept, and so is a step that was agreed on, if one knows it."""
         self._asked = max(self._asked, self._given)
         self._given = _NONE
         self._is_known = self._is_called = self._is_held = self._is_under_way = False
@@ -235,6 +265,10 @@ class Pauses:
         self._num_awake = 0
         self._answers.clear()
         self._target = None
+        self._latest = max(filter(None, told), default=None)
+        if self._latest is not None and self._latest[0] >= self._next:  # where others are or will be
+            self._is_under_way = True
+            self._target, self._agreed = self._latest
         self._changed.notify_all()
 
     def _receive_wake(self, source: int) -> None:
@@ -247,10 +281,13 @@ class Pauses:
 
     def _receive_go(self, source: int, target: int, agreed: Pause) -> None:
         self._is_held = self._is_known = False
-        self._target, self._agreed = target, agreed
+        self._target, self._agreed = self._latest = target, agreed
         self._changed.notify_all()
 
     # -- for the thread of rank 0 ---------------------------------------------------------------------------------
+
+    def _receive_ask(self, source: int, asked: Pause) -> None:
+        self._asked = max(self._asked, asked)
 
     def _receive_request(self, source: int) -> None:
         self._is_wanted = True
@@ -279,4 +316,4 @@ class Pauses:
     @property
     def _size(self) -> int:
         """How many ranks agree; fewer after some have died."""
-        return self._supervisor.size - self._num_servers
+        return self._supervisor.size - self._topology.num_servers

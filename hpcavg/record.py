@@ -153,8 +153,11 @@ class Record:
         """Write what has been recorded, and show what is lost on any rank of `scope`. Collective over it."""
         topology = self._topology
         self._metrics.flush()
-        # The communicator is looked up inside: after a death it is another.
-        for lost in topology.carry_out(lambda: topology.comm(scope).allgather(self._metrics.lost), what="evaluation"):
+
+        def tell() -> list[str | None]:  # the communicator is looked up inside: after a death it is another
+            return topology.comm(scope).allgather(self._metrics.lost)
+
+        for lost in topology.carry_out(tell, scope, "flush of records"):
             if lost is not None:
                 self.tell_of("metrics", lost)
 

@@ -76,10 +76,10 @@ class SurvivingTopology(Topology):
 
     def __init__(self, comm: MPI.Intracomm | None = None, group_size: int | None = None) -> None:
         if not is_enabled():
-            allowed = "abort or restart here, or MPI started with fault tolerance: mpirun --with-ft ulfm"
+            allowed = "abort or restart here, or Open MPI started with fault tolerance: mpirun --with-ft ulfm"
             raise InputError("on_failure", "shrink", allowed)
         self._name: int | None = None
-        self._completed = {Scope.LOCAL: 0, Scope.GLOBAL: 0}
+        self._completed = dict.fromkeys(Scope, 0)
         self._renewals: list[Callable[[], None]] = []
         self.losses: list[Loss] = []
         global _has_survivors
@@ -170,6 +170,14 @@ class SurvivingTopology(Topology):
         if not self._may_come_of_a_death(error):
             raise error
         before = self._members
+        # Of nobody in particular: all who are left, under whatever number.
+        with self.waiting("recovery from a death", ()):
+            self._renew(error, before)
+        lost = tuple(rank for rank in before if rank not in self._members)
+        self.losses.append(Loss(lost, self.num_learners, time.perf_counter() - met))
+
+    def _renew(self, error: Exception, before: list[int]) -> None:
+        """Make new communicators, until nobody dies meanwhile; raise `error` where nobody had."""
         while True:
             self._revoke()
             self._owned.clear()
@@ -183,12 +191,10 @@ class SurvivingTopology(Topology):
                 for action in self._renewals:
                     action()
                 self.everyone.Barrier()
-                break
+                return
             except Exception as raised:
                 if raised is error or not self._may_come_of_a_death(raised):
                     raise
-        lost = tuple(rank for rank in before if rank not in self._members)
-        self.losses.append(Loss(lost, self.num_learners, time.perf_counter() - met))
 
     def _may_come_of_a_death(self, error: Exception) -> bool:
         """Return whether `error` is MPI's, or somebody has died; waits for the news of it."""

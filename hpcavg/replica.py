@@ -100,6 +100,7 @@ class Replica:
 
     def _look_up(self) -> tuple[forms.Parts, Ties]:
         """Return what there is, and where the trained parameters lie."""
+        forms.refuse_wrapped(self._model)
         parts = forms.look_up(self._model, self._optimizer)
         forms.check(parts)
         tied((name, buffer) for name, buffer in parts.buffers.items() if forms.is_averaged_buffer(buffer))

@@ -84,7 +84,11 @@ class Rounds:
             progress.loss = loss
             self._loss_sum = 0.0
         elif self._rule.agrees_on == "speed" and progress.round == 0:
-            progress.relative_speed = float(told[:, 1].max() / seconds)
+            slowest = told[:, 1].max()
+            progress.relative_speed, progress.mean_speed = (
+                float(slowest / seconds),
+                float((slowest / told[:, 1]).mean()),
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain values."""

@@ -8,8 +8,9 @@ the run first (its length, its learners) is a function of `Run` that returns a s
 from __future__ import annotations
 
 import enum
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -49,7 +50,8 @@ class Progress:
     round_step : the step at which the last of them was due.
     round_seconds : wall-clock seconds since that mean was there.
     first_loss, loss : training loss over the first round and over the last one; None where the rule follows no loss.
-    relative_speed : this learner's speed over the slowest learner's; 1 before it was measured.
+    relative_speed : this learner's speed over the slowest learner's; 1 before it was measured. mean_speed : the mean of
+        all learners' own.
     mean_step : steps taken at the last global mean, averaged over the learners, where these go at their own pace.
     """
 
@@ -61,6 +63,7 @@ class Progress:
     loss: float | None = None
     relative_speed: float = 1.0
     mean_step: float = 0.0
+    mean_speed: float = 1.0
 
 
 Schedule = Callable[[Progress], "Scope | None"]
@@ -115,11 +118,16 @@ def cut_at_end(length: RoundLength, total_steps: int | None) -> RoundLength:
     return lambda progress: min(length(progress), total_steps - progress.round_step)
 
 
-def in_seconds(budget_s: float) -> Schedule:
-    """A global mean at the first step that finds `budget_s` passed since the last one (PR-SGD, after Algorithm 3)."""
+def in_seconds(budget_s: float, total_steps: int | None = None) -> Schedule:
+    """A global mean at the first step that finds `budget_s` passed since the last one (PR-SGD, after Algorithm 3).
+
+    No learner takes more steps in a round than the mean one has left, where the run's are known.
+    """
 
     def due(progress: Progress) -> Scope | None:
-        return Scope.GLOBAL if progress.round_seconds >= budget_s else None
+        steps = progress.step - progress.round_step
+        is_over = total_steps is not None and steps >= total_steps - progress.mean_step
+        return Scope.GLOBAL if is_over or progress.round_seconds >= budget_s else None
 
     return due
 
@@ -171,9 +179,45 @@ def loss_length(first_steps: int) -> RoundLength:
     return length
 
 
-def speed_length(slowest_steps: int) -> RoundLength:
-    """I_i steps in proportion to the learner's speed, `slowest_steps` for the slowest (PR-SGD, before Algorithm 3)."""
-    return lambda progress: max(1, round(slowest_steps * progress.relative_speed))
+def listed_length(lengths: Sequence[int], learner: int, total_steps: int | None) -> RoundLength:
+    """The learner's own of `lengths`, cut where the mean learner would go beyond the run's steps: it ends with them."""
+
+    @functools.cache
+    def of_at_most(most: int) -> int:
+        return lengths[learner] if sum(lengths) <= most else _cut(lengths, most)[learner]
+
+    if total_steps is None:
+        return lambda progress: lengths[learner]
+    return lambda progress: of_at_most(round((total_steps - progress.mean_step) * len(lengths)))
+
+
+def _cut(lengths: Sequence[int], total: int) -> list[int]:
+    """Return lengths that sum to `total`, which is less, in proportion to `lengths`; at least 1 each."""
+    spare, rest = max(0, total - len(lengths)), sum(lengths) - len(lengths)
+    shares = [divmod((length - 1) * spare, rest) for length in lengths]
+    cut = [1 + steps for steps, _ in shares]
+    by_remainder = sorted(range(len(cut)), key=lambda index: -shares[index][1])
+    for index in by_remainder[: spare - sum(steps for steps, _ in shares)]:
+        cut[index] += 1
+    return cut
+
+
+def speed_length(slowest_steps: int, total_steps: int | None) -> RoundLength:
+    """I_i steps in proportion to the learner's speed, `slowest_steps` for the slowest (PR-SGD, before Algorithm 3).
+
+    The round in which the mean learner would go beyond the run's steps is cut for all alike: it then does so by less
+    than one.
+    """
+
+    def length(progress: Progress) -> int:
+        steps = slowest_steps * progress.relative_speed
+        if total_steps is not None:
+            part = (total_steps - progress.mean_step) / (slowest_steps * progress.mean_speed)
+            if part < 1:
+                return max(1, math.ceil(steps * part - 1e-9))
+        return max(1, round(steps))
+
+    return length
 
 
 def longest_round(length: RoundLength, total_steps: int) -> int:

@@ -31,7 +31,7 @@ def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
         if run is not None:
             path = path or str(run / CONFIG_FILE)
             options = {"output": str(run), **options}
-    values = {} if path is None else _read_toml(path)
+    values = {} if path is None else _read_options(path)
     chosen = underscored(options.get("algorithm"))
     if chosen in algorithms.ALGORITHMS:  # the command line's choice leaves out what it does not take of the file's
         own = set(algorithms.option_names(chosen))
@@ -55,9 +55,14 @@ def run_of(path: Path) -> Path | None:
     return next((folder for folder in folders if os.path.isfile(folder / CONFIG_FILE)), None)
 
 
-def _read_toml(path: str) -> dict[str, Any]:
+def read_toml(path: Path | str) -> dict[str, Any]:
+    """Return what the TOML file `path` says; raises `OSError`, `ValueError` or `RecursionError` where it is none."""
+    return tomllib.loads(files.read_small(path).decode("utf-8-sig"))
+
+
+def _read_options(path: str) -> dict[str, Any]:
     try:
-        read = tomllib.loads(files.read_small(recipes.find(path)).decode("utf-8-sig"))
+        read = read_toml(recipes.find(path))
     except OSError as error:
         hint = recipes.hint(path)
         raise InputError("config", path, f"a file that can be read ({reason(error)}){hint}") from error

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 from hpcavg import files
-from hpcavg.errors import InputError, printable, reason
+from hpcavg.errors import printable, reason
 from hpcavg.progress import is_terminal
+
+# Of a table's columns, on a terminal.
+_LABEL_WIDTH, _RUN_WIDTH = 26, 26
 
 
 class Summary(TypedDict):
@@ -52,6 +55,8 @@ class Summary(TypedDict):
     compute_s: float
     data_s: float
     averaging_blocked_s: float
+    evaluation_s: float
+    checkpoint_s: float
     hidden_fraction: float | None
     startup_s: float
     seed: int
@@ -59,25 +64,41 @@ class Summary(TypedDict):
     completed: bool
 
 
+LATER: Mapping[str, Any] = {
+    "num_servers": 0,
+    "samples_per_learner": [0],
+    "exchanges": 0,
+    "staleness_mean": None,
+    "staleness_max": None,
+    "consensus_distance": None,
+    "test_top5_accuracy": math.nan,
+    "evaluation_s": math.nan,
+    "checkpoint_s": math.nan,
+}
+"""The fields that earlier versions did not write, and what stands for "not measured", or for what they did not have."""
+
+
 def read(folder: Path) -> Summary:
-    """Return a run's summary; raises `InputError` where the folder has none that can be read."""
+    """Return a run's summary, of an earlier or later version, too; fields that nobody knows here are left out.
+
+    Raises `OSError` where it cannot be read, `ValueError` that says what is wrong where it is damaged or no summary.
+    """
     kinds = typing.get_type_hints(Summary)
     try:
-        values = json.loads(files.read_small(folder / "summary.json"))
-    except OSError as error:
-        allowed = f"the folder of a finished run (summary.json: {reason(error)})"
-        raise InputError("folder", folder, allowed) from error
+        found = json.loads(files.read_small(folder / "summary.json"))
     except (ValueError, RecursionError) as error:
-        allowed = f"a run whose summary.json is JSON ({printable(reason(error))})"
-        raise InputError("folder", folder, allowed) from error
-    missing = kinds.keys() - values if isinstance(values, dict) else kinds.keys()
-    if missing:
-        raise InputError("folder", folder, f"a run whose summary.json has {', '.join(sorted(missing))}")
+        raise ValueError(f"summary.json is no JSON ({printable(reason(error))})") from error
+    if not isinstance(found, dict):
+        raise ValueError("summary.json is no summary")
+    first, *more = sorted(kinds.keys() - found.keys() - LATER.keys()) or [""]
+    if first:
+        raise ValueError(f"summary.json has no {first}" + (f" (and lacks {len(more)} more fields)" if more else ""))
+    values = {name: found.get(name, LATER.get(name)) for name in kinds}
     for name, kind in kinds.items():
         if kind is float and values[name] is None:
             values[name] = math.nan
         if not _fits(values[name], kind):
-            raise InputError("folder", folder, f"a run whose summary.json is undamaged; it has a wrong {name}")
+            raise ValueError(f"summary.json has a wrong {name}")
     return typing.cast(Summary, values)
 
 
@@ -99,50 +120,105 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def rows(path: Path, summary: Summary) -> list[tuple[str, str]]:
-    """Return the table of a run as pairs of label and text, empty for what was not measured."""
+def _learners(values: Mapping[str, Any]) -> str:
+    parts = [counted(values["num_learners"], "learner")]
+    if values.get("local_averages"):
+        parts.append(f" in groups of {values['group_size']}")
+    if values.get("num_servers"):
+        parts.append(f" and {counted(values['num_servers'], 'server')}")
+    if "num_nodes" in values:
+        parts.append(f", {counted(values['num_nodes'], 'node')}")
+    return "".join(parts)
+
+
+def _steps(values: Mapping[str, Any]) -> str:
+    if "samples" not in values:
+        return f"{values['steps']} so far"
+    return f"{values['steps']} ({values['epochs']:.1f} epochs, {values['samples']} samples)"
+
+
+def _samples(values: Mapping[str, Any]) -> str:
+    samples = values["samples_per_learner"]
+    if len(samples) == 1:
+        return ""
+    return f"{min(samples)} to {max(samples)}" if min(samples) < max(samples) else f"{samples[0]}"
+
+
+def _exchanges(values: Mapping[str, Any]) -> str:
+    staleness = values["staleness_mean"]
+    more = "" if staleness is None else f", staleness {staleness:.1f}"
+    return f"{values['exchanges']}{more}" if values["num_servers"] else ""
+
+
+def _bytes(values: Mapping[str, Any]) -> str:
     from rich.filesize import decimal
 
-    learners, group_size = counted(summary["num_learners"], "learner"), summary["group_size"]
-    servers = f" and {counted(summary['num_servers'], 'server')}" if summary["num_servers"] else ""
-    samples = summary["samples_per_learner"]
-    spread = f"{min(samples)} to {max(samples)}" if min(samples) < max(samples) else f"{samples[0]}"
-    staleness = "" if summary["staleness_mean"] is None else f", staleness {summary['staleness_mean']:.1f}"
-    return [
-        ("algorithm", summary["algorithm"].replace("_", "-")),
-        ("task", summary["task"]),
-        ("learners", f"{learners} in groups of {group_size}{servers}, {counted(summary['num_nodes'], 'node')}"),
-        ("steps", f"{summary['steps']} ({summary['epochs']:.1f} epochs, {summary['samples']} samples)"),
-        ("samples per learner", spread),
-        ("test accuracy", f"{summary['test_accuracy']:.4f}"),
-        ("of the learners' own", f"{summary['learner_test_accuracy']:.4f}"),
-        ("top-5 accuracy", _if_measured(summary["test_top5_accuracy"])),
-        ("test loss", f"{summary['test_loss']:.4f}"),
-        ("train loss", f"{summary['train_loss']:.4f}"),
-        ("global averages", str(summary["global_averages"])),
-        ("local averages", str(summary["local_averages"])),
-        ("exchanges with servers", f"{summary['exchanges']}{staleness}" if summary["exchanges"] else "0"),
-        ("averaged per learner", decimal(summary["bytes_averaged"])),
-        ("blocked by averaging", f"{summary['averaging_blocked_s']:.2f} s"),
-        ("wall time", f"{summary['wall_s']:.2f} s (start-up {summary['startup_s']:.1f} s)"),
-        ("folder", str(path)),
-    ]
+    return "" if _is_alone(values) else decimal(values["bytes_averaged"])
 
 
-def _if_measured(accuracy: float) -> str:
-    return "" if math.isnan(accuracy) else f"{accuracy:.4f}"
+def _is_alone(values: Mapping[str, Any]) -> bool:
+    return values["num_learners"] == 1 and not values.get("num_servers")
 
 
-def show(runs: Sequence[tuple[Path, Summary]]) -> None:
-    """Print the table of one or several runs, a column each."""
+def _fraction(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.4f}"
+
+
+def _seconds(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2f} s"
+
+
+_ROWS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "algorithm": lambda values: values["algorithm"].replace("_", "-"),
+    "task": lambda values: values["task"],
+    "state": lambda values: values["state"] if "state" in values else "" if values["completed"] else "stopped early",
+    "learners": _learners,
+    "steps": _steps,
+    "samples per learner": _samples,
+    "test accuracy": lambda values: _fraction(values["test_accuracy"]),
+    "of the learners' own": lambda values: "" if _is_alone(values) else _fraction(values["learner_test_accuracy"]),
+    "top-5 accuracy": lambda values: _fraction(values["test_top5_accuracy"]),
+    "test loss": lambda values: f"{values['test_loss']:.4f}",
+    "train loss": lambda values: f"{values['train_loss']:.4f}",
+    "global averages": lambda values: "" if values["num_servers"] else str(values["global_averages"]),
+    "local averages": lambda values: str(values["local_averages"] or ""),
+    "exchanges with servers": _exchanges,
+    "averaged per learner": _bytes,
+    "blocked by averaging": lambda values: "" if _is_alone(values) else _seconds(values["averaging_blocked_s"]),
+    "evaluation": lambda values: _seconds(values["evaluation_s"]),
+    "checkpoints": lambda values: _seconds(values["checkpoint_s"] or math.nan),
+    "wall time": lambda values: f"{values['wall_s']:.2f} s (start-up {values['startup_s']:.1f} s)",
+}
+
+
+def rows(path: Path, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the table of a run as pairs of label and text, empty for what was not measured or does not apply.
+
+    values : a `Summary`, or of an unfinished run what is known of it, and as ``state`` why it is not all.
+    """
+
+    def known(text: Callable[[Mapping[str, Any]], str]) -> str:
+        try:
+            return text(values)
+        except KeyError:
+            return ""
+
+    return [*((label, known(text)) for label, text in _ROWS.items()), ("folder", str(path))]
+
+
+def show(runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
+    """Print the table of one or several runs, a column each; on a terminal as many tables as its width asks for."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    # Texts as they are: rich would take what is in square brackets for markup.
-    table = Table(show_header=False)
-    for entries in zip(*(rows(path, summary) for path, summary in runs), strict=True):
-        if any(text for _, text in entries):
-            table.add_row(entries[0][0], *(Text(printable(text)) for _, text in entries))
     # Outside a terminal rich would cut the lines at 80 columns, and with them the folder's name.
-    Console(width=None if is_terminal() else 60 + 60 * len(runs)).print(table)
+    console = Console(width=None if is_terminal() else 60 + 260 * len(runs))
+    columns = max(1, (console.width - _LABEL_WIDTH) // _RUN_WIDTH)
+    for first in range(0, len(runs), columns):
+        # Texts as they are: rich would take what is in square brackets for markup.
+        table = Table(show_header=False)
+        for entries in zip(*(rows(path, values) for path, values in runs[first : first + columns]), strict=True):
+            if any(text for _, text in entries):
+                table.add_row(entries[0][0], *(Text(printable(text)) for _, text in entries))
+        console.print(table)

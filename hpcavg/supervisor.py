@@ -56,6 +56,7 @@ class Waiting:
 
     def __exit__(self, *_: object) -> None:
         self._supervisor.wait = self._outer
+        self._supervisor.step_since = time.monotonic()
 
 
 class Process(NamedTuple):
@@ -82,8 +83,11 @@ class Part(Protocol):
     def look(self, now: float) -> float:
         """Do what is due at `now`, of `time.monotonic`; return in how many seconds to call again at the latest."""
 
-    def restart(self) -> None:
-        """Forget what was under way with other ranks: the communicator has failed, or is a new one."""
+    def tell(self) -> Any:
+        """Return what survivors need to know of this rank when others have died."""
+
+    def restart(self, told: Sequence[Any]) -> None:
+        """Begin anew on a new communicator: forget what was under way; `told` is what its ranks' parts have to say."""
 
 
 class Supervisor:
@@ -96,7 +100,8 @@ class Supervisor:
     ----------
     rank, size : of the communicator. processes : those of all ranks.
     changed : the condition that guards the thread's state and that of its parts.
-    wait : what the main thread waits for, if it does. step, step_since : the step it is taking, and since when.
+    wait : what the main thread waits for, if it does. step : the step it is taking. step_since : since when it does, or
+        since it last waited.
     is_quiet : MPI has failed.
     """
 
@@ -111,6 +116,7 @@ class Supervisor:
         self._former_wakeup_fd: int | None = None
         self._actions: deque[Callable[[], None]] = deque()
         self._is_closed = False
+        self._is_rung = False
         self._ear, self._bell = socket.socketpair()
         self._ear.setblocking(False)
         self._bell.setblocking(False)
@@ -122,10 +128,13 @@ class Supervisor:
     def _take(self, comm: MPI.Intracomm) -> None:
         """Duplicate `comm` and begin anew on it. Collective."""
         own = comm.Dup()
-        processes = own.allgather(Process(MPI.Get_processor_name(), os.getpid(), started_ticks(os.getpid())))
+        process = Process(MPI.Get_processor_name(), os.getpid(), started_ticks(os.getpid()))
+        with self.changed:
+            told = {name: part.tell() for name, part in self._parts.items()}
+        processes, told_by_all = zip(*own.allgather((process, told)), strict=True)
         with self.changed:
             self._comm = own
-            self.processes = processes
+            self.processes: Sequence[Process] = processes
             self.rank: int = own.Get_rank()
             self.size: int = own.Get_size()
             self.is_quiet = False
@@ -134,8 +143,8 @@ class Supervisor:
             self._on_their_way: list[MPI.Request] = []
             self._num_sent = [0] * self.size
             self._num_received = 0
-            for part in self._parts.values():
-                part.restart()
+            for name, part in self._parts.items():  # which others may not have made yet
+                part.restart([told[name] for told in told_by_all if name in told])
 
     # -- where the main thread is ---------------------------------------------------------------------------------
 
@@ -184,8 +193,10 @@ class Supervisor:
 
     def wake(self) -> None:
         """Let the thread look now."""
-        with suppress(OSError):  # it is full, and the thread about to wake anyway; or closed
-            self._bell.send(_NO_SIGNAL)
+        if not self._is_rung:  # the bell has room for some hundred bytes, and a signal that finds it full is lost
+            self._is_rung = True
+            with suppress(OSError):  # closed
+                self._bell.send(_NO_SIGNAL)
 
     def has_mail(self) -> bool:
         """Return whether a message waits for the thread. Takes about a microsecond."""
@@ -281,6 +292,7 @@ class Supervisor:
 
     def _hear(self) -> bytes:
         """Return the numbers of the signals that have come, among others."""
+        self._is_rung = False  # before the look at what has come, or that is missed which comes between the two
         try:
             return self._ear.recv(4096)
         except BlockingIOError:
@@ -315,8 +327,7 @@ class Supervisor:
     def _fall_silent(self) -> None:
         """Talk to nobody from now on; nobody may be left waiting for an answer."""
         self.is_quiet = True
-        for part in self._parts.values():
-            part.restart()
+        self.changed.notify_all()
 
 
 def _ignore(*_: object) -> None:

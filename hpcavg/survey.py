@@ -41,7 +41,7 @@ def find_place(topology: Topology, device: torch.device, threads: int) -> Place:
         "numpy": np.__version__,
         "MPI": mpi_library.version(),
         "UCX": "none" if ucx is None else ucx[0],
-        "messages by": mpi_library.messages_by() or "unknown",
+        "messages by": mpi_library.messages_by(os.environ)[0] or "unknown",
     }
     if topology.node_rank == 0:  # what takes longer to look up, once on each node
         versions |= {name: importlib.metadata.version(name) for name in ("mpi4py", "h5py")}

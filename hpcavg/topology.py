@@ -19,9 +19,9 @@ from weakref import WeakKeyDictionary
 
 from mpi4py import MPI
 
-from hpcavg import children
+from hpcavg import children, streams
 from hpcavg.errors import InputError
-from hpcavg.launcher import check_sizes
+from hpcavg.launcher import check_lone, check_sizes
 from hpcavg.schedule import Scope
 
 _T = TypeVar("_T")
@@ -35,7 +35,7 @@ class Topology:
     Parameters
     ----------
     comm : the communicator of all learners, ``MPI.COMM_WORLD`` when None. It is duplicated; the original stays free
-        for the caller.
+        for the caller. ``MPI.COMM_SELF`` is for a rank that is meant to be alone.
     group_size : None makes a local group of the ranks that share a node; S makes groups of S consecutive ranks. S need
         not divide the number of learners: the last group is then smaller.
     num_servers : ranks that serve parameters instead of learning, taken from the end.
@@ -54,7 +54,8 @@ class Topology:
     watch : what names ranks that hang, from the first averager on; see `hpcavg.watchdog.watch_over`.
     num_nodes, node_rank : number of nodes, and this rank's index on its own.
 
-    Raises `InputError` on every rank when `group_size` is not within 1..P or no learner is left.
+    Raises `InputError` on every rank when `group_size` is not within 1..P or no learner is left; and when MPI sees one
+    rank alone where a launcher, such as torchrun, has started several.
     """
 
     survives = False
@@ -64,11 +65,14 @@ class Topology:
     def __init__(self, comm: MPI.Intracomm | None = None, group_size: int | None = None, num_servers: int = 0) -> None:
         install_abort_hook()
         comm = MPI.COMM_WORLD if comm is None else comm
+        if comm == MPI.COMM_WORLD:
+            check_lone(comm.Get_size())
         check_sizes(comm.Get_size(), group_size, num_servers)
         self.num_servers = num_servers
         self._group_size = group_size
         self._owned: list[MPI.Comm] = []
-        self._waiting: Callable[[object, Scope], AbstractContextManager[None]] = lambda what, scope: nullcontext()
+        self._waiting: Callable[[object, Scope | Sequence[int]], AbstractContextManager[None]]
+        self._waiting = lambda what, scope: nullcontext()
         self.num_averagers = 0
         self.has_busy_servers = False
         self._is_free = False
@@ -137,9 +141,16 @@ class Topology:
             result = action()
         except InputError as raised:
             error = raised
-        wait_asleep(self.everyone)
-        self.agree(error)
+        with self.waiting("start", Scope.SERVER):
+            wait_asleep(self.everyone)
+            self.agree(error)
         return result  # type: ignore[return-value]  # it is set where agree() returns
+
+    def take_from_first(self, action: Callable[[], _T]) -> _T:
+        """Return on every rank what `action` returns on rank 0; see `do_together`."""
+        result = self.do_together(lambda: action() if self.rank == 0 else None)
+        with self.waiting("start", Scope.SERVER):
+            return cast(_T, self.everyone.bcast(result, root=0))
 
     def carry_out(self, action: Callable[[], _T], scope: Scope = Scope.GLOBAL, what: object = "agreement") -> _T:
         """Return what `action` does, which is collective over `scope`; `what` it is, for the watchdog.
@@ -154,11 +165,14 @@ class Topology:
         with self.waiting(what, Scope.GLOBAL):
             return action()
 
-    def waiting(self, what: object, scope: Scope) -> AbstractContextManager[None]:
-        """Return a context in which this rank may wait for those of `scope`; `what` for, the same on all of them."""
+    def waiting(self, what: object, scope: Scope | Sequence[int]) -> AbstractContextManager[None]:
+        """Return a context in which this rank may wait for others; `what` for, the same on all that take part.
+
+        scope : which ones, or their numbers in `everyone`.
+        """
         return self._waiting(what, scope)
 
-    def watch_waits(self, waiting: Callable[[object, Scope], AbstractContextManager[None]]) -> None:
+    def watch_waits(self, waiting: Callable[[object, Scope | Sequence[int]], AbstractContextManager[None]]) -> None:
         """Enter what `waiting` returns wherever this rank may wait for others: it is told for what and for whom."""
         self._waiting = waiting
 
@@ -238,11 +252,8 @@ def on_uncaught(text: str, end: Callable[[], None], is_alone: bool = False) -> N
     rank, training = MPI.COMM_WORLD.Get_rank(), threading.current_thread()
 
     def say(title: str, error: tuple[Any, Any, Any]) -> None:
-        sys.stdout.flush()
-        # The process's own: torch.distributed calls this hook with a buffer for sys.stderr, which the end would lose.
-        stderr = sys.__stderr__ or sys.stderr
-        stderr.write(f"hpcavg: {title}\n{''.join(traceback.format_exception(*error))}")
-        stderr.flush()
+        streams.flush()
+        streams.tell(f"hpcavg: {title}\n{''.join(traceback.format_exception(*error))}")
 
     def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if is_alone or hasattr(sys, "ps1"):

@@ -6,7 +6,6 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Mapping
 from dataclasses import asdict, astuple
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from hpcavg.errors import CorruptionError, SickLearnersError
 from hpcavg.evaluation import Score, evaluate
 from hpcavg.feed import Feed
 from hpcavg.launcher import early_signals
-from hpcavg.metrics import file_name, history, rows_before, write_view
+from hpcavg.metrics import begin_segment, file_name, rows_before
 from hpcavg.model_passes import ModelPasses
 from hpcavg.pauses import Kind, Pauses, deadline
 from hpcavg.record import Record, attributes
@@ -61,13 +60,13 @@ class Trainer:
         self.device = topology.do_together(lambda: placement.choose_device(config.device, topology.node_rank))
         self.threads = config.threads or placement.num_threads(topology.node)
         torch.set_num_threads(self.threads)
-        started_s, limits = time.time() - placement.process_age_s(), (config.stop_after, config.stop_margin)
-        self._stop_at = topology.do_together(lambda: deadline(started_s, *limits, os.environ))
+        now = time.monotonic(), time.time(), placement.process_age_s()
+        limits = config.stop_after, config.stop_margin
+        self._stop_at = topology.do_together(lambda: deadline(*now, *limits, os.environ))
         self.task = topology.do_together(lambda: tasks.load(config))
         self.feed = Feed(self.task, config, topology, self.device)
         self.total_steps = config.steps or (config.epochs or 0) * self.feed.steps_per_epoch
-        found = topology.do_together(lambda: self._find() if topology.rank == 0 else None)
-        self._found = topology.everyone.bcast(found, root=0)
+        self._found = topology.take_from_first(self._find)
         saving.seed_generators(config.seed)
         model = topology.do_together(lambda: tasks.build_model(self.task))
         self.model = model.to(self.device, getattr(torch, config.dtype))
@@ -78,27 +77,28 @@ class Trainer:
         )
         saved = self._found.checkpoint
         if saved is not None and not self._is_of_as_many(saved):  # the averager gives everyone rank 0's
-            load = partial(saving.load_mean_model, self.model)
-            topology.do_together(lambda: saved.understand(load) if topology.rank == 0 else None)
+            fill = partial(saving.load_mean_model, self.model)
+            topology.do_together(lambda: saved.understand(fill) if topology.rank == 0 else None)
         watch_over(topology, config.hang_timeout, lambda: emergency.abort(config))
-        self.averager = Averager(
-            self.model,
-            self.optimizer,
-            config.rule(),
-            topology,
-            engine=config.engine,
-            buffers=config.buffers,
-            optimizer_state=config.optimizer_state,
-            seed=config.seed,
-            total_steps=self.total_steps,
-            batch_size=config.batch_size,
-            measure_distance=config.consensus_distance,
-            wire_dtype=config.wire_dtype,
-            error_feedback=config.error_feedback,
-            non_finite=config.non_finite,
-            check_rounds=config.check_rounds,
-            hang_timeout=config.hang_timeout,
-        )
+        with topology.waiting("start", Scope.SERVER):
+            self.averager = Averager(
+                self.model,
+                self.optimizer,
+                config.rule(),
+                topology,
+                engine=config.engine,
+                buffers=config.buffers,
+                optimizer_state=config.optimizer_state,
+                seed=config.seed,
+                total_steps=self.total_steps,
+                batch_size=config.batch_size,
+                measure_distance=config.consensus_distance,
+                wire_dtype=config.wire_dtype,
+                error_feedback=config.error_feedback,
+                non_finite=config.non_finite,
+                check_rounds=config.check_rounds,
+                hang_timeout=config.hang_timeout,
+            )
         if config.compile:
             self.passes.compile(self.feed.peek, topology)
         # From here on learners differ: dropout and other random layers draw from the learner's own stream.
@@ -124,7 +124,9 @@ class Trainer:
     def _train(self) -> int:
         topology = self.topology
         age_s = placement.process_age_s()
-        self.account.startup_s += topology.carry_out(lambda: topology.everyone.allreduce(age_s, MPI.MAX), what="start")
+        self.account.startup_s += topology.carry_out(
+            lambda: topology.everyone.allreduce(age_s, MPI.MAX), Scope.SERVER, "start"
+        )
         self._started_s = time.monotonic()
         last = None if self._found.checkpoint is None else self._found.checkpoint.path
         self._checkpointer = Checkpointer(self.config, self.averager, self.path / CHECKPOINTS, last)
@@ -149,7 +151,8 @@ class Trainer:
             self.record.close()
         status = self._conclude(result)
         self.lock.release()
-        topology.free()
+        with topology.waiting("end of the run", Scope.SERVER):
+            topology.free()
         return status
 
     # -- set-up ---------------------------------------------------------------------------------------------------
@@ -175,13 +178,17 @@ class Trainer:
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(loop["scheduler"])
             return
-        step = saved.manifest.step
+        step, before, now = saved.manifest.step, saved.manifest.about["steps_per_epoch"], self.feed.steps_per_epoch
+        loop = saved.load(self.topology.rank % saved.manifest.num_ranks, ["loop"])["loop"]
+        is_evaluated = step < (loop["epoch"] + 1) * before
         if self.config.steps is None:  # the run's length is counted in epochs, which have other numbers of steps now
-            step = round(step * self.feed.steps_per_epoch / saved.manifest.about["steps_per_epoch"])
+            step = round(step * now / before)
         step = min(step, self.total_steps)
         saving.start_again(self.averager, saved.load(0, ["averager"])["averager"]["progress"], step)
-        self.epoch, batch = divmod(step, self.feed.steps_per_epoch)
+        self.epoch, batch = divmod(step, now)
         self.feed.go_to(self.epoch, batch)
+        if not is_evaluated:
+            self.epoch, self._losses = max(0, self.epoch - 1), list(loop["losses"])
         self._follow_schedule(step)
 
     def _create_folder(self) -> tuple[Path, list[Any]]:
@@ -190,34 +197,29 @@ class Trainer:
         Returns its path and the history of its metrics, on every rank.
         """
         topology, saved = self.topology, self._found.checkpoint
-        nodes, self._warnings = look_around(topology, self.config, self.device, self.threads)
-
-        num_ranks = topology.everyone.Get_size()
+        with topology.waiting("start", Scope.SERVER):
+            nodes, self._warnings = look_around(topology, self.config, self.device, self.threads)
 
         def create() -> tuple[Path, list[Any]]:
             with run_folder.creating(self.config, self.task.name, self.lock) as path:
-                metrics = path / "metrics"
 
-                def view(before: Mapping[str, Any] | None) -> list[Any]:
-                    segments = history(metrics, before, num_ranks)
-                    write_view(metrics, num_ranks, segments)
-                    return segments
+                def begin(saved: Checkpoint | None) -> list[Any]:
+                    before = None if saved is None else saved.manifest.about["metrics"]
+                    return begin_segment(path / "metrics", before, topology.everyone.Get_size())
 
-                if saved is not None and saved.path.parent.resolve() == (path / CHECKPOINTS).resolve():
-                    segments = saved.understand(lambda saved: view(saved.manifest.about["metrics"]))
-                else:
-                    segments = view(None)
+                is_same = saved is not None and saved.path.parent.resolve() == (path / CHECKPOINTS).resolve()
+                segments = saved.understand(begin) if saved is not None and is_same else begin(None)
                 run_folder.write_start(path, self.config, nodes, self.threads, str(self.device))
             return path, segments
 
-        return topology.everyone.bcast(topology.do_together(lambda: create() if topology.rank == 0 else None), root=0)
+        return topology.take_from_first(create)
 
     def _begin_listening(self) -> None:
         """Listen to signals and the clock from now on."""
         topology, averager = self.topology, self.averager
-        self._is_by_step = not (averager.algorithm.own_pace or topology.is_server)
+        self._is_by_step = not averager.algorithm.own_pace
         step = averager.progress.step
-        self._pauses = Pauses(averager.supervisor, step, self._stop_at, True, self._is_by_step, topology.num_servers)
+        self._pauses = Pauses(averager.supervisor, topology, step, self._stop_at, True, self._is_by_step)
         for early in early_signals():
             self._pauses.request(Kind.STOP, early.name)
 
@@ -230,7 +232,7 @@ class Trainer:
         """
         averager, is_asynchronous = self.averager, self.averager.algorithm.server is not None
         self.model.train()
-        self._end_epoch_if_due(averager.agreed_step)  # of a longer run, whose last checkpoint comes before that
+        self._end_epoch_if_due(averager.agreed_step)  # whose checkpoint was written before
         while not averager.done and self._stopped_by is None:
             self._train_step()
             self.record.advance(averager.progress.step)
@@ -241,15 +243,16 @@ class Trainer:
             if reached is None:
                 continue
             if not self._is_by_step:
-                pause = self.topology.carry_out(lambda: self._pauses.agree_now(self.topology.world), what="pause")
+                pause = self._pauses.agree_now()
             self._follow_schedule(reached)
             if averager.done:
                 break
-            self._end_epoch_if_due(reached)
             if pause is not None and pause.kind is Kind.STOP:
                 self._stopped_by = pause.reason
             if not is_asynchronous and (pause is not None or self._checkpointer.is_due(reached)):
                 self._save(reached)
+            if self._stopped_by is None:  # what goes on from the checkpoint evaluates before its first step
+                self._end_epoch_if_due(reached)
         if is_asynchronous:
             return self._end_epoch(averager.progress.step)
         if self._stopped_by is not None:
@@ -294,7 +297,7 @@ class Trainer:
 
     def _end_epoch(self, reached: float) -> Result:
         """Evaluate, record and show; after the last step, take the final mean first. Collective over all learners."""
-        averager, topology = self.averager, self.topology
+        averager, topology, before = self.averager, self.topology, time.perf_counter()
         self.epoch = epoch = max(self.epoch + 1, int(reached // self.feed.steps_per_epoch))
         what = f"evaluation after step {reached:g}"
         learners = self._evaluate(what)
@@ -308,11 +311,12 @@ class Trainer:
         own = float(torch.stack(self._losses).double().mean()) if self._losses else math.nan
         self._losses.clear()
         train_loss = topology.carry_out(lambda: topology.world.allreduce(own) / topology.num_learners, what=what)
-        self.record.averages(self.averager.events)
+        blocked_s = self.record.averages(self.averager.events)  # of the final mean, if any
         result = Result(train_loss, mean, learners)
         self.record.evaluation(averager.progress.step, epoch, result, self.task.count_correct is not None)
         self.record.flush()
         self.model.train()
+        self.account.evaluation_s += time.perf_counter() - before - blocked_s
         averager.restart_clock()
         return result
 
@@ -334,7 +338,7 @@ class Trainer:
 
     def _save(self, reached: float) -> None:
         """Write a checkpoint of all learners, which have reached this step; one that cannot be written is told of."""
-        topology, feed, record = self.topology, self.feed, self.record
+        topology, feed, record, before = self.topology, self.feed, self.record, time.perf_counter()
         self.averager.check_health("checkpoint")  # the last good one must be one to go on from
         record.flush()
         loop = {
@@ -358,6 +362,7 @@ class Trainer:
         if checkpointer.failure is not None:
             record.tell_of("checkpoint", f"checkpoint of step {round(reached)} ({checkpointer.failure})")
         record.tell_of_remains(checkpointer.remains)
+        self.account.checkpoint_s += time.perf_counter() - before
 
     def _wall_s(self) -> float:
         return self.account.wall_s + time.monotonic() - self._started_s
@@ -380,10 +385,12 @@ class Trainer:
                     record.write(lambda: run_folder.write_json(self.path / "summary.json", summary))
                 return summary
 
-            summary = topology.carry_out(conclude, what="summary")
+            summary = topology.carry_out(conclude, Scope.SERVER, "summary")
             if summary is not None and topology.rank == 0:
                 show([(self.path, summary)])
-        num_lost = topology.carry_out(lambda: topology.everyone.allreduce(len(record.lost), MPI.MAX), what="summary")
+        num_lost = topology.carry_out(
+            lambda: topology.everyone.allreduce(len(record.lost), MPI.MAX), Scope.SERVER, "summary"
+        )
         if not is_complete:
             return FAILED if checkpointer.last is None or checkpointer.failure is not None else REQUEUE
         if num_lost:

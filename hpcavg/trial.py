@@ -1,8 +1,10 @@
-"""Whether a task's model, loss and data go together, by one pass before the run: what would end its first epoch."""
+"""Whether a task's model, loss and data go together, by two passes before the run: what would end its first epoch."""
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from hpcavg.config import Config
 from hpcavg.errors import InputError
+from hpcavg.evaluation import judges
 from hpcavg.feed import Feed
 from hpcavg.model_passes import ModelPasses
 from hpcavg.tasks import Task
@@ -19,23 +22,18 @@ _NOT_THE_USERS = (Path(torch.__file__).parent, Path(__file__).parent)
 
 
 def check(config: Config, task: Task, passes: ModelPasses, feed: Feed) -> None:
-    """Raise `InputError` unless a pass through the shortest mini-batch succeeds and labels are classes of the output.
+    """Raise `InputError` unless passes through the shortest mini-batches of training and test samples succeed.
 
-    The shortest is an epoch's last, which may hold a single sample: in training, BatchNorm takes no single value.
+    And unless labels are classes of the output. The shortest is an epoch's last, which may hold a single sample: in
+    training, BatchNorm takes no single value. The model stays as it is.
     """
+    _check_training(config, task, passes, feed)
+    _check_evaluation(config, task, passes, feed)
 
+
+def _check_training(config: Config, task: Task, passes: ModelPasses, feed: Feed) -> None:
     def failure(size: int) -> str | None:
-        """Return what a pass through `size` samples raises, and where, if it is in the user's own code."""
-        try:
-            _pass(config, task, passes, feed, size)
-        except InputError:
-            raise
-        except Exception as error:
-            frames = traceback.extract_tb(error.__traceback__)
-            own = [frame for frame in frames if not any(map(Path(frame.filename).is_relative_to, _NOT_THE_USERS))]
-            where = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
-            return f"{where}{type(error).__name__}: {' '.join(str(error).split())}"
-        return None
+        return _failure(lambda: _pass(config, task, passes, feed, size))
 
     size, shortest = config.batch_size, feed.shortest
     why = failure(shortest)
@@ -50,15 +48,47 @@ def check(config: Config, task: Task, passes: ModelPasses, feed: Feed) -> None:
     raise InputError("task", config.task, f"one whose model and loss take its data: {why}")
 
 
+def _check_evaluation(config: Config, task: Task, passes: ModelPasses, feed: Feed) -> None:
+    judged: list[tuple[Tensor, Tensor]] = []  # nothing where the learner has no test samples
+
+    def predict() -> None:
+        judged.extend((passes.attempt(inputs, training=False), targets) for inputs, targets in feed.test_batches(-1))
+
+    def score(judge: Callable[[Tensor, Tensor], Tensor]) -> None:
+        for output, targets in judged:
+            float(judge(output, targets))
+
+    stages: dict[str, Callable[[], object]] = {
+        "model": predict,
+        **{name: partial(score, judge) for name, judge in judges(task).items()},
+    }
+    for name, stage in stages.items():
+        why = _failure(stage)
+        if why is not None:
+            raise InputError("task", config.task, f"one whose {name} takes its test data: {why}")
+
+
+def _failure(attempt: Callable[[], object]) -> str | None:
+    """Return what `attempt` raises, and where, if it is in the user's own code; None where it succeeds."""
+    try:
+        with torch.no_grad():
+            attempt()
+    except InputError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if not any(map(Path(frame.filename).is_relative_to, _NOT_THE_USERS))]
+        where = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
+        return f"{where}{type(error).__name__}: {' '.join(str(error).split())}"
+    return None
+
+
 def _pass(config: Config, task: Task, passes: ModelPasses, feed: Feed, size: int) -> None:
-    """Pass `size` training samples through the model and what judges its output."""
+    """Pass `size` training samples through the model and the loss of training."""
     inputs, targets = feed.first(size)
     output = passes.attempt(inputs)
     _check_labels(config, task, feed, output)
-    with torch.no_grad():
-        passes.loss(output, targets)
-        if task.count_correct is not None:
-            task.count_correct(output, targets)
+    passes.loss(output, targets)
 
 
 def _check_labels(config: Config, task: Task, feed: Feed, output: Tensor) -> None:

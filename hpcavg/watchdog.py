@@ -1,10 +1,10 @@
 """A watchdog for hung ranks: who waits in a mean for too long learns which ranks have not come, and what they do.
 
 The thread of a rank that waits longer than the timeout asks the threads of all others where their main threads are, and
-collects the answers of a few seconds; of several that ask at once, the lowest one goes on. A rank that others wait for
-and that is alive answers, and writes the stacks of its Python threads to standard error. A stopped process answers
-nothing. A rank that is computing and began its step less than the timeout ago is slow, not hung. Until a timeout has
-passed nobody sends anything.
+collects the answers of a few seconds; of several that ask at once, the lowest one goes on. A rank that has been
+computing for too long answers, and writes the stacks of its Python threads to standard error. A stopped process answers
+nothing. A rank that has taken a step or left a wait less than the timeout ago is slow, not hung; so a server that waits
+for learners only wonders when they do not get on. Until a timeout has passed nobody sends anything.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import faulthandler
 import math
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +23,7 @@ from mpi4py import MPI
 
 from hpcavg.errors import InputError, ranges
 from hpcavg.schedule import Scope
+from hpcavg.streams import tell
 from hpcavg.supervisor import Process, Supervisor, Wait
 from hpcavg.topology import Topology
 
@@ -33,6 +33,8 @@ TIMEOUT_VARIABLE = "HPCAVG_HANG_TIMEOUT"
 
 # A thread answers when it wakes, which it does twice a second, and when the others on its core let it.
 _ANSWERS_S = 2.5
+# A thread that has not looked for so long was stopped, with its process or the whole job: its clocks begin anew.
+_ASLEEP_S = 5.0
 # Ranks come to a mean at much the same time; their questions should not.
 _SPREAD_S = 0.25
 
@@ -67,6 +69,7 @@ class Watchdog:
         self._timeout_s = timeout_s
         self._on_hang = on_hang
         self._quiet_until = self._dumped_s = -math.inf
+        self._looked_s = self._awake_s = time.monotonic()
         self._asked: Wait | None = None  # the wait that this rank asks about
         self._collect_until = math.inf
         self._answers: dict[int, Answer] = {}
@@ -95,6 +98,12 @@ class Watchdog:
     def look(self, now: float) -> float:
         """See `hpcavg.supervisor.Part`."""
         supervisor, wait = self._supervisor, self._supervisor.wait
+        if now - self._looked_s > _ASLEEP_S:
+            self._awake_s = now
+        self._looked_s = now
+        if supervisor.is_quiet:
+            self._asked = None
+            return self._look_alone(wait, now)
         if self._asked is not None:
             if self._asked is not wait:
                 self._asked = None  # they have come after all
@@ -103,10 +112,10 @@ class Watchdog:
                 return 0.0
             else:
                 return self._collect_until - now
-        if wait is None or not self._timeout_s or supervisor.is_quiet:
+        if wait is None or not self._timeout_s:
             return math.inf
         spread_s = _SPREAD_S * supervisor.rank / supervisor.size
-        due = max(wait.since + self._timeout_s, self._quiet_until) + spread_s
+        due = max(self._since(wait) + self._timeout_s, self._quiet_until) + spread_s
         if now < due:
             return due - now
         self._asked, self._answers, self._collect_until = wait, {}, now + _ANSWERS_S
@@ -114,12 +123,32 @@ class Watchdog:
             self._send(rank, "ask", wait)
         return _ANSWERS_S
 
+    def _look_alone(self, wait: Wait | None, now: float) -> float:
+        """Do what is due where a death has cut off the other ranks' threads: nobody can be asked."""
+        if wait is None or not self._timeout_s:
+            return math.inf
+        due = max(self._since(wait) + self._timeout_s, self._quiet_until)
+        if now < due:
+            return due - now
+        self._be_quiet(self._timeout_s)
+        here = {self._supervisor.rank: Answer(wait, self._supervisor.step, now - wait.since)}
+        text = report(wait, now - wait.since, [], here, self._supervisor.processes)
+        self._supervisor.later(lambda: self._act(text, []))
+        return self._timeout_s
+
+    def _since(self, wait: Wait | None) -> float:
+        """Return when `wait` has begun, or else the step; not before this process was last stopped for a while."""
+        return max(wait.since if wait else self._supervisor.step_since, self._awake_s)
+
     def receive(self, source: int, *message: Any) -> None:
         """See `hpcavg.supervisor.Part`."""
         what, *content = message
         getattr(self, f"_receive_{what}")(source, *content)
 
-    def restart(self) -> None:
+    def tell(self) -> None:
+        """See `hpcavg.supervisor.Part`: nothing."""
+
+    def restart(self, told: Sequence[None]) -> None:
         """See `hpcavg.supervisor.Part`; means begin anew, and so do their clocks."""
         self._asked = None
         self._be_quiet(self._timeout_s)
@@ -127,15 +156,14 @@ class Watchdog:
     def _receive_ask(self, source: int, asked: Wait) -> None:
         supervisor, now = self._supervisor, time.monotonic()
         wait = supervisor.wait
-        self._send(
-            source, "answer", Answer(wait, supervisor.step, now - (wait.since if wait else supervisor.step_since))
-        )
+        for_s = now - self._since(wait)
+        self._send(source, "answer", Answer(wait, supervisor.step, for_s))
         if source < supervisor.rank:
             self._asked = None
         if source != supervisor.rank:
             self._be_quiet(2 * _ANSWERS_S)
-            is_late = wait is None and now - supervisor.step_since >= self._timeout_s
-            if is_late and supervisor.rank in asked.ranks and now > self._dumped_s + 2 * _ANSWERS_S:
+            is_late = wait is None and for_s >= self._timeout_s
+            if is_late and now > self._dumped_s + 2 * _ANSWERS_S:
                 self._dumped_s = now
                 supervisor.later(lambda: _dump_stacks(supervisor.rank, asked))
 
@@ -155,12 +183,10 @@ class Watchdog:
     def _conclude(self, wait: Wait) -> None:
         """Report, tell the others that it is done, and act."""
         answers = self._answers
-        late = [answer.wait for answer in answers.values() if answer.wait and answer.for_s >= self._timeout_s]
-        missing = sorted({rank for each in late for rank in missing_ranks(each, answers)})
-        slow_s = [answers[rank].for_s for rank in missing if is_under_way(answers.get(rank), self._timeout_s)]
-        if missing and len(slow_s) == len(missing):  # slower than others, and not hung
+        missing, quiet_s = missing_ranks(answers, self._timeout_s)
+        if quiet_s:
             self._asked = None
-            self._be_quiet(self._timeout_s - max(slow_s))
+            self._be_quiet(quiet_s)
             return
         waited_s = time.monotonic() - wait.since
         text = report(wait, waited_s, missing, answers, self._supervisor.processes)
@@ -170,7 +196,7 @@ class Watchdog:
         self._supervisor.later(lambda: self._act(text, missing))
 
     def _act(self, text: str, missing: list[int]) -> None:
-        _write(text)
+        tell(text)
         if self._on_hang is not None:
             self._on_hang(missing)
 
@@ -196,13 +222,16 @@ class Watch:
         self._topology = topology
         self._end = end
         self._ranks: dict[Scope, list[int]] = {}
+        self._killed: set[int] = set()
         self.supervisor = Supervisor(topology.everyone)
         self._watchdog = Watchdog(self.supervisor, timeout_s, self._on_hang)
         topology.watch_waits(self.waiting)
         topology.on_renewal(self._move)
 
-    def waiting(self, what: object, scope: Scope) -> AbstractContextManager[None]:
+    def waiting(self, what: object, scope: Scope | Sequence[int]) -> AbstractContextManager[None]:
         """Return a context in which this rank waits for those of `scope`; see `Topology.waiting`."""
+        if not isinstance(scope, Scope):
+            return self.supervisor.waiting(what, None, scope)
         if scope not in self._ranks:
             self._ranks[scope] = self.supervisor.ranks_of(cast(MPI.Intracomm, self._topology.comm(scope)))
         return self.supervisor.waiting(what, None, self._ranks[scope])
@@ -217,11 +246,14 @@ class Watch:
 
     def _move(self) -> None:
         self._ranks.clear()
+        self._killed.clear()
         self.supervisor.move_to(self._topology.everyone)
 
     def _on_hang(self, missing: list[int]) -> None:
         """Part with ranks that hang, or end the job; on the supervisor's thread of one rank."""
-        if not self._topology.survives or not missing or self._watchdog.kill(missing):
+        may_part = self._topology.survives and not self._killed.issuperset(missing)  # MPI may not notice their death
+        self._killed.update(missing)
+        if not may_part or self._watchdog.kill(missing):
             self._end()
 
 
@@ -255,23 +287,25 @@ def timeout_or_default(timeout_s: float | None) -> float:
 
 
 def _abort() -> None:
-    _write("hpcavg: hung: the job is ended; hang_timeout says after how long")
+    tell("hpcavg: hung: the job is ended; hang_timeout says after how long")
     MPI.COMM_WORLD.Abort(1)
 
 
-def missing_ranks(wait: Wait, answers: dict[int, Answer]) -> list[int]:
-    """Return the ranks that keep those in `wait` waiting, going by the answers of the ranks that gave one.
+def missing_ranks(answers: dict[int, Answer], timeout_s: float) -> tuple[list[int], float]:
+    """Return the ranks that keep those waiting who have waited too long, going by the answers of those who gave one.
 
-    They are those of its ranks that do not answer or are busy. Where there are none, they are those that wait in
-    another place: nobody is to blame then but the program.
+    They are those waited for that do not answer, or have been computing for too long. Where there are none, but one
+    that is where it is since less than that, it may be slower than others, but is not hung: the seconds for which to
+    leave it in peace are returned, too. Where all have waited in different places for too long, nobody is to blame but
+    the program, and it is all of them.
     """
-    absent = [rank for rank in wait.ranks if rank not in answers or not _is_in(answers[rank], wait)]
-    return [rank for rank in absent if rank not in answers or answers[rank].wait is None] or absent
-
-
-def is_under_way(answer: Answer | None, timeout_s: float) -> bool:
-    """Return whether a rank that gave `answer` is computing, and began the step that it is in less than this ago."""
-    return answer is not None and answer.wait is None and answer.for_s < timeout_s
+    late = [answer.wait for answer in answers.values() if answer.wait and answer.for_s >= timeout_s]
+    absent = {rank for wait in late for rank in wait.ranks if rank not in answers or not _is_in(answers[rank], wait)}
+    stuck = sorted(rank for rank in absent if rank not in answers or answers[rank].for_s >= timeout_s)
+    to_blame = [rank for rank in stuck if rank not in answers or answers[rank].wait is None]
+    if to_blame or len(stuck) == len(absent):
+        return to_blame or stuck, 0.0
+    return [], timeout_s - max(answers[rank].for_s for rank in absent.difference(stuck))
 
 
 def report(
@@ -316,14 +350,7 @@ def _dump_stacks(rank: int, asked: Wait) -> None:
     with tempfile.TemporaryFile("w+") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
-        _write(f"hpcavg: hung: rank {rank}, which others wait for in the {_name(asked)}, is here:\n{file.read()}")
-
-
-def _write(text: str) -> None:
-    # The process's own, and all at once: other ranks write there, too.
-    stderr = sys.__stderr__ or sys.stderr
-    stderr.write(f"{text.rstrip()}\n")
-    stderr.flush()
+        tell(f"hpcavg: hung: rank {rank} is here, while others wait in the {_name(asked)}:\n{file.read()}")
 
 
 def _kill(process: Process) -> None:

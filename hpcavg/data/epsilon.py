@@ -163,13 +163,16 @@ def _read(path: Path, text: IO[bytes]) -> Iterator[tuple[NDArray[np.float32], ND
     """Yield inputs and targets, 0 and 1, of `_ROWS` samples at a time. The inputs' memory is used again."""
     rows = np.empty((_ROWS, NUM_FEATURES), np.float32)
     targets = np.empty(_ROWS, np.int64)
-    filled = number = 0
+    filled = number = idle = 0
     try:
         while line := text.readline(_MAX_LINE):
             number += 1
             if not line.endswith(b"\n"):
                 raise ValueError(f"it is longer than {_MAX_LINE} bytes" if len(line) == _MAX_LINE else "it has no end")
             label = libsvm.read_line(line, rows[filled], _INDICES)
+            idle = 0 if label is not None else idle + len(line)
+            if idle > _MAX_LINE:  # a few bytes of .bz2 hold gigabytes of them
+                raise ValueError(f"more than {_MAX_LINE} bytes up to its end hold no sample")
             if label is None:
                 continue
             if abs(label) != 1:

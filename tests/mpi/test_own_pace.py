@@ -35,7 +35,7 @@ def test_the_measured_steps_follow_the_speeds(world):
     averager, _ = run(world, algorithms.pr_sgd_hetero(local_steps="auto", base_steps=6), 3, total_steps=42)
     periods = [event.period_steps for event in averager.events]
     assert periods[0] == 6
-    assert len(set(periods[1:])) == 1
+    assert len(set(periods[1:-1])) == 1  # the last one may be cut
     all_periods = world.allgather(periods[1])
     if world.Get_size() > 1:
         assert all_periods[0] == 6
@@ -60,10 +60,10 @@ def test_all_learners_stop_at_the_same_mean(world):
     local_steps = [1 + learner for learner in range(size)]
     averager, _ = run(world, algorithms.pr_sgd_hetero(local_steps=local_steps), 1, total_steps=10)
     mean_steps = sum(local_steps) / size
-    rounds = -(-10 // mean_steps)
-    assert averager.progress.round == rounds
-    assert averager.progress.step == rounds * local_steps[rank]
-    assert averager.agreed_step == pytest.approx(rounds * mean_steps)
+    assert averager.progress.round == -(-10 // mean_steps)
+    whole, left = divmod(10, mean_steps)
+    assert 0 <= averager.progress.step - whole * local_steps[rank] <= local_steps[rank] * (left > 0)
+    assert averager.agreed_step == 10
 
 
 def test_a_list_of_another_length_is_refused(world):

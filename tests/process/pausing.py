@@ -40,7 +40,7 @@ def take_step(step):
 
 
 def pause_in_turn(num_pauses):
-    pauses = Pauses(supervisor)
+    pauses = Pauses(supervisor, topology)
     together = random.Random(1)
     step, waits_s = 0, []
     for number in range(num_pauses):
@@ -75,7 +75,7 @@ def ask_at_any_time(pauses):
 
 
 def pause_at_any_time(num_steps):
-    pauses = Pauses(supervisor)
+    pauses = Pauses(supervisor, topology)
     ask_at_any_time(pauses)
     step, made = 0, []
     while step < num_steps or len(made) < 10:  # the same on all ranks, or this hangs
@@ -93,7 +93,7 @@ def pause_at_any_time(num_steps):
 
 def pause_while_ranks_die(num_steps):
     global topology
-    pauses = Pauses(supervisor)
+    pauses = Pauses(supervisor, topology)
     ask_at_any_time(pauses)
     step, made = 0, []
     while topology.num_learners > 2 or step < num_steps:
@@ -124,7 +124,7 @@ def pause_while_ranks_die(num_steps):
 
 
 def pause_at_signals(stay):
-    pauses = Pauses(supervisor, catch_signals=True)
+    pauses = Pauses(supervisor, topology, catch_signals=True)
     topology.world.Barrier()
     for step in range(1, 10**6):
         if step == 1 and topology.rank == 0:

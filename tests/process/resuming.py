@@ -63,6 +63,7 @@ def task(config):
 # Seconds and what follows from them are all that may differ from an undisturbed run.
 _CLOCKS = {"compute_s", "data_s", "averaging_s", "started_s", "blocked_s", "in_flight_s"}
 _SUMMARY_CLOCKS = {"wall_s", "compute_s", "data_s", "averaging_blocked_s", "hidden_fraction", "startup_s"}
+_SUMMARY_CLOCKS |= {"evaluation_s", "checkpoint_s"}
 
 
 def write_task(folder):

@@ -31,10 +31,10 @@ def task(config):  # 17 samples for each of 2 learners
 """
 
 
-def refused(folder, arguments, ranks=4):
+def refused(folder, arguments, ranks=4, **variables):
     """Run hpcavg, check that it ended as bad input must, and return its one line."""
     output = [] if "--output" in arguments else ["--output", folder / "run"]
-    result = run(ranks, [*arguments, *output])
+    result = run(ranks, [*arguments, *output], **variables)
     assert result.status == 2, result.err
     assert "Traceback" not in result.err
     assert len(result.own_lines) == 1, result.err
@@ -52,6 +52,7 @@ def refused(folder, arguments, ranks=4):
         ("--k1 0", "--k1 0: must be an integer of at least 1"),
         ("--k1 64 --k2 32", "--k1 64: must be an integer of at least 1 and at most k2 = 32"),
         ("--learning-rate -0.1", "--learning-rate -0.1: must be a positive number"),
+        ("--weight-decay 1e39", "--weight-decay 1e+39: must be a number of at least 0 and below 1e8"),
         ("--group-size 0", "--group-size 0: must be an integer of at least 1"),
         ("--group-size 5", "--group-size 5: must be an integer of at least 1 and at most 4, the number of learners"),
         (
@@ -128,7 +129,7 @@ def test_the_help_is_printed_once():
 def test_the_report_of_no_run(tmp_path):
     result = run(0, ["report", tmp_path / "none"])
     assert result.status == 2
-    assert result.err.startswith(f"hpcavg: error: --folder {tmp_path}/none: must be the folder of a finished run")
+    assert result.err.startswith(f"hpcavg: error: DIR {tmp_path}/none: must be the folder of a run: no folder (No such")
     assert result.err.count("\n") == 1
 
 
@@ -137,7 +138,7 @@ def test_the_report_of_no_run(tmp_path):
     [
         ({"SLURM_NTASKS": "4"}, True),
         ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, False),
-        ({"PMI_SIZE": "2", "PMI_RANK": "0"}, True),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, True),  # torchrun and its like
     ],
 )
 def test_lone_ranks_are_noticed(tmp_path, variables, is_refused):
@@ -147,6 +148,11 @@ def test_lone_ranks_are_noticed(tmp_path, variables, is_refused):
         assert "MPI sees 1 alone" in result.err
         assert "mpirun or srun --mpi=pmix" in result.err
         assert result.err.count("\n") == 1
+
+
+def test_what_is_left_of_a_launcher_is_told_before_mpi_dies_of_it(tmp_path):
+    line = refused(tmp_path, [], ranks=0, PMIX_NAMESPACE="gone@1", PMIX_RANK="0")
+    assert line.startswith("PMIX_NAMESPACE=gone@1: must be unset where no PMIX_SERVER_URI is")
 
 
 def test_only_the_first_of_many_lone_ranks_says_so(tmp_path):

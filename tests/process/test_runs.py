@@ -124,7 +124,7 @@ def test_a_report_that_cannot_be_drawn_or_is_not_whole(default_run, tmp_path):
     (partial / "metrics" / "rank-00001.h5").unlink()
     result = run(0, ["report", partial])
     assert result.status == 0
-    assert "has no metrics of 1 rank, first of rank 1" in result.out
+    assert "partial: no metrics of 1 rank, first of rank 1" in result.out
 
 
 def test_sync_sgd_on_4_ranks_is_one_rank_with_4_times_the_batch(tmp_path):

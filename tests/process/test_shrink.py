@@ -79,3 +79,18 @@ def test_where_nobody_died_a_mistake_is_one(monkeypatch):
     assert result.out.splitlines() == ["[1, 2] [3, 2]"] * 2
     assert "rank 0 failed; the others go on without it" in result.err
     assert result.err.count("ValueError: made of what a dead rank left") == 1
+
+
+def test_a_recovery_that_a_stopped_rank_keeps_from_its_end_ends_the_job(monkeypatch):
+    monkeypatch.setattr("tests.process.launch.FLAGS", SURVIVING)
+    result = run(3, ["stopped"], module="tests.process.parting")
+    assert result.status == 1
+    assert "hpcavg: hung: rank 0 waiting in the recovery from a death for 2." in result.err
+
+
+@pytest.mark.parametrize("case", ["together", "half-told", "ordered"])
+def test_survivors_make_the_pause_that_was_asked_for_before_a_death(case, monkeypatch):
+    monkeypatch.setattr("tests.process.launch.FLAGS", SURVIVING)
+    result = run(3, [case], module="tests.process.parting")
+    assert result.status == 0, result.err
+    assert result.out.splitlines() == ["2 2 SIGTERM"] * 2

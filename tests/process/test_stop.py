@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpcavg.metrics import read_view
-from tests.process.launch import run, start
+from tests.process.launch import pid_of_rank, run, start
 from tests.process.resuming import differences, kill_all, outcome, ranks_of, train, write_task
 
 pytestmark = pytest.mark.process
@@ -131,17 +131,18 @@ def test_a_run_that_is_stopped_in_every_way_ends_with_the_same_bits(program, tmp
     assert differences(outcome(tmp_path / "undisturbed"), outcome(folder)) == []
 
 
-def test_an_asynchronous_run_ends_early_with_its_model(tmp_path):
+@pytest.mark.parametrize(("name", "rank"), [("SIGUSR1", None), ("SIGTERM", RANKS - 1)], ids=["all", "server"])
+def test_an_asynchronous_run_ends_early_with_its_model(tmp_path, name, rank):
     arguments = ["--algorithm", "downpour", "--steps", 10**6, "--flush-seconds", 0.1, "--output", tmp_path / "run"]
     process = start(RANKS, arguments)
     try:
         wait_for(lambda: max(steps_recorded(tmp_path / "run")) > 20, process)
-        process.send_signal(signal.SIGUSR1)
+        os.kill(process.pid if rank is None else pid_of_rank(tmp_path / "run", rank), signal.Signals[name])
         out = ended(process)
     finally:
         kill_all(process)
     assert process.returncode == 1
-    assert "by SIGUSR1; there is no checkpoint to go on from" in out
+    assert f"by {name}; there is no checkpoint to go on from" in out
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["completed"] is False
     assert 20 < summary["steps"] < 10**6
@@ -170,4 +171,7 @@ def test_another_number_of_ranks_goes_on_from_the_mean(tmp_path, before, after):
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["steps"], summary["num_learners"]) == (6 * per_epoch, after)
     assert summary["test_accuracy"] > 0.9
+    evaluations = read_view(folder / "metrics", "evaluation")
+    assert evaluations["epoch"][0].tolist() == [1, 2, 3, 4, 5, 6]
+    assert (evaluations["train_loss"][0] < 3).all()
     assert run(0, ["report", folder]).status == 0

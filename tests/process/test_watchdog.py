@@ -14,7 +14,7 @@ PROGRAM = "tests.process.hanging"
 def reported(result):
     """Return the lines of the report, which comes once."""
     lines = [line for line in result.err.splitlines() if line.startswith("hpcavg: hung: rank")]
-    lines = [line for line in lines if not line.endswith("is here:")]
+    lines = [line for line in lines if " is here, " not in line]
     assert sum("waiting in the" in line for line in lines) == 1, result.err
     return lines
 
@@ -30,7 +30,7 @@ def test_a_stopped_rank_is_named_in_time(rank):
     assert 2 <= float(found[1]) < 2 + 3
     assert re.fullmatch(rf"hpcavg: hung: rank {rank} \(process \d+ on \S+\) does not answer: stopped, .*", second)
     assert result.status == 3
-    assert "is here:" not in result.err
+    assert " is here, " not in result.err
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
@@ -39,7 +39,7 @@ def test_a_rank_that_is_alive_says_where_it_is(scope):
     first, second = reported(result)
     assert first.endswith("missing: rank 1")
     assert re.search(r"rank 1 \(process \d+ on \S+\) is alive, in step 3 for \d+.\d s; see its stacks", second)
-    assert result.err.count("hpcavg: hung: rank 1, which others wait for in the ") == 1
+    assert result.err.count("hpcavg: hung: rank 1 is here, while others wait in the ") == 1
     assert re.search(r'hanging.py", line \d+ in sleep_too_long', result.err)
     assert result.status == 3
 
@@ -61,6 +61,13 @@ def test_hung_ranks_can_be_killed():
     assert result.status == 128 + 9
     assert "missing: rank 2" in result.err
     assert result.wall_s < 15
+
+
+def test_the_watchdog_is_told_of_every_wait():
+    result = run(3, [], module="tests.process.telling")
+    assert result.status == 0, result.err
+    assert "untold" not in result.out, result.out
+    assert result.out.count("'allgather': ") == 3
 
 
 def test_idle_threads_cost_next_to_nothing():

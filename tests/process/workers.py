@@ -52,7 +52,7 @@ def main():
     topology = Topology()
     children.require_rank()
     supervisor = Supervisor(topology.world)
-    pauses = Pauses(supervisor, catch_signals=True)
+    pauses = Pauses(supervisor, topology, catch_signals=True)
     model = torch.nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     averager = Averager(model, optimizer, algorithms.dasgd(4, 2), topology)

@@ -75,6 +75,9 @@ def test_options_of_several_kinds_come_back_from_the_file(tmp_path):
         ("--task a\0.py:f", "--task a\\x00.py:f: must be a text"),
         ("--output=", "--output : must be the name of a folder"),
         ("--algorithm unset", "--algorithm unset: must be one of sgd"),
+        ("--weight-decay 1e39", "--weight-decay 1e+39: must be a number of at least 0 and below 1e8"),
+        ("--algorithm slowmo --outer-lr 1e39", "--outer-lr 1e+39: must be a positive number below 1e+08"),
+        ("--algorithm lupa --mu 1e-39", "--mu 1e-39: must be a number of at least 1e-15"),
         ("--k1 2.5", "--k1 2.5: must be an integer"),
         ("--algorithm k-avg --k1 4", "--k1 4: must be left out: k_avg takes only k"),
         ("--algorithm dasgd --tau 4 --delay 4", "--delay 4: must be an integer of at least 0 and below tau = 4"),
@@ -156,7 +159,7 @@ valid = st.fixed_dictionaries(
         "image_shape": st.tuples(*[st.integers(1, 2**63 - 1)] * 3),
         "learning_rate": positive,
         "momentum": st.floats(0, 1, exclude_max=True),
-        "weight_decay": st.floats(0, allow_infinity=False),
+        "weight_decay": st.floats(0, 1e8, exclude_max=True),
         "decay_factor": st.floats(0, 1, exclude_min=True),
         "flush_seconds": st.floats(0, allow_infinity=False),
         "seed": st.integers(0, 2**63 - 1),
@@ -173,7 +176,9 @@ algorithm = st.one_of(
         {"algorithm": st.just("pr-sgd-hetero"), "local_steps": st.lists(st.integers(1, 2**40), min_size=1)}
     ),
     st.fixed_dictionaries({"algorithm": st.just("eamsgd"), "alpha": st.none() | st.floats(0.001, 0.999)}),
-    st.fixed_dictionaries({"algorithm": st.just("slowmo"), "beta": st.floats(0, 0.99), "outer_lr": positive}),
+    st.fixed_dictionaries(
+        {"algorithm": st.just("slowmo"), "beta": st.floats(0, 0.99), "outer_lr": st.floats(1e-9, 1e7)}
+    ),
     st.fixed_dictionaries({"algorithm": st.just("ada_lupa"), "rounds": st.none() | st.integers(1, 99)}),
 )
 

@@ -133,7 +133,7 @@ def test_compressed_sparse_and_commented_text_is_converted_too(original, folder,
     compressed = bz2.compress(b"# a comment\n\n" + text[:10_000]) + bz2.compress(text[10_000:])
     (folder / f"{epsilon.TEXTS['train']}.bz2").write_bytes(compressed)
     (folder / epsilon.TEXTS["train"]).unlink()
-    rewrite(folder / epsilon.TEXTS["test"], b"+1 3:0.5 2000:-2 \n-1\n")
+    rewrite(folder / epsilon.TEXTS["test"], b"+1 3:0.5 2000:-2 \n" + b"\n" * 2**20 + b"-1\n#" + b" " * 2**19 + b"\n")
     output = tmp_path / "new" / "output"
     assert epsilon.prepare(folder, output) == {"train": 20, "test": 2}
     with h5py.File(output / epsilon.FILE) as made, h5py.File(original / epsilon.FILE) as plain:
@@ -156,6 +156,9 @@ WRONG_FILES = [
     ("", GOOD + b" " * 2**21, "line 2: it is longer than 1048576 bytes"),
     ("", bytes(range(256)), "line 1: it "),
     (".bz2", bz2.compress(GOOD * 10**5)[:-30], "ended before the end-of-stream marker was reached after line"),
+    # Gigabytes of them may be a file of a few bytes.
+    (".bz2", bz2.compress(GOOD + b"\n" * 2**21), "line 1048578: more than 1048576 bytes up to its end hold no sample"),
+    (".bz2", bz2.compress((b"#" + b" " * 2**16 + b"\n") * 32), "bytes up to its end hold no sample"),
     (".bz2", GOOD, "libsvm text that can be read to its end (Invalid data stream"),
 ]
 

@@ -190,8 +190,80 @@ def test_ucx_is_found_in_the_memory_map(tmp_path):
     assert mpi_library.ucx(maps) is None
 
 
+OPEN_MPI = "Open MPI v5.0.11, package: Open MPI root@x Distribution, ident: 5.0.11, repo rev: v5.0.11, Oct 2026\0\0"
+MPICH = """\
+MPICH Version:      5.0.2
+MPICH Release date: Fri Sep 25 20:45:26 UTC 2026
+MPICH ABI:          18:2:6
+MPICH Device:       ch4:ucx ofi
+MPICH configure:    --with-device=ch4:ucx,ofi --with-pm=hydra:gforker
+MPICH CC:           cc
+"""
+MVAPICH = """\
+MVAPICH2 Version      :\t2.3.7
+MVAPICH2 Release date :\tWed March 02 22:00:00 EST 2022
+MVAPICH2 Device       :\tch3:mrail
+MVAPICH2 configure    :\t--prefix=/opt/mvapich2 --with-device=ch3:mrail
+"""
+CRAY = "MPI VERSION    : CRAY MPICH version 8.1.25.17 (ANL base 3.4a2)\nMPI BUILD INFO : Sun Feb 26 2023\n"
+INTEL = "Intel(R) MPI Library 2021.11 for Linux* OS\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "version", "messages_by"),
+    [
+        (OPEN_MPI, "Open MPI v5.0.11", None),
+        (MPICH, "MPICH 5.0.2", "ucx"),
+        (MPICH.replace("ch4:ucx ofi", "ch4:ofi"), "MPICH 5.0.2", "ofi"),
+        (MVAPICH, "MVAPICH2 2.3.7", "mrail"),
+        (CRAY, "CRAY MPICH version 8.1.25.17 (ANL base 3.4a2)", None),
+        (INTEL, "Intel(R) MPI Library 2021.11 for Linux* OS", None),
+        ("", "unknown", None),
+    ],
+)
+def test_what_libraries_say_of_themselves_is_one_line(text, version, messages_by):
+    assert mpi_library.version(text) == version
+    assert mpi_library.is_open_mpi(version) is (text == OPEN_MPI)
+    assert mpi_library.messages_by({}, text)[0] == messages_by
+
+
+def test_another_network_module_may_be_asked_for():
+    asked = mpi_library.messages_by({"MPIR_CVAR_CH4_NETMOD": "ofi"}, MPICH)
+    assert asked == ("ofi", "MPIR_CVAR_CH4_NETMOD; the library's device is ch4:ucx ofi")
+    assert mpi_library.messages_by({"MPIR_CVAR_CH4_NETMOD": ""}, MPICH)[0] == "ucx"
+
+
+@pytest.mark.parametrize(
+    ("messages_by", "says"),
+    [("ucx", "and sends the messages"), ("ofi", "and does not send"), ("unknown", "and may send the messages")],
+)
+def test_info_tells_of_mpich_what_it_is(monkeypatch, messages_by, says):
+    monkeypatch.setattr(mpi_library, "ucx", lambda: ("1.20.1", ["cma"]))
+    versions = {"hpcavg": "0.1.0", "MPI": "MPICH 5.0.2", "messages by": messages_by, "UCX": "1.20.1"}
+    text = "\n".join(info._of_software(replace(cluster()[0], versions=versions)))
+    assert "\nMPICH 5.0.2, thread level " in text
+    assert f"UCX: 1.20.1 is in this process {says}" in text
+    assert "fault tolerance: none that hpcavg can use" in text
+    assert "with-ft" not in text
+
+
+def test_mpich_is_not_advised_on_options_of_open_mpi():
+    places = cluster(cores=ALL_CORES, given=64, numa_nodes=(0, 1), versions={"MPI": "MPICH 5.0.2"})
+    shared, bound, numa = warnings(places, Plan(on_failure="shrink"))
+    assert shared == "--on-failure shrink will be refused: it needs Open MPI"
+    assert "mpirun -ppn 4 -bind-to core:16, srun --cpus-per-task=16" in bound
+    assert "(mpirun -bind-to numa, srun" in numa
+    assert not any("--map-by" in text or "ulfm" in text for text in (shared, bound, numa))
+
+
 def test_settings_are_those_that_change_how_messages_travel():
-    environ = {"UCX_TLS": "rc,sm", "OMPI_MCA_pml": "ucx", "OMPI_MCA_btl_tcp_if_include": "ib0"}
+    environ = {
+        "FI_PROVIDER": "verbs",
+        "MPIR_CVAR_CH4_NETMOD": "ofi",
+        "UCX_TLS": "rc,sm",
+        "OMPI_MCA_pml": "ucx",
+        "OMPI_MCA_btl_tcp_if_include": "ib0",
+    }
     others = {"OMPI_MCA_num_procs": "2", "OMPI_MCA_PREFIXES": "mca", "PATH": "/bin"}
     assert mpi_library.settings({**others, **environ}) == environ
 

@@ -2,14 +2,18 @@
 
 import os
 import shlex
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from hpcavg import cli
 from hpcavg.errors import InputError
-from hpcavg.job import Job, shipped
+from hpcavg.job import Job, shipped, write
 
 JOBS = Path(__file__).parents[2] / "jobs"
 
@@ -92,7 +96,12 @@ def test_what_has_no_value_leaves_no_line():
         ({"name": "a/b"}, "name"),
         ({"account": "a b"}, "account"),
         ({"name": "x;rm"}, "name"),
+        ({"name": "x\n#SBATCH --wrap=rm"}, "name"),
+        ({"partition": "-x"}, "partition"),
+        ({"time": "\u0661:00:00"}, "time"),
         ({"output": ""}, "output"),
+        ({"output": "-x"}, "output"),
+        ({"output": "a\nb"}, "output"),
         ({"resume": "runs/mine"}, "resume"),
         ({"launcher": "jsrun"}, "launcher"),
         ({"scheduler": "lsf", "launcher": "srun"}, "launcher"),
@@ -195,3 +204,152 @@ def test_algorithms_with_servers_are_trained_once(submit):
         submit("--algorithm", "downpour")
     words = ["--output", "runs/mine-7", "--resume", "unset", "--algorithm", "downpour", "--seed", "3"]
     assert submit("--algorithm", "downpour", "--resume", "unset") == ("job: done", [words])
+
+
+# -- whatever folders and options are called ------------------------------------------------------------------------
+
+# What the shell would do something with, beside any text that may stand on a command line.
+NASTY = [
+    "$(touch pwned)",
+    "`touch pwned`",
+    "a\ntouch pwned\n#",
+    "; touch pwned;",
+    "it's",
+    'a"b',
+    "\\",
+    "a\\",
+    "}",
+    "${x}",
+    "~",
+    "-",
+]
+NASTY += [
+    "-rf",
+    "--",
+    "*",
+    "!!",
+    "# no",
+    "&& touch pwned",
+    "a  b",
+    " ",
+    "\t",
+    "\r",
+    "\u201cx\u201d",
+    "caf\u00e9",
+    "\u2028",
+    "\udcff",
+    "%s",
+    "@output@",
+]
+texts = st.lists(
+    st.sampled_from(NASTY) | st.text(st.characters(exclude_characters="\0"), max_size=9), min_size=1, max_size=3
+).map("".join)
+"""Texts of one line or several, with bytes that are no UTF-8."""
+
+
+def is_nameable(text):
+    """Return whether a file system can take the text, made of what a command line holds, as the name of a file."""
+    try:
+        return text not in (".", "..") and len(os.fsencode(text)) < 200 and os.fsdecode(os.fsencode(text)) == text
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        return False
+
+
+names = texts.map(lambda text: text.replace("/", "")).filter(lambda text: text and is_nameable(text))
+values = texts.filter(is_nameable)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """Return a function that runs a script as its scheduler would; it returns the words behind hpcavg's name.
+
+    The launchers of its PATH write the words that they are given, and end as after bad input.
+    """
+    folder = tmp_path_factory.mktemp("started")
+    for name in ("mpirun", "srun", "jsrun", "python"):
+        launcher = folder / name
+        launcher.write_text(f'#!/bin/sh\nprintf "%s\\0" "$0" "$@" > {folder}/words\nexit 2\n')
+        launcher.chmod(0o755)
+    environ = {"PATH": f"{folder}:{os.environ['PATH']}", "HPCAVG_VENV": "", "LC_ALL": "C.UTF-8"}
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "mine", "SLURM_NTASKS": "2", "SLURM_TASKS_PER_NODE": "2"}
+    slurm |= {"SLURM_JOB_END_TIME": "9999999999", "SLURM_ARRAY_TASK_ID": "1"}
+    lsf = {"LSB_JOBID": "7", "LSB_JOBNAME": "mine", "LSB_JOBINDEX": "1"}
+
+    def started(job, script):
+        (folder / "words").unlink(missing_ok=True)
+        is_slurm = job.scheduler == "slurm"
+        command = ["bash", *(["--", script] if is_slurm else [])]
+        with script.open() as text:
+            form = {"stdin": None if is_slurm else text, "env": environ | (slurm if is_slurm else lsf)}
+            result = subprocess.run(command, capture_output=True, timeout=60, **form)
+        assert result.returncode == 2, result.stderr
+        assert (folder / "words").exists(), result.stderr
+        launcher, *words = [os.fsdecode(word) for word in (folder / "words").read_bytes().split(b"\0")[:-1]]
+        assert Path(launcher).name == ("python" if job.kind == "benchmarks" else job.launcher)
+        return words[words.index("-m") + 2 :]
+
+    return started
+
+
+SOURCED = """
+HPCAVG_RUNS=runs job=mine array_task=1 launcher=(mpirun) python=(python)
+echo "$HPCAVG_LAUNCHER $HPCAVG_WARNING_S $HPCAVG_RANKS"
+echo "$HPCAVG_RANKS_PER_NODE $HPCAVG_CPUS_PER_RANK $HPCAVG_GPUS_PER_RANK"
+echo "${launcher[*]} ${python[*]} $HPCAVG_RUNS $job $array_task"
+"""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Return a folder for scripts, all of which are looked over at the end."""
+    folder = tmp_path_factory.mktemp("written")
+    yield folder
+    scripts = [*folder.rglob("*.script")]
+    assert scripts
+    if shutil.which("shellcheck"):
+        # In place of the true one, which is looked over with the scripts of jobs, and would take seconds for each.
+        (folder / "environment.sh").write_text(SOURCED)
+        (folder / ".shellcheckrc").write_text("external-sources=true\n")
+        command = ["shellcheck", *scripts]
+    else:  # which CI has; without it, whether bash can read them
+        command = ["bash", "-c", 'for script in "$@"; do bash -n "$script" || exit; done', "bash", *scripts]
+    result = subprocess.run(command, capture_output=True, timeout=300, cwd=folder)
+    assert result.returncode == 0, result.stdout.decode(errors="replace")[:3000]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from([("slurm", "mpirun"), ("slurm", "srun"), ("lsf", "mpirun"), ("lsf", "jsrun")]),
+    st.sampled_from(["train", "requeue", "sweep", "benchmarks"]),
+    names,
+    names,
+    st.none() | values,
+    st.lists(values, max_size=3),
+)
+@example(("slurm", "mpirun"), "train", "-$(touch pwned)", "-`touch pwned`", "a b\\", ["a\ntouch pwned", "--x=\udcff"])
+def test_what_is_written_says_just_what_it_was_told(started, written, scheduler, kind, folder, name, output, options):
+    if output is not None and (output[:1] in ("", "-") or "\n" in output):
+        with pytest.raises(InputError, match="output=") as error:
+            Job(scheduler[0], kind, scheduler[1], output=output)
+        assert "\n" not in error.value.as_option()
+        return
+    job = Job(scheduler[0], kind, scheduler[1], output=output)
+    # Relative, so that a dash comes first; a folder of its own for each.
+    cwd = Path(tempfile.mkdtemp(dir=written))
+    before = os.getcwd()
+    os.chdir(cwd)
+    try:
+        script = Path(folder, f"{name}.script")
+        write(job, options, script)
+        (script.parent / "sweep.txt").write_text("--of sweep\n")
+        words = started(job, script)
+    finally:
+        os.chdir(before)
+    assert not [*cwd.rglob("pwned")], "it ran what was only a name"
+    chosen = output if output is not None else "runs/mine-7"
+    if kind == "benchmarks":
+        assert words == ["--preset", "quick", "--launcher", words[3], "--output", chosen, *options]
+    elif kind == "sweep":
+        assert words == ["--output", f"{chosen}/1", "--resume", "auto", *options, "--of", "sweep"]
+    else:
+        assert words == ["--output", chosen, "--resume", "auto", *options]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpcavg import launcher
+from hpcavg import launched, launcher
 from hpcavg.placement import cores_of_list, cpu_quota, numa_nodes, numa_nodes_of, share_of_cores
 
 ALL = set(range(16))
@@ -68,7 +68,7 @@ def test_the_job_script_may_want_fewer_threads(environ, allowed):
     ],
 )
 def test_the_launcher_and_the_scheduler_are_known(environ, name, job):
-    assert (launcher.launcher_name(environ), launcher.scheduler_job(environ)) == (name, job)
+    assert (launched.started_by(environ), launcher.scheduler_job(environ)) == (name, job)
 
 
 def write(folder, **files):

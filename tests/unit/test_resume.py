@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hpcavg import Topology, cli, files, report
+from hpcavg import Topology, checkpoint, cli, files, report
 from hpcavg.checkpointer import Checkpointer
 from hpcavg.config import Config
 from hpcavg.delayed import Delayed
 from hpcavg.errors import InputError
 from hpcavg.flat import FlatBuffer
-from hpcavg.pauses import Kind
+from hpcavg.pauses import Kind, Pause
 from hpcavg.tasks import Data, digits
 from hpcavg.train import Trainer
 from tests.process.resuming import differences, outcome
@@ -24,9 +24,18 @@ RUN = "--model mlp --batch-size 128 --algorithm dasgd --tau 4 --delay 3 --checkp
 FAILED, REQUEUE = 1, 75
 
 
-def train(folder, arguments, stop=False):
-    """Train, up to the end or only one step; return the trainer."""
+def train(folder, arguments, stop=False, failing=None):
+    """Train, up to the end or only one step, or until the evaluation `failing` raises; return the trainer."""
     trainer = Trainer(cli.parse_train([*f"{RUN} {arguments}".split(), "--output", str(folder)]))
+    if failing is not None:
+        evaluate, count = trainer._evaluate, iter(range(failing))
+
+        def fail(what):
+            if next(count, None) is None:
+                raise RuntimeError("out of memory")
+            return evaluate(what)
+
+        trainer._evaluate = fail
     if stop:
         begin_listening = trainer._begin_listening
 
@@ -100,6 +109,36 @@ def test_auto_where_nothing_is_starts_afresh_and_goes_on_from_there(finished, tm
     assert train(folder, "--epochs 2 --resume auto").status == 0
     assert differences(outcome(finished), outcome(folder)) == []
     report.main([str(folder)], None)
+
+
+# In each epoch two, of the learners' own models and of the mean. Of the last epoch the model is the final one.
+@pytest.mark.parametrize("failing", [0, 1, 2, 3])
+def test_an_evaluation_that_dies_loses_nothing(finished, tmp_path, failing):
+    options = "--epochs 2 --checkpoint-steps 6 --resume auto"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(tmp_path / "run", options, failing=failing)
+    saved, _ = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    assert saved.manifest.step == 12 * (1 + failing // 2)
+    train(tmp_path / "run", options)
+    assert differences(outcome(finished), outcome(tmp_path / "run")) == []
+
+
+@pytest.mark.parametrize("step", [11, 12, 13])
+def test_a_stop_about_an_epochs_end_neither_loses_nor_doubles_its_evaluation(finished, tmp_path, capsys, step):
+    options = f"--epochs 2 --stop-after 1000 --resume auto --checkpoint-steps {step}"
+    trainer = Trainer(cli.parse_train([*f"{RUN} {options}".split(), "--output", str(tmp_path / "run")]))
+    begin_listening = trainer._begin_listening
+
+    def ask():
+        begin_listening()
+        trainer._pauses.end_step = lambda taken: Pause(Kind.STOP, "a test") if taken == step else None
+
+    trainer._begin_listening = ask
+    assert trainer.train() == REQUEUE
+    assert trainer.averager.progress.step == step
+    train(tmp_path / "run", "--epochs 2 --resume auto")
+    assert capsys.readouterr().out.count("epoch   1 ") == 1
+    assert differences(outcome(finished), outcome(tmp_path / "run")) == []
 
 
 def test_a_finished_run_ends_at_once_with_the_same_result(finished, run):

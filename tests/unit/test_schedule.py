@@ -277,6 +277,65 @@ def test_an_epoch_of_seconds_ends_with_the_step_that_finds_them_passed():
     assert algorithms.pr_sgd_hetero(epoch_seconds=0.5).when(Run(2))(Progress(step=1, round_seconds=9.0)) is G
 
 
+def taken(rule, total_steps, speeds):
+    """Return the steps of every learner in a run whose mean learner is to take `total_steps`, one step in 1/speed s."""
+    num_learners = len(speeds)
+    due = [rule.when(Run(num_learners, learner, total_steps)) for learner in range(num_learners)]
+    learners = [Progress() for _ in speeds]
+    while learners[0].mean_step < total_steps:
+        for progress, speed, is_due in zip(learners, speeds, due, strict=True):
+            progress.round_seconds, scope = 0.0, None
+            while scope is None:
+                progress.step += 1
+                progress.round_seconds += 1 / speed
+                scope = is_due(progress)
+        for progress, speed in zip(learners, speeds, strict=True):
+            progress.round_step = progress.step
+            progress.mean_step = sum(other.step for other in learners) / num_learners
+            progress.relative_speed, progress.mean_speed = speed / min(speeds), sum(speeds) / min(speeds) / num_learners
+    return [progress.step for progress in learners]
+
+
+@pytest.mark.parametrize(
+    ("options", "total_steps", "steps"),
+    [
+        ({"base_steps": 50}, 3, [3, 3]),
+        (
+            {"base_steps": 8},
+            20,
+            [14, 26],
+        ),  # of the second round, 24 steps in the mean, a half: 4 and 12 became 6 and 18
+        ({"epoch_seconds": 9.0}, 3, [3, 3]),
+        ({"local_steps": [50, 9]}, 3, [4, 2]),
+        ({"local_steps": [50, 9]}, 59, [100, 18]),
+        ({"local_steps": [50, 9]}, 1, [1, 1]),
+        ({"local_steps": [1, 2]}, 10, [7, 13]),
+    ],
+)
+def test_the_mean_learner_takes_no_more_than_the_steps_of_the_run(options, total_steps, steps):
+    assert taken(algorithms.pr_sgd_hetero(**options), total_steps, [1.0, 3.0]) == steps
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=7), st.integers(1, 200))
+def test_listed_steps_add_up_to_those_of_the_run(local_steps, total_steps):
+    rule = algorithms.pr_sgd_hetero(local_steps=local_steps)
+    if rule.own_pace:
+        steps = taken(rule, total_steps, [1.0] * len(local_steps))
+        over = sum(steps) - total_steps * len(local_steps)
+        assert 0 <= over < len(local_steps)  # the last ones are cut to one each
+        assert over == 0 or min(steps) > 0
+
+
+@given(
+    st.lists(st.floats(0.1, 9), min_size=2, max_size=7),
+    st.integers(1, 200),
+    st.builds(dict, base_steps=st.integers(1, 60)) | st.builds(dict, epoch_seconds=st.floats(0.1, 60)),
+)
+def test_measured_steps_go_beyond_those_of_the_run_by_less_than_one_in_the_mean(speeds, total_steps, options):
+    steps = taken(algorithms.pr_sgd_hetero(**options), total_steps, speeds)
+    assert total_steps <= sum(steps) / len(steps) < total_steps + 1
+
+
 # -- refusals -----------------------------------------------------------------------------------------------------
 
 

@@ -1,12 +1,16 @@
 """One learner is plain PyTorch, bit for bit (identity 1); policies and checkpoints on one rank."""
 
+import contextlib
+import math
+
 import pytest
 import torch
 from mpi4py import MPI
 from torch import nn
 
-from hpcavg import Averager, Topology, algorithms
-from hpcavg.errors import InputError
+from hpcavg import Averager, Topology, algorithms, local_optimizer
+from hpcavg.config import Config
+from hpcavg.errors import InputError, SickLearnersError
 from hpcavg.models import build
 
 RULES = {
@@ -259,3 +263,100 @@ def test_a_loss_that_is_no_number_is_refused(topology):
     averager = Averager(model, optimizer, algorithms.ada_lupa(2, growth="loss"), topology)
     with pytest.raises(InputError, match="one number"):
         averager.step(torch.ones(4))
+
+
+LARGEST = [math.nextafter(most, 0) for most in (1e30, 1e8)]
+RATES = {
+    "sgd": (algorithms.sgd(), {}),
+    "adam": (algorithms.sgd(), {"optimizer": "adam"}),
+    "adamw": (algorithms.sgd(), {"optimizer": "adamw"}),
+    "slowmo": (algorithms.slowmo(1, outer_lr=LARGEST[1]), {}),
+    "diloco": (algorithms.diloco(1, outer_lr=LARGEST[1]), {}),
+    "lupa": (algorithms.lupa(1, mu=1e-15, shift=1e-15), {}),
+    "restarts": (algorithms.pr_sgd_time_varying(), {}),
+}
+
+
+@pytest.mark.parametrize("smallest", [False, True])
+@pytest.mark.parametrize(("rule", "options"), RATES.values(), ids=RATES)
+def test_what_options_allow_float32_can_hold(rule, options, smallest, topology):
+    """The run diverges, and says so; that is another matter than a traceback out of torch."""
+    rate, decay = (5e-324, 5e-324) if smallest else LARGEST
+    model = nn.Linear(2, 1)
+    config = Config(learning_rate=rate, weight_decay=decay, **options)
+    optimizer = local_optimizer.build(config, model.parameters())
+    averager = Averager(model, optimizer, rule, topology)
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        with contextlib.suppress(SickLearnersError):
+            averager.step()
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    """Let torch's own communication have a group of this process alone."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def wrapped(how):
+    model = nn.Sequential(nn.Linear(2, 2))
+    if how == "DistributedDataParallel":
+        return nn.parallel.DistributedDataParallel(model)
+    if how == "0 (DistributedDataParallel)":
+        return nn.Sequential(nn.parallel.DistributedDataParallel(model), nn.Linear(2, 2))
+    if how == "FullyShardedDataParallel":  # it needs a GPU, but for its name
+        sharded = object.__new__(torch.distributed.fsdp.FullyShardedDataParallel)
+        nn.Module.__init__(sharded)
+        sharded._modules["_fsdp_wrapped_module"] = model
+        return sharded
+    if how == "DDP":
+        from torch.distributed._composable.replicate import replicate
+
+        return replicate(model)
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    if how == "FSDPModule":
+        return torch.distributed.fsdp.fully_shard(model, mesh=mesh)
+    from torch.distributed.tensor import parallel
+
+    return parallel.parallelize_module(model, mesh, {"0": parallel.ColwiseParallel()})
+
+
+PLAIN, WHOLE = (
+    "the plain module, whose gradients nobody else",
+    "a model that is whole on every rank: leave the sharding out",
+)
+
+
+@pytest.mark.parametrize(
+    ("how", "allowed"),
+    [
+        ("DistributedDataParallel", PLAIN),
+        ("0 (DistributedDataParallel)", PLAIN),
+        ("DDP", "a module whose gradients nobody else averages: leave replicate out"),
+        ("FullyShardedDataParallel", WHOLE),
+        ("FSDPModule", WHOLE),
+        ("0.weight (DTensor)", WHOLE),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # torch's own, of what it is about to change
+def test_a_model_that_torch_averages_or_shards_is_refused_by_name(topology, process_group, how, allowed):
+    model = wrapped(how)
+    with pytest.raises(InputError) as caught:
+        Averager(model, torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1), algorithms.k_avg(3), topology)
+    assert str(caught.value).startswith(f"model={how!r}: must be {allowed}")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_module_of_a_wrapper_is_averaged(topology, process_group):
+    wrapper = wrapped("DistributedDataParallel")
+    for model in (wrapper.module, nn.DataParallel(nn.Linear(2, 2))):  # which keeps to this process
+        averager = Averager(model, torch.optim.SGD(model.parameters(), lr=0.1), algorithms.k_avg(1), topology)
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        model(torch.ones(3, 2)).sum().backward()
+        averager.step()
+        averager.finish()
+        assert not any(map(torch.equal, before, model.parameters()))

@@ -13,17 +13,19 @@ PACKAGE = Path(hpcavg.__file__).parent
 LEVELS = [
     {
         "hpcavg",
-        "hpcavg.children",
         "hpcavg.errors",
         "hpcavg.folding",
+        "hpcavg.launched",
         "hpcavg.merge",
         "hpcavg.place",
         "hpcavg.prefetch",
         "hpcavg.schedule",
+        "hpcavg.streams",
     },
     {
         "hpcavg.rule",
         "hpcavg.advice",
+        "hpcavg.children",
         "hpcavg.events",
         "hpcavg.files",
         "hpcavg.job",
@@ -85,6 +87,7 @@ LEVELS = [
         "hpcavg.outer_state",
         "hpcavg.replica",
         "hpcavg.rounds",
+        "hpcavg.server",
         "hpcavg.watchdog",
     },
     {

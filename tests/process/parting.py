@@ -1,0 +1,106 @@
+"""Ranks that die at a bad moment of a pause that is asked for: the survivors make it all the same, after the same step.
+
+python parting.py together|half-told|ordered|stopped
+
+In the last case another rank is stopped, so that the recovery hangs, which ends the job.
+"""
+
+import os
+import signal
+import sys
+import time
+
+from mpi4py import MPI
+
+from hpcavg import recovery
+from hpcavg.pauses import Kind, Pause, Pauses
+from hpcavg.watchdog import watch_over
+
+LAST = 2
+REQUEST = (Kind.STOP, "SIGTERM")
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def agree_together(pauses, topology):
+    """Rank 2 dies between the exchange of what is asked for and the word that all have it."""
+    if topology.origin == LAST:
+        nothing = Pause(Kind.NOTHING, "")
+        topology.carry_out(lambda: (topology.world.allreduce(nothing, MPI.MAX), die()), what="agreement on a pause")
+    if topology.origin == 0:
+        pauses.request(*REQUEST)
+    return pauses.agree_now(), 0
+
+
+def agree_by_step(pauses, topology):
+    """Rank 0 dies when it has told rank 1 alone how far to go; rank 2 is held, and rank 1 goes there."""
+    send_to_all = pauses._send_to_all
+
+    def send_to_one(what, *content):
+        if what == "go":
+            pauses._send(1, what, *content)
+            time.sleep(1.5)  # it has arrived
+            die()
+        send_to_all(what, *content)
+
+    pauses._send_to_all = send_to_one
+    pause, step = None, 0
+    if topology.origin == 1:
+        pauses.request(*REQUEST)
+    while pause is None:
+        step += 1
+        time.sleep(0.05)
+        if step % 100 == 0:
+            topology.carry_out(lambda: topology.world.Barrier())
+        pause = pauses.end_step(step)
+    return pause, step
+
+
+def agree_without_one_that_is_ordered_to_leave(pauses, topology):
+    """Rank 2 gets a second SIGTERM; so does the run a first one thereby, through the others."""
+    if topology.origin == LAST:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    if topology.origin == 0:
+        pauses.request(*REQUEST)
+    topology.carry_out(lambda: topology.world.Barrier())
+    return pauses.agree_now(), 0
+
+
+def hang_in_recovery(pauses, topology):
+    """Rank 2 is stopped, and rank 1 dies before anybody has missed it."""
+    if topology.origin == LAST:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if topology.origin == 1:
+        time.sleep(0.5)
+        die()
+    topology.carry_out(lambda: topology.world.Barrier())
+    return None, 0
+
+
+CASES = {
+    "together": agree_together,
+    "half-told": agree_by_step,
+    "ordered": agree_without_one_that_is_ordered_to_leave,
+    "stopped": hang_in_recovery,
+}
+
+
+def main(case):
+    topology = recovery.SurvivingTopology()
+    supervisor = watch_over(topology, 2.0 if case == "stopped" else 20.0).supervisor
+    pauses = Pauses(supervisor, topology, catch_signals=True, by_step=case == "half-told")
+    topology.carry_out(lambda: topology.world.Barrier())
+    made = CASES[case](pauses, topology)
+    all_made = topology.carry_out(lambda: topology.world.allgather(made))
+    assert all_made == [made] * topology.num_learners, all_made
+    print(topology.num_learners, *made[0], flush=True)
+    topology.free()
+    os._exit(0)  # MPI would wait for the dead
+
+
+main(sys.argv[1])
