@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,10 +97,35 @@ def parts(averager: Averager, loop: Mapping[str, Any]) -> dict[str, Any]:
 def restore(averager: Averager, saved: Mapping[str, Any]) -> dict[str, Any]:
     """Give a learner the state that `parts` returned; return the loop's."""
     _fit(averager.model.load_state_dict, saved["model"], "model")
+    options = [dict(group) for group in averager.optimizer.param_groups]
     _fit(averager.optimizer.load_state_dict, saved["optimizer"], "optimizer")
+    for own, given in zip(options, averager.optimizer.param_groups, strict=True):  # torch looks at few of them
+        check_form({name: own[name] for name in own if name != "params"}, given)
+    known = {"progress": asdict(averager.progress), "totals": asdict(averager.totals), "loss_sum": 0.0}
+    check_form(known, saved["averager"])
     averager.load_state_dict({**saved["averager"], "averaging": saved["means"]})
     _set_random_state(saved["random"])
     return dict(saved["loop"])
+
+
+def check_form(own: Any, given: Any) -> None:
+    """Raise an exception that says where `given` lacks a key of `own`, or has another kind of value.
+
+    None stands for what is not known yet, and goes with all kinds.
+    """
+    if isinstance(own, Mapping):
+        for name, value in own.items():
+            if value is not None and given[name] is not None:
+                try:
+                    check_form(value, given[name])
+                except TypeError as error:
+                    raise TypeError(f"{name}: {error}") from None
+    elif isinstance(own, (int, float, str, Tensor)):
+        kind = (int, float) if isinstance(own, (int, float)) else type(own)
+        if not isinstance(given, kind):
+            raise TypeError(f"a {type(given).__name__}")
+    elif type(own) is not type(given) or len(own) != len(given):
+        raise TypeError(f"a {type(given).__name__}")
 
 
 def mean_model(saved: Checkpoint) -> dict[str, Tensor]:

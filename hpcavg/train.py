@@ -174,6 +174,7 @@ class Trainer:
             self.passes.load_state_dict(loop["passes"])
             self.epoch, self._losses = int(loop["epoch"]), list(loop["losses"].to(self.device))
             self.account = Account(**loop["account"])
+            saving.check_form(asdict(Account()), asdict(self.account))
             self.feed.go_to(*map(int, loop["position"]))
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(loop["scheduler"])

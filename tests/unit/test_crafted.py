@@ -112,6 +112,30 @@ def test_a_missing_value_is_named(run):
     assert "it has no 'position'" in refusal(run)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (("optimizer", "param_groups", 0, "momentum"), None, "it has no 'momentum'"),
+        (("averager", "progress", "step"), "two", "progress: step: a str"),
+        (("averager", "totals", "excluded"), [], "totals: excluded: a list"),
+        (("averager", "loss_sum"), {}, "loss_sum: a dict"),
+        (("means", "in_flight", "means"), [torch.ones(3)] * 2, "a mean in flight of another model"),
+        (("loop", "account", "samples"), (), "samples: a tuple"),
+    ],
+)
+def test_a_value_of_another_kind_is_named(run, place, value, says):
+    tree = state_file.read(path_of(run) / checkpoint.rank_file(0), "resume")
+    holder = tree
+    for key in place[:-1]:
+        holder = holder[key]
+    if value is None:
+        del holder[place[-1]]
+    else:
+        holder[place[-1]] = value
+    write_state(path_of(run), tree)
+    assert says in refusal(run)
+
+
 def test_another_models_is_told(run):
     tree = state_file.read(path_of(run) / checkpoint.rank_file(0), "resume")
     tree["model"] = {"w": torch.ones(3)}
