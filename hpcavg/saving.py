@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,12 +32,19 @@ class Saved(NamedTuple):
 
 
 def save(
-    topology: Topology, folder: Path, keep: int, step: int, parts: Mapping[str, Any], about: Mapping[str, Any]
+    topology: Topology,
+    folder: Path,
+    keep: int,
+    step: int,
+    parts: Mapping[str, Any],
+    about: Mapping[str, Any],
+    guard: Callable[[], None] = lambda: None,
 ) -> Saved:
     """Write a checkpoint of all learners and say how that went. Collective over them.
 
     What several learners hold alike is written once. keep : checkpoints to leave, the older ones are removed. parts :
-    this learner's state, by name. about : rank 0's values for the manifest.
+    this learner's state, by name. about : rank 0's values for the manifest. guard : called
+    by rank 0 before it changes the folder; does not return where it must not.
     """
     world = topology.world
     digests = world.allgather({name: state_file.digest(part) for name, part in parts.items()})
@@ -47,6 +54,7 @@ def save(
     ]
     path, error = folder, None
     if world.Get_rank() == 0:
+        guard()
         try:
             path = checkpoint.create(folder, step, world.Get_size())
         except OSError as raised:
@@ -66,11 +74,13 @@ def save(
     error = next(filter(None, errors), None)
     remains: list[str] = []
     if rank == 0:
+        guard()
         try:
             if error is None:
                 checkpoint.commit(path, Manifest(step, world.Get_size(), list(records), places, dict(about)))
         except OSError as raised:
             error = why(raised)
+        guard()
         if error is None:
             remains = checkpoint.prune(folder, keep)
         else:

@@ -129,7 +129,8 @@ class Trainer:
         )
         self._started_s = time.monotonic()
         last = None if self._found.checkpoint is None else self._found.checkpoint.path
-        self._checkpointer = Checkpointer(self.config, self.averager, self.path / CHECKPOINTS, last)
+        folder = self.path / CHECKPOINTS
+        self._checkpointer = Checkpointer(self.config, self.averager, folder, last, self.lock.beat)
         self._stopped_by: str | None = None
         path = self.path / "metrics" / file_name(topology.rank, len(self._segments))
         rows = rows_before(self._segments, topology.rank)
@@ -358,7 +359,6 @@ class Trainer:
             return {"steps_per_epoch": feed.steps_per_epoch, "num_samples": num_samples, "metrics": history}
 
         checkpointer = self._checkpointer
-        self.lock.beat()  # whoever was stopped for minutes may have lost it
         checkpointer.write(reached, loop, about)
         if checkpointer.failure is not None:
             record.tell_of("checkpoint", f"checkpoint of step {round(reached)} ({checkpointer.failure})")

@@ -212,6 +212,31 @@ def test_a_damaged_one_that_is_named_is_refused(run):
     assert line.startswith(f"--resume {run}/checkpoints/step-00000010: must be a whole checkpoint (")
 
 
+@pytest.mark.parametrize("is_only_one", [True, False])
+def test_a_folder_that_cannot_be_read_is_named(finished, run, monkeypatch, capsys, is_only_one):
+    """As of another user. Nothing starts over where it may be the only one that is good, and it stays."""
+    if is_only_one:
+        for path in run.glob("checkpoints/step-*"):
+            if path.name != "step-00000024":
+                shutil.rmtree(path)
+    open_file = files.open_file
+
+    def refuse(path):
+        if "step-00000024" in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return open_file(path)
+
+    monkeypatch.setattr(files, "open_file", refuse)
+    if is_only_one:
+        line = refusal(run, "--epochs 2 --resume auto")
+        assert "(step-00000024: manifest.json: Permission denied); to start over, remove them" in line
+        return
+    train(run, "--epochs 2 --resume auto --keep-checkpoints 1")
+    assert "warning: passed over step-00000024: manifest.json: Permission denied" in capsys.readouterr().out
+    assert differences(outcome(finished), outcome(run)) == []
+    assert (run / "checkpoints" / "step-00000024" / "manifest.json").exists()
+
+
 @pytest.mark.parametrize("way", ["auto", "folder"])
 def test_where_all_are_damaged_nothing_starts_over(run, way):
     for path in run.glob("checkpoints/step-*"):
@@ -332,4 +357,4 @@ def test_a_mean_in_flight_goes_to_the_device():
 def test_the_clock_asks_for_none_where_servers_keep_the_state(tmp_path, algorithm, is_overdue):
     config = Config(algorithm=algorithm, checkpoint_minutes=1e-9)
     averager = SimpleNamespace(topology=SimpleNamespace(rank=0), agreed_step=0, algorithm=config.rule())
-    assert Checkpointer(config, averager, tmp_path, None).is_overdue is is_overdue
+    assert Checkpointer(config, averager, tmp_path, None, print).is_overdue is is_overdue
