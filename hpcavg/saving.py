@@ -111,8 +111,10 @@ def restore(averager: Averager, saved: Mapping[str, Any]) -> dict[str, Any]:
     _fit(averager.optimizer.load_state_dict, saved["optimizer"], "optimizer")
     for own, given in zip(options, averager.optimizer.param_groups, strict=True):  # torch looks at few of them
         check_form({name: own[name] for name in own if name != "params"}, given)
-    known = {"progress": asdict(averager.progress), "totals": asdict(averager.totals), "loss_sum": 0.0}
-    check_form(known, saved["averager"])
+    known = {"progress": asdict(averager.progress), "totals": asdict(averager.totals)}
+    for name, fields in known.items():
+        check_form({name: fields}, {name: fields | saved["averager"][name]})  # some may have come since
+    check_form({"loss_sum": 0.0}, saved["averager"])
     averager.load_state_dict({**saved["averager"], "averaging": saved["means"]})
     _set_random_state(saved["random"])
     return dict(saved["loop"])

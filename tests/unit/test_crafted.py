@@ -136,6 +136,18 @@ def test_a_value_of_another_kind_is_named(run, place, value, says):
     assert says in refusal(run)
 
 
+def test_what_has_come_since_may_be_missing(run):
+    """Fields with defaults, and tables of the metrics."""
+    tree = state_file.read(path_of(run) / checkpoint.rank_file(0), "resume")
+    for holder in (tree["averager"]["progress"], tree["averager"]["totals"], tree["loop"]["account"]):
+        holder.popitem()
+    write_state(path_of(run), tree)
+    values = read_manifest(path_of(run))
+    del values["about"]["metrics"]["positions"][0]["evaluation"]
+    write_manifest(path_of(run), values)
+    resume(run)
+
+
 def test_another_models_is_told(run):
     tree = state_file.read(path_of(run) / checkpoint.rank_file(0), "resume")
     tree["model"] = {"w": torch.ones(3)}
