@@ -13,18 +13,20 @@ import json
 import math
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from hpcavg import files, state_file
 from hpcavg.errors import InputError, why
 from hpcavg.files import FileRecord
+
+_T = TypeVar("_T")
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
@@ -101,6 +103,20 @@ class Checkpoint:
             held = [part for part in places if places[part] == place]
             found |= state_file.read(self.path / rank_file(place), "resume", held)
         return {part: found[part] for part in places}
+
+    def understand(self, use: Callable[[Checkpoint], _T]) -> _T:
+        """Return what `use` makes of this checkpoint.
+
+        Raises `InputError`, whatever `use` raises but `OSError`, where it does not hold what that needs: it may be
+        whole to the last byte, and yet another program's, or another version's.
+        """
+        try:
+            return use(self)
+        except (InputError, OSError):
+            raise
+        except Exception as error:
+            lacks = f"it has no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+            raise InputError("resume", self.path, f"a checkpoint that this hpcavg can go on from ({lacks})") from error
 
 
 # -- writing ------------------------------------------------------------------------------------------------------

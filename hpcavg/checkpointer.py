@@ -15,7 +15,7 @@ from hpcavg.config import Config
 class Checkpointer:
     """Writes the checkpoints of a run into `folder`.
 
-    last : the one that the run goes on from, None where it starts afresh.
+    last : the one that the run goes on from, None where it starts afresh. guard : as in `saving.save`.
 
     Attributes
     ----------
@@ -23,11 +23,14 @@ class Checkpointer:
     failure : why the last attempt failed, None where it did not. remains : why older ones could not be removed then.
     """
 
-    def __init__(self, config: Config, averager: Averager, folder: Path, last: Path | None) -> None:
+    def __init__(
+        self, config: Config, averager: Averager, folder: Path, last: Path | None, guard: Callable[[], None]
+    ) -> None:
         self._config = config
         self._averager = averager
         self._topology = averager.topology
         self._folder = folder
+        self._guard = guard
         self.last = last
         self.step = averager.agreed_step or 0.0
         self.failure: str | None = None
@@ -55,8 +58,8 @@ class Checkpointer:
 
         def act() -> saving.Saved:
             told = {"config": self._config.as_toml(), **about()}
-            parts = saving.parts(self._averager, loop)
-            return saving.save(self._topology, self._folder, self._config.keep_checkpoints, round(step), parts, told)
+            parts, keep = saving.parts(self._averager, loop), self._config.keep_checkpoints
+            return saving.save(self._topology, self._folder, keep, round(step), parts, told, self._guard)
 
         path, self.failure, self.remains = self._topology.carry_out(act, what="checkpoint")
         self.step, self._written_at_s = step, time.monotonic()

@@ -168,7 +168,11 @@ class Delayed:
         self.flight = None
         if state is not None:
             known = {name: value for name, value in state.items() if name != "means"}
-            *means, complaints = (mean.clone() for mean in state["means"])
+            (here,) = self._complaints.arrays
+            *means, complaints = (mean.to(here.device, copy=True) for mean in state["means"])
+            sizes = [array[0].numel() for flat in self._flats for array in flat.arrays]
+            if [mean.numel() for mean in means] != sizes:
+                raise ValueError("a mean in flight of another model")
             pending = Arrived([complaints, *means])
             self.flight = Flight(started=time.perf_counter(), blocked_s=0.0, pending=pending, **known)
 

@@ -67,7 +67,7 @@ def abort(config: Config) -> None:
 
 def give_up(text: str) -> None:
     """Say why and end the job at once, not to be started again: another writes where this one did."""
-    tell(text)
+    tell(f"hpcavg: error: {text}")
     MPI.COMM_WORLD.Abort(FAILED)
 
 

@@ -109,17 +109,6 @@ def continued(folder: Path, resumed: Sequence[Positions], positions: Positions) 
     return [*resumed, *[positions] * max(1, num_segments(folder) - len(resumed))]
 
 
-def history(folder: Path, saved: Mapping[str, Any] | None, num_ranks: int) -> list[Positions]:
-    """Return the history of the segment that begins now in `folder`.
-
-    saved : what the checkpoint holds that the run goes on from, ``resumed`` and ``positions``; None where the run
-    starts afresh, with `num_ranks` ranks.
-    """
-    if saved is None and not num_segments(folder):
-        return []
-    return continued(folder, **(saved or {"resumed": [], "positions": [dict.fromkeys(COLUMNS, 0)] * num_ranks}))
-
-
 def rows_before(resumed: Sequence[Positions], rank: int) -> dict[str, int]:
     """Return how many rows of each table come before those of `rank` in the segment with the history `resumed`.
 
@@ -279,6 +268,30 @@ def write_view(folder: Path, num_ranks: int, resumed: Sequence[Positions] = ()) 
                 dataset = file.create_virtual_dataset(f"{group}/{name}", layout, fillvalue=column.missing)
                 dataset.attrs["units"] = column.units
     files.replace_file(folder / VIEW, [image.getvalue()])
+
+
+def begin_segment(folder: Path, saved: Mapping[str, Any] | None, num_ranks: int) -> list[Positions]:
+    """Write the view of the segment of `num_ranks` that begins now in `folder`; return its history.
+
+    saved : what the checkpoint that the run goes on from holds, ``resumed`` and ``positions``; None where it starts
+    afresh.
+    """
+    segments: list[Positions] = []
+    if saved is not None:
+        told = [[_rows(rows) for rows in positions] for positions in (*saved["resumed"], saved["positions"])]
+        segments = continued(folder, told[:-1], told[-1])
+    elif num_segments(folder):
+        segments = continued(folder, [], [_rows({})] * num_ranks)
+    write_view(folder, num_ranks, segments)
+    return segments
+
+
+def _rows(told: Mapping[str, int]) -> dict[str, int]:
+    """Return how many rows of every table there are: none of those that were not known yet."""
+    rows = {group: told.get(group, 0) for group in COLUMNS}
+    if not all(type(number) is int and number >= 0 for number in rows.values()):
+        raise ValueError("rows of metrics that are no numbers")
+    return rows
 
 
 def _layout(name: str, dtype: str, starts: Sequence[Sequence[int]]) -> h5py.VirtualLayout:

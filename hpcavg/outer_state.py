@@ -51,6 +51,6 @@ class OuterState:
     def load_state_dict(self, saved: list[dict[str, Any]]) -> None:
         """Continue from what `state_dict` returned."""
         for own, others in zip(self.states, saved, strict=True):
-            for name, value in others.items():
-                own[name].copy_(value)
+            for name in own:
+                own[name].copy_(others[name])
         self._is_compared = False

@@ -63,9 +63,10 @@ def find(config: Config) -> Found:
             raise InputError("resume", config.resume, f"a run with a whole checkpoint ({why})")
     else:
         found = Found(checkpoint.open_checkpoint(config.resume))
-    if found.checkpoint is not None:
-        _check_same(config, found.checkpoint)
-        found = replace(found, other_length=_other_length(config, found.checkpoint))
+    saved = found.checkpoint
+    if saved is not None:
+        saved.understand(lambda saved: _check_same(config, saved))
+        found = replace(found, other_length=saved.understand(lambda saved: _other_length(config, saved)))
     return found
 
 
@@ -85,23 +86,29 @@ def _newest(run: Path) -> Found:
 
 
 def _check_same(config: Config, saved: Checkpoint) -> None:
-    """Raise `InputError` for the first option that is not what it was and must be."""
-    # A checkpoint of an earlier version lacks options that have come since: their defaults are what it did.
-    before: dict[str, Any] = _defaults() | saved.manifest.about["config"]
-    now = config.as_toml()
-    for name in sorted(before.keys() | now.keys()):
-        if name not in _FREE and _plain(before.get(name)) != _plain(now.get(name)):
-            was = before.get(name, "unset")
-            raise InputError(name, now.get(name, "unset"), f"{was}, as in the run that {saved.path} is of")
+    """Raise `InputError` for the first option that is not what it was and must be.
+
+    Options come and go with versions. One that is new since has its default in an earlier run: that is what it did.
+    """
+    before, now = dict(saved.manifest.about["config"]), config.as_toml()
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(Config)}
+    defaults["image_shape"] = "x".join(map(str, defaults["image_shape"]))
+    for name in sorted(before.keys() - defaults.keys()):
+        allowed = f"a checkpoint of a run without {name}={before[name]}, an option that this hpcavg does not have"
+        raise InputError("resume", saved.path, allowed)
+    for name in sorted(defaults.keys() - _FREE):
+        was = before.get(name, _plain(defaults[name]))
+        if was != _plain(now.get(name)):
+            is_new = (
+                name not in before and was is not None
+            )  # one that was unset is not told from one that was not there
+            whose = f"the run that {saved.path} is of"
+            since = f"what {whose} did before there was this option" if is_new else f"as in {whose}"
+            raise InputError(name, now.get(name, "unset"), f"{'unset' if was is None else was}, {since}")
     for name in ("steps", "epochs") if config.schedule in ("cosine", "one_cycle", "one-cycle") else ():
         if before.get(name) != now.get(name):
             allowed = f"{before.get(name)}: the {config.schedule} schedule is laid out for the run's length"
             raise InputError(name, now.get(name, "unset"), allowed)
-
-
-def _defaults() -> dict[str, Any]:
-    """Return the options that have a default other than to be unset."""
-    return {field.name: field.default for field in fields(Config) if field.default is not None}
 
 
 def _other_length(config: Config, saved: Checkpoint) -> list[str]:

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from pathlib import Path
 from hpcavg import files
 from hpcavg.errors import InputError, why
 from hpcavg.launcher import is_running, scheduler_job, started_ticks
+from hpcavg.streams import tell
 
 BEAT_S = 10.0
 SILENT_S = 60.0
@@ -303,5 +303,4 @@ def _in_use(path: Path, owner: Owner | None) -> InputError:
 
 def _tell(path: Path, owner: Owner | None) -> None:
     whose = f"of {owner}" if owner else "damaged"
-    text = f"{path} is {whose}; waiting {SILENT_S:.0f} s for a sign that its run goes on"
-    print(f"hpcavg: {text}", file=sys.stderr, flush=True)
+    tell(f"hpcavg: {path} is {whose}; waiting {SILENT_S:.0f} s for a sign that its run goes on")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,12 +32,19 @@ class Saved(NamedTuple):
 
 
 def save(
-    topology: Topology, folder: Path, keep: int, step: int, parts: Mapping[str, Any], about: Mapping[str, Any]
+    topology: Topology,
+    folder: Path,
+    keep: int,
+    step: int,
+    parts: Mapping[str, Any],
+    about: Mapping[str, Any],
+    guard: Callable[[], None] = lambda: None,
 ) -> Saved:
     """Write a checkpoint of all learners and say how that went. Collective over them.
 
     What several learners hold alike is written once. keep : checkpoints to leave, the older ones are removed. parts :
-    this learner's state, by name. about : rank 0's values for the manifest.
+    this learner's state, by name. about : rank 0's values for the manifest. guard : called
+    by rank 0 before it changes the folder; does not return where it must not.
     """
     world = topology.world
     digests = world.allgather({name: state_file.digest(part) for name, part in parts.items()})
@@ -46,6 +54,7 @@ def save(
     ]
     path, error = folder, None
     if world.Get_rank() == 0:
+        guard()
         try:
             path = checkpoint.create(folder, step, world.Get_size())
         except OSError as raised:
@@ -65,11 +74,13 @@ def save(
     error = next(filter(None, errors), None)
     remains: list[str] = []
     if rank == 0:
+        guard()
         try:
             if error is None:
                 checkpoint.commit(path, Manifest(step, world.Get_size(), list(records), places, dict(about)))
         except OSError as raised:
             error = why(raised)
+        guard()
         if error is None:
             remains = checkpoint.prune(folder, keep)
         else:
@@ -96,10 +107,37 @@ def parts(averager: Averager, loop: Mapping[str, Any]) -> dict[str, Any]:
 def restore(averager: Averager, saved: Mapping[str, Any]) -> dict[str, Any]:
     """Give a learner the state that `parts` returned; return the loop's."""
     _fit(averager.model.load_state_dict, saved["model"], "model")
+    options = [dict(group) for group in averager.optimizer.param_groups]
     _fit(averager.optimizer.load_state_dict, saved["optimizer"], "optimizer")
+    for own, given in zip(options, averager.optimizer.param_groups, strict=True):  # torch looks at few of them
+        check_form({name: own[name] for name in own if name != "params"}, given)
+    known = {"progress": asdict(averager.progress), "totals": asdict(averager.totals)}
+    for name, fields in known.items():
+        check_form({name: fields}, {name: fields | saved["averager"][name]})  # some may have come since
+    check_form({"loss_sum": 0.0}, saved["averager"])
     averager.load_state_dict({**saved["averager"], "averaging": saved["means"]})
     _set_random_state(saved["random"])
     return dict(saved["loop"])
+
+
+def check_form(own: Any, given: Any) -> None:
+    """Raise an exception that says where `given` lacks a key of `own`, or has another kind of value.
+
+    None stands for what is not known yet, and goes with all kinds.
+    """
+    if isinstance(own, Mapping):
+        for name, value in own.items():
+            if value is not None and given[name] is not None:
+                try:
+                    check_form(value, given[name])
+                except TypeError as error:
+                    raise TypeError(f"{name}: {error}") from None
+    elif isinstance(own, (int, float, str, Tensor)):
+        kind = (int, float) if isinstance(own, (int, float)) else type(own)
+        if not isinstance(given, kind):
+            raise TypeError(f"a {type(given).__name__}")
+    elif type(own) is not type(given) or len(own) != len(given):
+        raise TypeError(f"a {type(given).__name__}")
 
 
 def mean_model(saved: Checkpoint) -> dict[str, Tensor]:

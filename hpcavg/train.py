@@ -7,6 +7,7 @@ import os
 import time
 import uuid
 from dataclasses import asdict, astuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from hpcavg.errors import CorruptionError, SickLearnersError
 from hpcavg.evaluation import Score, evaluate
 from hpcavg.feed import Feed
 from hpcavg.launcher import early_signals
-from hpcavg.metrics import file_name, history, rows_before, write_view
+from hpcavg.metrics import begin_segment, file_name, rows_before
 from hpcavg.model_passes import ModelPasses
 from hpcavg.pauses import Kind, Pauses, deadline
 from hpcavg.record import Record, attributes
@@ -76,7 +77,8 @@ class Trainer:
         )
         saved = self._found.checkpoint
         if saved is not None and not self._is_of_as_many(saved):  # the averager gives everyone rank 0's
-            topology.do_together(lambda: saving.load_mean_model(self.model, saved) if topology.rank == 0 else None)
+            fill = partial(saving.load_mean_model, self.model)
+            topology.do_together(lambda: saved.understand(fill) if topology.rank == 0 else None)
         watch_over(topology, config.hang_timeout, lambda: emergency.abort(config))
         with topology.waiting("start", Scope.SERVER):
             self.averager = Averager(
@@ -106,7 +108,7 @@ class Trainer:
         self.epoch = 0  # those that are over
         self._losses: list[Tensor] = []  # since then
         if saved is not None:
-            topology.do_together(lambda: self._go_on_from(saved))
+            topology.do_together(lambda: saved.understand(self._go_on_from))
         self.path, self._segments = self._create_folder()
         topology.on_renewal(lambda: None if topology.rank else self.lock.inherit(self.path))
 
@@ -127,7 +129,8 @@ class Trainer:
         )
         self._started_s = time.monotonic()
         last = None if self._found.checkpoint is None else self._found.checkpoint.path
-        self._checkpointer = Checkpointer(self.config, self.averager, self.path / CHECKPOINTS, last)
+        folder = self.path / CHECKPOINTS
+        self._checkpointer = Checkpointer(self.config, self.averager, folder, last, self.lock.beat)
         self._stopped_by: str | None = None
         path = self.path / "metrics" / file_name(topology.rank, len(self._segments))
         rows = rows_before(self._segments, topology.rank)
@@ -170,9 +173,10 @@ class Trainer:
         if self._is_of_as_many(saved):
             loop = saving.restore(self.averager, saved.load(self.topology.rank))
             self.passes.load_state_dict(loop["passes"])
-            self.epoch, self._losses = loop["epoch"], list(loop["losses"])
+            self.epoch, self._losses = int(loop["epoch"]), list(loop["losses"].to(self.device))
             self.account = Account(**loop["account"])
-            self.feed.go_to(*loop["position"])
+            saving.check_form(asdict(Account()), asdict(self.account))
+            self.feed.go_to(*map(int, loop["position"]))
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(loop["scheduler"])
             return
@@ -200,12 +204,14 @@ class Trainer:
 
         def create() -> tuple[Path, list[Any]]:
             with run_folder.creating(self.config, self.task.name, self.lock) as path:
-                metrics = path / "metrics"
+
+                def begin(saved: Checkpoint | None) -> list[Any]:
+                    before = None if saved is None else saved.manifest.about["metrics"]
+                    return begin_segment(path / "metrics", before, topology.everyone.Get_size())
+
                 is_same = saved is not None and saved.path.parent.resolve() == (path / CHECKPOINTS).resolve()
-                before = saved.manifest.about["metrics"] if saved is not None and is_same else None
-                segments = history(metrics, before, topology.everyone.Get_size())
+                segments = saved.understand(begin) if saved is not None and is_same else begin(None)
                 run_folder.write_start(path, self.config, nodes, self.threads, str(self.device))
-                write_view(metrics, topology.everyone.Get_size(), segments)
             return path, segments
 
         return topology.take_from_first(create)
@@ -353,7 +359,6 @@ class Trainer:
             return {"steps_per_epoch": feed.steps_per_epoch, "num_samples": num_samples, "metrics": history}
 
         checkpointer = self._checkpointer
-        self.lock.beat()  # whoever was stopped for minutes may have lost it
         checkpointer.write(reached, loop, about)
         if checkpointer.failure is not None:
             record.tell_of("checkpoint", f"checkpoint of step {round(reached)} ({checkpointer.failure})")

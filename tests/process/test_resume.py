@@ -39,6 +39,15 @@ def test_all_algorithms_and_options_that_are_stopped_end_with_the_same_bits():
     assert [line for line in lines if not line.startswith("same ")] == []
 
 
+def test_runs_of_an_earlier_version_go_on(tmp_path):
+    """As if they had been trained by this one from the start, up to what another build of torch rounds otherwise."""
+    result = run(2, [tmp_path], module="tests.process.resuming_old", timeout=300)
+    assert (result.status, result.err) == (0, "")
+    lines = [line.split() for line in result.out.splitlines()]
+    assert [line[:3] for line in lines] == [["dasgd", "True", "True"], ["diloco", "True", "True"]]
+    assert all(float(line[3]) < 1e-3 for line in lines)
+
+
 @pytest.mark.parametrize("algorithm", KILLED)
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, algorithm):
     """Killed at random moments, also inside a checkpoint, with means in flight and momentum on its way."""

@@ -117,8 +117,10 @@ def test_what_is_not_whole_is_passed_over_and_told(tmp_path):
         assert caught.value.as_option() == f"--resume {path}: must be a whole checkpoint ({reason})"
 
 
-@pytest.mark.parametrize("name", ["missing", "", "\0", "pipe"])
+@pytest.mark.parametrize("name", ["missing", "", "\0", "pipe", "loop", "full/step-00000001", "x" * 300])
 def test_what_is_no_checkpoint_is_refused(name, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "full").touch()
     (tmp_path / "pipe").mkdir()
     os.mkfifo(tmp_path / "pipe" / "manifest.json")
     with pytest.raises(InputError, match="must be a whole checkpoint"):

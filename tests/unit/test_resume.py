@@ -7,11 +7,14 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from hpcavg import checkpoint, cli, files, report
+from hpcavg import Topology, checkpoint, cli, files, report
 from hpcavg.checkpointer import Checkpointer
 from hpcavg.config import Config
+from hpcavg.delayed import Delayed
 from hpcavg.errors import InputError
+from hpcavg.flat import FlatBuffer
 from hpcavg.pauses import Kind, Pause
 from hpcavg.tasks import Data, digits
 from hpcavg.train import Trainer
@@ -185,14 +188,6 @@ def test_another_run_is_refused(run, changed, line):
     assert sorted(path for path in run.rglob("*")) == before
 
 
-def test_a_checkpoint_from_before_an_option_came_is_of_its_default(finished, run):
-    manifest = run / "checkpoints" / "step-00000024" / checkpoint.MANIFEST
-    written = json.loads(manifest.read_text())
-    assert written["about"]["config"].pop("drop_last") is False
-    manifest.write_text(json.dumps(written))
-    assert refusal(run, "--epochs 2 --drop-last --resume auto").startswith("--drop-last True: must be False")
-
-
 def damage(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -215,6 +210,31 @@ def test_a_damaged_one_that_is_named_is_refused(run):
     damage(run / "checkpoints/step-00000010/rank-00000.safetensors")
     line = refusal(run, f"--epochs 2 --resume {run}/checkpoints/step-00000010")
     assert line.startswith(f"--resume {run}/checkpoints/step-00000010: must be a whole checkpoint (")
+
+
+@pytest.mark.parametrize("is_only_one", [True, False])
+def test_a_folder_that_cannot_be_read_is_named(finished, run, monkeypatch, capsys, is_only_one):
+    """As of another user. Nothing starts over where it may be the only one that is good, and it stays."""
+    if is_only_one:
+        for path in run.glob("checkpoints/step-*"):
+            if path.name != "step-00000024":
+                shutil.rmtree(path)
+    open_file = files.open_file
+
+    def refuse(path):
+        if "step-00000024" in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return open_file(path)
+
+    monkeypatch.setattr(files, "open_file", refuse)
+    if is_only_one:
+        line = refusal(run, "--epochs 2 --resume auto")
+        assert "(step-00000024: manifest.json: Permission denied); to start over, remove them" in line
+        return
+    train(run, "--epochs 2 --resume auto --keep-checkpoints 1")
+    assert "warning: passed over step-00000024: manifest.json: Permission denied" in capsys.readouterr().out
+    assert differences(outcome(finished), outcome(run)) == []
+    assert (run / "checkpoints" / "step-00000024" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("way", ["auto", "folder"])
@@ -310,8 +330,31 @@ def test_what_cannot_be_removed_fails_no_checkpoint(tmp_path, is_stopped, monkey
         assert f"go on with --resume {checkpoints}/step-00000003\n" in shown
 
 
+# The device "meta" stands for a GPU: what is on another one cannot be computed with what is there.
+
+
+def test_losses_go_to_the_device(run):
+    trainer = Trainer(cli.parse_train(["--resume", str(run / "checkpoints" / "step-00000010")]))
+    trainer.lock.release()
+    saved = trainer._found.checkpoint
+    trainer.device = torch.device("meta")
+    trainer._go_on_from(saved)
+    assert len(trainer._losses) == 10
+    assert torch.stack([*trainer._losses, torch.ones((), device="meta")]).is_meta
+
+
+def test_a_mean_in_flight_goes_to_the_device():
+    topology = Topology()
+    flat, engine = FlatBuffer([("w", torch.zeros(3, device="meta"))]), SimpleNamespace(home=lambda array: array)
+    delayed = Delayed([flat], engine, topology, None)
+    known = {"step": 4, "period_steps": 4, "num_bytes": 12, "num_members": 1, "is_sick": False}
+    delayed.load_state_dict({**known, "means": [torch.zeros(3), torch.zeros(1)]})
+    assert [mean.is_meta for mean in delayed.flight.pending.wait()] == [True, True]
+    topology.free()
+
+
 @pytest.mark.parametrize(("algorithm", "is_overdue"), [("k-avg", True), ("downpour", False)])
 def test_the_clock_asks_for_none_where_servers_keep_the_state(tmp_path, algorithm, is_overdue):
     config = Config(algorithm=algorithm, checkpoint_minutes=1e-9)
     averager = SimpleNamespace(topology=SimpleNamespace(rank=0), agreed_step=0, algorithm=config.rule())
-    assert Checkpointer(config, averager, tmp_path, None).is_overdue is is_overdue
+    assert Checkpointer(config, averager, tmp_path, None, print).is_overdue is is_overdue
