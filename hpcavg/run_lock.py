@@ -34,7 +34,7 @@ SILENT_S = 60.0
 _TELL_S = 2.0
 _LOOK_S = 0.5
 _AGAIN_S = 1.0
-_NAME = re.compile(r"lock-\d{6,18}")
+_NAME = re.compile(r"lock-\d{6,}", re.ASCII)
 
 
 @dataclass(frozen=True)
