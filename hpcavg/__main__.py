@@ -12,6 +12,7 @@ import atexit
 import gc
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
+# By how much ranks that were started together may be apart when they have read their options.
+_LONE_S = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -85,8 +88,7 @@ def _data(arguments: list[str]) -> int:
 
         command.run(options, _connect_all, launcher_rank())
     except InputError as error:
-        if launched.speaks_for_lone(os.environ):
-            _print_error(error)
+        _print_once(error)
         return EXIT_INPUT_ERROR
     except KeyboardInterrupt:
         streams.tell("hpcavg: interrupted; start the same command again")
@@ -144,9 +146,8 @@ def _with_mpi(command: str, arguments: list[str]) -> int:
         gc.freeze()
         trainer = Trainer(config)
     except InputError as raised:  # every rank has the same
-        # Ranks that each believe to be alone are all rank 0.
-        if world.Get_rank() == 0 and launched.speaks_for_lone(os.environ):
-            _print_error(raised)
+        if world.Get_rank() == 0:
+            _print_once(raised)
         return EXIT_INPUT_ERROR
     return trainer.train()
 
@@ -159,6 +160,17 @@ def _check_early(config: Config, num_ranks: int) -> None:
     check_sizes(num_ranks, config.group_size, config.servers)
     if config.output is not None:
         run_folder.check(Path(config.output), may_be_run=config.resume is not None)
+
+
+def _print_once(error: InputError) -> None:
+    """Print `error` on one of several ranks that each believe to be alone, and so are all rank 0.
+
+    The others stay until it has: a launcher may end all ranks as soon as one has left, torchrun within 0.1 s.
+    """
+    if launched.speaks_for_lone(os.environ):
+        _print_error(error)
+    else:
+        time.sleep(_LONE_S)
 
 
 def _print_error(error: InputError) -> None:

@@ -4,6 +4,11 @@ import signal
 import subprocess
 import sys
 
+import pytest
+from mpi4py import MPI
+
+from hpcavg import __main__
+
 
 def test_an_interrupt_while_a_run_starts_is_one_line():
     program = (
@@ -16,3 +21,22 @@ def test_an_interrupt_while_a_run_starts_is_one_line():
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert result.returncode == 128 + signal.SIGINT
     assert result.stderr == "hpcavg: interrupted\n"
+
+
+@pytest.mark.parametrize(("rank", "speaks"), [(0, True), (1, False), (7, False)])
+@pytest.mark.parametrize("command", ["train", "info", "data"])
+def test_lone_ranks_stay_until_the_first_has_spoken(monkeypatch, capsys, command, rank, speaks):
+    """Else the launcher, which ends all when one has left, may end it before."""
+    for name, value in {"RANK": rank, "WORLD_SIZE": 8, "LOCAL_RANK": rank}.items():
+        monkeypatch.setenv(name, str(value))
+    slept = []
+    monkeypatch.setattr(__main__.time, "sleep", slept.append)
+    for place, name in ((__main__, "remember_early_signals"), (__main__.gc, "disable")):
+        monkeypatch.setattr(place, name, lambda: None)
+    monkeypatch.setattr(__main__, "_connect", lambda: MPI.COMM_WORLD)
+    if command == "data":
+        assert __main__._without_mpi("data", ["check"]) == 2
+    else:
+        assert __main__._with_mpi(command, []) == 2
+    assert capsys.readouterr().err.count("\n") == speaks
+    assert slept == [__main__._LONE_S] * (not speaks)
