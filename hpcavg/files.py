@@ -81,6 +81,8 @@ def switch_link(path: Path, target: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     if partial.is_symlink():  # of a process that was killed
         perform(os.unlink, partial)
+    elif os.path.lexists(partial):  # the system would name `target` in its error
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(partial))
     perform(os.symlink, target, partial)
     perform(os.replace, partial, path)
     sync_folder(path.parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import math
@@ -100,7 +101,8 @@ def check(path: Path, may_be_run: bool = False) -> None:
     if not parent.is_dir():
         raise _unwritable(path, f"{parent} is a file")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise _unwritable(path, f"{parent}: permission denied")
+        is_read_only = os.statvfs(parent).f_flag & os.ST_RDONLY
+        raise _unwritable(path, f"{parent}: {os.strerror(errno.EROFS) if is_read_only else 'permission denied'}")
 
 
 def _unwritable(path: Path, reason: str) -> InputError:

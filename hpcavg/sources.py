@@ -52,7 +52,7 @@ def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
 def run_of(path: Path) -> Path | None:
     """Return the folder of the run that `path` is, or whose checkpoint it is; None where it is none."""
     folders = (path, *path.absolute().parents[:2])
-    return next((folder for folder in folders if os.path.isfile(folder / CONFIG_FILE)), None)
+    return next((folder for folder in folders if os.path.lexists(folder / CONFIG_FILE)), None)
 
 
 def read_toml(path: Path | str) -> dict[str, Any]:

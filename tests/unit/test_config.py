@@ -1,5 +1,7 @@
 """Options: precedence, refusals, and the way through a file and back."""
 
+import os
+
 import pytest
 import tomli_w
 from hypothesis import given
@@ -233,3 +235,12 @@ def test_another_algorithms_options_do_not_come_along_under_the_same_name(tmp_pa
     path.write_text("algorithm = 'pr-sgd-hetero'\nlocal_steps = [3, 4.7]\n")
     with pytest.raises(InputError, match="local_steps"):
         cli.parse_train(["--config", str(path)])
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("nowhere")])
+def test_a_run_to_resume_whose_options_cannot_be_read_is_named(tmp_path, make):
+    make(tmp_path / "config.toml")
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InputError) as caught:
+        from_sources(None, {"resume": str(tmp_path)})
+    assert caught.value.as_option().startswith(f"--config {tmp_path}/config.toml: must be a file that can be read (")

@@ -49,3 +49,21 @@ def test_a_run_that_was_killed_at_its_very_start_may_be_resumed(tmp_path, left):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(InputError, match="output"):
         run_folder.check(tmp_path, may_be_run=True)
+
+
+@pytest.mark.parametrize(("flags", "reason"), [(os.ST_RDONLY, "Read-only file system"), (0, "permission denied")])
+def test_a_folder_that_may_not_be_written_says_why(tmp_path, monkeypatch, flags, reason):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result([flags] * 11))
+    with pytest.raises(InputError) as caught:
+        run_folder.check(tmp_path / "run")
+    line = f"--output {tmp_path}/run: must be a folder that can be written ({tmp_path}: {reason})"
+    assert caught.value.as_option() == line
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: open(path, "x").close()])
+def test_what_is_in_a_links_way_is_named_and_left(tmp_path, make):
+    way = tmp_path / "latest.partial"
+    make(way)
+    assert run_folder.attempt(lambda: files.switch_link(tmp_path / "latest", "step-1")) == f"{way}: File exists"
+    assert list(tmp_path.iterdir()) == [way]
