@@ -17,6 +17,7 @@ from hpcavg import curves, files, metrics, sources, summary
 from hpcavg.config import CONFIG_FILE
 from hpcavg.curves import Curves
 from hpcavg.errors import InputError, UsageError, printable, reason
+from hpcavg.run_lock import owners
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -97,7 +98,8 @@ def _look(path: Path, found: Curves | str) -> _Run:
         except (OSError, ValueError) as error:
             why = f"summary.json: {reason(error)}" if isinstance(error, OSError) else str(error)
             return _unfinished(path, found, "damaged", [why, *faults])
-        return _Run(path, {**known}, found, [*faults, *_other_ranks(path, found, known["num_ranks"])])
+        later = [f"{owner} goes on with it, or was killed; this is its summary of before" for owner in owners(path)[:1]]
+        return _Run(path, {**known}, found, [*later, *faults, *_other_ranks(path, found, known["num_ranks"])])
     state = "unfinished" if isinstance(found, str) else f"unfinished, {_so_far(found)}"
     return _unfinished(path, found, "unfinished", [state, *faults])
 

@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from hpcavg import __main__, curves, metrics, report, run_folder, summary
 from hpcavg.errors import InputError
 from hpcavg.metrics import Recorder, file_name, write_view
+from hpcavg.run_lock import this_process
 from tests.unit.test_summary import example
 
 OLD_RUN = Path(__file__).parents[1] / "data" / "d2269b3" / "dasgd"
@@ -100,6 +101,18 @@ def test_metrics_of_ranks_that_the_summary_does_not_know_are_told(tmp_path, caps
         f"{tmp_path}/a: metrics of 1 rank that its summary lacks, first of rank 1",
         f"{tmp_path}/c: no metrics of 1 rank, first of rank 2",
     ]
+
+
+@pytest.mark.parametrize("is_lock", [True, False])
+def test_a_run_that_goes_on_after_its_summary_is_told(tmp_path, capsys, is_lock):
+    """Else the figures of before would be taken for those of a finished run."""
+    run = make_run(tmp_path / "run", 3)
+    run_folder.write_json(run / "summary.json", example(num_ranks=2))
+    owner = this_process("run")
+    (run / "lock-000001").write_bytes(owner.to_bytes() if is_lock else b"mine")
+    report.main([str(run)], None)
+    line = f"{run}: {owner} goes on with it, or was killed; this is its summary of before\n"
+    assert capsys.readouterr().out.count(line) == is_lock
 
 
 def test_every_run_has_its_line_in_the_legend(tmp_path, monkeypatch):
