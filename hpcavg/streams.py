@@ -115,6 +115,5 @@ def _text(stream: _Stream, before: TextIO | None) -> TextIO:
         io.BufferedWriter(stream),
         encoding,
         errors,
-        line_buffering=bool(old and old.line_buffering),
-        write_through=bool(old and old.write_through),
+        line_buffering=bool(old and (old.line_buffering or old.write_through)),  # the latter: python -u
     )

@@ -125,6 +125,7 @@ def main():
     parser.add_argument("--servers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--signals", nargs="+", default=["SIGTERM", "SIGUSR1", "SIGSTOP"])
+    parser.add_argument("--moment", type=float, help="when, as a share of a run's time; unset: by the seed")
     parser.add_argument("--timeout", type=float, default=2.0)
     parser.add_argument("--folder", type=Path, required=True)
     options = parser.parse_args()
@@ -133,7 +134,7 @@ def main():
     own = random.Random(f"{options.algorithm} {options.target} {options.seed}")
     for name in options.signals:
         number, folder = signal.Signals[name], options.folder / name
-        moment = own.uniform(0, 1.1)
+        moment = own.uniform(0, 1.1) if options.moment is None else options.moment
         timeout_s = options.timeout if name == "SIGSTOP" else 60
         given = arguments(options.algorithm, folder, options.servers, timeout_s)
         world.Barrier()

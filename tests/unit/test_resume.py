@@ -129,7 +129,7 @@ def test_an_evaluation_that_dies_loses_nothing(finished, tmp_path, failing):
 
 @pytest.mark.parametrize("step", [11, 12, 13])
 def test_a_stop_about_an_epochs_end_neither_loses_nor_doubles_its_evaluation(finished, tmp_path, capsys, step):
-    options = f"--epochs 2 --stop-after 1000 --resume auto --checkpoint-steps {step}"
+    options = f"--epochs 2 --stop-after 1000000 --resume auto --checkpoint-steps {step}"
     trainer = Trainer(cli.parse_train([*f"{RUN} {options}".split(), "--output", str(tmp_path / "run")]))
     begin_listening = trainer._begin_listening
 
@@ -151,7 +151,7 @@ def test_a_finished_run_ends_at_once_with_the_same_result(finished, run):
         assert differences(outcome(finished), outcome(run)) == []
 
 
-@pytest.mark.parametrize("longer", ["--epochs 4", "--epochs 3 --stop-after 1000"])
+@pytest.mark.parametrize("longer", ["--epochs 4", "--epochs 3 --stop-after 1000000"])
 def test_a_finished_run_may_go_on_to_more_epochs(run, tmp_path, longer):
     train(run, f"{longer} --resume auto")
     train(tmp_path / "long", longer)

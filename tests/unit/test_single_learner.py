@@ -266,7 +266,7 @@ def test_a_loss_that_is_no_number_is_refused(topology):
 
 
 LARGEST = [math.nextafter(most, 0) for most in (1e30, 1e8)]
-RATES = {
+AT_THEIR_LARGEST = {
     "sgd": (algorithms.sgd(), {}),
     "adam": (algorithms.sgd(), {"optimizer": "adam"}),
     "adamw": (algorithms.sgd(), {"optimizer": "adamw"}),
@@ -278,7 +278,7 @@ RATES = {
 
 
 @pytest.mark.parametrize("smallest", [False, True])
-@pytest.mark.parametrize(("rule", "options"), RATES.values(), ids=RATES)
+@pytest.mark.parametrize(("rule", "options"), AT_THEIR_LARGEST.values(), ids=AT_THEIR_LARGEST)
 def test_what_options_allow_float32_can_hold(rule, options, smallest, topology):
     """The run diverges, and says so; that is another matter than a traceback out of torch."""
     rate, decay = (5e-324, 5e-324) if smallest else LARGEST

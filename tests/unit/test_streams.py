@@ -92,3 +92,12 @@ def test_what_the_encoding_lacks_is_shown_as_it_can_be(shell):
 def test_a_pipe_that_does_not_block_is_waited_for(shell):
     slow = "| { sleep 0.5; wc -l; }"
     assert shell(slow, "printing", 20_000, WITHOUT_BLOCKING="1") == (0, b"20000\n", ["told", "the end"])
+
+
+@pytest.mark.parametrize(("flags", "out"), [([], b""), (["-u"], b"shown\n")])
+def test_what_python_does_not_hold_back_is_not_held_back(flags, out):
+    program = "import os\nfrom hpcavg import streams\nstreams.guard(True)\nprint('shown')\nos._exit(0)"
+    folder = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    variables = {name: value for name, value in environment(PYTHONPATH=folder).items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, *flags, "-c", program]
+    assert subprocess.run(command, stdout=subprocess.PIPE, env=variables, timeout=60).stdout == out
