@@ -50,7 +50,6 @@ def task(config):
 
     def loss(output, target):
         if torch.is_grad_enabled():
-            progress.append(time.monotonic())
             time.sleep(random.uniform(0, 2 * STEP_S))
         return cross_entropy(output, target)
 
@@ -107,13 +106,17 @@ def train(given, folder, moment=None, number=None):
         thread.start()
     with contextlib.redirect_stdout(shown):
         trainer = Trainer(cli.parse_train(list(map(str, given))))
-        conclude = trainer._conclude
+        take_step, conclude = trainer._train_step, trainer._conclude
+
+        def note_and_take_step():
+            progress.append(time.monotonic())
+            take_step()
 
         def note_and_conclude(result):
             over.append(time.monotonic())
             return conclude(result)
 
-        trainer._conclude = note_and_conclude
+        trainer._train_step, trainer._conclude = note_and_take_step, note_and_conclude
         status = trainer.train()
     if number is not None:
         thread.join()
