@@ -79,7 +79,8 @@ def _read_or_reason(metrics: Path) -> Curves | str:
     try:
         return _read(metrics)
     except Exception as error:  # HDF5's come as OSError, RuntimeError, ValueError and KeyError
-        return f"its metrics cannot be read: {reason(error)}"
+        name = getattr(error, "filename", None)
+        return f"its metrics cannot be read: {f'{Path(name).name}: ' if name else ''}{reason(error)}"
 
 
 def _read(metrics: Path) -> Curves:

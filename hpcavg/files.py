@@ -99,7 +99,7 @@ def open_file(path: Path | str) -> BinaryIO:
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
-            raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "not a file")
+            raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "not a file", str(path))
         return open(path, "rb")
     except ValueError as error:  # a name that no file can have
         raise OSError(errno.EINVAL, str(error)) from error

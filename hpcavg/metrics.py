@@ -315,8 +315,9 @@ def read_view(folder: Path, group: str) -> dict[str, NDArray[Any]]:
     run all rows are missing.
     """
     # On a damaged file HDF5 gives up at once where it may; as a reader beside a writer it would try again for minutes.
-    written = any(_is_open(folder / file_name(rank, segment)) for rank, segment in rank_files(folder))
-    with h5py.File(folder / VIEW, "r", swmr=written) as file:
+    names = [VIEW, *(file_name(rank, segment) for rank, segment in rank_files(folder))]
+    states = [_is_open(folder / name) for name in names]  # of all of them: HDF5 would wait for a pipe
+    with h5py.File(folder / VIEW, "r", swmr=any(states)) as file:
         there = {name for name, column in COLUMNS[group].items() if name in file[group] or not column.is_later}
         columns = {name: file[group][name][...] for name in there}
     rows = min(values.shape[1] for values in columns.values())
@@ -334,7 +335,7 @@ def read_attributes(path: Path) -> dict[str, Any]:
 
 
 def _is_open(path: Path) -> bool:
-    """Return whether somebody writes the file at `path`, or left it open when killed."""
-    with path.open("rb") as file:
+    """Return whether somebody writes the file at `path`, or left it open when killed; `OSError` where it is none."""
+    with files.open_file(path) as file:
         superblock = file.read(12)  # signature and version (9 bytes), two sizes, consistency flags
     return superblock[:9] == b"\x89HDF\r\n\x1a\n\x03" and superblock[11:] > b"\0"

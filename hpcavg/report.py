@@ -97,7 +97,7 @@ def _look(path: Path, found: Curves | str) -> _Run:
         except (OSError, ValueError) as error:
             why = f"summary.json: {reason(error)}" if isinstance(error, OSError) else str(error)
             return _unfinished(path, found, "damaged", [why, *faults])
-        return _Run(path, {**known}, found, [*faults, *_missing(path, found, known["num_ranks"])])
+        return _Run(path, {**known}, found, [*faults, *_other_ranks(path, found, known["num_ranks"])])
     state = "unfinished" if isinstance(found, str) else f"unfinished, {_so_far(found)}"
     return _unfinished(path, found, "unfinished", [state, *faults])
 
@@ -118,16 +118,22 @@ def _so_far(found: Curves) -> str:
     return f"{summary.counted(found.known['steps'], 'step')} so far"
 
 
-def _missing(path: Path, found: Curves | str, num_ranks: int) -> list[str]:
-    """Return what there is to say of ranks whose metrics are not there, although others' are."""
+def _other_ranks(path: Path, found: Curves | str, num_ranks: int) -> list[str]:
+    """Return what there is to say of ranks whose metrics are not there, although others' are, or are one's too many."""
     if isinstance(found, str):
         return []
-    there = {rank for rank, _ in metrics.rank_files(path / "metrics")}
-    missing = num_ranks - len(there)
-    if missing <= 0:
-        return []
-    first = next(rank for rank in range(len(there) + 1) if rank not in there)
-    return [f"no metrics of {summary.counted(missing, 'rank')}, first of rank {first}"]
+    there = metrics.rank_files(path / "metrics")
+    last = max((segment for _, segment in there), default=0)  # a run may have had more ranks before it was resumed
+    more = sorted(rank for rank, segment in there if segment == last and rank >= num_ranks)
+    known = {rank for rank, _ in there if rank < num_ranks}
+    missing = num_ranks - len(known)
+    lines = []
+    if missing:
+        first = next(rank for rank in range(len(known) + 1) if rank not in known)
+        lines.append(f"no metrics of {summary.counted(missing, 'rank')}, first of rank {first}")
+    if more:
+        lines.append(f"metrics of {summary.counted(len(more), 'rank')} that its summary lacks, first of rank {more[0]}")
+    return lines
 
 
 def plot(runs: Sequence[_Run], target: Path) -> None:
@@ -148,13 +154,13 @@ def plot(runs: Sequence[_Run], target: Path) -> None:
 
 def _draw(runs: Sequence[_Run], figure: Any, panels: Any) -> None:
     losses, test_losses, accuracies, times = panels
-    for run in runs:
+    for number, run in enumerate(runs, 1):
         if isinstance(run.curves, Curves):
             step, loss, epoch, *scores = map(_drawable, astuple(run.curves)[1:])
-            losses.plot(step, loss, label=run.label)
+            losses.plot(step, loss, label=f"{number}  {run.label}")  # what begins with _ would be in no legend
             for axes, score in zip((test_losses, accuracies), scores, strict=True):
                 axes.plot(epoch, score, marker=".")
-    finished = {str(1 + index): run.known for index, run in enumerate(runs) if "wall_s" in run.known}
+    finished = {str(number): run.known for number, run in enumerate(runs, 1) if "wall_s" in run.known}
     lefts = np.zeros(len(finished))
     for label, key in _TIMES.items():
         seconds = np.nan_to_num(_drawable([known[key] for known in finished.values()]))

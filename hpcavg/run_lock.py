@@ -36,7 +36,7 @@ _TELL_S = 2.0
 _ENDING_S = 3.0
 _LOOK_S = 0.5
 _AGAIN_S = 1.0
-_NAME = re.compile(r"lock-\d{6,18}")
+_NAME = re.compile(r"lock-\d{6,}", re.ASCII)
 
 
 @dataclass(frozen=True)

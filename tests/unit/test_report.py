@@ -5,8 +5,10 @@ import os
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 
 from hpcavg import __main__, curves, metrics, report, run_folder, summary
 from hpcavg.errors import InputError
@@ -69,11 +71,43 @@ def test_unfinished_and_oddly_named_runs_are_drawn(tmp_path, capsys):
 def test_a_process_lost_over_one_run_does_not_take_the_others_along(tmp_path, monkeypatch):
     monkeypatch.setattr(curves, "DEADLINE_S", 3.0)
     folders = [make_run(tmp_path / name, 3) for name in "abc"]
-    (folders[1] / "metrics" / "all.h5").unlink()
-    os.mkfifo(folders[1] / "metrics" / "all.h5")  # waits for ever
+    os.mkfifo(folders[1] / "metrics" / "pipe")  # waits for ever
+    with h5py.File(folders[1] / "metrics" / "all.h5", "w") as view:
+        view["step"] = h5py.ExternalLink("pipe", "/")
     first, second, third = curves.read(folders)
     assert np.array_equal(first.loss, third.loss)
     assert second == "its metrics cannot be read within 3 s: damaged, or too many"
+
+
+@pytest.mark.parametrize("name", ["all.h5", "rank-00000.h5", "rank-00001.h5"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_among_the_metrics_is_named_at_once(tmp_path, name, make):
+    path = make_run(tmp_path / "run", 3, killed=True) / "metrics" / name
+    path.unlink()
+    make(path)
+    why = "Is a directory" if path.is_dir() else "Invalid argument"
+    assert curves._read_or_reason(path.parent) == f"its metrics cannot be read: {name}: {why}"
+
+
+def test_metrics_of_ranks_that_the_summary_does_not_know_are_told(tmp_path, capsys):
+    for name, ranks in {"a": 1, "b": 2, "c": 3}.items():
+        run_folder.write_json(make_run(tmp_path / name, 3) / "summary.json", example(num_ranks=ranks))
+    run_folder.write_json(make_run(tmp_path / "resumed", 3) / "summary.json", example(num_ranks=1))
+    again = tmp_path / "resumed" / "metrics"
+    shutil.copy(again / file_name(0), again / file_name(0, 1))  # with one rank instead of two
+    report.main([str(path) for path in sorted(tmp_path.iterdir())], None)
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(tmp_path))] == [
+        f"{tmp_path}/a: metrics of 1 rank that its summary lacks, first of rank 1",
+        f"{tmp_path}/c: no metrics of 1 rank, first of rank 2",
+    ]
+
+
+def test_every_run_has_its_line_in_the_legend(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(plt.Figure, "legend", lambda figure, handles, labels, **how: made.append(labels))
+    run = report._Run(tmp_path / "_x", {"state": "unfinished"}, curves.read([make_run(tmp_path / "_x", 3)])[0], [])
+    report.plot([run, run], tmp_path / "curves.png")
+    assert made == [["1  _x: unfinished", "2  _x: unfinished"]]
 
 
 @pytest.mark.parametrize("name", ["none/curves.png", "folder", "pipe", "curves.txt", "a\0b", "x" * 300])
@@ -193,7 +227,7 @@ def test_a_run_without_curves_is_in_the_table_and_no_folder_need_be_written_to(t
     report.main([str(run)], None)
     out = capsys.readouterr().out
     assert "0.7619" in out
-    assert out.endswith(f"{run}: its metrics cannot be read: No such file or directory\n")
+    assert out.endswith(f"{run}: its metrics cannot be read: all.h5: No such file or directory\n")
 
 
 def test_metrics_of_before_top5_accuracy_are_read(tmp_path, monkeypatch):

@@ -216,6 +216,15 @@ def test_what_only_looks_like_a_lock_is_none(tmp_path, make_lock):
     assert names(folder) == before
 
 
+@pytest.mark.parametrize("number", [999_999, 10**18 - 1, 10**40])
+def test_there_is_always_a_next_number(tmp_path, make_lock, number):
+    """Else the lock after it would be none, and two runs would have the folder."""
+    left_by(dataclasses.replace(this_process("dead"), started_ticks=1), tmp_path, number)
+    make_lock().take(tmp_path)
+    assert names(tmp_path) == [f"lock-{number + 1}"]
+    assert f"process {os.getpid()} on " in refusal(make_lock("other"), tmp_path)
+
+
 @pytest.mark.parametrize("refused", [os.open, os.write, os.fsync, os.unlink])
 def test_a_folder_that_cannot_be_written_is_left_as_it_was(tmp_path, make_lock, monkeypatch, refused):
     """Nothing is taken over where the dead one's lock cannot be removed: it might not be dead, but far away."""
