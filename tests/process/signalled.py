@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import random
 import signal
@@ -74,7 +75,7 @@ def arguments(algorithm, folder, num_servers, timeout_s):
 def train(given, folder, moment=None, number=None, is_watched=False):
     """Train, and send this process a signal at that share of the run, if it is given one; below 0 while it is set up.
 
-    Returns the exit status, what was shown, and by how long before the end of the training the signal came.
+    Returns the exit status, what was shown, and how long before the first rank's last step the signal came.
     """
     shown, sent, over = io.StringIO(), [], []
 
@@ -122,7 +123,9 @@ def train(given, folder, moment=None, number=None, is_watched=False):
         status = trainer.train()
     if number is not None:
         thread.join()
-    left_s = world.allreduce(over[0] - sent[0] if sent else 0.0, MPI.SUM)
+    # Who has taken its last step finishes; one of them may be ahead of all others.
+    last_s = world.allreduce(math.inf if trainer.topology.is_server else progress[-1], MPI.MIN)
+    left_s = last_s - world.allreduce(sent[0] if sent else 0.0, MPI.SUM)
     launcher._early_signals.clear()
     return status, shown.getvalue(), left_s
 
