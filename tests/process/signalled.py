@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import random
 import signal
@@ -71,10 +72,10 @@ def arguments(algorithm, folder, num_servers, timeout_s):
     return [*given, "--checkpoint-minutes", 0]
 
 
-def train(given, folder, moment=None, number=None):
+def train(given, folder, moment=None, number=None, is_watched=False):
     """Train, and send this process a signal at that share of the run, if it is given one; below 0 while it is set up.
 
-    Returns the exit status, what was shown, and by how long before the end of the training the signal came.
+    Returns the exit status, what was shown, and how long before the first rank's last step the signal came.
     """
     shown, sent, over = io.StringIO(), [], []
 
@@ -97,12 +98,14 @@ def train(given, folder, moment=None, number=None):
 
     def watch_over(*given):
         watch = watchdog.watch_over(*given)
-        if number == signal.SIGSTOP:  # whoever is stopped before anybody watches is not missed
-            thread.start()
+        if is_watched:  # whoever is stopped before everybody watches is not missed as it should be
+            world.Barrier()
+            if number is not None:
+                thread.start()
         return watch
 
     train_module.watch_over = watch_over
-    if number not in (None, signal.SIGSTOP):
+    if number is not None and not is_watched:
         thread.start()
     with contextlib.redirect_stdout(shown):
         trainer = Trainer(cli.parse_train(list(map(str, given))))
@@ -120,7 +123,9 @@ def train(given, folder, moment=None, number=None):
         status = trainer.train()
     if number is not None:
         thread.join()
-    left_s = world.allreduce(over[0] - sent[0] if sent else 0.0, MPI.SUM)
+    # Who has taken its last step finishes; one of them may be ahead of all others.
+    last_s = world.allreduce(math.inf if trainer.topology.is_server else progress[-1], MPI.MIN)
+    left_s = last_s - world.allreduce(sent[0] if sent else 0.0, MPI.SUM)
     launcher._early_signals.clear()
     return status, shown.getvalue(), left_s
 
@@ -155,13 +160,15 @@ def main():
     own = random.Random(f"{options.algorithm} {options.target} {options.seed}")
     for name in options.signals:
         number, folder = signal.Signals[name], options.folder / name
-        moment = own.choice([own.uniform(-0.5, 0), *(own.uniform(0, 1.1) for _ in range(3))])
+        moment = own.choice([own.uniform(-0.5, -0.1), *(own.uniform(0, 1.1) for _ in range(3))])
         moment = moment if options.moment is None else options.moment
         timeout_s = options.timeout if name == "SIGSTOP" else 60
         given = arguments(options.algorithm, folder, options.servers, timeout_s)
         world.Barrier()
         say("begins", name)
-        result = train(given, options.folder, moment, number if world.rank == options.target else None)
+        result = train(
+            given, options.folder, moment, number if world.rank == options.target else None, name == "SIGSTOP"
+        )
         if name == "SIGSTOP":
             say("ends", name, "over")
             continue
