@@ -32,6 +32,8 @@ BEAT_S = 10.0
 SILENT_S = 60.0
 # When one that waits says for what, and how often it looks; how soon a file that is missed is looked for again.
 _TELL_S = 2.0
+# A process that is there may be about to end, as where a job is started again at once after its launcher has ended.
+_ENDING_S = 3.0
 _LOOK_S = 0.5
 _AGAIN_S = 1.0
 _NAME = re.compile(r"lock-\d{6,}", re.ASCII)
@@ -285,12 +287,12 @@ def _wait_for_death(path: Path) -> bytes | None:
         first = first or seen
         owner = Owner.of(seen[1])
         runs = owner.is_running() if owner else None
-        if runs or seen != first:
-            raise _in_use(path, owner)
         waited_s = time.monotonic() - began
-        if (owner and runs is False and not owner.has_heirs) or waited_s > SILENT_S:
+        if seen != first or (runs and waited_s > _ENDING_S):
+            raise _in_use(path, owner)
+        if not runs and ((owner and runs is False and not owner.has_heirs) or waited_s > SILENT_S):
             return seen[1]
-        if waited_s > _TELL_S and not has_told:
+        if waited_s > _TELL_S and not runs and not has_told:
             has_told = True
             _tell(path, owner)
         time.sleep(min(_LOOK_S, SILENT_S / 8))

@@ -33,7 +33,7 @@ TIMEOUT_VARIABLE = "HPCAVG_HANG_TIMEOUT"
 
 # A thread answers when it wakes, which it does twice a second, and when the others on its core let it.
 _ANSWERS_S = 2.5
-# A thread that has not looked for so long was stopped, with its process or the whole job: its clocks begin anew.
+# A thread that has not looked for longer was stopped, with its process or the whole job: the rest does not count.
 _ASLEEP_S = 5.0
 # Ranks come to a mean at much the same time; their questions should not.
 _SPREAD_S = 0.25
@@ -69,7 +69,7 @@ class Watchdog:
         self._timeout_s = timeout_s
         self._on_hang = on_hang
         self._quiet_until = self._dumped_s = -math.inf
-        self._looked_s = self._awake_s = time.monotonic()
+        self._looked_s = self._not_before_s = time.monotonic()
         self._asked: Wait | None = None  # the wait that this rank asks about
         self._collect_until = math.inf
         self._answers: dict[int, Answer] = {}
@@ -98,8 +98,9 @@ class Watchdog:
     def look(self, now: float) -> float:
         """See `hpcavg.supervisor.Part`."""
         supervisor, wait = self._supervisor, self._supervisor.wait
-        if now - self._looked_s > _ASLEEP_S:
-            self._awake_s = now
+        asleep_s = now - self._looked_s - _ASLEEP_S
+        if asleep_s > 0:  # on a busy machine this may be so at every look: some time must pass for all that
+            self._not_before_s = self._since(wait) + asleep_s
         self._looked_s = now
         if supervisor.is_quiet:
             self._asked = None
@@ -137,8 +138,8 @@ class Watchdog:
         return self._timeout_s
 
     def _since(self, wait: Wait | None) -> float:
-        """Return when `wait` has begun, or else the step; not before this process was last stopped for a while."""
-        return max(wait.since if wait else self._supervisor.step_since, self._awake_s)
+        """Return when `wait` has begun, or else the step; later by the time for which this process was stopped."""
+        return max(wait.since if wait else self._supervisor.step_since, self._not_before_s)
 
     def receive(self, source: int, *message: Any) -> None:
         """See `hpcavg.supervisor.Part`."""

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import random
 import signal
@@ -24,14 +25,25 @@ from torch.nn.functional import cross_entropy
 from hpcavg import cli, launcher, watchdog
 from hpcavg import train as train_module
 from hpcavg.emergency import FAILED, REQUEUE
+from hpcavg.server import Server
 from hpcavg.tasks import digits
 from hpcavg.train import Trainer
 
-STEPS, STEP_S = 90, 0.004
+STEPS, STEP_S = 240, 0.004
 # What comes later than so long before the end need not be heeded.
-LAST_S = 0.5
+LAST_S = 0.3
 ASYNCHRONOUS = ("downpour", "eamsgd")
 world = MPI.COMM_WORLD
+progress = []  # what this rank has done in the run: steps, or messages of learners taken
+take = Server._take
+
+
+def take_and_note(*arguments):
+    progress.append(time.monotonic())
+    return take(*arguments)
+
+
+Server._take = take_and_note
 
 
 def task(config):
@@ -60,46 +72,60 @@ def arguments(algorithm, folder, num_servers, timeout_s):
     return [*given, "--checkpoint-minutes", 0]
 
 
-def train(given, folder, moment=None, number=None):
-    """Train, and send this process a signal at that share of a run's time, if it is given one.
+def train(given, folder, moment=None, number=None, is_watched=False):
+    """Train, and send this process a signal at that share of the run, if it is given one; below 0 while it is set up.
 
-    Returns the exit status, what was shown, and by how long before the end of the training the signal came.
+    Returns the exit status, what was shown, and how long before the first rank's last step the signal came.
     """
     shown, sent, over = io.StringIO(), [], []
 
     def send():
-        time.sleep(moment * duration_s)
+        if moment < 0:
+            time.sleep(-moment)
+        else:
+            while len(progress) < moment * whole and not over:
+                time.sleep(0.002)
+            time.sleep(random.uniform(0, 0.3 if over else 0.02))  # not the same place of a step always
         sent.append(time.monotonic())
         say("sends itself", signal.Signals(number).name)
         if number == signal.SIGSTOP:
             (folder / "stopped").write_text(str(os.getpid()))
         os.kill(os.getpid(), number)
 
-    duration_s = 0.3 + STEPS * STEP_S
+    progress.clear()
+    whole = STEPS  # about as many messages as a server gets, too
     thread = threading.Thread(target=send, name="sender")
 
     def watch_over(*given):
         watch = watchdog.watch_over(*given)
-        if number == signal.SIGSTOP:  # whoever is stopped before anybody watches is not missed
-            thread.start()
+        if is_watched:  # whoever is stopped before everybody watches is not missed as it should be
+            world.Barrier()
+            if number is not None:
+                thread.start()
         return watch
 
     train_module.watch_over = watch_over
-    if number not in (None, signal.SIGSTOP):
+    if number is not None and not is_watched:
         thread.start()
     with contextlib.redirect_stdout(shown):
         trainer = Trainer(cli.parse_train(list(map(str, given))))
-        conclude = trainer._conclude
+        take_step, conclude = trainer._train_step, trainer._conclude
+
+        def note_and_take_step():
+            progress.append(time.monotonic())
+            take_step()
 
         def note_and_conclude(result):
             over.append(time.monotonic())
             return conclude(result)
 
-        trainer._conclude = note_and_conclude
+        trainer._train_step, trainer._conclude = note_and_take_step, note_and_conclude
         status = trainer.train()
     if number is not None:
         thread.join()
-    left_s = world.allreduce(over[0] - sent[0] if sent else 0.0, MPI.SUM)
+    # Who has taken its last step finishes; one of them may be ahead of all others.
+    last_s = world.allreduce(math.inf if trainer.topology.is_server else progress[-1], MPI.MIN)
+    left_s = last_s - world.allreduce(sent[0] if sent else 0.0, MPI.SUM)
     launcher._early_signals.clear()
     return status, shown.getvalue(), left_s
 
@@ -125,7 +151,7 @@ def main():
     parser.add_argument("--servers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--signals", nargs="+", default=["SIGTERM", "SIGUSR1", "SIGSTOP"])
-    parser.add_argument("--moment", type=float, help="when, as a share of a run's time; unset: by the seed")
+    parser.add_argument("--moment", type=float, help="see `train`; unset: by the seed")
     parser.add_argument("--timeout", type=float, default=2.0)
     parser.add_argument("--folder", type=Path, required=True)
     options = parser.parse_args()
@@ -134,12 +160,15 @@ def main():
     own = random.Random(f"{options.algorithm} {options.target} {options.seed}")
     for name in options.signals:
         number, folder = signal.Signals[name], options.folder / name
-        moment = own.uniform(0, 1.1) if options.moment is None else options.moment
+        moment = own.choice([own.uniform(-0.5, -0.1), *(own.uniform(0, 1.1) for _ in range(3))])
+        moment = moment if options.moment is None else options.moment
         timeout_s = options.timeout if name == "SIGSTOP" else 60
         given = arguments(options.algorithm, folder, options.servers, timeout_s)
         world.Barrier()
         say("begins", name)
-        result = train(given, options.folder, moment, number if world.rank == options.target else None)
+        result = train(
+            given, options.folder, moment, number if world.rank == options.target else None, name == "SIGSTOP"
+        )
         if name == "SIGSTOP":
             say("ends", name, "over")
             continue

@@ -101,11 +101,10 @@ def judge(status, out, err, left, folder, target):
         return [*ended, ("job", f"WRONG {err}")]
     if "sends itself SIGSTOP" not in out:
         return [*ended, ("job", f"WRONG ended with {status}: {out} {err}")]
-    told = re.search(r"hpcavg: hung: .* for (.*) s; (.*)", err)
+    told = re.search(r"hpcavg: hung: .* waiting in the (.*) for (.*) s; (.*)", err)
     if told is not None:
-        is_right = told[2] == f"missing: rank {target}" and status != 0
-        is_right &= float(told[1]) < TIMEOUT_S + REPORT_S
-        return [*ended, ("SIGSTOP", f"told after {told[1]} s" if is_right else f"WRONG {status} {err}")]
+        is_right = told[3] == f"missing: rank {target}" and float(told[2]) < TIMEOUT_S + REPORT_S and status != 0
+        return [*ended, ("SIGSTOP", f"told after {told[2]} s in {told[1]}" if is_right else f"WRONG {status} {err}")]
     is_complete = (folder / "SIGSTOP" / "summary.json").exists() and status == 0
     return [*ended, ("SIGSTOP", "complete" if is_complete else f"WRONG not told, status {status}: {out} {err}")]
 

@@ -1,11 +1,15 @@
 """What a run leaves beside its metrics: whole files, or the reason why not."""
 
+import dataclasses
+import errno
 import os
 
 import pytest
 
-from hpcavg import files, run_folder
+from hpcavg import files, run_folder, run_lock
+from hpcavg.config import Config
 from hpcavg.errors import InputError
+from hpcavg.run_lock import RunLock, this_process
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -67,3 +71,50 @@ def test_what_is_in_a_links_way_is_named_and_left(tmp_path, make):
     make(way)
     assert run_folder.attempt(lambda: files.switch_link(tmp_path / "latest", "step-1")) == f"{way}: File exists"
     assert list(tmp_path.iterdir()) == [way]
+
+
+def lock_of(run, **changes):
+    return RunLock(dataclasses.replace(this_process(run), **changes), pytest.fail)
+
+
+@pytest.mark.parametrize("error", [InputError("task", 1, "2"), OSError(errno.ENOSPC, "full")])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_was_made_for_nothing_is_gone_and_nothing_else(tmp_path, error, is_there):
+    folder = tmp_path / "runs" / "mine"
+    if is_there:
+        folder.mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+
+    def create():
+        with run_folder.creating(Config(output=str(folder)), "digits", lock_of("mine")) as path:
+            assert sorted(entry.name for entry in path.iterdir()) == ["checkpoints", "lock-000001", "metrics"]
+            raise error
+
+    with pytest.raises(InputError):
+        create()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_who_is_refused_touches_nothing(tmp_path, monkeypatch):
+    """Also what the other has only just made, and is empty."""
+    monkeypatch.setattr(run_lock, "_ENDING_S", 0.1)
+    first = lock_of("first")
+    with run_folder.creating(Config(output=str(tmp_path / "run")), "digits", first) as path:
+        before = sorted(path.rglob("*"))
+        config = Config(output=str(path), resume="auto")
+        with pytest.raises(InputError, match="no other run uses"), run_folder.creating(config, "", lock_of("second")):
+            pass
+        assert sorted(path.rglob("*")) == before
+    first.release()
+
+
+def test_runs_without_a_name_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_folder.time, "strftime", lambda form: "now")
+    paths = []
+    for run in range(3):
+        lock = lock_of(f"run {run}")
+        with run_folder.creating(Config(), "digits", lock) as path:
+            paths.append(path.name)
+        lock.release()
+    assert paths == ["digits-hier-avg-now", "digits-hier-avg-now~2", "digits-hier-avg-now~3"]

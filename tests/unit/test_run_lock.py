@@ -21,7 +21,14 @@ ELSEWHERE = "another machine pid:[1]"
 
 @pytest.fixture(autouse=True)
 def _short_times(monkeypatch):
-    for name, seconds in {"BEAT_S": 0.05, "SILENT_S": 0.4, "_TELL_S": 0.1, "_LOOK_S": 0.02, "_AGAIN_S": 0.05}.items():
+    for name, seconds in {
+        "_ENDING_S": 0.1,
+        "BEAT_S": 0.05,
+        "SILENT_S": 0.4,
+        "_TELL_S": 0.1,
+        "_LOOK_S": 0.02,
+        "_AGAIN_S": 0.05,
+    }.items():
         monkeypatch.setattr(run_lock, name, seconds)
 
 
@@ -90,6 +97,16 @@ def test_a_dead_process_owns_nothing(tmp_path, make_lock, is_buried):
     lock, began = make_lock(), time.monotonic()
     lock.take(tmp_path)
     assert time.monotonic() - began < run_lock.SILENT_S / 2
+    assert names(tmp_path) == ["lock-000002"]
+    process.wait()
+
+
+def test_a_process_that_is_about_to_end_is_awaited(tmp_path, make_lock, monkeypatch):
+    monkeypatch.setattr(run_lock, "_ENDING_S", 10)
+    process = subprocess.Popen(["sleep", "0.3"])
+    ticks = run_lock.started_ticks(process.pid)
+    left_by(dataclasses.replace(this_process("ending"), pid=process.pid, started_ticks=ticks), tmp_path)
+    make_lock().take(tmp_path)
     assert names(tmp_path) == ["lock-000002"]
     process.wait()
 

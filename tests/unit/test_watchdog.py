@@ -111,7 +111,14 @@ def test_the_time_that_a_job_was_suspended_is_nobodys_waiting(supervisor):
     watchdog, now = Watchdog(supervisor, 10.0), time.monotonic()
     with supervisor.waiting("global mean", 3, (0,)):
         seconds = look(watchdog, supervisor, [now + 1, now + 1000, now + 1000.5])
-    assert seconds == [pytest.approx(9, abs=0.1), 10.0, 9.5]
+    assert seconds == pytest.approx([9, 10 - 1 - 5, 10 - 1 - 5.5], abs=0.1)
+
+
+def test_a_thread_that_looks_seldom_tells_of_a_hang_all_the_same(supervisor):
+    watchdog, now = Watchdog(supervisor, 10.0), time.monotonic()
+    with supervisor.waiting("global mean", 3, (0,)):
+        seconds = look(watchdog, supervisor, [now + 8, now + 16, now + 24])
+    assert seconds == pytest.approx([5, 0, 2.5], abs=0.1)
 
 
 def test_who_is_cut_off_by_a_death_tells_how_long_the_recovery_lasts(supervisor, capfd):
