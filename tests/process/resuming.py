@@ -100,10 +100,11 @@ def differences(left, right):
 
 def ranks_of(process):
     """Return the process ids of the ranks that a launcher has started so far."""
-    pids = []
-    for task in Path(f"/proc/{process.pid}/task").glob("*"):
-        with suppress(OSError):  # the thread has ended
-            pids += map(int, (task / "children").read_text().split())
+    pids, threads = [], Path(f"/proc/{process.pid}/task")
+    with suppress(OSError):  # the launcher has ended
+        for thread in os.listdir(threads):
+            with suppress(OSError):  # the thread has ended
+                pids += map(int, (threads / thread / "children").read_text().split())
     return pids
 
 
