@@ -172,7 +172,7 @@ class Pauses:
     def agree_now(self) -> Pause | None:
         """Return the pause that some learner asks for, on all of them; None if none does. Collective over them."""
         topology = self._topology
-        asked = topology.carry_out(lambda: topology.world.allreduce(self._asked, MPI.MAX), what="agreement on a pause")
+        asked = max(topology.carry_out(lambda: topology.world.allgather(self._asked), what="agreement on a pause"))
         if asked.kind is Kind.NOTHING:
             return None
         with self._changed:

@@ -187,7 +187,7 @@ class SurvivingTopology(Topology):
                 if len(self._members) == len(before):
                     raise error
                 for scope in self._completed:
-                    self._completed[scope] = self.comm(scope).allreduce(self._completed[scope], MPI.MAX)
+                    self._completed[scope] = max(self.comm(scope).allgather(self._completed[scope]))
                 for action in self._renewals:
                     action()
                 self.everyone.Barrier()

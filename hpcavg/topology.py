@@ -89,7 +89,7 @@ class Topology:
         self.node = self.split_by_node(everyone)
         self.node_rank: int = self.node.Get_rank()
         self.peers = self.split_by_node(self.world)
-        first_on_node = self.node.allreduce(self.rank, MPI.MIN)
+        first_on_node = min(self.node.allgather(self.rank))
         name = self._group_name(first_on_node)
         self.local = self.world.Split(color=name, key=self.rank)
         self.group_sizes = dict(sorted(Counter(self.world.allgather(name)).items()))

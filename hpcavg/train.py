@@ -125,7 +125,7 @@ class Trainer:
         topology = self.topology
         age_s = placement.process_age_s()
         self.account.startup_s += topology.carry_out(
-            lambda: topology.everyone.allreduce(age_s, MPI.MAX), Scope.SERVER, "start"
+            lambda: max(topology.everyone.allgather(age_s)), Scope.SERVER, "start"
         )
         self._started_s = time.monotonic()
         last = None if self._found.checkpoint is None else self._found.checkpoint.path
@@ -312,7 +312,7 @@ class Trainer:
                 mean = self._evaluate(what)
         own = float(torch.stack(self._losses).double().mean()) if self._losses else math.nan
         self._losses.clear()
-        train_loss = topology.carry_out(lambda: topology.world.allreduce(own) / topology.num_learners, what=what)
+        train_loss = topology.carry_out(lambda: sum(topology.world.allgather(own)) / topology.num_learners, what=what)
         blocked_s = self.record.averages(self.averager.events)  # of the final mean, if any
         result = Result(train_loss, mean, learners)
         self.record.evaluation(averager.progress.step, epoch, result, self.task.count_correct is not None)
@@ -390,7 +390,7 @@ class Trainer:
             if summary is not None and topology.rank == 0:
                 show([(self.path, summary)])
         num_lost = topology.carry_out(
-            lambda: topology.everyone.allreduce(len(record.lost), MPI.MAX), Scope.SERVER, "summary"
+            lambda: max(topology.everyone.allgather(len(record.lost))), Scope.SERVER, "summary"
         )
         if not is_complete:
             return FAILED if checkpointer.last is None or checkpointer.failure is not None else REQUEUE

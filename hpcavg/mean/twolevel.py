@@ -59,7 +59,7 @@ class TwoLevelEngine(SharedEngine):
         if comm.Get_size() == node.Get_size():
             return members
         index = node.Get_rank()
-        num_lanes = comm.allreduce(node.Get_size(), MPI.MIN)
+        num_lanes = min(comm.allgather(node.Get_size()))
         first = node.bcast(comm.Get_rank())
         lane = self._topology.own(comm.Split(index if index < num_lanes else MPI.UNDEFINED, first))
         wire = Wire(lane) if index < num_lanes else None
@@ -108,7 +108,7 @@ class TwoLevelEngine(SharedEngine):
         for _ in range(_TRIALS):
             started = time.perf_counter()
             finish(self._replace(trial, members, None))
-            seconds = min(seconds, self._topology.world.allreduce(time.perf_counter() - started, MPI.MAX))
+            seconds = min(seconds, max(self._topology.world.allgather(time.perf_counter() - started)))
         return seconds / max(1, trial.num_bytes)
 
     def _reduce(
