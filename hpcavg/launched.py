@@ -70,7 +70,7 @@ RANKS = tuple(dict.fromkeys(name for launcher in LAUNCHERS for name in launcher.
 
 def rank_told(environ: Mapping[str, str]) -> tuple[str, int] | None:
     """Return this process's rank as its launcher tells it, behind the variable's name; None where no launcher does."""
-    return next(_numbers(environ, "ranks"), None)
+    return next((told for launcher in _in_force(environ) for told in _of(environ, launcher.ranks)), None)
 
 
 def others_told(environ: Mapping[str, str], in_allocation: bool) -> str | None:
@@ -106,11 +106,6 @@ def started_by(environ: Mapping[str, str]) -> str:
 
 def _in_force(environ: Mapping[str, str]) -> Iterator[Launcher]:
     return (launcher for launcher in LAUNCHERS if all(name in environ for name in launcher.needs))
-
-
-def _numbers(environ: Mapping[str, str], kind: str) -> Iterator[tuple[str, int]]:
-    for launcher in _in_force(environ):
-        yield from _of(environ, getattr(launcher, kind))
 
 
 def _of(environ: Mapping[str, str], names: tuple[str, ...]) -> Iterator[tuple[str, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from hpcavg import launched
 from hpcavg.errors import InputError, require_integer
@@ -39,14 +39,29 @@ def remember_early_signals() -> None:
     def be_a_child() -> None:
         for number in _REQUESTS:
             signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
 
     for number in _REQUESTS:
         signal.signal(number, remember)
-    os.register_at_fork(  # what a child gets before it has handlers of its own would be lost
-        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS),
-        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS),
-        after_in_child=be_a_child,
+    hold_back_at_forks(_REQUESTS, be_a_child)
+
+
+def hold_back_at_forks(numbers: Iterable[int], be_a_child: Callable[[], None]) -> None:
+    """Hold signals of these `numbers` back, from now on, while a process is forked off.
+
+    One that a child got before `be_a_child` has given it handlers of its own would be lost.
+    """
+
+    def let_them_come() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+    def begin() -> None:
+        be_a_child()
+        let_them_come()
+
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, numbers),
+        after_in_parent=let_them_come,
+        after_in_child=begin,
     )
 
 
@@ -101,8 +116,13 @@ def _leading_number(text: str | None) -> int | None:
 
 def started_ticks(pid: int) -> int:
     """Return when a process of this host was started, in clock ticks since the host was; raises `OSError`."""
+    return _state_and_start(pid)[1]
+
+
+def _state_and_start(pid: int) -> tuple[str, int]:
     with open(f"/proc/{pid}/stat") as file:
-        return int(file.read().rpartition(")")[2].split()[19])
+        fields = file.read().rpartition(")")[2].split()
+    return fields[0], int(fields[19])
 
 
 def is_running(pid: int, ticks: int) -> bool | None:
@@ -114,11 +134,10 @@ def is_running(pid: int, ticks: int) -> bool | None:
     except PermissionError:  # another user's, of whom /proc may show nothing
         pass
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            state, *fields = file.read().rpartition(")")[2].split()
+        state, started = _state_and_start(pid)
     except OSError:
         return None
-    return state not in ("Z", "X") and int(fields[18]) == ticks  # one that has ended may wait long to be buried
+    return state not in ("Z", "X") and started == ticks  # one that has ended may wait long to be buried
 
 
 def check_sizes(num_ranks: int, group_size: int | None, num_servers: int) -> None:

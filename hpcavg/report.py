@@ -100,8 +100,8 @@ def _look(path: Path, found: Curves | str) -> _Run:
             return _unfinished(path, found, "damaged", [why, *faults])
         later = [f"{owner} goes on with it, or was killed; this is its summary of before" for owner in owners(path)[:1]]
         return _Run(path, {**known}, found, [*later, *faults, *_other_ranks(path, found, known["num_ranks"])])
-    state = "unfinished" if isinstance(found, str) else f"unfinished, {_so_far(found)}"
-    return _unfinished(path, found, "unfinished", [state, *faults])
+    so_far = "" if isinstance(found, str) else f", {summary.counted(found.known['steps'], 'step')} so far"
+    return _unfinished(path, found, "unfinished", [f"unfinished{so_far}", *faults])
 
 
 def _unfinished(path: Path, found: Curves | str, state: str, faults: Sequence[str]) -> _Run:
@@ -114,10 +114,6 @@ def _unfinished(path: Path, found: Curves | str, state: str, faults: Sequence[st
         faults = [*faults, f"{CONFIG_FILE}: {reason(error)}"]
     known = {**configured, **({} if isinstance(found, str) else found.known)}
     return _Run(path, {**known, "state": state} if known else {}, found, faults)
-
-
-def _so_far(found: Curves) -> str:
-    return f"{summary.counted(found.known['steps'], 'step')} so far"
 
 
 def _other_ranks(path: Path, found: Curves | str, num_ranks: int) -> list[str]:

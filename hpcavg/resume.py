@@ -99,9 +99,8 @@ def _check_same(config: Config, saved: Checkpoint) -> None:
     for name in sorted(defaults.keys() - _FREE):
         was = before.get(name, _plain(defaults[name]))
         if was != _plain(now.get(name)):
-            is_new = (
-                name not in before and was is not None
-            )  # one that was unset is not told from one that was not there
+            # One that was unset is not told from one that was not there.
+            is_new = name not in before and was is not None
             whose = f"the run that {saved.path} is of"
             since = f"what {whose} did before there was this option" if is_new else f"as in {whose}"
             raise InputError(name, now.get(name, "unset"), f"{'unset' if was is None else was}, {since}")

@@ -43,8 +43,8 @@ def save(
     """Write a checkpoint of all learners and say how that went. Collective over them.
 
     What several learners hold alike is written once. keep : checkpoints to leave, the older ones are removed. parts :
-    this learner's state, by name. about : rank 0's values for the manifest. guard : called
-    by rank 0 before it changes the folder; does not return where it must not.
+    this learner's state, by name. about : rank 0's values for the manifest. guard : called by rank 0 before it changes
+    the folder; does not return where it must not.
     """
     world = topology.world
     digests = world.allgather({name: state_file.digest(part) for name, part in parts.items()})

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 from mpi4py import MPI
 
-from hpcavg.launcher import started_ticks
+from hpcavg.launcher import hold_back_at_forks, is_running, started_ticks
 from hpcavg.topology import wait_asleep
 
 _INTERVAL_S = 0.5
@@ -68,10 +68,7 @@ class Process(NamedTuple):
 
     def is_here(self) -> bool:
         """Return whether it still runs on this host."""
-        try:
-            return self.host == MPI.Get_processor_name() and self.started_ticks == started_ticks(self.pid)
-        except OSError:
-            return False
+        return self.host == MPI.Get_processor_name() and is_running(self.pid, self.started_ticks) is True
 
 
 class Part(Protocol):
@@ -211,9 +208,7 @@ class Supervisor:
         """Let the thread call `action` at signals of this number, wherever the main thread is. Main thread only."""
         if self._former_wakeup_fd is None:
             self._former_wakeup_fd = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
-            os.register_at_fork(
-                before=self._hold_signals, after_in_parent=self._let_signals_come, after_in_child=self._be_a_child
-            )
+            hold_back_at_forks(self._on_signal, self._give_signals_back)
         self._on_signal[number] = action
         self._former_handlers.setdefault(number, signal.signal(number, _ignore))
 
@@ -253,18 +248,6 @@ class Supervisor:
         self._thread.join()
         self._ear.close()
         self._bell.close()
-
-    def _hold_signals(self) -> None:
-        """Hold signals back while a process is forked off: one that it got before it has its own handlers is lost."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, self._on_signal)
-
-    def _let_signals_come(self) -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._on_signal)
-
-    def _be_a_child(self) -> None:
-        """Have signals of one's own in a process forked off."""
-        self._give_signals_back()
-        self._let_signals_come()
 
     def _give_signals_back(self) -> None:
         """Restore the handlers."""

@@ -190,7 +190,7 @@ class Trainer:
         self.epoch, batch = divmod(step, now)
         self.feed.go_to(self.epoch, batch)
         if not is_evaluated:
-            self.epoch, self._losses = max(0, self.epoch - 1), list(loop["losses"])
+            self.epoch, self._losses = max(0, self.epoch - 1), list(loop["losses"].to(self.device))
         self._follow_schedule(step)
 
     def _create_folder(self) -> tuple[Path, list[Any]]:

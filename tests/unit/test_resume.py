@@ -337,11 +337,15 @@ def test_what_cannot_be_removed_fails_no_checkpoint(tmp_path, is_stopped, monkey
 # The device "meta" stands for a GPU: what is on another one cannot be computed with what is there.
 
 
-def test_losses_go_to_the_device(run):
+@pytest.mark.parametrize("is_of_as_many", [True, False])
+def test_losses_go_to_the_device(run, is_of_as_many):
+    """Also those of an epoch that was over and not evaluated, where other numbers of learners go on."""
     trainer = Trainer(cli.parse_train(["--resume", str(run / "checkpoints" / "step-00000010")]))
     trainer.lock.release()
     saved = trainer._found.checkpoint
     trainer.device = torch.device("meta")
+    trainer._is_of_as_many = lambda saved: is_of_as_many
+    saved.manifest.about["steps_per_epoch"] = 10
     trainer._go_on_from(saved)
     assert len(trainer._losses) == 10
     assert torch.stack([*trainer._losses, torch.ones((), device="meta")]).is_meta
