@@ -3,7 +3,7 @@
 # make test   runs every test that needs neither a GPU nor root; make check adds lint, types and documentation
 # make test-cluster  needs root and iproute2: tests of the emulated cluster, MPI tests on nodes of 2,2 and 3,1 ranks
 # make test-slurm  needs root, and Debian to install Slurm: tests of the job scripts on a Slurm of two emulated nodes
-# make jobs   writes the scripts in jobs/ from their templates, hpcavg/job_scripts
+# make jobs   writes the scripts in jobs/ from their templates, hpcavg/cli/job_scripts
 # make pages  writes anew what the pages in docs/ tell of the program: --help, classes and functions
 # make test-gpu  runs the tests that need a GPU
 
@@ -107,7 +107,7 @@ check: lint types docs test
 
 # Those that need a change of their template are written anew.
 jobs: $(INSTALLED)
-	$(BIN)/python -c 'from pathlib import Path; from hpcavg.job import shipped; \
+	$(BIN)/python -c 'from pathlib import Path; from hpcavg.cli.job import shipped; \
 	    [Path("jobs", name).write_text(text) for name, text in shipped().items()]'
 
 # Those that tell of what has changed.

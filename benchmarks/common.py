@@ -23,9 +23,10 @@ from benchmarks import options
 from benchmarks.figures import interval as interval
 from benchmarks.options import chosen as chosen
 from benchmarks.options import run as run
-from hpcavg import Topology, eager
+from hpcavg import Topology
 from hpcavg.errors import InputError
-from hpcavg.run_folder import git_revision
+from hpcavg.results.run_folder import git_revision
+from hpcavg.training import eager
 
 # -- options ------------------------------------------------------------------------------------------------------
 

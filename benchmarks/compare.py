@@ -23,10 +23,11 @@ from benchmarks.figures import Figure, scale, texts
 from benchmarks.html import Content, element
 from benchmarks.options import Parser, run
 from benchmarks.results import ENVIRONMENT, Record, read_any
-from hpcavg import files
-from hpcavg.errors import InputError, printable, why
-from hpcavg.progress import is_terminal
-from hpcavg.summary import counted
+from hpcavg.errors import InputError, why
+from hpcavg.results.summary import counted
+from hpcavg.utils import files
+from hpcavg.utils.progress import is_terminal
+from hpcavg.utils.text import printable
 
 # What B can be, with its style on a terminal and on the page.
 VERDICTS = {"better": ("green", "good"), "worse": ("red", "bad"), "same": ("", ""), "unjudged": ("dim", "soft")}

@@ -22,7 +22,8 @@ from rich.table import Table
 
 from benchmarks import launching
 from benchmarks.options import Parser, chosen, run
-from hpcavg import algorithms, summary
+from hpcavg import algorithms
+from hpcavg.results import summary
 
 
 def main() -> int:

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from benchmarks import common
 from hpcavg import Topology
-from hpcavg.config import Config
+from hpcavg.config.options import Config
 from hpcavg.errors import require_integer
-from hpcavg.feed import Feed
-from hpcavg.summary import counted
+from hpcavg.results.summary import counted
 from hpcavg.tasks import Data, cifar10
+from hpcavg.training.loader import Feed
 
 IMAGES_A_TURN = 4096
 

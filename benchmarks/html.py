@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from hpcavg.errors import printable
+from hpcavg.utils.text import printable
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c1e21; --back: #ffffff; --soft: #6a7078; --line: #dcdfe3; --block: #f5f6f8;

@@ -15,10 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks import common
 from hpcavg import Averager, InputError, Topology, algorithms, models
+from hpcavg.algorithms.rule import Rule
+from hpcavg.algorithms.schedule import Progress, Run, Scope
 from hpcavg.data.partition import batches, shard
-from hpcavg.node_memory import share_array
-from hpcavg.rule import Rule
-from hpcavg.schedule import Progress, Run, Scope
+from hpcavg.distributed.shared_memory import share_array
 from hpcavg.tasks import Data, count_correct, digits
 
 Batch = tuple[Tensor, Tensor]

@@ -14,10 +14,10 @@ from torch import nn
 
 from benchmarks import common
 from hpcavg import Averager, algorithms
+from hpcavg.algorithms.schedule import Scope
+from hpcavg.engines.select import select_engine
 from hpcavg.errors import require_integer
-from hpcavg.mean import select
-from hpcavg.schedule import Scope
-from hpcavg.summary import counted
+from hpcavg.results.summary import counted
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     started = time.perf_counter()
     averager = Averager(model, optimizer, algorithms.k_avg(1), topology)
     made_s = topology.world.allreduce(time.perf_counter() - started) / topology.num_learners
-    engine = select("auto", topology)
+    engine = select_engine("auto", topology)
     numel = sum(-(-parameter.numel() // 16) * 16 for parameter in model.parameters())  # a cache line each, at least
     rows = engine.home(torch.zeros(1, numel))
     calls: dict[str, Callable[[], object]] = {

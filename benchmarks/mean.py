@@ -20,10 +20,11 @@ from mpi4py import MPI
 
 from benchmarks import common, torch_peers
 from hpcavg import InputError, Topology
+from hpcavg.algorithms.schedule import Scope
+from hpcavg.engines.base import Engine
+from hpcavg.engines.select import ENGINES, select_engine
 from hpcavg.errors import require_integer, require_number
-from hpcavg.mean import ENGINES, Engine, select
-from hpcavg.schedule import Scope
-from hpcavg.summary import counted
+from hpcavg.results.summary import counted
 
 RESNET_18 = 44_700_000
 SIZES = (*(2**exponent for exponent in range(10, 25, 2)), RESNET_18, 2**26, 2**28, 2**30)
@@ -33,7 +34,7 @@ FLOOR, REFERENCE = "copy once", "MPI Allreduce"
 def engine_of(name: str, topology: Topology) -> Engine | None:
     """Return the engine called `name`, None where it refuses these ranks."""
     try:
-        return topology.do_together(lambda: select(name, topology))
+        return topology.do_together(lambda: select_engine(name, topology))
     except InputError:
         return None
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hpcavg.distributed.job_environment import launcher_rank
 from hpcavg.errors import InputError
-from hpcavg.launcher import launcher_rank
 
 
 class Parser(argparse.ArgumentParser):

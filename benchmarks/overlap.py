@@ -29,10 +29,11 @@ from benchmarks.learners import mlp_workload
 from benchmarks.mean import engine_of
 from benchmarks.tcp import Ring
 from hpcavg import Topology
+from hpcavg.algorithms.schedule import Scope
+from hpcavg.engines.base import Engine
+from hpcavg.engines.select import ENGINES
 from hpcavg.errors import require_integer, require_number
-from hpcavg.mean import ENGINES, Engine
-from hpcavg.schedule import Scope
-from hpcavg.summary import counted
+from hpcavg.results.summary import counted
 
 _PILOT_STEPS = 5
 Start = Callable[[], Callable[[], object]]

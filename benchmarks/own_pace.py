@@ -16,8 +16,8 @@ import torch
 
 from benchmarks import common
 from hpcavg import Averager, InputError, Topology, algorithms
+from hpcavg.algorithms.rule import Rule
 from hpcavg.errors import require_number
-from hpcavg.rule import Rule
 
 
 def measure(rule: Rule, topology: Topology, step_s: float, seconds: float) -> dict[str, list[float]]:

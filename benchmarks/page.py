@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element
 from benchmarks.figures import FEWEST, Figures, scale, texts
 from benchmarks.html import Content, element, page, table
 from benchmarks.results import ENVIRONMENT, Outcome, Record, Suite
-from hpcavg import files
+from hpcavg.utils import files
 
 PAGE = "index.html"
 _TAIL_LINES = 40

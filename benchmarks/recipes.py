@@ -19,9 +19,9 @@ from rich.table import Table
 
 from benchmarks import launching
 from benchmarks.options import Parser, chosen, run
-from hpcavg import recipes
-from hpcavg.config import Config
-from hpcavg.sources import from_sources
+from hpcavg.config import recipes
+from hpcavg.config.options import Config
+from hpcavg.config.sources import from_sources
 
 
 def main() -> int:

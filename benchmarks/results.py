@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.figures import Figures, figures
-from hpcavg import files
-from hpcavg.errors import UsageError, printable, reason
+from hpcavg.errors import UsageError, reason
+from hpcavg.utils import files
+from hpcavg.utils.text import printable
 
 SUITE_FILE = "suite.json"
 ENVIRONMENT = {

@@ -19,10 +19,10 @@ from mpi4py import MPI
 from benchmarks import common
 from benchmarks.learners import Learner, Workload, build_rule, mlp_workload, throughput
 from hpcavg import Topology
+from hpcavg.algorithms.rule import Rule
+from hpcavg.distributed.topology import wait_asleep
 from hpcavg.errors import require_integer, require_number
-from hpcavg.rule import Rule
-from hpcavg.summary import counted
-from hpcavg.topology import wait_asleep
+from hpcavg.results.summary import counted
 
 RULE_OPTIONS = {"k": 16, "k1": 4, "k2": 16, "tau": 16, "delay": 8}
 

@@ -31,7 +31,7 @@ from rich.table import Table
 
 from benchmarks import launching
 from benchmarks.soak_task import LEAVING, PLACES, PLAN
-from hpcavg import metrics, summary
+from hpcavg.results import metrics, summary
 
 STEPS = 500
 _CHECKPOINT_STEPS = 50

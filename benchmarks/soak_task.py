@@ -22,20 +22,20 @@ from typing import Any
 
 from torch import nn
 
-from hpcavg import checkpoint
-from hpcavg.averager import Averager
-from hpcavg.averaging import Averaging
-from hpcavg.checkpointer import Checkpointer
-from hpcavg.config import Config
-from hpcavg.delayed import Delayed
-from hpcavg.mean import mpi as mpi_engine
-from hpcavg.mean import pending, shared
-from hpcavg.record import Record
-from hpcavg.recovery import SurvivingTopology
-from hpcavg.replica import Replica
-from hpcavg.rounds import Rounds
+from hpcavg.averaging.averager import Averager
+from hpcavg.averaging.delayed import Delayed
+from hpcavg.averaging.replica import Replica
+from hpcavg.averaging.rounds import Rounds
+from hpcavg.averaging.synchronous import Averaging
+from hpcavg.checkpoints import store
+from hpcavg.checkpoints.manager import Checkpointer
+from hpcavg.config.options import Config
+from hpcavg.distributed.shrinking import SurvivingTopology
+from hpcavg.engines import mpi as mpi_engine
+from hpcavg.engines import pending, shared
 from hpcavg.tasks import Task, digits
-from hpcavg.train import Trainer
+from hpcavg.training.run_recorder import Record
+from hpcavg.training.trainer import Trainer
 
 PLAN = "HPCAVG_SOAK_PLAN"
 
@@ -241,8 +241,8 @@ class _Patch:
         self._in(Record, "flush", "flush of records")
         self._in(Checkpointer, "write", "checkpoint")
         self._before(SurvivingTopology, "free", "leaving", "summary")
-        self._before(checkpoint, "write_rank", "file")
-        self._before(checkpoint, "commit", "manifest")
+        self._before(store, "write_rank", "file")
+        self._before(store, "commit", "manifest")
 
     def means(self) -> None:
         """In the middle of a mean: half of the slice is written, or MPI has summed the first of the arrays."""

@@ -14,10 +14,10 @@ import torch
 
 from benchmarks import common
 from hpcavg import Averager, Topology, algorithms
+from hpcavg.algorithms.rule import Rule
 from hpcavg.errors import require_integer
 from hpcavg.models import build
-from hpcavg.rule import Rule
-from hpcavg.summary import counted
+from hpcavg.results.summary import counted
 
 NEVER = 10**9
 RULES: dict[str, Rule] = {

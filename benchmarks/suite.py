@@ -28,7 +28,7 @@ from benchmarks.options import Parser, chosen, run
 from benchmarks.presets import HANDED_ON, PRESETS
 from benchmarks.results import Outcome, Record, Suite, read_record
 from hpcavg.errors import InputError, require_integer, require_number, why
-from hpcavg.progress import is_terminal
+from hpcavg.utils.progress import is_terminal
 
 _LOOK_S = 0.1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -22,11 +22,11 @@ from mpi4py import MPI
 from benchmarks import common, torch_peers
 from benchmarks.learners import Learner, Workload, build_rule, digits_workload, mlp_workload, throughput
 from hpcavg import Topology
+from hpcavg.algorithms.rule import Rule
 from hpcavg.data.partition import num_batches
+from hpcavg.distributed.topology import wait_asleep
 from hpcavg.errors import require_integer, require_number
-from hpcavg.rule import Rule
-from hpcavg.summary import counted
-from hpcavg.topology import wait_asleep
+from hpcavg.results.summary import counted
 
 ALGORITHMS = ("sync_sgd", "k_avg", "hier_avg", "dasgd")
 # Periods of the MLP suit a network on which its mean takes seconds.

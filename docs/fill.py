@@ -33,10 +33,10 @@ def _fill(match: re.Match[str]) -> str:
 
 
 def _help() -> str:
-    from hpcavg import cli
+    from hpcavg.cli import parsers
 
     with mock.patch.dict(os.environ, COLUMNS=str(_WIDTH)):
-        return f"```text\n{cli.train_parser().format_help()}```\n"
+        return f"```text\n{parsers.train_parser().format_help()}```\n"
 
 
 # -- names of the package ---------------------------------------------------------------------------------------------

@@ -8,27 +8,27 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from hpcavg import children
+from hpcavg.distributed import child_processes
 
 if TYPE_CHECKING:
     from hpcavg import algorithms
-    from hpcavg.averager import Averager
+    from hpcavg.averaging.averager import Averager
+    from hpcavg.averaging.flat_buffer import FlatBuffer
+    from hpcavg.distributed.topology import Topology
     from hpcavg.errors import InputError
-    from hpcavg.flat import FlatBuffer
-    from hpcavg.topology import Topology
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Averager": "hpcavg.averager",
-    "FlatBuffer": "hpcavg.flat",
+    "Averager": "hpcavg.averaging.averager",
+    "FlatBuffer": "hpcavg.averaging.flat_buffer",
     "InputError": "hpcavg.errors",
-    "Topology": "hpcavg.topology",
+    "Topology": "hpcavg.distributed.topology",
     "algorithms": "hpcavg.algorithms",
 }
 __all__ = ["Averager", "FlatBuffer", "InputError", "Topology", "algorithms"]
 
-children.guard()
+child_processes.guard()
 
 
 def __getattr__(name: str) -> object:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from hpcavg.utils.text import fold_numbers, printable
+
 
 class InputError(ValueError):
     """A value from outside that cannot be used.
@@ -77,7 +79,9 @@ class MismatchError(RuntimeError):
         learners: dict[str, list[int]] = {}
         for learner, call in self.calls.items():
             learners.setdefault(call, []).append(learner)
-        who = "; ".join(f"rank{'s' * (len(ranks) > 1)} {ranges(ranks)} in {call}" for call, ranks in learners.items())
+        who = "; ".join(
+            f"rank{'s' * (len(ranks) > 1)} {fold_numbers(ranks)} in {call}" for call, ranks in learners.items()
+        )
         super().__init__(f"calls that do not belong together: {who}; every learner makes the same calls in one order")
 
 
@@ -99,17 +103,6 @@ class CorruptionError(RuntimeError):
         which = "other" if is_known else "different"
         unknown = "" if is_known else "; which of them are damaged cannot be told"
         super().__init__(f"{_listed(learners)} with {which} {' and '.join(what)} {when}{unknown}")
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Return ascending `numbers` as text, neighbours as a range: ``"0-3, 7"``."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
 def _listed(learners: Sequence[int]) -> str:
@@ -150,14 +143,3 @@ def reason(error: Exception) -> str:
     found = re.search(r"errno = (\d+)", str(error))
     number = getattr(error, "errno", None) or (found and int(found[1]))
     return os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__
-
-
-def printable(value: object, max_length: int = 200) -> str:
-    """Return `value` as text of one line that any terminal takes, shortened where it is longer than `max_length`."""
-    try:
-        text = str(value)
-    except ValueError:  # an integer of thousands of digits
-        text = f"a {type(value).__name__} too long to show"
-    if len(text) > max_length:
-        text = f"{text[: max_length // 2]}...{text[-max_length // 4 :]} ({len(text)} characters)"
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

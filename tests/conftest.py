@@ -8,7 +8,7 @@ import pytest
 from mpi4py import MPI
 
 from hpcavg import Topology
-from hpcavg.eager import defer_compiler_import
+from hpcavg.training.eager import defer_compiler_import
 
 # All ranks must draw the same examples; examples that depend on time or a stored database would part them.
 hypothesis.settings.register_profile("deterministic", derandomize=True, database=None, deadline=None)

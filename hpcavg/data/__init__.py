@@ -1,1 +1,1 @@
-"""Which samples a learner sees, and in which order."""
+"""Samples, their partitions, formats and augmentations."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcavg import files
 from hpcavg.data import array_pickle
 from hpcavg.errors import InputError, reason
+from hpcavg.utils import files
 
 NUM_CLASSES = 10
 SHAPE = (3, 32, 32)

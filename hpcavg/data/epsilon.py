@@ -20,10 +20,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcavg import files
 from hpcavg.data import libsvm
 from hpcavg.errors import InputError, reason
-from hpcavg.progress import display
+from hpcavg.utils import files
+from hpcavg.utils.progress import display
 
 NUM_FEATURES = 2000
 FILE = "epsilon.h5"

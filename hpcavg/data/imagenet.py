@@ -22,8 +22,8 @@ from hpcavg.data import class_folders, shards
 from hpcavg.data.class_folders import BadImageError, File
 from hpcavg.data.gratings import synthesize as synthesize
 from hpcavg.errors import InputError, reason, require_integer
-from hpcavg.files import fault, replace_file
-from hpcavg.progress import Display, display
+from hpcavg.utils.files import fault, replace_file
+from hpcavg.utils.progress import Display, display
 
 IMAGES_PER_SHARD, MAX_SHARDS = 2048, 512
 """Large enough that a rank can keep all shards mapped, each for a file descriptor."""

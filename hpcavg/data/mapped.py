@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcavg.data.samples import Samples
 from hpcavg.errors import InputError, reason
-from hpcavg.tasks.task import Samples
 
 
 class MappedArray(Samples):

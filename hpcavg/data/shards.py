@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcavg.errors import InputError, reading, reason
-from hpcavg.files import FileRecord, read_small
+from hpcavg.utils.files import FileRecord, read_small
 
 META, FORMAT, VERSION = "meta.json", "hpcavg images", 1
 MAGIC = b"hpcavg images 1\n"

@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from hpcavg.config import BUILT_IN_TASKS, Config
+from hpcavg.config.options import BUILT_IN_TASKS, Config
+from hpcavg.data.samples import Data, Samples
 from hpcavg.errors import InputError
-from hpcavg.tasks.task import Data, Samples, Task, count_correct, count_top5
+from hpcavg.tasks.task import Task, count_correct, count_top5
 
 __all__ = ["Data", "Samples", "Task", "build_model", "count_correct", "count_top5", "load", "load_data"]
 

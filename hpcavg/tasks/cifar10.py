@@ -9,11 +9,12 @@ import torch
 from torch import Generator, Tensor
 
 from hpcavg import models
-from hpcavg.config import Config
+from hpcavg.config.options import Config
 from hpcavg.data import cifar10
 from hpcavg.data.augmentation import crop_and_flip
+from hpcavg.data.samples import Data
 from hpcavg.errors import InputError, reading
-from hpcavg.tasks.task import Data, Task
+from hpcavg.tasks.task import Task
 
 # Of the original's training images, as parts of 255.
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

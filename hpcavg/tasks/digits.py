@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from hpcavg import models
-from hpcavg.config import Config
-from hpcavg.tasks.task import Data, Task
+from hpcavg.config.options import Config
+from hpcavg.data.samples import Data
+from hpcavg.tasks.task import Task
 
 # 1440 samples divide evenly over every number of learners up to 6, and over 8, 9, 10, 12, 16, 18, 20, 24, 32, ...
 NUM_TRAIN = 1440

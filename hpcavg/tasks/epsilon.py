@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from hpcavg import models
-from hpcavg.config import Config
+from hpcavg.config.options import Config
 from hpcavg.data import epsilon
 from hpcavg.data.mapped import MappedArray
+from hpcavg.data.samples import Data
 from hpcavg.errors import InputError, reading
-from hpcavg.tasks.task import Data, Task
+from hpcavg.tasks.task import Task
 
 NUM_CLASSES = 2
 

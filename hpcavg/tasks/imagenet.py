@@ -8,9 +8,10 @@ import numpy as np
 from torch import Generator, Tensor
 
 from hpcavg import models
-from hpcavg.config import Config
+from hpcavg.config.options import Config
 from hpcavg.data import photo_augmentation, shards
-from hpcavg.tasks.task import Data, Samples, Task
+from hpcavg.data.samples import Data, Samples
+from hpcavg.tasks.task import Task
 
 
 class Photos(shards.ShardedImages, Samples):

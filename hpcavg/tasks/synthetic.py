@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from hpcavg import models
-from hpcavg.config import Config
-from hpcavg.tasks.task import Data, Task
+from hpcavg.config.options import Config
+from hpcavg.data.samples import Data
+from hpcavg.tasks.task import Task
 
 
 def task(config: Config) -> Task:

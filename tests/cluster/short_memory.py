@@ -17,8 +17,8 @@ from mpi4py import MPI
 from torch import nn
 
 from hpcavg import Averager, Topology, algorithms
-from hpcavg.eager import defer_compiler_import
-from hpcavg.recovery import SurvivingTopology, finalize, is_enabled
+from hpcavg.distributed.shrinking import SurvivingTopology, finalize, is_enabled
+from hpcavg.training.eager import defer_compiler_import
 from tests.mpi.nodes import Nodes
 
 STEPS = 8

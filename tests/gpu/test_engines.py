@@ -6,15 +6,15 @@ import torch
 from torch import nn
 
 from hpcavg import Averager, Topology, algorithms
-from hpcavg.mean import ENGINES, select
-from hpcavg.mean.cuda_aware import CudaAwareEngine
-from hpcavg.mean.cuda_ipc import CudaIpcEngine, find_obstacle
-from hpcavg.mean.cuda_support import find_cuda_awareness
-from hpcavg.mean.devices import select_for_device
-from hpcavg.mean.mpi import MpiEngine
-from hpcavg.mean.staged import StagedEngine
-from hpcavg.placement import choose_device
-from hpcavg.schedule import Scope
+from hpcavg.algorithms.schedule import Scope
+from hpcavg.engines.device_select import select_for_device
+from hpcavg.engines.gpu.cuda_aware import CudaAwareEngine
+from hpcavg.engines.gpu.cuda_ipc import CudaIpcEngine, find_obstacle
+from hpcavg.engines.gpu.cuda_support import find_cuda_awareness
+from hpcavg.engines.mpi import MpiEngine
+from hpcavg.engines.select import ENGINES, select_engine
+from hpcavg.engines.staged import StagedEngine
+from hpcavg.machine.placement import choose_device
 
 pytestmark = pytest.mark.mpi
 
@@ -160,7 +160,9 @@ def test_engines_may_come_and_go(topology, device):
 
 @pytest.mark.filterwarnings("ignore:ranks cannot read each other's device memory")
 def test_auto_finds_an_engine(topology, device):
-    engine, choice = select_for_device("auto", topology, device, tuple(ENGINES), lambda name: select(name, topology))
+    engine, choice = select_for_device(
+        "auto", topology, device, tuple(ENGINES), lambda name: select_engine(name, topology)
+    )
     rows = engine.home(torch.zeros(1, 5, device=device))
     rows.fill_(float(topology.rank))
     engine.mean(rows, rows[0], Scope.GLOBAL)
@@ -178,7 +180,7 @@ def train(world, monkeypatch, rule, device, make_engine):
     topology = Topology(world, min(2, world.Get_size()))
     engine = make_engine(topology)
     with monkeypatch.context() as patch:
-        patch.setattr("hpcavg.averager.select", lambda *arguments, **options: engine)
+        patch.setattr("hpcavg.averaging.averager.select", lambda *arguments, **options: engine)
         averager = Averager(module, optimizer, rule, topology)
     for t in range(24):
         generator = torch.Generator().manual_seed(1000 * t + topology.rank)

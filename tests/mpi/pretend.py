@@ -6,7 +6,7 @@ import tempfile
 
 import torch
 
-from hpcavg.mean.cuda import Cuda
+from hpcavg.engines.gpu.cuda import Cuda
 
 _exports = []
 

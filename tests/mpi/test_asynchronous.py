@@ -13,7 +13,7 @@ from mpi4py import MPI
 from torch import nn
 
 from hpcavg import Averager, InputError, Topology, algorithms
-from hpcavg.schedule import Scope
+from hpcavg.algorithms.schedule import Scope
 from tests.mpi.problems import Logistic, Quadratic, Vector, values_of
 from tests.oracles import asynchronous
 from tests.oracles.synchronous import LocalSgd

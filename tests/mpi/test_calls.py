@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from hpcavg import Averager, InputError, Topology, algorithms
-from hpcavg.calls import Call, Kind, meet
+from hpcavg.algorithms.schedule import Scope
+from hpcavg.averaging.calls import Call, Kind, meet
 from hpcavg.errors import MismatchError
-from hpcavg.schedule import Scope
 
 pytestmark = pytest.mark.mpi
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from hpcavg import Averager, InputError, Topology, algorithms, health
+from hpcavg import Averager, InputError, Topology, algorithms
+from hpcavg.averaging import health
 from hpcavg.errors import CorruptionError
 from tests.mpi.nodes import Nodes
 from tests.mpi.problems import values_of

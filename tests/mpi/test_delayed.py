@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from torch import nn
 
 from hpcavg import Averager, InputError, Topology, algorithms
-from hpcavg.mean import ENGINES
+from hpcavg.engines.select import ENGINES
 from tests.mpi.nodes import LAYOUTS, Nodes
 from tests.mpi.problems import Logistic, Vector, values_of
 

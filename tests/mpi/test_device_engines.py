@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from hpcavg import Averager, InputError, Topology, algorithms
-from hpcavg.mean import ENGINES, select
-from hpcavg.mean.cuda_aware import CudaAwareEngine
-from hpcavg.mean.cuda_ipc import CudaIpcEngine, find_obstacle
-from hpcavg.mean.cuda_support import OVERRIDE, ask_here, find_cuda_awareness
-from hpcavg.mean.devices import find_facts, select_for_device
-from hpcavg.mean.mpi import MpiEngine
-from hpcavg.mean.staged import StagedEngine
-from hpcavg.schedule import Scope
+from hpcavg.algorithms.schedule import Scope
+from hpcavg.engines.device_select import find_facts, select_for_device
+from hpcavg.engines.gpu.cuda_aware import CudaAwareEngine
+from hpcavg.engines.gpu.cuda_ipc import CudaIpcEngine, find_obstacle
+from hpcavg.engines.gpu.cuda_support import OVERRIDE, ask_here, find_cuda_awareness
+from hpcavg.engines.mpi import MpiEngine
+from hpcavg.engines.select import ENGINES, select_engine
+from hpcavg.engines.staged import StagedEngine
 from tests.mpi.pretend import PretendCuda, remove_exports
 from tests.mpi.problems import Logistic, values_of
 from tests.mpi.test_mean import DTYPES, SIZES, everyone, rows_of
@@ -254,7 +254,7 @@ def train(world, monkeypatch, rule, make_engine):
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
     topology = Topology(world, min(2, world.Get_size()))
     engine = make_engine(topology)
-    monkeypatch.setattr("hpcavg.averager.select", lambda *arguments, **options: engine)
+    monkeypatch.setattr("hpcavg.averaging.averager.select", lambda *arguments, **options: engine)
     averager = Averager(module, optimizer, rule, topology)
     for t in range(1, 20):
         optimizer.zero_grad()
@@ -333,10 +333,10 @@ def test_the_wheels_open_mpi_says_that_it_takes_host_memory_only(topology, monke
 
 def test_cuda_awareness_of_a_library_that_cannot_be_asked(monkeypatch):
     monkeypatch.delenv(OVERRIDE, raising=False)
-    monkeypatch.setattr("hpcavg.mean.cuda_support.ctypes.CDLL", lambda path: SimpleNamespace())
+    monkeypatch.setattr("hpcavg.engines.gpu.cuda_support.ctypes.CDLL", lambda path: SimpleNamespace())
     assert ask_here() == (False, "no MPIX_Query_cuda_support in this MPI library")
     query = SimpleNamespace(MPIX_Query_cuda_support=lambda: 1)
-    monkeypatch.setattr("hpcavg.mean.cuda_support.ctypes.CDLL", lambda path: query)
+    monkeypatch.setattr("hpcavg.engines.gpu.cuda_support.ctypes.CDLL", lambda path: query)
     assert ask_here() == (True, "MPIX_Query_cuda_support says 1")
 
 
@@ -355,11 +355,11 @@ def test_the_environment_has_the_last_word_and_ranks_agree(topology, monkeypatch
 
 def test_engines_for_arrays_on_the_cpu_are_those_of_the_host(topology):
     def make(name):
-        return select(name, topology)
+        return select_engine(name, topology)
 
     for requested in ("auto", "mpi", "shared"):
         engine, choice = select_for_device(requested, topology, CPU, tuple(ENGINES), make)
-        assert engine.name == select(requested, topology).name
+        assert engine.name == select_engine(requested, topology).name
         assert choice.reason == "the parameters are on cpu"
     for requested in ("staged", "cuda-aware", "cuda-ipc"):
         with pytest.raises(InputError, match="one of auto, mpi, shared, twolevel for parameters on cpu"):

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from hpcavg import Averager, InputError, Topology, algorithms, health
-from hpcavg.calls import Call, Kind, meet
+from hpcavg import Averager, InputError, Topology, algorithms
+from hpcavg.algorithms.schedule import Scope
+from hpcavg.averaging import health
+from hpcavg.averaging.calls import Call, Kind, meet
+from hpcavg.engines.select import ENGINES
 from hpcavg.errors import SickLearnersError
-from hpcavg.mean import ENGINES
-from hpcavg.schedule import Scope
 from tests.mpi.nodes import LAYOUTS, Nodes
 from tests.mpi.problems import Logistic, Vector, values_of
 from tests.oracles import sick, synchronous

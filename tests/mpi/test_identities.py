@@ -14,8 +14,8 @@ from mpi4py import MPI
 from torch import nn
 
 from hpcavg import Averager, Topology, algorithms
-from hpcavg.rule import Rule, always
-from hpcavg.schedule import Scope
+from hpcavg.algorithms.rule import Rule, always
+from hpcavg.algorithms.schedule import Scope
 from tests.mpi.problems import Logistic, Quadratic, values_of
 
 pytestmark = pytest.mark.mpi

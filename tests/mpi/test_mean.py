@@ -10,13 +10,16 @@ import torch
 from hypothesis import given, settings
 from mpi4py import MPI
 
-from hpcavg import InputError, Topology, node_memory
-from hpcavg.mean import ENGINES, select, wire, wire_format
-from hpcavg.mean.mpi import MpiEngine
-from hpcavg.mean.shared import SharedEngine
-from hpcavg.mean.twolevel import TwoLevelEngine
-from hpcavg.mean.wire import Crossing
-from hpcavg.schedule import Scope
+from hpcavg import InputError, Topology
+from hpcavg.algorithms.schedule import Scope
+from hpcavg.distributed import shared_memory
+from hpcavg.engines import wire
+from hpcavg.engines.compression import wire_format
+from hpcavg.engines.mpi import MpiEngine
+from hpcavg.engines.select import ENGINES, select_engine
+from hpcavg.engines.shared import SharedEngine
+from hpcavg.engines.twolevel import TwoLevelEngine
+from hpcavg.engines.wire import Crossing
 from tests.mpi.nodes import LAYOUTS, Nodes
 
 pytestmark = pytest.mark.mpi
@@ -184,7 +187,7 @@ def test_equal_values_have_themselves_as_mean_within_an_ulp(nodes, engine):
 
 def test_an_unknown_engine_is_refused(topology):
     with pytest.raises(InputError, match="engine='fast': must be one of auto, mpi, shared, twolevel"):
-        select("fast", topology)
+        select_engine("fast", topology)
 
 
 def test_shared_memory_leaves_no_name_behind(on_node):
@@ -197,13 +200,13 @@ def test_shared_memory_leaves_no_name_behind(on_node):
 
 def test_shared_memory_is_refused_across_nodes(topology):
     topology.num_nodes = 2
-    assert select("auto", topology).name == ("twolevel" if topology.num_learners > 1 else "mpi")
+    assert select_engine("auto", topology).name == ("twolevel" if topology.num_learners > 1 else "mpi")
     with pytest.raises(InputError, match="on 2 nodes"):
-        select("shared", topology)
+        select_engine("shared", topology)
 
 
 def test_without_room_to_share_auto_warns_and_shared_is_refused(on_node, monkeypatch):
-    monkeypatch.setattr(node_memory.os, "posix_fallocate", no_room)
+    monkeypatch.setattr(shared_memory.os, "posix_fallocate", no_room)
     array = torch.zeros(1, 5)
     with pytest.raises(InputError, match="more shared memory"):
         SharedEngine(on_node).home(array)
@@ -231,7 +234,7 @@ class Room:
 
     def fill(self):
         if self._nodes.peers.bcast(self._nodes.rank) == 0:
-            self._monkeypatch.setattr(node_memory.os, "posix_fallocate", self._refuse)
+            self._monkeypatch.setattr(shared_memory.os, "posix_fallocate", self._refuse)
 
     def _refuse(self, *arguments):
         self.num_asked += 1

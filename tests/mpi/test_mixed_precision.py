@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from hpcavg import Averager, Topology, algorithms
-from hpcavg.config import Config
-from hpcavg.model_passes import ModelPasses
+from hpcavg.config.options import Config
 from hpcavg.tasks import Task
+from hpcavg.training.forward_backward import ModelPasses
 
 pytestmark = pytest.mark.mpi
 

@@ -5,7 +5,8 @@ import torch
 from mpi4py import MPI
 from torch.nn.functional import cross_entropy
 
-from hpcavg import Averager, Topology, algorithms, models, state_file
+from hpcavg import Averager, Topology, algorithms, models
+from hpcavg.checkpoints import tensor_file
 
 pytestmark = pytest.mark.mpi
 
@@ -34,7 +35,7 @@ def test_two_steps_of_hier_avg(name, world):
         loss.backward()
         averager.step()
         assert loss.isfinite()
-        num_different.append(len(set(world.allgather(state_file.digest(model.state_dict())))))
+        num_different.append(len(set(world.allgather(tensor_file.digest(model.state_dict())))))
     assert num_different == [world.Get_size(), 1]
     assert all(value.isfinite().all() for value in model.state_dict().values())
     topology.free()

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from hpcavg import Averager, InputError, Topology, algorithms
-from hpcavg.mean import select
-from hpcavg.replica import Replica
+from hpcavg.averaging.replica import Replica
+from hpcavg.engines.select import select_engine
 from tests.mpi.problems import Vector
 
 pytestmark = pytest.mark.mpi
@@ -242,7 +242,7 @@ def test_constants_keep_their_bits_and_what_one_learner_changes_is_averaged(topo
 def test_buffers_that_differ_from_the_start_are_no_constants(topology):
     model = Holder(running=torch.full((2,), float(topology.rank)))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    replica = Replica(model, optimizer, topology, select("mpi", topology), start="own")
+    replica = Replica(model, optimizer, topology, select_engine("mpi", topology), start="own")
     assert model.running.tolist() == [topology.rank] * 2
     replica.refresh()
     assert replica.buffers.view(replica.buffers.slots[-1]).tolist() == [float(topology.rank > 0)]
@@ -410,7 +410,7 @@ def build(case, is_odd):
 def test_models_of_another_form_are_refused_on_every_rank(topology, case, start):
     last = topology.num_learners - 1
     model, optimizer = build(case, topology.rank == last > 0)
-    engine = select("mpi", topology)
+    engine = select_engine("mpi", topology)
     if last == 0:
         Replica(model, optimizer, topology, engine, start)
         return
@@ -424,7 +424,7 @@ def test_a_replica_may_keep_its_own_values(topology):
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data.fill_(topology.rank)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    Replica(model, optimizer, topology, select("auto", topology), start="own")
+    Replica(model, optimizer, topology, select_engine("auto", topology), start="own")
     assert all((tensor == topology.rank).all() for tensor in (*model.parameters(), *model.buffers()))
 
 

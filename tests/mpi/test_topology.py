@@ -8,9 +8,9 @@ import pytest
 from mpi4py import MPI
 
 from hpcavg import InputError, Topology
-from hpcavg.node_memory import share_array
-from hpcavg.placement import num_threads
-from hpcavg.schedule import Scope
+from hpcavg.algorithms.schedule import Scope
+from hpcavg.distributed.shared_memory import share_array
+from hpcavg.machine.placement import num_threads
 
 pytestmark = pytest.mark.mpi
 

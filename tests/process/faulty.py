@@ -12,8 +12,9 @@ import torch
 from mpi4py import MPI
 from torch.nn.functional import cross_entropy
 
-from hpcavg import files, health
+from hpcavg.averaging import health
 from hpcavg.tasks import digits
+from hpcavg.utils import files
 
 KIND, RANK, STEP = os.environ["FAULT"].split(":")
 IS_HERE = RANK in ("all", str(MPI.COMM_WORLD.Get_rank()))

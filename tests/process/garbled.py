@@ -7,12 +7,12 @@ import os
 import signal
 import sys
 
-from hpcavg import recovery
+from hpcavg.distributed import shrinking
 
 
 def main(case):
-    topology = recovery.SurvivingTopology()
-    recovery.install_farewell_hook(topology)
+    topology = shrinking.SurvivingTopology()
+    shrinking.install_farewell_hook(topology)
     attempts = []
 
     def act():

@@ -8,8 +8,8 @@ import time
 from mpi4py import MPI
 
 from hpcavg import Topology
-from hpcavg.supervisor import Supervisor
-from hpcavg.watchdog import Watchdog
+from hpcavg.distributed.supervisor import Supervisor
+from hpcavg.distributed.watchdog import Watchdog
 
 parser = argparse.ArgumentParser()
 parser.add_argument("how", choices=["stopped", "asleep", "slow", "quiet"])

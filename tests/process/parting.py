@@ -12,9 +12,9 @@ import time
 
 from mpi4py import MPI
 
-from hpcavg import recovery
-from hpcavg.pauses import Kind, Pause, Pauses
-from hpcavg.watchdog import watch_over
+from hpcavg.distributed import shrinking
+from hpcavg.distributed.preemption import Kind, Pause, Pauses
+from hpcavg.distributed.watchdog import watch_over
 
 LAST = 2
 REQUEST = (Kind.STOP, "SIGTERM")
@@ -91,7 +91,7 @@ CASES = {
 
 
 def main(case):
-    topology = recovery.SurvivingTopology()
+    topology = shrinking.SurvivingTopology()
     supervisor = watch_over(topology, 2.0 if case == "stopped" else 20.0).supervisor
     pauses = Pauses(supervisor, topology, catch_signals=True, by_step=case == "half-told")
     topology.carry_out(lambda: topology.world.Barrier())

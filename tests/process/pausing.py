@@ -19,8 +19,8 @@ import numpy as np
 from mpi4py import MPI
 
 from hpcavg import Topology
-from hpcavg.pauses import Kind, Pauses
-from hpcavg.supervisor import Supervisor
+from hpcavg.distributed.preemption import Kind, Pauses
+from hpcavg.distributed.supervisor import Supervisor
 
 K1, K2 = 4, 32
 

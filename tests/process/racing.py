@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from hpcavg import checkpoint
+from hpcavg.checkpoints import store
 from tests.process.launch import start
 from tests.process.resuming import kill_all, ranks_of
 
@@ -55,7 +55,7 @@ def race(folder, own, arguments=()):
     finally:
         for job in jobs:
             kill_all(job)
-    found = [checkpoint.open_checkpoint(path) for path in checkpoint.candidates(folder / "checkpoints")]
+    found = [store.open_checkpoint(path) for path in store.candidates(folder / "checkpoints")]
     assert 1 <= len(found) <= 2
     assert [path.name for path in folder.iterdir() if "lock" in path.name] == []
     return said[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcavg.metrics import COLUMNS, read_view
+from hpcavg.results.metrics import COLUMNS, read_view
 from tests.process.launch import run, start
 
 # A model with BatchNorm, dropout and noise of all generators that a checkpoint knows, slow enough to be met in a step.
@@ -18,7 +18,7 @@ TASK = """
 import os, random, time
 import numpy as np, torch
 from torch import nn
-from hpcavg import files
+from hpcavg.utils import files
 from hpcavg.tasks import Data, Task, digits
 
 STEP_S, CALL_S = float(os.environ.get("STEP_S", 0)), float(os.environ.get("CALL_S", 0))

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from hpcavg import cli
-from hpcavg.checkpoint import load_model
-from hpcavg.metrics import read_view
-from hpcavg.train import Trainer
+from hpcavg.checkpoints.store import load_model
+from hpcavg.cli import parsers
+from hpcavg.results.metrics import read_view
+from hpcavg.training.trainer import Trainer
 
 OLD = Path(__file__).parents[1] / "data" / "d2269b3"
 STEPS = 20
@@ -26,7 +26,7 @@ def train(*arguments):
     """Train to step 20; return the exit status and what was shown."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
-        status = Trainer(cli.parse_train([*map(str, arguments), "--steps", str(STEPS)])).train()
+        status = Trainer(parsers.parse_train([*map(str, arguments), "--steps", str(STEPS)])).train()
     return status, shown.getvalue()
 
 

@@ -22,12 +22,13 @@ import torch
 from mpi4py import MPI
 from torch.nn.functional import cross_entropy
 
-from hpcavg import cli, launcher, watchdog
-from hpcavg import train as train_module
-from hpcavg.emergency import FAILED, REQUEUE
-from hpcavg.server import Server
+from hpcavg.averaging.server import Server
+from hpcavg.cli import parsers
+from hpcavg.distributed import job_environment, watchdog
 from hpcavg.tasks import digits
-from hpcavg.train import Trainer
+from hpcavg.training import trainer as train_module
+from hpcavg.training.failures import FAILED, REQUEUE
+from hpcavg.training.trainer import Trainer
 
 STEPS, STEP_S = 240, 0.004
 # What comes later than so long before the end need not be heeded.
@@ -108,7 +109,7 @@ def train(given, folder, moment=None, number=None, is_watched=False):
     if number is not None and not is_watched:
         thread.start()
     with contextlib.redirect_stdout(shown):
-        trainer = Trainer(cli.parse_train(list(map(str, given))))
+        trainer = Trainer(parsers.parse_train(list(map(str, given))))
         take_step, conclude = trainer._train_step, trainer._conclude
 
         def note_and_take_step():
@@ -126,7 +127,7 @@ def train(given, folder, moment=None, number=None, is_watched=False):
     # Who has taken its last step finishes; one of them may be ahead of all others.
     last_s = world.allreduce(math.inf if trainer.topology.is_server else progress[-1], MPI.MIN)
     left_s = last_s - world.allreduce(sent[0] if sent else 0.0, MPI.SUM)
-    launcher._early_signals.clear()
+    job_environment._early_signals.clear()
     return status, shown.getvalue(), left_s
 
 
@@ -155,7 +156,7 @@ def main():
     parser.add_argument("--timeout", type=float, default=2.0)
     parser.add_argument("--folder", type=Path, required=True)
     options = parser.parse_args()
-    launcher.remember_early_signals()
+    job_environment.remember_early_signals()
     say("is process", os.getpid())
     own = random.Random(f"{options.algorithm} {options.target} {options.seed}")
     for name in options.signals:

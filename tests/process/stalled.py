@@ -10,8 +10,9 @@ import sys
 import torch
 from mpi4py import MPI
 
-from hpcavg import Averager, Topology, algorithms, asynchronous
-from hpcavg.server import FETCH, Server
+from hpcavg import Averager, Topology, algorithms
+from hpcavg.averaging import parameter_server
+from hpcavg.averaging.server import FETCH, Server
 
 how, step = sys.argv[1], 0
 
@@ -39,9 +40,9 @@ def take(server, learner, tag):
 
 
 if how == "fetch":
-    asynchronous._Link.request = stopping_after(asynchronous._Link.request, 1)
+    parameter_server._Link.request = stopping_after(parameter_server._Link.request, 1)
 elif how == "push":
-    asynchronous._Link.push = stopping_after(asynchronous._Link.push, 1)
+    parameter_server._Link.push = stopping_after(parameter_server._Link.push, 1)
 else:
     take_it, Server._take = Server._take, take
 topology = Topology(num_servers=1)

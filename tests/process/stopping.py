@@ -15,9 +15,9 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from hpcavg import cli
-from hpcavg.emergency import REQUEUE
-from hpcavg.train import Trainer
+from hpcavg.cli import parsers
+from hpcavg.training.failures import REQUEUE
+from hpcavg.training.trainer import Trainer
 from tests.process.resuming import differences, outcome, write_task
 
 OPTIONS = [
@@ -48,7 +48,7 @@ world = MPI.COMM_WORLD
 def train(arguments, stop_step=None):
     """Train; if `stop_step` is given, rank 1 is sent a signal in that step of its. Return the exit status."""
     with contextlib.redirect_stdout(io.StringIO()):
-        trainer = Trainer(cli.parse_train(list(map(str, arguments))))
+        trainer = Trainer(parsers.parse_train(list(map(str, arguments))))
         gradients, steps = trainer.passes.gradients, 0
 
         def signalled(inputs, targets):

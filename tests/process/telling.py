@@ -12,8 +12,11 @@ from collections import Counter
 
 from mpi4py import MPI
 
-from hpcavg import Topology, cli, topology, train
-from hpcavg import watchdog as watchdog_module
+from hpcavg import Topology
+from hpcavg.cli import parsers
+from hpcavg.distributed import topology
+from hpcavg.distributed import watchdog as watchdog_module
+from hpcavg.training import trainer
 
 WAITS = (
     "Allgather Allgatherv Allreduce Alltoall Barrier Bcast Dup Gather Recv Reduce Reduce_scatter Scatter Send Split"
@@ -73,7 +76,7 @@ def watch_over_noted(*arguments):
 
 
 topology.wait_until = wait_until_noted
-train.watch_over = watch_over_noted
+trainer.watch_over = watch_over_noted
 
 for options in RUNS:
     folder = world.bcast(tempfile.mkdtemp() if world.rank == 0 else None)
@@ -93,7 +96,7 @@ for options in RUNS:
         ]
         supervisors.clear()
         with contextlib.redirect_stdout(io.StringIO()):
-            assert train.Trainer(cli.parse_train(["--model", "logistic", *map(str, given)])).train() == 0
+            assert trainer.Trainer(parsers.parse_train(["--model", "logistic", *map(str, given)])).train() == 0
 for where, times in untold.items():
     print(f"untold {times} times: {where}", flush=True)
 print(dict(told), flush=True)

@@ -12,8 +12,8 @@ pytestmark = pytest.mark.process
 PROGRAM = """
 import sys, torch
 from hpcavg import Topology
-from hpcavg.mean.cuda_aware import CudaAwareEngine
-from hpcavg.schedule import Scope
+from hpcavg.engines.gpu.cuda_aware import CudaAwareEngine
+from hpcavg.algorithms.schedule import Scope
 
 topology = Topology()
 engine = CudaAwareEngine(topology)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from hpcavg import checkpoint
+from hpcavg.checkpoints import store
 from tests.process.launch import run
 
 pytestmark = pytest.mark.process
@@ -129,7 +129,7 @@ def test_sick_learners_stop_the_run(tmp_path, who, arguments, says):
     line = said(result, "hpcavg: error: ")
     assert says in line
     assert line.endswith(f"; last good checkpoint: {folder / 'checkpoints' / 'step-00000020'}")
-    assert [path.name for path in checkpoint.candidates(folder / "checkpoints")] == ["step-00000020"]
+    assert [path.name for path in store.candidates(folder / "checkpoints")] == ["step-00000020"]
     assert_no_traceback(result)
 
 
@@ -166,7 +166,7 @@ def test_a_run_whose_records_are_lost_trains_on(tmp_path, fault):
     assert all(kind in at_the_end for kind in kinds)
     assert_no_traceback(result)
     if fault.startswith("full"):  # what was there before is unharmed
-        saved, passed_over = checkpoint.newest(folder / "checkpoints")
+        saved, passed_over = store.newest(folder / "checkpoints")
         assert (saved.manifest.step, passed_over) == (20, [])
 
 

@@ -71,15 +71,16 @@ def test_a_rank_that_is_stopped_while_its_averager_is_made_is_named(tmp_path):
     script = tmp_path / "stopped.py"
     script.write_text("""
 import os, signal, torch
-from hpcavg import Averager, Topology, algorithms, forms
+from hpcavg import Averager, Topology, algorithms
+from hpcavg.averaging import model_parts
 topology = Topology()
 model = torch.nn.Linear(4, 4)
-describe = forms.describe
+describe = model_parts.describe
 def stop(*arguments):
     if topology.rank == 0:
         os.kill(os.getpid(), signal.SIGSTOP)
     return describe(*arguments)
-forms.describe = stop
+model_parts.describe = stop
 Averager(model, torch.optim.SGD(model.parameters(), lr=0.1), algorithms.k_avg(12), topology)
 """)
     result = run(2, [script], module="mpi4py", HPCAVG_HANG_TIMEOUT="1")

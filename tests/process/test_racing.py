@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from hpcavg.run_lock import owners
+from hpcavg.results.run_lock import owners
 from tests.process.launch import start
 from tests.process.racing import ARGUMENTS, DEADLINE_S, race, wait_for_steps
 from tests.process.resuming import kill_all, ranks_of

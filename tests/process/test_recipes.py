@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpcavg.sources import tomllib
+from hpcavg.config.sources import tomllib
 from tests.process.launch import run
 
 pytestmark = pytest.mark.process

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from hpcavg.checkpoint import load_model
-from hpcavg.metrics import COLUMNS, read_view
+from hpcavg.checkpoints.store import load_model
+from hpcavg.results.metrics import COLUMNS, read_view
 from tests.process.launch import pid_of_rank, run, start
 
 pytestmark = pytest.mark.process
@@ -239,7 +239,7 @@ def test_the_compiler_is_there_for_those_who_ask():
 
     program = """
 import sys, torch
-from hpcavg.eager import defer_compiler_import
+from hpcavg.training.eager import defer_compiler_import
 defer_compiler_import()
 x = torch.nn.Parameter(torch.ones(3))
 optimizer = torch.optim.SGD([x], lr=0.1, momentum=0.9)

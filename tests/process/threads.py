@@ -7,7 +7,7 @@ import threading
 import torch
 
 from hpcavg import Averager, Topology, algorithms
-from hpcavg.mean import pending
+from hpcavg.engines import pending
 
 
 def fail():

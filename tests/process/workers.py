@@ -13,9 +13,10 @@ import time
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hpcavg import Averager, Topology, algorithms, children
-from hpcavg.pauses import Kind, Pauses
-from hpcavg.supervisor import Supervisor
+from hpcavg import Averager, Topology, algorithms
+from hpcavg.distributed import child_processes
+from hpcavg.distributed.preemption import Kind, Pauses
+from hpcavg.distributed.supervisor import Supervisor
 
 METHODS = ("forkserver", "spawn", "fork")
 STEPS = 8
@@ -36,7 +37,7 @@ class Samples(Dataset):
 
             assert not MPI.Is_initialized()
         try:
-            children.require_rank()
+            child_processes.require_rank()
         except RuntimeError:
             return torch.full((4,), float(index % 5))
         raise AssertionError("the worker takes itself for a rank")
@@ -50,7 +51,7 @@ def break_a_thread(worker):
 
 def main():
     topology = Topology()
-    children.require_rank()
+    child_processes.require_rank()
     supervisor = Supervisor(topology.world)
     pauses = Pauses(supervisor, topology, catch_signals=True)
     model = torch.nn.Linear(4, 1)

@@ -20,7 +20,8 @@ from benchmarks.options import Parser
 from benchmarks.overlap import overlap_percent
 from benchmarks.results import read_record
 from benchmarks.scaling import batch_of, rank_counts
-from hpcavg import InputError, algorithms, cli
+from hpcavg import InputError, algorithms
+from hpcavg.cli import parsers
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_a_benchmark_takes_the_options_of_its_presets(preset, name, monkeypatch)
         importlib.import_module(f"benchmarks.{module}").main()
     options, passed_on = caught.value.args
     assert module == "compare_algorithms" or not passed_on
-    cli.parse_train(passed_on)  # what is left goes to hpcavg
+    parsers.parse_train(passed_on)  # what is left goes to hpcavg
     for algorithm in getattr(options, "algorithms", None) or ():
         assert build_rule(algorithm.replace("-", "_"), {})
 

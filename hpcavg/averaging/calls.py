@@ -1,0 +1,185 @@
+"""The identity of collectives: each learner says which one it is in, in the exchange that starts every mean.
+
+Without it, a mean of one learner would pair with another call of the next: `finish` of one that ran out of data with
+the mean of step 12 of the others, and both would go on with different models. All records have one size and travel in
+one call of MPI, so whatever meets is compared before anything is merged.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from mpi4py import MPI
+
+from hpcavg.algorithms.rule import Rule
+from hpcavg.algorithms.schedule import Progress, Scope
+from hpcavg.distributed.topology import Topology, complete_asleep
+from hpcavg.errors import MismatchError
+
+# What marks a record, so that a collective of the caller's own on the same communicator is not taken for one.
+_MARK = b"avg1"
+# Mark, kind, number of the averager, step, round; flags, fingerprint, learning rate.
+_RECORD = struct.Struct("<4sHHqqQQd")
+_SICK, _LARGE, _FAILED = 1, 2, 4
+_POLL_S = 0.0005
+
+
+class Kind(IntEnum):
+    """What a learner does together with others."""
+
+    LOCAL_AVERAGE = 1
+    GLOBAL_AVERAGE = 2
+    FINISH = 3
+    MEAN_MODEL = 4
+    RECOMPUTE_BUFFERS = 5
+    CHECK_HEALTH = 6
+    RESET_ANCHOR = 7
+    FIRST_STEP = 8
+
+
+_AVERAGES = (Kind.LOCAL_AVERAGE, Kind.GLOBAL_AVERAGE)
+
+
+class Call(NamedTuple):
+    """One collective call of an averager.
+
+    Attributes
+    ----------
+    kind : what it is. averager : the averager's number on its topology, from 0.
+    step, round : where the learner is; None where learners may differ in it.
+    """
+
+    kind: Kind
+    averager: int
+    step: int | None
+    round: int | None
+
+    def __str__(self) -> str:
+        name = self.kind.name.lower()
+        is_average = self.kind in _AVERAGES
+        text = name.replace("_", " ") if is_average or self.kind is Kind.FIRST_STEP else f"averager.{name}()"
+        if self.step is not None:
+            text += f" of step {self.step}" if is_average else f" after step {self.step}"
+        elif self.round is not None:
+            text += f" of round {self.round + 1}" if is_average else f" in round {self.round + 1}"
+        return f"{text} (averager {self.averager + 1})" if self.averager else text
+
+
+class Meeting(NamedTuple):
+    """What the learners that are in one call told each other.
+
+    Attributes
+    ----------
+    num_members : how many they are.
+    sick : those with parameters that are not finite, as indices in the topology's `world`.
+    is_large : some of them hold values so large that their sum may overflow.
+    fingerprints : what each of them gave, to be compared. rate : the mean of their learning rates.
+    """
+
+    num_members: int
+    sick: tuple[int, ...]
+    is_large: bool
+    fingerprints: Sequence[int]
+    rate: float
+
+
+def meet(
+    call: Call,
+    scope: Scope,
+    topology: Topology,
+    *,
+    is_sick: bool = False,
+    is_large: bool = False,
+    fingerprint: int = 0,
+    rate: float = 0.0,
+    error: Exception | None = None,
+    asleep: bool = False,
+) -> Meeting:
+    """Tell the learners of `scope` which call this is, and learn that all are in it. Collective over the scope.
+
+    Parameters
+    ----------
+    call : what this learner does.
+    scope, topology : the learners that take part.
+    is_sick : this learner's parameters are not finite.
+    is_large : this learner holds values whose sum over the learners may overflow.
+    fingerprint : 64 bits of whatever the caller compares.
+    rate : this learner's learning rate.
+    error : what has gone wrong on this learner; it is raised on all of them.
+    asleep : wait asleep, for learners that may come at very different times. The same on all of them.
+
+    Raises `MismatchError` on all of them where they are in different calls.
+    """
+    comm = topology.comm(scope)
+    num_members = comm.Get_size()
+    flags = _SICK * is_sick | _LARGE * is_large | _FAILED * (error is not None)
+    kind, averager, step, round_ = call
+    own = _RECORD.pack(
+        _MARK, kind, averager, -1 if step is None else step, -1 if round_ is None else round_, flags, fingerprint, rate
+    )
+    told: bytes | bytearray = own
+    if num_members > 1:
+        told = bytearray(_RECORD.size * num_members)
+        buffers = [own, MPI.BYTE], [told, MPI.BYTE]
+        if asleep:
+            complete_asleep(comm.Iallgather(*buffers), _POLL_S)
+        else:
+            comm.Allgather(*buffers)
+    if not flags and told == own * num_members:  # nearly always
+        return Meeting(num_members, (), False, (fingerprint,) * num_members, rate)
+    members = comm.Get_group().Translate_ranks(None, topology.world.Get_group())
+    records = list(_RECORD.iter_unpack(told))
+    calls = {member: _call_of(*record[:5]) for member, record in zip(members, records, strict=True)}
+    if any(other != call for other in calls.values()):
+        raise MismatchError({member: str(other or "another collective") for member, other in calls.items()})
+    all_flags, fingerprints, rates = zip(*(record[5:] for record in records), strict=True)
+    if any(flags & _FAILED for flags in all_flags):
+        raise next(filter(None, comm.allgather(error)))
+    sick = tuple(member for member, flags in zip(members, all_flags, strict=True) if flags & _SICK)
+    return Meeting(num_members, sick, any(flags & _LARGE for flags in all_flags), fingerprints, _mean_rate(rates))
+
+
+class Caller:
+    """One averager's side of its calls: knows which of its numbers all learners have in common.
+
+    Parameters
+    ----------
+    rule : what the averager carries out; learners of some rules are at steps of their own.
+    topology : the learners.
+    number : of the averager on its topology, from 0.
+    """
+
+    def __init__(self, rule: Rule, topology: Topology, number: int) -> None:
+        self._topology = topology
+        self._number = number
+        self._has_servers = rule.server is not None
+        self._has_own_steps = rule.own_pace or self._has_servers
+
+    def call(self, kind: Kind, progress: Progress) -> Call:
+        """Return the call that a learner with this `progress` is in."""
+        step = None if self._has_own_steps else progress.step
+        return Call(kind, self._number, step, None if self._has_servers else progress.round)
+
+    def meet(self, call: Call, scope: Scope = Scope.GLOBAL, **told: Any) -> Meeting:
+        """Tell the learners of `scope` that this one is in `call`. Collective over them; see `meet`."""
+        return meet(call, scope, self._topology, asleep=self._has_servers, **told)
+
+    def meet_all(self, kind: Kind, progress: Progress, **told: Any) -> Meeting:
+        """Meet all learners in a call of its own exchange. Collective over them."""
+        call = self.call(kind, progress)
+        return self._topology.carry_out(lambda: self.meet(call, **told), what=call)
+
+
+def _call_of(mark: bytes, kind: int, averager: int, step: int, round_: int) -> Call | None:
+    """Return the call that a record is of; None where it is not one of this module's."""
+    if mark != _MARK or kind not in list(Kind):
+        return None
+    return Call(Kind(kind), averager, None if step < 0 else step, None if round_ < 0 else round_)
+
+
+def _mean_rate(rates: Sequence[float]) -> float:
+    """Return the mean of `rates`; where all are equal, their value to the last bit."""
+    return rates[0] if len(set(rates)) == 1 else sum(rates) / len(rates)

@@ -1,0 +1,101 @@
+"""What schedules follow from one global mean to the next: a learner's loss, speed and time, and what all agree on."""
+
+from __future__ import annotations
+
+import math
+import time
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcavg.algorithms.rule import Rule
+from hpcavg.algorithms.schedule import Progress, Run
+from hpcavg.distributed.topology import Topology
+
+
+class Rounds:
+    """Keeps the rounds of one learner, and the learning rate where the rule sets it.
+
+    Parameters
+    ----------
+    rule : what is carried out.
+    run : what the learner's run is.
+    topology : the learners, which agree at the end of a round.
+    optimizer : whose parameter groups are given the rule's learning rate.
+    """
+
+    def __init__(self, rule: Rule, run: Run, topology: Topology, optimizer: torch.optim.Optimizer) -> None:
+        self._rule = rule
+        self._topology = topology
+        self._optimizer = optimizer
+        self._rate = None if rule.rate is None else rule.rate(run)
+        self._first_rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self._loss_sum: float | Tensor = 0.0
+        self._step_seconds: list[float] = []
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Let the round's clock start now."""
+        self._round_started = self._step_started = time.perf_counter()
+
+    def begin_step(self, progress: Progress, loss: float | Tensor | None) -> None:
+        """Keep what the round's schedule and rate follow: time, speed, loss; set the rate."""
+        now = time.perf_counter()
+        progress.round_seconds = now - self._round_started
+        if self._rule.agrees_on == "speed" and progress.round == 0:
+            self._step_seconds.append(now - self._step_started)
+            self._step_started = now
+        elif self._rule.agrees_on == "loss" and loss is not None:
+            self._loss_sum = self._loss_sum + (loss.detach().double() if isinstance(loss, Tensor) else float(loss))
+        if self._rate is not None:
+            for group, first_rate in zip(self._optimizer.param_groups, self._first_rates, strict=True):
+                group["lr"] = self._rate(progress, first_rate)
+
+    def end(self, progress: Progress) -> None:
+        """Begin the next round. Collective over all learners where the rule follows what they agree on."""
+        if self._rule.own_pace or self._rule.agrees_on != "nothing":
+            self._agree(progress)
+        progress.round += 1
+        progress.round_step = progress.step
+        self._round_started = time.perf_counter()
+
+    def _agree(self, progress: Progress) -> None:
+        """Tell all learners this one's loss over the round, seconds per step and steps; draw the same conclusions."""
+        loss = float(self._loss_sum) / (progress.step - progress.round_step)
+        # The median: a first step that warms caches up says nothing of the learner's speed.
+        seconds = median(self._step_seconds) if self._step_seconds else math.nan
+        own = np.array([loss, seconds, progress.step])
+
+        def tell() -> Any:
+            told = np.empty((self._topology.num_learners, len(own)))
+            self._topology.world.Allgather(own, told)
+            return told
+
+        told = self._topology.carry_out(tell, what=f"agreement of round {progress.round + 1}")
+        loss, _, progress.mean_step = map(float, told.mean(axis=0))
+        known = told[np.isfinite(told[:, 0]), 0]
+        if 0 < len(known) < len(told):  # the loss of a sick learner says nothing of the others
+            loss = float(known.mean())
+        if self._rule.agrees_on == "loss":
+            progress.first_loss = loss if progress.first_loss is None else progress.first_loss
+            progress.loss = loss
+            self._loss_sum = 0.0
+        elif self._rule.agrees_on == "speed" and progress.round == 0:
+            slowest = told[:, 1].max()
+            progress.relative_speed, progress.mean_speed = (
+                float(slowest / seconds),
+                float((slowest / told[:, 1]).mean()),
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain values."""
+        return {"first_rates": list(self._first_rates), "loss_sum": float(self._loss_sum)}
+
+    def load_state_dict(self, state: dict[str, Any], progress: Progress) -> None:
+        """Continue from what `state_dict` returned."""
+        self._first_rates = list(state["first_rates"])
+        self._loss_sum = state["loss_sum"]
+        self._round_started = time.perf_counter() - progress.round_seconds

@@ -1,0 +1,75 @@
+"""When a run's checkpoints are due, and which of them is the last good one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpcavg.averaging.averager import Averager
+from hpcavg.checkpoints import collective
+from hpcavg.config.options import Config
+
+
+class Checkpointer:
+    """Writes the checkpoints of a run into `folder`.
+
+    last : the one that the run goes on from, None where it starts afresh. guard : as in `collective.save`.
+
+    Attributes
+    ----------
+    last : the last one that was written. step : the step of the last attempt, or that the run began with.
+    failure : why the last attempt failed, None where it did not. remains : why older ones could not be removed then.
+    """
+
+    def __init__(
+        self, config: Config, averager: Averager, folder: Path, last: Path | None, guard: Callable[[], None]
+    ) -> None:
+        self._config = config
+        self._averager = averager
+        self._topology = averager.topology
+        self._folder = folder
+        self._guard = guard
+        self.last = last
+        self.step = averager.agreed_step or 0.0
+        self.failure: str | None = None
+        self.remains: Sequence[str] = ()
+        self._written_at_s = time.monotonic()
+
+    def is_due(self, step: float) -> bool:
+        """Return whether one is due by its step; the same on all learners, which have all reached `step`."""
+        period_steps = self._config.checkpoint_steps
+        return period_steps is not None and step // period_steps > self.step // period_steps
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether one is due by the clock, which is rank 0's to ask for; never where servers keep the state."""
+        minutes = self._config.checkpoint_minutes
+        may_ask = bool(minutes) and self._topology.rank == 0 and self._averager.algorithm.server is None
+        return may_ask and time.monotonic() - self._written_at_s > 60 * minutes
+
+    def write(self, step: float, loop: Mapping[str, Any], about: Callable[[], Mapping[str, Any]]) -> None:
+        """Write one of all learners; `failure` and `remains` tell how that went. Collective over them.
+
+        loop : what this learner's training loop needs to go on. about : returns what the manifest tells of the run, on
+        rank 0; collective, too.
+        """
+
+        def act() -> collective.Saved:
+            told = {"config": self._config.as_toml(), **about()}
+            parts, keep = collective.parts(self._averager, loop), self._config.keep_checkpoints
+            return collective.save(self._topology, self._folder, keep, round(step), parts, told, self._guard)
+
+        path, self.failure, self.remains = self._topology.carry_out(act, what="checkpoint")
+        self.step, self._written_at_s = step, time.monotonic()
+        if self.failure is None:
+            self.last = path
+
+    @property
+    def outlook(self) -> str:
+        """How to go on with a run that has stopped, in a few words."""
+        failed = "" if self.failure is None else f"its checkpoint could not be written ({self.failure}); "
+        if self.last is None:
+            return f"{failed}there is no checkpoint to go on from"
+        return f"{failed}the last good one: {self.last}" if failed else f"go on with --resume {self.last}"

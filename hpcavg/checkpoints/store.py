@@ -1,0 +1,372 @@
+"""Checkpoints: the folder of a run's states, each whole or not there; and the file of its final model.
+
+Rank 0 calls `create`, every rank `write_rank`, then rank 0 `commit` and `prune`. Nothing here knows of MPI: the caller
+brings the ranks together between these. What goes wrong on the disk is an `OSError`, after which `discard` clears up;
+no earlier checkpoint is touched before a later one is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from hpcavg.checkpoints import tensor_file
+from hpcavg.errors import InputError, why
+from hpcavg.utils import files
+from hpcavg.utils.files import FileRecord
+
+_T = TypeVar("_T")
+
+MANIFEST = "manifest.json"
+LATEST = "latest"
+_FORMAT = 1
+NOT_FINISHED = f"it has no {MANIFEST}: it was not finished"
+NO_FOLDER = "there is no such folder"
+_MARK = re.compile(r"unfinished-(\d{1,7})")
+_FOLDER = re.compile(r"step-(\d{8,})(?:~(\d+))?")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds; written last, so that a folder with a manifest is whole.
+
+    Parameters
+    ----------
+    step : the step it was taken at.
+    num_ranks : the number of ranks that took it.
+    files : what `write_rank` returned, for every file.
+    parts : for every rank, the number of the rank whose file holds its part of that name: ranks with equal parts name
+        one and the same.
+    about : JSON values of the caller's, for example the configuration.
+    number : its place in the order in which those of the folder were written, from 1; `commit` gives it. Steps do not
+        tell: a run that goes on with more ranks from an epoch's end has taken fewer of them.
+    """
+
+    step: int
+    num_ranks: int
+    files: list[FileRecord]
+    parts: list[dict[str, int]]
+    about: dict[str, Any]
+    number: int = 0
+
+    def __post_init__(self) -> None:
+        ranks = range(self.num_ranks)
+        places = [place for held in self.parts for place in held.values()]
+        if not (0 < len(self.parts) == len(ranks) and all(type(place) is int and place in ranks for place in places)):
+            raise ValueError("a manifest needs the parts of every rank, and the files that hold them")
+        if [record.name for record in self.files] != [rank_file(rank) for rank in ranks]:
+            raise ValueError("a manifest needs the files of all ranks, and no others")
+        if not all(type(number) is int and number >= 0 for number in (self.step, self.number)):
+            raise ValueError("a manifest needs its step and number")
+
+    def to_json(self) -> str:
+        """Return the text of the file: the values, and the SHA-256 of the text without it."""
+        values = {"format": _FORMAT, **asdict(self)}
+        return _json({**values, "sha256": hashlib.sha256(_json(values).encode()).hexdigest()})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that has a manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    def fault(self, first: int = 0, stride: int = 1) -> str | None:
+        """Read every `stride`-th file from the `first` on; return what is wrong in a few words, None for nothing.
+
+        All files by default. N ranks share the work with ``fault(rank, N)``.
+        """
+        return next(
+            filter(None, (files.fault(self.path, record) for record in self.manifest.files[first::stride])), None
+        )
+
+    def load(self, rank: int, parts: Collection[str] | None = None) -> dict[str, Any]:
+        """Return the parts of `rank` by name, all or those in `parts`, wherever they are stored.
+
+        Checksums are not looked at; see `fault`. Raises `InputError` where a file cannot be read.
+        """
+        places = {part: place for part, place in self.manifest.parts[rank].items() if parts is None or part in parts}
+        found: dict[str, Any] = {}
+        for place in sorted(set(places.values())):
+            held = [part for part in places if places[part] == place]
+            found |= tensor_file.read(self.path / rank_file(place), "resume", held)
+        return {part: found[part] for part in places}
+
+    def understand(self, use: Callable[[Checkpoint], _T]) -> _T:
+        """Return what `use` makes of this checkpoint.
+
+        Raises `InputError`, whatever `use` raises but `OSError`, where it does not hold what that needs: it may be
+        whole to the last byte, and yet another program's, or another version's.
+        """
+        try:
+            return use(self)
+        except (InputError, OSError):
+            raise
+        except Exception as error:
+            lacks = f"it has no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+            raise InputError("resume", self.path, f"a checkpoint that this hpcavg can go on from ({lacks})") from error
+
+
+# -- writing ------------------------------------------------------------------------------------------------------
+
+
+def rank_file(rank: int) -> str:
+    """Return the name of a rank's file."""
+    return f"rank-{rank:05d}.safetensors"
+
+
+def create(folder: Path, step: int, num_ranks: int) -> Path:
+    """Make and return a fresh folder for a checkpoint of `num_ranks` at `step`, beside any other of the same step.
+
+    An empty file in it, `_mark`, tells until its manifest is there that this was made here and may be removed.
+    """
+    while True:
+        path = _free_path(folder, _step_name(step))
+        with suppress(FileExistsError):
+            files.make_folder(path)
+            break
+    try:
+        files.write_file(path / _mark(num_ranks), [])
+    except OSError:
+        discard(path)
+        raise
+    return path
+
+
+def _mark(num_ranks: int) -> str:
+    """Return the name of the file that tells of how many ranks a checkpoint is that does not count."""
+    return f"unfinished-{num_ranks}"
+
+
+def _step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _free_path(folder: Path, name: str) -> Path:
+    """Return the first path in `folder` that nothing has, of `name` and the numbered ones after it."""
+    names = chain([name], (f"{name}~{attempt}" for attempt in count(2)))
+    return next(folder / name for name in names if not os.path.lexists(folder / name))
+
+
+def write_rank(path: Path, rank: int, parts: Mapping[str, Any]) -> FileRecord:
+    """Write the parts that the file of `rank` holds, trees as in `state_file`, to the checkpoint's folder `path`."""
+    return files.write_file(path / rank_file(rank), tensor_file.chunks(dict(parts)))
+
+
+def commit(path: Path, manifest: Manifest) -> None:
+    """Make the checkpoint in `path` count, once every rank's file is written; then let ``latest`` point to it."""
+    _free_latest(path.parent)
+    numbers = (found.manifest.number for _, found in _entries(path.parent) if isinstance(found, Checkpoint))
+    manifest = replace(manifest, number=1 + max(numbers, default=0))
+    files.replace_file(path / MANIFEST, [manifest.to_json().encode()])
+    files.switch_link(path.parent / LATEST, path.name)
+    with suppress(OSError):
+        files.perform(os.unlink, path / _mark(manifest.num_ranks))
+
+
+def _free_latest(folder: Path) -> None:
+    """Give what has the place of the link ``latest``, and is none, another name; nothing is removed.
+
+    Whoever copies a run and follows links makes it a folder. Such a copy of a checkpoint is one of `folder` from now
+    on, perhaps beside its twin; of anything else nothing is known.
+    """
+    path = folder / LATEST
+    if os.path.lexists(path) and not path.is_symlink():
+        found = _inspect(path, verify=False)
+        name = _step_name(found.manifest.step) if isinstance(found, Checkpoint) else LATEST
+        files.perform(os.rename, path, _free_path(folder, name))
+
+
+def discard(path: Path) -> None:
+    """Remove a checkpoint that could not be written; what cannot be removed stays. One that counts is left alone."""
+    with suppress(OSError):
+        if _latest(path.parent) != path.name:
+            _remove(path)
+
+
+def prune(folder: Path, keep: int) -> list[str]:
+    """Remove all but the newest `keep` checkpoints, at least 1, and what was left half-written or half removed.
+
+    Nothing goes as long as none is whole. The one ``latest`` points to always stays, and so does what `create`,
+    `write_rank` and `commit` did not write, damaged ones and those of another format included; a link goes, and what
+    it points to stays. Returns why something could not be removed, a line for each; the next call tries again.
+    """
+    try:
+        latest = _latest(folder)
+        entries = _entries(folder)
+    except OSError as error:
+        return [why(error)]
+    whole = [path for path, found in entries if isinstance(found, Checkpoint)]
+    half = [path for path, found in entries if whole and found == NOT_FINISHED and not path.is_symlink()]
+    remains: list[str] = []
+    for path in (*half, *whole[keep:]):
+        if path.name != latest:
+            try:
+                _remove(path)
+            except OSError as error:
+                remains.append(why(error))
+    return remains
+
+
+def _remove(path: Path) -> None:
+    """Remove the files of a checkpoint, and its folder unless something else is left in it; of a link, the link.
+
+    Its manifest goes first, for good, but stays as the mark of how many ranks it is of.
+    """
+    if path.is_symlink():
+        files.perform(os.unlink, path)
+    else:
+        found = _inspect(path, verify=False)
+        marks = _marks(path)
+        if isinstance(found, Checkpoint):
+            mark = path / _mark(found.manifest.num_ranks)
+            if os.path.lexists(mark) and mark.name not in marks:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(mark))
+            files.perform(os.rename, path / MANIFEST, mark)
+            files.sync_folder(path)
+            marks[mark.name] = found.manifest.num_ranks
+        ranks = range(max(marks.values(), default=0))
+        partial = [f"{MANIFEST}.partial"] if marks else []
+        files.remove_files(path, [*map(rank_file, ranks), *partial, *marks])
+    files.sync_folder(path.parent)
+
+
+def _marks(path: Path) -> dict[str, int]:
+    """Return the files in `path` that `create` or `_remove` marked it with, each with the number of ranks it tells."""
+    found: dict[str, int] = {}
+    with os.scandir(path) as entries:
+        for entry in entries:
+            match = _MARK.fullmatch(entry.name)
+            if match and entry.is_file(follow_symlinks=False):
+                data = files.read_small(entry.path)
+                with suppress(Exception):  # somebody's file of this name
+                    if not data or _parse(data).num_ranks == int(match[1]):
+                        found[entry.name] = int(match[1])
+    return found
+
+
+# -- finding ------------------------------------------------------------------------------------------------------
+
+
+def candidates(folder: Path) -> list[Path]:
+    """Return the folders of checkpoints in `folder`: those that are not whole, then the others, the newest first.
+
+    Raises `InputError` where `folder` cannot be read; one that does not exist is empty.
+    """
+    try:
+        return [path for path, _ in _entries(folder)]
+    except OSError as error:
+        raise InputError("resume", folder, f"a folder that can be read ({error.strerror})") from error
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
+    """Return the newest checkpoint that is whole and unharmed, and what was passed over for it, each with the reason.
+
+    Every byte of it is read. Raises `InputError` where `folder` cannot be read.
+    """
+    passed_over: list[tuple[Path, str]] = []
+    for path in candidates(folder):
+        found = _inspect(path, verify=True)
+        if isinstance(found, Checkpoint):
+            return found, passed_over
+        passed_over.append((path, found))
+    return None, passed_over
+
+
+def open_checkpoint(path: Path | str, verify: bool = True) -> Checkpoint:
+    """Return the checkpoint in the folder `path`, or that a link such as ``latest`` points to.
+
+    With `verify` every byte of it is read, without only the manifest: for the other ranks, after one has looked.
+    Raises `InputError` unless it is whole and unharmed, as far as that was looked at.
+    """
+    found = _inspect(Path(os.path.realpath(path)) if os.path.islink(path) else Path(path), verify)
+    if isinstance(found, Checkpoint):
+        return found
+    raise InputError("resume", path, f"a whole checkpoint ({found})")
+
+
+def _entries(folder: Path) -> list[tuple[Path, Checkpoint | str]]:
+    """Return the checkpoints in `folder`, in the order of `candidates`, with what `_inspect` says of each."""
+    entries = []
+    with suppress(FileNotFoundError):
+        for name in os.listdir(folder):
+            match = _FOLDER.fullmatch(name)
+            if match:
+                found = _inspect(folder / name, verify=False)
+                number = found.manifest.number if isinstance(found, Checkpoint) else math.inf
+                entries.append(((number, int(match[1]), int(match[2] or 1)), folder / name, found))
+    return [(path, found) for _, path, found in sorted(entries, key=lambda entry: entry[0], reverse=True)]
+
+
+def _inspect(path: Path, verify: bool) -> Checkpoint | str:
+    """Return the checkpoint in `path`, or in a few words why it is not whole; its other files count with `verify`."""
+    try:
+        with files.open_file(path / MANIFEST) as file:
+            found = Checkpoint(path, _parse(file.read()))
+        return (verify and found.fault()) or found
+    except FileNotFoundError:
+        return NOT_FINISHED if os.path.isdir(path) else NO_FOLDER
+    except NotADirectoryError:
+        return NO_FOLDER
+    except OSError as error:
+        return f"{MANIFEST}: {error.strerror}"
+    except _OtherFormatError as error:
+        return str(error)
+    except Exception:  # whatever damaged JSON, or JSON of another shape, provokes
+        return f"{MANIFEST} is damaged"
+
+
+class _OtherFormatError(Exception):
+    """What a later version of hpcavg wrote."""
+
+
+def _parse(data: bytes) -> Manifest:
+    """Return the manifest whose text `data` is; raises some exception unless it is that to the last byte."""
+    values = json.loads(data)
+    if type(values["format"]) is int and values["format"] > _FORMAT:
+        raise _OtherFormatError(f"it is of format {values['format']}; this hpcavg reads up to {_FORMAT}")
+    records = [FileRecord(**record) for record in values["files"]]
+    manifest = Manifest(
+        values["step"], values["num_ranks"], records, values["parts"], values["about"], values["number"]
+    )
+    if manifest.to_json().encode() != data:
+        raise ValueError("checksum")
+    return manifest
+
+
+def _latest(folder: Path) -> str | None:
+    """Return the name that ``latest`` points to."""
+    try:
+        return os.readlink(folder / LATEST)
+    except OSError:
+        return None
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=1) + "\n"
+
+
+# -- the final model ----------------------------------------------------------------------------------------------
+
+
+def save_model(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a state_dict to `path`, whole or not at all; its SHA-256 is `tensor_file.digest` of it."""
+    files.replace_file(path, tensor_file.chunks(dict(state)))
+
+
+def load_model(path: Path | str) -> dict[str, Tensor]:
+    """Return the state_dict that `save_model` wrote, for ``model.load_state_dict``; raises `InputError`."""
+    return tensor_file.read(path, "path")

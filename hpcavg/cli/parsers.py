@@ -1,0 +1,283 @@
+"""The command line: options made from the fields of `Config`, one-line errors. Light to import."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import itertools
+import sys
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hpcavg
+from hpcavg import algorithms, models
+from hpcavg.cli import job
+from hpcavg.config import recipes
+from hpcavg.config.options import Config
+from hpcavg.config.sources import from_sources
+from hpcavg.distributed.job_environment import check_sizes
+from hpcavg.errors import InputError, UsageError, require_integer, require_number
+from hpcavg.machine import advice
+from hpcavg.utils.text import printable
+
+COMMANDS = {
+    "train": "train a model (the default)",
+    "info": "print where the ranks run and how means would be taken; takes the options of train",
+    "report": "print the table of one or several runs and plot their curves",
+    "job": "print a job script for Slurm or LSF",
+    "data": "make the files of a data set ready for training, check them, or make up files of its format",
+}
+DATASETS = {
+    "prepare": ("epsilon", "imagenet"),
+    "check": ("imagenet",),
+    "synthesize": ("cifar10", "epsilon", "imagenet"),
+}
+"""What each action of ``data`` can be done with."""
+FORMATS = ("binary", "python")
+
+LISTINGS: dict[str, Callable[[], str]] = {"--config": recipes.describe, "--model": models.describe}
+"""The options that with the value ``help`` print a list of what they take."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one-line exceptions."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            if not unknown[0].startswith("-"):
+                commands = ", ".join(COMMANDS)
+                raise UsageError(
+                    f"{printable(unknown[0])}: must be an option, or, as the first word, one of {commands}"
+                )
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].partition("=")[0][:100], flags, n=3)
+            hint = f"near it: {', '.join(near)}" if near else "--help lists them"
+            raise UsageError(f"{printable(unknown[0])}: no such option; {hint}")
+        return known
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, unknown = super().parse_known_args(args, namespace)
+        for name, value in vars(known).items():
+            if value == []:  # what some versions of argparse make of --k=--
+                self.error(f"argument --{name.replace('_', '-')}: expected one argument")
+        return known, unknown
+
+
+def split_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the subcommand and the arguments after it; without one it is ``train``."""
+    if arguments and arguments[0] in COMMANDS:
+        return arguments[0], list(arguments[1:])
+    return "train", list(arguments)
+
+
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Return whether the arguments only ask for a text, which needs no MPI."""
+    asked = any(text in ("--help", "--version") or text.startswith("-h") for text in arguments)
+    return asked or listing(arguments) is not None
+
+
+def listing(arguments: Sequence[str]) -> str | None:
+    """Return the list that an option with the value ``help`` asks for; None where none does."""
+    for text, following in itertools.pairwise([*arguments, ""]):
+        flag, _, value = text.partition("=")
+        if flag in LISTINGS and (value or following) == "help":
+            return LISTINGS[flag]()
+    return None
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``train``. Values stay strings: `Config` checks those of files and options alike."""
+    commands = "\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items())
+    parser = _Parser(
+        prog="hpcavg",
+        usage="python -m hpcavg [train|info|report|job|data] [--config FILE.toml] [options]",
+        description=f"Train a neural network by model averaging over MPI.\n\ncommands:\n{commands}",
+        epilog="Options come from the defaults, then the TOML file, then the command line. There, the word unset as a\n"
+        "value takes back what the file says, for options without a default.\n\n"
+        "algorithms, with their options and defaults (M: the size of the model, P: the number of learners)\n"
+        f"{algorithms.describe()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--version", action="version", version=f"hpcavg {hpcavg.__version__}")
+    text = "TOML file of options, such as the config.toml of a run, or a recipe of the papers; --config help lists them"
+    parser.add_argument("--config", metavar="FILE", help=text)
+    sections: dict[str, Any] = {}
+    hints = typing.get_type_hints(Config)
+    for field in dataclasses.fields(Config):
+        section = field.metadata["section"]
+        if section not in sections:
+            sections[section] = parser.add_argument_group(section)
+        group = sections[section]
+        flag = f"--{field.name.replace('_', '-')}"
+        text = field.metadata["help"]
+        choices = field.metadata["choices"]
+        if flag in LISTINGS:
+            text += f"; {flag} help lists them"
+        elif choices:
+            text += f": {', '.join(choice.replace('_', '-') for choice in choices)}"
+        default = field.default
+        if default is not None:
+            shown = "x".join(map(str, default)) if isinstance(default, tuple) else str(default).replace("_", "-")
+            text += f" [{shown}]"
+        if hints[field.name] is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            group.add_argument(flag, metavar=_metavar(hints[field.name]), help=text)
+    return parser
+
+
+def parse_train(arguments: Sequence[str]) -> Config:
+    """Return the configuration that the arguments of ``train`` or ``info`` describe. Raises `InputError`."""
+    options = vars(train_parser().parse_args(arguments))
+    return from_sources(options.pop("config", None), options)
+
+
+def report_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``report``."""
+    parser = _Parser(prog="hpcavg report", description=COMMANDS["report"], allow_abbrev=False)
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="folder of a run")
+    parser.add_argument("--output", metavar="FILE.png", help="where the plot goes [DIR/curves.png of the first run]")
+    return parser
+
+
+def job_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``job``; it leaves the options of ``train`` alone, and values for `write_job` to check."""
+    parser = _Parser(
+        prog="hpcavg job",
+        usage="python -m hpcavg job {slurm,lsf} [options] [options of train]",
+        description="Print a job script that trains with the given options, as those in jobs/ do with the defaults.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("scheduler", metavar=_braced(job.LAUNCHERS))
+    parser.add_argument("--script", type=Path, metavar="FILE", help="write it there, and beside it what it needs")
+    texts = {
+        "kind": f"{', '.join(job.PURPOSES)}",
+        "launcher": "mpirun; srun for Slurm, jsrun for LSF",
+        "nodes": "nodes of the allocation",
+        "ranks_per_node": "ranks on each",
+        "cpus_per_rank": "cores of each rank",
+        "gpus_per_node": "GPUs of each node",
+        "time": "time limit, as [D-]H:MM:SS",
+        "warning_minutes": "minutes before it in which to write a checkpoint",
+        "account": "account, or LSF's project; the word unset leaves it out",
+        "partition": "partition, or LSF's queue; unset: the site's default",
+        "name": "the job's name; unset: hpcavg-KIND",
+        "array": "lines of sweep.txt to run, for --kind sweep; unset: 1-4",
+        "output": "folder of the run, or of a sweep's runs; unset: one for each job, in HPCAVG_RUNS of environment.sh",
+        "resume": "auto: from the newest checkpoint there; unset: from the start, for algorithms with servers",
+    }
+    hints = typing.get_type_hints(job.Job)
+    for field in dataclasses.fields(job.Job):
+        if field.name != "scheduler":
+            shown = "" if field.default is None else f" [{field.default}]"
+            parser.add_argument(
+                f"--{field.name.replace('_', '-')}",
+                type=_number(int) if hints[field.name] is int else str,
+                default=field.default,
+                metavar=_metavar(hints[field.name]),
+                help=texts[field.name] + shown,
+            )
+    return parser
+
+
+def write_job(arguments: Sequence[str]) -> None:
+    """Do what the arguments of ``job`` say. Raises `InputError`, for options of ``train``, too."""
+    known, options = job_parser().parse_known_args(arguments)
+    script = known.__dict__.pop("script")
+    _require_one_of("job", known.scheduler, job.LAUNCHERS)
+    _require_one_of("--kind", known.kind, job.PURPOSES)
+    wanted = job.Job(**vars(known))
+    if wanted.kind != "benchmarks":  # whose options are the suite's
+        config = parse_train([*options, "--output", wanted.output or "runs", "--resume", wanted.resume])
+        num_ranks = wanted.nodes * wanted.ranks_per_node
+        check_sizes(num_ranks, config.group_size, config.servers)
+        for text in advice.of_learners(config.intended_learners, num_ranks - config.servers):
+            print(f"hpcavg: warning: {text}", file=sys.stderr)
+    job.write(wanted, options, script)
+
+
+def data_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``data``. Values that cannot be used pass it: `parse_data` checks them."""
+    parser = _Parser(prog="hpcavg data", description=COMMANDS["data"], allow_abbrev=False)
+    actions = parser.add_subparsers(dest="action", required=True, metavar=_braced(DATASETS))
+    text = "convert published files to files that are quick to train from: epsilon on one rank, imagenet on all"
+    prepare = actions.add_parser("prepare", help=text, description=text, allow_abbrev=False)
+    prepare.add_argument("dataset", metavar=_braced(DATASETS["prepare"]))
+    prepare.add_argument("--data-dir", required=True, metavar="DIR", help="folder of the files as published")
+    prepare.add_argument("--output", metavar="DIR", help="where it goes [epsilon: DIR; imagenet: DIR/prepared]")
+    prepare.add_argument(
+        "--size", type=_number(int), metavar="N", help="pixels of an image's shorter side, for imagenet [256]"
+    )
+    text = "read every byte of what prepare has made and name the files that are damaged, on all ranks"
+    check = actions.add_parser("check", help=text, description=text, allow_abbrev=False)
+    check.add_argument("dataset", metavar=_braced(DATASETS["check"]))
+    check.add_argument("--data-dir", required=True, metavar="DIR", help="folder that was prepared, or that above it")
+    text = "write files of the same format with made-up content that can be learned"
+    synthesize = actions.add_parser("synthesize", help=text, description=text, allow_abbrev=False)
+    synthesize.add_argument("dataset", metavar=_braced(DATASETS["synthesize"]))
+    synthesize.add_argument("--data-dir", required=True, metavar="DIR", help="folder to write to, without such files")
+    scale = "samples as a part of the original's; at least a few of every class are written [0.01]"
+    synthesize.add_argument("--scale", type=_number(float), default=0.01, metavar="X", help=scale)
+    synthesize.add_argument("--seed", type=_number(int), default=0, metavar="N", help="seed of the content [0]")
+    synthesize.add_argument("--format", metavar=_braced(FORMATS), help="version of cifar10's files [binary]")
+    synthesize.add_argument("--compress", action="store_true", help="write epsilon's text as .bz2")
+    return parser
+
+
+def parse_data(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return what the arguments of ``data`` say, checked. Raises `InputError`."""
+    if arguments and not arguments[0].startswith("-"):
+        _require_one_of("data", arguments[0], DATASETS)
+    options = data_parser().parse_args(arguments)
+    _require_one_of(f"data {options.action}", options.dataset, DATASETS[options.action])
+    if options.data_dir == "":
+        raise InputError("data_dir", "", "the name of a folder")
+    foreign = {"size": "imagenet", "format": "cifar10", "compress": "epsilon"}
+    for name, dataset in foreign.items():
+        if getattr(options, name, None) and options.dataset != dataset:
+            raise InputError(name, getattr(options, name), f"unset for {options.dataset}; it is for {dataset}")
+    if options.action == "prepare":
+        options.size = 256 if options.size is None else options.size
+        require_integer("size", options.size, 16, 4096)
+    if options.action == "synthesize":
+        if options.format is not None:
+            _require_one_of("--format", options.format, FORMATS)
+        require_number("scale", options.scale, lambda scale: 0 < scale <= 1, "a number above 0 and at most 1")
+        require_integer("seed", options.seed, 0, 2**63 - 1)
+    return options
+
+
+def _number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return what makes a number of a text, and leaves a text that is none to whoever checks the value."""
+
+    def convert(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+
+    return convert
+
+
+def _require_one_of(name: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise UsageError(f"{name} {printable(value)}: must be one of {', '.join(choices)}")
+
+
+def _braced(choices: Iterable[str]) -> str:
+    return f"{{{','.join(choices)}}}"
+
+
+def _metavar(hint: Any) -> str:
+    names = {int: "N", float: "X", str: "NAME"}
+    kinds = typing.get_args(hint) or (hint,)
+    return names.get(kinds[0], "SHAPE")

@@ -1,0 +1,84 @@
+"""Where a configuration comes from: defaults, a TOML file, the command line. Light to import."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hpcavg import algorithms
+from hpcavg.config import recipes
+from hpcavg.config.options import CONFIG_FILE, UNSET, Config, algorithm_options, underscored
+from hpcavg.errors import InputError, reason
+from hpcavg.utils import files
+from hpcavg.utils.text import printable
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
+    """Return the configuration of defaults, then the TOML file at `path` or the recipe of that name, then `options`.
+
+    A run to resume is the TOML file, and the folder, of its own. Raises `InputError` for a file that cannot be read or
+    holds an unknown option.
+    """
+    resumed = options.get("resume")
+    if resumed not in (None, "auto"):
+        run = run_of(Path(resumed))
+        if run is not None:
+            path = path or str(run / CONFIG_FILE)
+            options = {"output": str(run), **options}
+    values = {} if path is None else _read_options(path)
+    chosen = underscored(options.get("algorithm"))
+    if chosen in algorithms.ALGORITHMS:  # the command line's choice leaves out what it does not take of the file's
+        own = set(algorithms.option_names(chosen))
+        if underscored(values.get("algorithm", chosen)) != chosen:
+            own = set()  # the file's are another algorithm's, also where a name is the same
+        foreign = algorithm_options() - own
+        if algorithms.ALGORITHMS[chosen]().server is None:
+            foreign.add("num_servers")
+        values = {name: value for name, value in values.items() if name not in foreign}
+    if options.get("schedule", "step") != "step":  # the command line's choice leaves out the file's decays
+        values = {name: value for name, value in values.items() if name not in ("decay_steps", "decay_epochs")}
+    for name, other in (("epochs", "steps"), ("steps", "epochs")):
+        if options.get(name, UNSET) != UNSET:  # the command line's choice of run length replaces the file's
+            values.pop(other, None)
+    return Config(**{**values, **options})
+
+
+def run_of(path: Path) -> Path | None:
+    """Return the folder of the run that `path` is, or whose checkpoint it is; None where it is none."""
+    folders = (path, *path.absolute().parents[:2])
+    return next((folder for folder in folders if os.path.lexists(folder / CONFIG_FILE)), None)
+
+
+def read_toml(path: Path | str) -> dict[str, Any]:
+    """Return what the TOML file `path` says; raises `OSError`, `ValueError` or `RecursionError` where it is none."""
+    return tomllib.loads(files.read_small(path).decode("utf-8-sig"))
+
+
+def _read_options(path: str) -> dict[str, Any]:
+    try:
+        read = read_toml(recipes.find(path))
+    except OSError as error:
+        hint = recipes.hint(path)
+        raise InputError("config", path, f"a file that can be read ({reason(error)}){hint}") from error
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, numbers or nesting beyond Python's limits
+        raise InputError("config", path, f"a TOML file ({printable(reason(error))})") from error
+    valid = [field.name for field in dataclasses.fields(Config)]
+    values: dict[str, Any] = {}
+    for key, value in read.items():
+        name = underscored(key)
+        if name not in valid:
+            known = ", ".join(valid)
+            raise InputError("config", path, f"a file of known options; {printable(repr(name))} is none of {known}")
+        if name in values:
+            raise InputError("config", path, f"a file that sets {name} once")
+        values[name] = value
+    return values

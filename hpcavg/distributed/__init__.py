@@ -1,0 +1,1 @@
+"""The ranks of a job: communicators, survivors, shared memory, watching threads, launchers."""

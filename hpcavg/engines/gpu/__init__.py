@@ -1,0 +1,1 @@
+"""Engines for arrays in the memory of GPUs."""

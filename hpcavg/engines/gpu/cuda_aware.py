@@ -1,0 +1,180 @@
+"""Device arrays over a CUDA-aware MPI: a blocking MPI_Allreduce on the device's memory.
+
+Non-blocking reductions do not take it, in Open MPI they crash. So a delayed mean is a blocking one too, of a copy, in a
+thread beside the training and on a communicator of its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from mpi4py import MPI
+from torch import Tensor
+
+from hpcavg.algorithms.schedule import Scope
+from hpcavg.distributed.topology import Topology
+from hpcavg.engines.compression import WireFormat
+from hpcavg.engines.gpu.cuda import Cuda
+from hpcavg.engines.mpi import MAX_CHUNK_ELEMENTS
+from hpcavg.engines.pending import CountWell
+from hpcavg.engines.staged import average_own
+
+# Half precision, which MPI has no type for, passes through float32 on the device: 16 MiB at a time.
+_SCRATCH_ELEMENTS = 4 * 2**20
+# A program that ends without `finish` leaves a mean that all ranks have started: it is there in no time.
+_LAST_WAIT_S = 5.0
+
+
+class CudaAwareEngine:
+    """Means by MPI_Allreduce in place on device memory, in chunks of at most `max_chunk_elements`.
+
+    Half precision is summed in float32. Arrays in host memory are averaged where they lie, too.
+    """
+
+    name = "cuda-aware"
+    compresses = False
+
+    def __init__(
+        self, topology: Topology, max_chunk_elements: int = MAX_CHUNK_ELEMENTS, cuda: Cuda | None = None
+    ) -> None:
+        self._topology = topology
+        self._max_chunk_elements = max_chunk_elements
+        self.notes: list[str] = []
+        self._cuda = cuda or Cuda()
+
+    def home(self, array: Tensor) -> Tensor:
+        """Return `array`: MPI reduces it where it is."""
+        return array
+
+    def mean(
+        self,
+        rows: Tensor,
+        out: Tensor,
+        scope: Scope,
+        wire_format: WireFormat | None = None,
+        num_well: int | None = None,
+    ) -> None:
+        """Write the mean over the learners in `scope` to `out`; see `hpcavg.engines.base.Engine`."""
+        average_own(rows, out)
+        self._average(self._topology.comm(scope), out, num_well)
+
+    def start(
+        self,
+        arrays: Sequence[Tensor],
+        scope: Scope,
+        wire_format: WireFormat | None = None,
+        count_well: CountWell | None = None,
+    ) -> BlockingMean:
+        """Start the means of `arrays` over the learners in `scope`; see `hpcavg.engines.base.Engine`."""
+        comm = self._topology.background_comm(scope, self)
+        copies = [rows.mean(dim=0) if rows.shape[0] > 1 else rows[0].clone() for rows in arrays]
+        copied = [self._cuda.mark(device) for device in {copy.device for copy in copies}]
+
+        def take() -> None:
+            for mark in copied:
+                if mark is not None:
+                    mark.synchronize()
+            num_well = None
+            for index, copy in enumerate(copies):
+                with self._cuda.own_stream(copy.device):
+                    self._average(comm, copy, num_well)
+                    if index == 0 and count_well is not None:
+                        num_well = count_well(copy)
+
+        pending = BlockingMean(take, copies)
+        _worker.do(pending)
+        return pending
+
+    def _average(self, comm: MPI.Comm, values: Tensor, num_well: int | None) -> None:
+        """Replace `values` by their mean over the ranks of `comm`, or those who are well."""
+        if comm.Get_size() == 1 or values.numel() == 0:
+            return
+        if values.is_complex():
+            values = torch.view_as_real(values).view(-1)
+        is_reducible = values.dtype in (torch.float32, torch.float64)
+        elements = self._max_chunk_elements if is_reducible else min(_SCRATCH_ELEMENTS, self._max_chunk_elements)
+        with self._cuda.on(values.device):
+            for chunk in values.split(elements):
+                total = chunk if is_reducible else chunk.float()
+                self._cuda.synchronize(values.device)  # MPI knows no streams
+                comm.Allreduce(MPI.IN_PLACE, total, MPI.SUM)
+                total.div_(comm.Get_size() if num_well is None else num_well)
+                if total is not chunk:
+                    chunk.copy_(total)
+
+
+class BlockingMean:
+    """A mean that a thread takes in blocking calls.
+
+    take : takes it. means : where it will be. done_s : when it was there, on the clock of `time.perf_counter`; None
+    while it is on its way.
+    """
+
+    def __init__(self, take: Callable[[], None], means: list[Tensor]) -> None:
+        self._take = take
+        self._means = means
+        self._is_there = threading.Event()
+        self.done_s: float | None = None
+
+    def run(self) -> None:
+        """Take it; for the thread."""
+        self._take()
+        self.done_s = time.perf_counter()
+        self._is_there.set()
+
+    def test(self) -> bool:
+        """Return whether it is there."""
+        return self._is_there.is_set()
+
+    def wait(self) -> list[Tensor]:
+        """Return the mean of every array, shape (numel,), waiting for it where need be."""
+        self._is_there.wait()
+        return self._means
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is there."""
+        return self.test()
+
+    def settle(self, is_complete: bool) -> list[Tensor]:
+        """Return the mean of every array where `is_complete`."""
+        return self._means if is_complete else []
+
+
+class _Worker:
+    """The one thread that takes means in blocking calls, in the order in which they were started on all ranks.
+
+    What goes wrong in it ends the job, by the hook of `hpcavg.distributed.topology`.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[BlockingMean | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def do(self, mean: BlockingMean) -> None:
+        """Let the thread take `mean`."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="hpcavg blocking means", daemon=True)
+            self._thread.start()
+        # Last in, first out: before the communicators are freed and MPI is finalised.
+        atexit.unregister(self._stop)
+        atexit.register(self._stop)
+        self._queue.put(mean)
+
+    def _run(self) -> None:
+        while (mean := self._queue.get()) is not None:
+            mean.run()
+
+    def _stop(self) -> None:
+        self._queue.put(None)
+        if self._thread is not None:
+            self._thread.join(_LAST_WAIT_S)
+            self._thread = None
+
+
+_worker = _Worker()

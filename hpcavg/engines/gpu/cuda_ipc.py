@@ -1,0 +1,203 @@
+"""Means inside a node on its GPUs: ranks read each other's device memory where it lies.
+
+Every rank averages its slice of all rows on its own device, then fetches the slices of the others: twice the parameters
+pass every GPU's links, whatever the number of ranks. No message is sent but the two barriers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from mpi4py import MPI
+from torch import Tensor
+
+from hpcavg.algorithms.schedule import Scope
+from hpcavg.distributed.topology import Topology
+from hpcavg.engines.base import Engine, OnItsWay
+from hpcavg.engines.compression import WireFormat
+from hpcavg.engines.gpu.cuda import Cuda, Mark
+from hpcavg.engines.pending import CountWell
+from hpcavg.engines.staged import key_of
+from hpcavg.errors import InputError
+
+# Slices start on multiples of this many elements, as vector loads want it.
+_ALIGNMENT_ELEMENTS = 64
+# Half precision is summed in float32, 16 MiB at a time.
+_PIECE_ELEMENTS = 4 * 2**20
+
+
+@dataclass
+class _Placed:
+    """One array on all ranks of the node: their rows, the slices they average, and the last fetch of slices.
+
+    Every scope has slices of its own: a group must not write what others still fetch of a global mean.
+    """
+
+    rows: list[Tensor]
+    slices: dict[Scope, list[Tensor]]
+    fetched: Mark | None = None
+
+
+class CudaIpcEngine:
+    """Means over learners that are all on one node, in each other's device memory.
+
+    Ranks may share a GPU or have one each, with peer access between them. Arrays that `home` did not place, and means
+    on their way, go to `otherwise`. Costs memory for a local and a global slice of the parameters.
+
+    Raises `InputError` on every rank where ranks are on several nodes and, in `home`, where memory cannot be shared.
+    """
+
+    name = "cuda-ipc"
+    compresses = True
+
+    def __init__(self, topology: Topology, otherwise: Engine, cuda: Cuda | None = None) -> None:
+        if topology.num_nodes > 1:
+            raise InputError("engine", self.name, f"staged or auto: the ranks are on {topology.num_nodes} nodes")
+        self._topology = topology
+        self._otherwise = otherwise
+        self.notes = otherwise.notes
+        self._cuda = cuda or Cuda()
+        # Where the ranks of a scope are among the node's.
+        self._members = {
+            scope: topology.comm(scope).allgather(topology.peers.Get_rank()) for scope in (Scope.LOCAL, Scope.GLOBAL)
+        }
+        self._placed: dict[object, _Placed] = {}
+
+    def home(self, array: Tensor) -> Tensor:
+        """Return `array`, which stays where it is and is opened by the node's other ranks."""
+        if not self._cuda.holds(array) or array.numel() == 0 or self._topology.peers.Get_size() == 1:
+            return self._otherwise.home(array)
+        own = {
+            scope: torch.empty(_slice_elements(array.shape[1], len(members)), dtype=array.dtype, device=array.device)
+            for scope, members in self._members.items()
+        }
+        try:
+            rows = share(self._topology.peers, array, self._cuda)
+            slices = {scope: share(self._topology.peers, own_slice, self._cuda) for scope, own_slice in own.items()}
+        except OSError as error:
+            raise InputError("engine", self.name, f"staged or auto: {error}") from error
+        self._placed[key_of(array)] = _Placed(rows, slices)
+        return array
+
+    def mean(
+        self,
+        rows: Tensor,
+        out: Tensor,
+        scope: Scope,
+        wire_format: WireFormat | None = None,
+        num_well: int | None = None,
+    ) -> None:
+        """Write the mean over the learners in `scope` to `out`; see `hpcavg.engines.base.Engine`."""
+        placed = self._placed.get(key_of(rows))
+        members = self._members[scope]
+        if placed is None or len(members) == 1:
+            self._otherwise.mean(rows, out, scope, wire_format, num_well)
+            return
+        comm, cuda, device = self._topology.comm(scope), self._cuda, rows.device
+        bounds = _bounds(rows.shape[1], len(members))
+        start, end = bounds[comm.Get_rank()]
+        if placed.fetched is not None:
+            placed.fetched.synchronize()  # it may be in another stream
+        cuda.synchronize(device)
+        comm.Barrier()  # all rows are final, and nobody reads the last mean's slices any more
+        slices = placed.slices[scope]
+        own_slice = slices[self._topology.peers.Get_rank()]
+        num_ranks = len(members) if num_well is None else num_well
+        count = num_ranks * rows.shape[0]
+        _average([placed.rows[peer][:, start:end] for peer in members], own_slice[: end - start], count)
+        cuda.synchronize(device)
+        comm.Barrier()  # all slices are there, and nobody reads rows any more
+        for peer, (start, end) in zip(members, bounds, strict=True):
+            cuda.copy(out[start:end], slices[peer][: end - start])
+        placed.fetched = cuda.mark(device)
+
+    def start(
+        self,
+        arrays: Sequence[Tensor],
+        scope: Scope,
+        wire_format: WireFormat | None = None,
+        count_well: CountWell | None = None,
+    ) -> OnItsWay:
+        """Start the means of `arrays` over the learners in `scope`; see `hpcavg.engines.base.Engine`."""
+        return self._otherwise.start(arrays, scope, wire_format, count_well)
+
+
+def find_obstacle(topology: Topology, device: torch.device, cuda: Cuda | None = None) -> str | None:
+    """Return why ranks cannot read each other's device memory, None where they can. Collective over everyone."""
+    cuda = cuda or Cuda()
+    obstacle = None
+    if topology.num_nodes > 1:
+        obstacle = f"the ranks are on {topology.num_nodes} nodes"
+    else:
+        peers = topology.peers
+        own = torch.full((1,), float(peers.Get_rank()), device=device)
+        cuda.synchronize(device)
+        try:
+            values = [float(value) for value in share(peers, own, cuda)]
+            if values != list(range(peers.Get_size())):
+                obstacle = f"CUDA IPC reads {values} where ranks 0 to {peers.Get_size() - 1} wrote their numbers"
+        except (RuntimeError, OSError) as error:  # a rank alone may be unable to read what it could open
+            obstacle = str(error).partition("\n")[0]
+        peers.Barrier()  # all have read before any memory is given back
+    return next((found for found in topology.everyone.allgather(obstacle) if found is not None), None)
+
+
+def share(comm: MPI.Comm, array: Tensor, cuda: Cuda) -> list[Tensor]:
+    """Return the `array` of every rank of `comm`, in that rank's memory. Collective; raises OSError on every rank."""
+    exported = arrays = None
+    error = None
+    try:
+        exported = cuda.export(array)
+    except (RuntimeError, OSError) as raised:
+        error = raised
+    exports = _agree(comm, exported, error)
+    try:
+        own = comm.Get_rank()
+        arrays = [array if rank == own else cuda.open(exports[rank], array.device) for rank in range(len(exports))]
+    except (RuntimeError, OSError) as raised:
+        error = raised
+    _agree(comm, None, error)
+    assert arrays is not None
+    return arrays
+
+
+def _agree(comm: MPI.Comm, value: object, error: Exception | None) -> list[object]:
+    """Return the `value` of every rank; raise OSError on all of them where one has an error."""
+    told = comm.allgather((value, None if error is None else str(error).partition("\n")[0]))
+    for rank, (_, message) in enumerate(told):
+        if message is not None:
+            raise OSError(f"CUDA IPC does not work on rank {rank} of the node ({message})")
+    return [value for value, _ in told]
+
+
+def _num_units(numel: int) -> int:
+    return -(-numel // _ALIGNMENT_ELEMENTS)
+
+
+def _slice_elements(numel: int, count: int) -> int:
+    """Return the size of the largest of `count` slices; the one slice of a rank alone is not used."""
+    return (_num_units(numel) // count + 1) * _ALIGNMENT_ELEMENTS if count > 1 else 1
+
+
+def _bounds(numel: int, count: int) -> list[tuple[int, int]]:
+    """Return the start and end of each of `count` slices of `numel` elements; some may be empty."""
+    starts = [min(_num_units(numel) * index // count * _ALIGNMENT_ELEMENTS, numel) for index in range(count + 1)]
+    return list(itertools.pairwise(starts))
+
+
+def _average(blocks: list[Tensor], out: Tensor, count: int) -> None:
+    """Write the sum of all rows of `blocks`, each of shape (learners, numel), in their order, over `count` to `out`."""
+    learners = [row for block in blocks for row in block]
+    is_half = out.dtype in (torch.float16, torch.bfloat16)
+    for start in range(0, out.numel(), _PIECE_ELEMENTS):
+        piece = slice(start, min(start + _PIECE_ELEMENTS, out.numel()))
+        total = torch.empty_like(out[piece], dtype=torch.float32) if is_half else out[piece]
+        total.copy_(learners[0][piece])
+        for row in learners[1:]:
+            total.add_(row[piece])
+        total.div_(count)
+        if is_half:
+            out[piece].copy_(total)

@@ -1,0 +1,52 @@
+"""Engines by name, and the best one for where the ranks and their parameters are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from hpcavg.distributed.topology import Topology
+from hpcavg.engines.base import Engine
+from hpcavg.engines.device_select import select_for_device
+from hpcavg.engines.mpi import MpiEngine
+from hpcavg.engines.shared import SharedEngine
+from hpcavg.engines.twolevel import TwoLevelEngine
+
+CPU = torch.device("cpu")
+
+ENGINES: dict[str, Callable[[Topology], Engine]] = {
+    "mpi": MpiEngine,
+    "shared": SharedEngine,
+    "twolevel": TwoLevelEngine,
+}
+
+
+def select_engine(name: str, topology: Topology, device: torch.device = CPU) -> Engine:
+    """Return the engine called `name`, or with ``"auto"`` the best one, for parameters on `device`.
+
+    Collective over everyone. Raises `InputError` on every rank for what is unknown or cannot be had here.
+    """
+    if name in ("auto", *ENGINES) and device.type == "cpu":
+        return _select_host_engine(name, topology)
+    engine, choice = select_for_device(
+        name, topology, device, list(ENGINES), lambda host: _select_host_engine(host, topology)
+    )
+    engine.notes.insert(0, choice.reason)
+    return engine
+
+
+def _select_host_engine(name: str, topology: Topology) -> Engine:
+    """Return an engine for host memory."""
+    if name != "auto":
+        return ENGINES[name](topology)
+    engine: Engine
+    if topology.num_learners == 1:
+        engine, reason = MpiEngine(topology), "there is one learner, and nothing to send"
+    elif topology.num_nodes == 1:
+        engine, reason = SharedEngine(topology, is_required=False), "all learners are on one node and share its memory"
+    else:
+        reason = f"the ranks are on {topology.num_nodes} nodes and share the memory of each"
+        engine = TwoLevelEngine(topology, is_required=False)
+    engine.notes.append(reason)
+    return engine

@@ -1,0 +1,153 @@
+"""Device arrays over an MPI that knows nothing of devices: through page-locked rows in host memory.
+
+Where the host engine averages in memory that the node shares, the rows are that memory, page-locked in place: nothing
+is copied but from the device and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hpcavg.algorithms.schedule import Scope
+from hpcavg.distributed.topology import Topology
+from hpcavg.engines.base import Engine, OnItsWay
+from hpcavg.engines.compression import WireFormat
+from hpcavg.engines.gpu.cuda import Cuda, Mark
+from hpcavg.engines.pending import CountWell
+
+
+@dataclass
+class _HostRow:
+    """Host memory for one row of `array`, and the copy back to the device that still reads it."""
+
+    array: Tensor
+    row: Tensor
+    read: Mark | None = None
+
+
+class StagedEngine:
+    """Means of device arrays, taken by `host` on rows in host memory.
+
+    Arrays in host memory go to `host` as they are. Several learners of a rank are averaged on the device first. Half
+    precision is half precision on the way, too.
+
+    topology : the learners. host : takes means of host memory. cuda : see `hpcavg.engines.gpu.cuda`.
+    """
+
+    name = "staged"
+
+    def __init__(self, topology: Topology, host: Engine, cuda: Cuda | None = None) -> None:
+        self._topology = topology
+        self.host = host
+        self.notes = host.notes
+        self.compresses = host.compresses
+        self._cuda = cuda or Cuda()
+        self._host_rows: dict[object, _HostRow] = {}
+        topology.on_renewal(self._host_rows.clear)
+
+    def home(self, array: Tensor) -> Tensor:
+        """Return `array`, which stays on its device, and allocate its row in host memory."""
+        if not self._cuda.holds(array):
+            return self.host.home(array)
+        wanted = torch.empty(1, array.shape[1], dtype=array.dtype)
+        row = self.host.home(wanted)
+        if row is wanted:
+            row = self._cuda.pinned(wanted)
+        else:
+            self._cuda.page_lock(row, self)
+        self._host_rows[key_of(array)] = _HostRow(array, row)
+        return array
+
+    def mean(
+        self,
+        rows: Tensor,
+        out: Tensor,
+        scope: Scope,
+        wire_format: WireFormat | None = None,
+        num_well: int | None = None,
+    ) -> None:
+        """Write the mean over the learners in `scope` to `out`; see `hpcavg.engines.base.Engine`."""
+        if not self._cuda.holds(rows):
+            self.host.mean(rows, out, scope, wire_format, num_well)
+        elif self._topology.comm(scope).Get_size() == 1:
+            average_own(rows, out)
+        else:
+            host = self._copy_out(rows)
+            self._cuda.synchronize(rows.device)
+            self.host.mean(host.row, host.row[0], scope, wire_format, num_well)
+            self._cuda.copy(out, host.row[0])
+            host.read = self._cuda.mark(out.device)
+
+    def start(
+        self,
+        arrays: Sequence[Tensor],
+        scope: Scope,
+        wire_format: WireFormat | None = None,
+        count_well: CountWell | None = None,
+    ) -> OnItsWay:
+        """Start the means of `arrays` over the learners in `scope`; see `hpcavg.engines.base.Engine`."""
+        rows = [self._copy_out(array).row if self._cuda.holds(array) else array for array in arrays]
+        for device in {array.device for array in arrays}:
+            self._cuda.synchronize(device)
+        devices = [array.device if self._cuda.holds(array) else None for array in arrays]
+        return _StagedMean(self.host.start(rows, scope, wire_format, count_well), devices, self._cuda)
+
+    def _copy_out(self, rows: Tensor) -> _HostRow:
+        """Queue the copy of this rank's mean row to host memory: its own where `home` made one."""
+        host = self._host_rows.get(key_of(rows))
+        if host is None:
+            host = _HostRow(rows, self._cuda.pinned(torch.empty((1, rows.shape[1]), dtype=rows.dtype, device="meta")))
+        if host.read is not None:
+            host.read.synchronize()  # it may be in another stream
+        self._cuda.copy(host.row[0], rows[0] if rows.shape[0] == 1 else rows.mean(dim=0))
+        return host
+
+
+class _StagedMean:
+    """A mean on its way in host memory, awaited on devices; None stands for the host."""
+
+    def __init__(self, pending: OnItsWay, devices: list[torch.device | None], cuda: Cuda) -> None:
+        self._pending, self._devices, self._cuda = pending, devices, cuda
+
+    @property
+    def done_s(self) -> float | None:
+        """See `OnItsWay`; the way back to the device is not in it."""
+        return self._pending.done_s
+
+    def test(self) -> bool:
+        """Return whether it is there."""
+        return self._pending.test()
+
+    @property
+    def is_complete(self) -> bool:
+        """See `OnItsWay`."""
+        return self._pending.is_complete
+
+    def wait(self) -> list[Tensor]:
+        """Return the means, each on its array's device."""
+        return self._to_devices(self._pending.wait())
+
+    def settle(self, is_complete: bool) -> list[Tensor]:
+        """Return the means where `is_complete`, each on its array's device."""
+        return self._to_devices(self._pending.settle(True)) if is_complete else self._pending.settle(False)
+
+    def _to_devices(self, host_means: list[Tensor]) -> list[Tensor]:
+        means = zip(host_means, self._devices, strict=True)
+        return [mean if device is None else self._cuda.to_device(mean, device) for mean, device in means]
+
+
+def key_of(array: Tensor) -> object:
+    """Return what tells `array` from others that are alive: where it is, and its form."""
+    return array.device, array.data_ptr(), tuple(array.shape), array.dtype
+
+
+def average_own(rows: Tensor, out: Tensor) -> None:
+    """Write the mean of this rank's own `rows`, shape (learners, numel), to `out`, which may be ``rows[0]``."""
+    if rows.shape[0] > 1:
+        out.copy_(rows.mean(dim=0))
+    elif out.data_ptr() != rows.data_ptr():
+        out.copy_(rows[0])

@@ -1,0 +1,1 @@
+"""Where ranks run, what they have there, and what will hurt a run."""

@@ -1,0 +1,147 @@
+"""A run's folder: what it was configured with, where it ran, and how it ended."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from mpi4py import MPI
+
+import hpcavg
+from hpcavg.config.options import CHECKPOINTS, CONFIG_FILE, Config
+from hpcavg.errors import InputError, why
+from hpcavg.results.run_lock import RunLock, is_lock, owners
+from hpcavg.utils import files
+from hpcavg.utils.revision import git_revision
+
+FINAL_MODEL = Path(CHECKPOINTS, "final.safetensors")
+
+
+@contextmanager
+def creating(config: Config, task_name: str, lock: RunLock) -> Iterator[Path]:
+    """Make the folder with its ``metrics`` and ``checkpoints``, or find it where a run is resumed; give its path.
+
+    It is locked from then on. Raises `InputError` when it cannot be written, also inside the block, when it holds
+    another run, or when one is under way there; folders that were made for nothing are gone then.
+    """
+    algorithm = config.algorithm.replace("_", "-")
+    label = re.sub(r"[^A-Za-z0-9_.-]+", "-", task_name)
+    path = Path(config.output or f"runs/{label}-{algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")
+    may_be_run = config.resume is not None
+    if config.output is not None:
+        check(path, may_be_run)
+    made: list[Path] = []
+    try:
+        path = _make_folders(path, made, may_rename=config.output is None)
+        lock.take(path)
+        check(path, may_be_run)  # again: another may have come and gone
+        for part in (path / "metrics", path / CHECKPOINTS):
+            if not part.exists():
+                part.mkdir()
+                made.append(part)
+        yield path
+    except (OSError, InputError) as error:
+        lock.release()
+        for folder in reversed(made):
+            with suppress(OSError):
+                folder.rmdir()
+        raise error if isinstance(error, InputError) else _unwritable(path, why(error)) from error
+
+
+def _make_folders(path: Path, made: list[Path], may_rename: bool) -> Path:
+    """Make the folder `path` and return it; add what was not there before to `made`.
+
+    may_rename : where there is one of the name, as of a run started in the same second, make one of a name like it.
+    """
+    for parent in reversed(path.parents):
+        if not parent.exists():
+            parent.mkdir(exist_ok=True)
+            made.append(parent)
+    for attempt in count(1):
+        folder = path if attempt == 1 else path.with_name(f"{path.name}~{attempt}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            if may_rename:
+                continue
+        else:
+            made.append(folder)
+        return folder
+    raise AssertionError
+
+
+def check(path: Path, may_be_run: bool = False) -> None:
+    """Raise `InputError` when `path` cannot become a run's folder, or with `may_be_run` be one; nothing is written.
+
+    A run that was killed before it could write its configuration counts as one.
+    """
+    try:
+        begun = {"metrics", CHECKPOINTS, f"{CONFIG_FILE}.partial"}
+        names = {entry.name for entry in path.iterdir() if not is_lock(entry.name)} if path.is_dir() else set()
+        if names and not (may_be_run and ((path / CONFIG_FILE).is_file() or names <= begun)):
+            by = "".join(f" (that of {owner})" for owner in owners(path)[:1])
+            raise InputError("output", path, f"a new or empty folder; this one holds files, as another run would{by}")
+        parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    except OSError as error:
+        raise _unwritable(path, str(error.strerror)) from error
+    if not parent.is_dir():
+        raise _unwritable(path, f"{parent} is a file")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        is_read_only = os.statvfs(parent).f_flag & os.ST_RDONLY
+        raise _unwritable(path, f"{parent}: {os.strerror(errno.EROFS) if is_read_only else 'permission denied'}")
+
+
+def _unwritable(path: Path, reason: str) -> InputError:
+    return InputError("output", path, f"a folder that can be written ({reason})")
+
+
+def write_start(path: Path, config: Config, nodes: list[str], threads: int, device: str) -> None:
+    """Write ``config.toml``, which can be fed back as --config, and ``environment.json``."""
+    options = {name: value for name, value in config.as_toml().items() if name not in ("output", "resume")}
+    files.replace_file(path / CONFIG_FILE, [tomli_w.dumps(options).encode()])
+    environment = {
+        "hpcavg": hpcavg.__version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("torch", "numpy", "h5py", "mpi4py")},
+        "mpi_library": MPI.Get_library_version().strip("\0\n "),
+        "platform": platform.platform(),
+        "nodes": nodes,
+        "threads_per_rank": threads,
+        "device": device,
+        "git_revision": git_revision(),
+        "command": sys.argv,
+    }
+    write_json(path / "environment.json", environment)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write `values` to `path` as JSON, whole or not at all; NaN and infinity, unknown to JSON, become null."""
+    values = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+    files.replace_file(path, [(json.dumps(values, indent=2) + "\n").encode()])
+
+
+def attempt(write: Callable[[], object]) -> str | None:
+    """Call `write`, whose failure must not end the run; return why it failed, in one line, or None.
+
+    Only OSError counts as such a failure, with the name of the file where it has one.
+    """
+    try:
+        write()
+    except OSError as error:
+        return why(error)
+    return None

@@ -1,0 +1,308 @@
+"""The lock on a run's folder: of jobs that are given the same one, one trains and the others are refused.
+
+It relies on nothing that network file systems lack or nodes disagree on: no locks of the system, no clock of another
+host. It is a file in the folder, ``lock-000001``, which says whose it is. `RunLock.take` first finds every lock there
+dead, then makes one with the next number, which nobody else can (O_EXCL), and looks again: where it now sees one that
+it has not found dead, it takes its own away and begins anew. Else it has the folder, and removes the dead ones.
+
+An owner on the same machine is dead when its process is gone. Elsewhere its heart tells: the owner touches its file
+every `BEAT_S` seconds, and one that nothing has touched for `SILENT_S`, by the watcher's own clock, is dead. An owner
+that was only stopped for so long finds its file gone when it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hpcavg.distributed.job_environment import is_running, scheduler_job, started_ticks
+from hpcavg.errors import InputError, why
+from hpcavg.utils import files
+from hpcavg.utils.streams import tell
+
+BEAT_S = 10.0
+SILENT_S = 60.0
+# When one that waits says for what, and how often it looks; how soon a file that is missed is looked for again.
+_TELL_S = 2.0
+# A process that is there may be about to end, as where a job is started again at once after its launcher has ended.
+_ENDING_S = 3.0
+_LOOK_S = 0.5
+_AGAIN_S = 1.0
+_NAME = re.compile(r"lock-\d{6,}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose a lock is.
+
+    Attributes
+    ----------
+    run : tells this run from all others. host, pid, job : for people.
+    started_ticks, machine : with `pid`, tell the process from all others; `machine` is empty where that is unknown.
+    has_heirs : the run may go on without this process.
+    """
+
+    run: str
+    host: str
+    pid: int
+    started_ticks: int
+    machine: str
+    job: str | None
+    has_heirs: bool
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}{f' ({self.job})' if self.job else ''}"
+
+    def __post_init__(self) -> None:
+        numbers = type(self.pid) is type(self.started_ticks) is int and 0 < self.pid < 2**31
+        if not (numbers and all(isinstance(text, str) for text in (self.run, self.host, self.machine))):
+            raise ValueError("not an owner")
+
+    def to_bytes(self) -> bytes:
+        """Return what the lock's file holds."""
+        return (json.dumps(asdict(self)) + "\n").encode()
+
+    @staticmethod
+    def of(text: bytes) -> Owner | None:
+        """Return whose lock has this text; None where it is damaged or something else."""
+        with suppress(Exception):
+            return Owner(**json.loads(text))
+        return None
+
+    def is_running(self) -> bool | None:
+        """Return whether the process still runs; None where this one cannot know."""
+        return is_running(self.pid, self.started_ticks) if self.machine and self.machine == _machine() else None
+
+
+def this_process(run: str, has_heirs: bool = False) -> Owner:
+    """Return this process as the owner of a lock."""
+    pid = os.getpid()
+    return Owner(run, platform.node(), pid, started_ticks(pid), _machine(), scheduler_job(os.environ), has_heirs)
+
+
+def _machine() -> str:
+    """Return what names this machine since its last start, and the set of processes that this one can see."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def is_lock(name: str) -> bool:
+    """Return whether a file of this name may be a lock."""
+    return _NAME.fullmatch(name) is not None
+
+
+def owners(folder: Path) -> list[Owner]:
+    """Return whose the locks in `folder` are, dead or alive, the latest first."""
+    with suppress(OSError):
+        found = map(Owner.of, _scan(folder)[0].values())
+        return [owner for owner in found if owner is not None][::-1]
+    return []
+
+
+class RunLock:
+    """A run's hold on its folder, of which one rank has the lock.
+
+    Parameters
+    ----------
+    owner : this process. on_lost : called, by the thread or by `beat`, with one line when another run has taken the
+        folder over.
+    """
+
+    def __init__(self, owner: Owner, on_lost: Callable[[str], None]) -> None:
+        self._owner = owner
+        self._text = owner.to_bytes()
+        self._on_lost = on_lost
+        self._guard = threading.RLock()
+        self._folder: Path | None = None
+        self._file: Path | None = None
+        self._is_missed = False
+        self._is_over = threading.Event()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process has the lock."""
+        return self._file is not None
+
+    def __enter__(self) -> None:
+        """Release the lock where the block fails, unless others may go on without this process."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, InputError) or (error is not None and not self._owner.has_heirs):
+            self.release()
+
+    def take(self, folder: Path) -> None:
+        """Take the lock on `folder`, and keep it until `release`; nothing happens where it is held already.
+
+        Raises `InputError` where another run uses the folder, or it cannot be written; it is then as it was. Waits
+        where that takes time to find out, and tells.
+        """
+        if self.is_held:
+            return
+        try:
+            while self._file is None:
+                locks, free = _scan(folder)
+                dead = {path: text for path in locks if (text := _wait_for_death(path)) is not None}
+                self._file = self._claim(free, dead)
+        except OSError as error:
+            raise InputError("output", folder, f"a folder that can be written ({why(error)})") from error
+        self._begin(folder)
+
+    def inherit(self, folder: Path) -> None:
+        """Go on as the one that holds the lock on `folder`, after the rank of the same run that did has died."""
+        if self._folder is None:
+            self._begin(folder)
+
+    def beat(self) -> None:
+        """Show that the run goes on, or find out that it must not."""
+        with self._guard:
+            if self._folder is None:
+                return
+            with suppress(OSError):  # a folder that is gone or cannot be read is a matter of the records
+                if self._file is None:
+                    self._succeed(self._folder)
+                elif _text(self._file) == self._text:
+                    self._is_missed = False
+                    os.utime(self._file)
+                else:
+                    self._miss(self._folder)
+
+    def release(self) -> None:
+        """Give the folder free; nothing happens where the lock is not held."""
+        self._is_over.set()
+        with self._guard:
+            file, self._file, self._folder = self._file, None, None
+            with suppress(OSError):
+                if file is not None and _text(file) == self._text:
+                    _remove(file)
+
+    # -- helpers --------------------------------------------------------------------------------------------------
+
+    def _claim(self, path: Path, dead: Mapping[Path, bytes]) -> Path | None:
+        """Make the lock `path` where there are none but the `dead`; return None where there is another by now."""
+        if not self._make(path):
+            return None
+        try:
+            others = {other: text for other, text in _scan(path.parent)[0].items() if other != path}
+            is_mine = all(dead.get(other) == text for other, text in others.items())
+            for other, text in others.items():
+                if is_mine and (Owner.of(text) or not text.strip(b"\0")):  # what is neither may be somebody's file
+                    _remove(other)
+        except OSError:
+            with suppress(OSError):
+                _remove(path)
+            raise
+        if not is_mine:
+            _remove(path)
+        return path if is_mine else None
+
+    def _make(self, path: Path) -> bool:
+        """Make the file `path`; return whether nobody was faster."""
+        try:
+            files.write_file(path, [self._text])
+        except FileExistsError:
+            return False
+        except OSError:
+            with suppress(OSError):
+                _remove(path)
+            raise
+        return True
+
+    def _succeed(self, folder: Path) -> None:
+        """Take over from the same run, in whose name nobody else does; it may have released the lock as it died."""
+        locks, free = _scan(folder)
+        before = [path for path, text in locks.items() if (owner := Owner.of(text)) and owner.run == self._owner.run]
+        if locks and not before:
+            self._miss(folder)
+        elif self._make(free):
+            self._file = free
+            for path in before:
+                _remove(path)
+
+    def _miss(self, folder: Path) -> None:
+        """Note that the lock is gone though the folder is there: at once where another has it, else the second time."""
+        os.stat(folder)
+        others = [owner for owner in owners(folder) if owner.run != self._owner.run]
+        if others or self._is_missed:
+            by = others[0] if others else "somebody who removed its lock"
+            self._on_lost(f"--output {folder}: taken over by {by}, when this run had not moved for a while; it ends")
+        self._is_missed = True
+
+    def _begin(self, folder: Path) -> None:
+        self._folder = folder
+        self._is_over = threading.Event()
+        threading.Thread(target=self._run_heart, args=(self._is_over,), name="hpcavg lock", daemon=True).start()
+
+    def _run_heart(self, is_over: threading.Event) -> None:
+        self.beat()
+        while not is_over.wait(_AGAIN_S if self._is_missed else BEAT_S):
+            self.beat()
+
+
+def _scan(folder: Path) -> tuple[dict[Path, bytes], Path]:
+    """Return the locks in `folder`, with what they hold, and the name for the next one.
+
+    Links, folders and what goes meanwhile are none.
+    """
+    with os.scandir(folder) as entries:
+        found = sorted((entry for entry in entries if is_lock(entry.name)), key=lambda entry: int(entry.name[5:]))
+    paths = [folder / entry.name for entry in found if entry.is_file(follow_symlinks=False)]
+    locks = {path: text for path in paths if (text := _text(path)) is not None}
+    return locks, folder / f"lock-{int(found[-1].name[5:]) + 1 if found else 1:06d}"
+
+
+def _remove(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        files.perform(os.unlink, path)
+
+
+def _text(path: Path) -> bytes | None:
+    """Return what a lock holds, None where it is gone."""
+    with suppress(FileNotFoundError):
+        return files.read_small(path)
+    return None
+
+
+def _wait_for_death(path: Path) -> bytes | None:
+    """Return what the lock `path` held when its owner was found dead; None when it is gone.
+
+    Raises `InputError` where the owner lives.
+    """
+    began, has_told, first = time.monotonic(), False, None
+    while True:
+        try:
+            with files.open_file(path) as file:  # which makes NFS ask the server, also for the time
+                seen = (os.fstat(file.fileno()).st_mtime_ns, file.read(files.SMALL_BYTES))
+        except FileNotFoundError:
+            return None
+        first = first or seen
+        owner = Owner.of(seen[1])
+        runs = owner.is_running() if owner else None
+        waited_s = time.monotonic() - began
+        if seen != first or (runs and waited_s > _ENDING_S):
+            raise _in_use(path, owner)
+        if not runs and ((owner and runs is False and not owner.has_heirs) or waited_s > SILENT_S):
+            return seen[1]
+        if waited_s > _TELL_S and not runs and not has_told:
+            has_told = True
+            _tell(path, owner)
+        time.sleep(min(_LOOK_S, SILENT_S / 8))
+
+
+def _in_use(path: Path, owner: Owner | None) -> InputError:
+    who = owner or f"a process that {path.name} does not name"
+    return InputError("output", path.parent, f"a folder that no other run uses; {who} does")
+
+
+def _tell(path: Path, owner: Owner | None) -> None:
+    whose = f"of {owner}" if owner else "damaged"
+    tell(f"hpcavg: {path} is {whose}; waiting {SILENT_S:.0f} s for a sign that its run goes on")

@@ -1,0 +1,63 @@
+"""Scores of a model over the test set, each learner looking at its own part of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from mpi4py import MPI
+from torch import Tensor
+
+from hpcavg.distributed.topology import Topology
+from hpcavg.tasks import Task, count_correct, count_top5
+
+
+@dataclass(frozen=True)
+class Score:
+    """Means over the test samples; accuracies are NaN for a task without them."""
+
+    loss: float
+    accuracy: float
+    top5_accuracy: float = math.nan
+
+
+def evaluate(
+    predict: Callable[[Tensor], Tensor],
+    task: Task,
+    test_batches: Callable[[], Iterable[Any]],
+    topology: Topology,
+    what: str = "evaluation",
+) -> Score:
+    """Return the score over all learners, each with its own model and test batches. Collective over them.
+
+    `predict` maps inputs to outputs. Every batch is a pair of inputs and targets. `what` this is, for the watchdog.
+    """
+    all_judges = judges(task).values()
+
+    def totals() -> Any:
+        own = np.zeros(4)
+        with torch.no_grad():
+            for inputs, targets in test_batches():
+                output = predict(inputs)
+                loss, *counts = (float(judge(output, targets)) for judge in all_judges)
+                own += loss * len(targets), *counts, len(targets)
+        topology.world.Allreduce(MPI.IN_PLACE, own)
+        return own
+
+    *sums, num_samples = topology.carry_out(totals, what=what).tolist()
+    return Score(*(total / num_samples for total in sums))
+
+
+def judges(task: Task) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Return by name what judges a batch's output and targets: its mean loss, and how many are right, NaN without."""
+    count = task.count_correct or _nothing_to_count
+    top5 = count_top5 if count is count_correct else _nothing_to_count
+    return {"loss": task.loss, "count_correct": count, "count_top5": top5}
+
+
+def _nothing_to_count(output: Tensor, target: Tensor) -> Tensor:
+    return torch.tensor(math.nan)

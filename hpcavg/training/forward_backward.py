@@ -1,0 +1,148 @@
+"""Forward and backward passes: loss, mixed precision, memory order, compilation and gradient clipping of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from hpcavg.config.options import Config
+from hpcavg.distributed.topology import Topology
+from hpcavg.errors import InputError
+from hpcavg.tasks import Task
+from hpcavg.utils.text import printable
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ModelPasses:
+    """The passes of one learner through its model.
+
+    Parameters
+    ----------
+    config : its options precision, channels_last, compile, clip_norm and label_smoothing. task : whose loss it is.
+    model : on its device. optimizer : of its parameters.
+
+    Attributes
+    ----------
+    loss : maps (output, target) to the loss of training.
+    scaler : scales the loss up, so that small gradients are not lost in float16; None without need.
+
+    Raises `InputError` where the model or the task does not go together with an option.
+    """
+
+    def __init__(self, config: Config, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._device = next(model.parameters()).device
+        self._precision = _AUTOCAST.get(config.precision)
+        self._channels_last = config.channels_last
+        self.loss = _training_loss(task, config.label_smoothing)
+        self.scaler = torch.amp.GradScaler(self._device.type) if config.precision == "fp16" else None
+        self._network, self._model = model, cast(Callable[[Tensor], Tensor], model)
+        if config.channels_last:
+            cast(Any, model).to(memory_format=torch.channels_last)  # torch's annotations leave this form out
+        if config.compile:
+            self._model = torch.compile(model)
+        if config.clip_norm is not None:  # right before the step: after gradients were averaged, and scaled back
+            optimizer.register_step_pre_hook(_clipping(config.clip_norm))
+
+    def compile(self, batch: Callable[[], tuple[Tensor, Tensor]], topology: Topology) -> None:
+        """Let torch compile the passes for inputs and targets as `batch` returns; the model stays as it is.
+
+        Collective over everyone; raises `InputError` on all ranks where any cannot compile.
+        """
+        if topology.rank == 0:
+            print("compiling the model (minutes for a deep network)", flush=True)
+        topology.do_together(lambda: None if topology.is_server else self._compile(*batch()))
+
+    def _compile(self, inputs: Tensor, targets: Tensor) -> None:
+        from torch._dynamo.exc import TorchDynamoException, TorchRuntimeError
+        from torch._inductor.exc import CppCompileError
+
+        try:
+            with self._without_trace():
+                self.gradients(inputs, targets)
+        except TorchRuntimeError:  # the model's own, which it would raise as it is, too
+            raise
+        except (TorchDynamoException, CppCompileError) as error:
+            found = printable(" ".join(str(error).partition("\nSet TORCH")[0].split()), 300)
+            allowed = f"left out where torch cannot compile: {found}; CPUs need a C++ compiler, which CXX may name"
+            raise InputError("compile", True, allowed) from error
+
+    def attempt(self, inputs: Tensor, training: bool = True) -> Tensor:
+        """Return the model's output in training or not, not compiled and without a graph; the model stays as it is."""
+        self._network.train(training)
+        with self._without_trace(), torch.no_grad():
+            return self._output(self._network, inputs)
+
+    @contextmanager
+    def _without_trace(self) -> Iterator[None]:
+        """Give back the model's buffers, such as BatchNorm statistics, and no gradients, after a pass in training."""
+        buffers = [
+            (module, name, buffer, buffer.clone())
+            for module in self._network.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        try:
+            yield
+        finally:
+            self._network.zero_grad()
+            with torch.no_grad():
+                for module, name, buffer, before in buffers:
+                    module._buffers[name] = buffer  # a pass may have put another in its place
+                    buffer.copy_(before)
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Return the model's output; of mixed precision, in float32."""
+        return self._output(self._model, inputs)
+
+    def _output(self, model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        if self._channels_last and inputs.ndim == 4:
+            inputs = inputs.to(memory_format=torch.channels_last)
+        with self._autocast():
+            output = model(inputs)
+        return output.float() if self._precision is not None else output
+
+    def gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Add the gradients of the loss of a mini-batch to those of the parameters; return the loss, a scalar."""
+        loss = self.loss(self.predict(inputs), targets)
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        return loss
+
+    def end_step(self) -> None:
+        """Let the loss's scale follow what the optimizer's step has met."""
+        if self.scaler is not None:
+            self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs."""
+        return {} if self.scaler is None else self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        if self.scaler is not None and state:
+            self.scaler.load_state_dict(state)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._device.type, self._precision, enabled=self._precision is not None)
+
+
+def _training_loss(task: Task, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
+    if not label_smoothing:
+        return task.loss
+    if task.loss is not cross_entropy:
+        raise InputError("label_smoothing", label_smoothing, "0 for a task whose loss is not torch's cross_entropy")
+    return lambda output, target: cross_entropy(output, target, label_smoothing=label_smoothing)
+
+
+def _clipping(norm: float) -> Callable[..., None]:
+    """Return a hook of an optimizer that scales its gradients down to the norm `norm` where theirs is larger."""
+
+    def clip(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], norm)
+
+    return clip

@@ -1,0 +1,115 @@
+"""What a rank did in a run, and the run's summary of that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from mpi4py import MPI
+
+from hpcavg.averaging.averager import Averager
+from hpcavg.checkpoints import tensor_file
+from hpcavg.config.options import Config
+from hpcavg.distributed.topology import Topology
+from hpcavg.results.summary import Summary
+from hpcavg.training.evaluation import Score
+
+
+@dataclass
+class Account:
+    """What this rank did, beside its averages; a resumed run goes on with it.
+
+    startup_s, wall_s : from the start of the process to the training, and the training itself, of earlier segments.
+    """
+
+    samples: int = 0
+    compute_s: float = 0.0
+    data_s: float = 0.0
+    evaluation_s: float = 0.0
+    checkpoint_s: float = 0.0
+    consensus_distance: float = math.nan
+    arrivals: int = 0
+    staleness_sum: int = 0
+    staleness_max: int = 0
+    startup_s: float = 0.0
+    wall_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """How the training went: the last epoch's training loss, the mean model's scores, and those of the learners."""
+
+    train_loss: float
+    mean: Score
+    learners: Score
+
+
+def summarise(
+    topology: Topology,
+    averager: Averager,
+    config: Config,
+    task: str,
+    steps_per_epoch: int,
+    result: Result | None,
+    own: Account,
+    is_complete: bool,
+) -> Summary | None:
+    """Return the run's summary on learners, None on servers; times are means over learners. Collective over everyone.
+
+    result : None on servers.
+    """
+    accounts = topology.everyone.allgather(own)
+    if result is None:
+        return None
+    learners, servers = accounts[: topology.num_learners], accounts[topology.num_learners :]
+    totals = averager.totals
+    sums = np.array([totals.blocked_s, totals.in_flight_s, own.wall_s, averager.progress.step])
+    topology.world.Allreduce(MPI.IN_PLACE, sums)
+    blocked_s, in_flight_s, wall_s, steps = (sums / topology.num_learners).tolist()
+    arrivals = sum(server.arrivals for server in servers)
+
+    def mean(number: Callable[[Account], float]) -> float:
+        return sum(map(number, learners)) / len(learners)
+
+    distance = mean(lambda account: account.consensus_distance)
+    return Summary(
+        algorithm=config.algorithm,
+        task=task,
+        num_learners=topology.num_learners,
+        num_servers=topology.num_servers,
+        num_ranks=topology.everyone.Get_size(),
+        num_nodes=topology.num_nodes,
+        group_size=max(topology.group_sizes.values()),
+        steps=round(steps),
+        epochs=steps / steps_per_epoch,
+        samples=sum(account.samples for account in learners),
+        samples_per_learner=[account.samples for account in learners],
+        train_loss=result.train_loss,
+        test_loss=result.mean.loss,
+        test_accuracy=result.mean.accuracy,
+        test_top5_accuracy=result.mean.top5_accuracy,
+        learner_test_loss=result.learners.loss,
+        learner_test_accuracy=result.learners.accuracy,
+        global_averages=totals.global_averages,
+        local_averages=totals.local_averages,
+        exchanges=totals.exchanges,
+        staleness_mean=sum(server.staleness_sum for server in servers) / arrivals if arrivals else None,
+        staleness_max=max(server.staleness_max for server in servers) if arrivals else None,
+        consensus_distance=None if math.isnan(distance) else distance,
+        bytes_averaged=totals.bytes_averaged,
+        wall_s=wall_s,
+        compute_s=mean(lambda account: account.compute_s),
+        data_s=mean(lambda account: account.data_s),
+        averaging_blocked_s=blocked_s,
+        evaluation_s=mean(lambda account: account.evaluation_s),
+        checkpoint_s=mean(lambda account: account.checkpoint_s),
+        hidden_fraction=max(0.0, 1 - blocked_s / in_flight_s)
+        if averager.algorithm.delay_steps and in_flight_s
+        else None,
+        startup_s=own.startup_s,
+        seed=config.seed,
+        parameters_sha256=tensor_file.digest(averager.model.state_dict()),
+        completed=is_complete,
+    )

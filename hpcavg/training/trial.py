@@ -1,0 +1,108 @@
+"""Whether a task's model, loss and data go together, by two passes before the run: what would end its first epoch."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from hpcavg.config.options import Config
+from hpcavg.errors import InputError
+from hpcavg.tasks import Task
+from hpcavg.training.evaluation import judges
+from hpcavg.training.forward_backward import ModelPasses
+from hpcavg.training.loader import Feed
+
+_NOT_THE_USERS = (Path(torch.__file__).parent, Path(__file__).parents[1])
+
+
+def check(config: Config, task: Task, passes: ModelPasses, feed: Feed) -> None:
+    """Raise `InputError` unless passes through the shortest mini-batches of training and test samples succeed.
+
+    And unless labels are classes of the output. The shortest is an epoch's last, which may hold a single sample: in
+    training, BatchNorm takes no single value. The model stays as it is.
+    """
+    _check_training(config, task, passes, feed)
+    _check_evaluation(config, task, passes, feed)
+
+
+def _check_training(config: Config, task: Task, passes: ModelPasses, feed: Feed) -> None:
+    def failure(size: int) -> str | None:
+        return _failure(lambda: _pass(config, task, passes, feed, size))
+
+    size, shortest = config.batch_size, feed.shortest
+    why = failure(shortest)
+    if why is None:
+        return
+    if shortest < size and failure(size) is None:
+        left = f"the last mini-batch of an epoch has {shortest} of a learner's {feed.share} samples"
+        allowed = f"another, or given with --drop-last: {left}, and the model does not take it ({why})"
+        raise InputError("batch_size", size, allowed)
+    if shortest == 1 and failure(2) is None:
+        raise InputError("batch_size", size, f"at least 2: the model does not take one sample alone ({why})")
+    raise InputError("task", config.task, f"one whose model and loss take its data: {why}")
+
+
+def _check_evaluation(config: Config, task: Task, passes: ModelPasses, feed: Feed) -> None:
+    judged: list[tuple[Tensor, Tensor]] = []  # nothing where the learner has no test samples
+
+    def predict() -> None:
+        judged.extend((passes.attempt(inputs, training=False), targets) for inputs, targets in feed.test_batches(-1))
+
+    def score(judge: Callable[[Tensor, Tensor], Tensor]) -> None:
+        for output, targets in judged:
+            float(judge(output, targets))
+
+    stages: dict[str, Callable[[], object]] = {
+        "model": predict,
+        **{name: partial(score, judge) for name, judge in judges(task).items()},
+    }
+    for name, stage in stages.items():
+        why = _failure(stage)
+        if why is not None:
+            raise InputError("task", config.task, f"one whose {name} takes its test data: {why}")
+
+
+def _failure(attempt: Callable[[], object]) -> str | None:
+    """Return what `attempt` raises, and where, if it is in the user's own code; None where it succeeds."""
+    try:
+        with torch.no_grad():
+            attempt()
+    except InputError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if not any(map(Path(frame.filename).is_relative_to, _NOT_THE_USERS))]
+        where = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
+        return f"{where}{type(error).__name__}: {' '.join(str(error).split())}"
+    return None
+
+
+def _pass(config: Config, task: Task, passes: ModelPasses, feed: Feed, size: int) -> None:
+    """Pass `size` training samples through the model and the loss of training."""
+    inputs, targets = feed.first(size)
+    output = passes.attempt(inputs)
+    _check_labels(config, task, feed, output)
+    passes.loss(output, targets)
+
+
+def _check_labels(config: Config, task: Task, feed: Feed, output: Tensor) -> None:
+    """Raise `InputError` where torch's cross_entropy would meet a label that is no class of the model."""
+    is_entropy = task.loss is cross_entropy or isinstance(task.loss, nn.CrossEntropyLoss)
+    if not is_entropy or output.ndim != 2:
+        return
+    ignored, classes = getattr(task.loss, "ignore_index", -100), output.shape[1]
+    for part, labels in (("train", feed.data.train_targets), ("test", feed.data.test_targets)):
+        if labels.ndim != 1:
+            continue
+        if labels.dtype.kind not in "iu":
+            raise InputError("task", config.task, f"one whose {part}_targets are integers, not {labels.dtype}")
+        wrong = labels[((labels < 0) | (labels >= classes)) & (labels != ignored)]
+        if len(wrong):
+            allowed = f"one whose labels are 0 to {classes - 1}, for the model's {classes} outputs"
+            raise InputError("task", config.task, f"{allowed}; {part}_targets hold {wrong[0]}")

@@ -1,0 +1,1 @@
+"""Text, durable files, progress bars: without torch and without MPI."""

@@ -1,0 +1,73 @@
+"""What is finite, at any place of any dtype; digests of whatever memory; what the errors say."""
+
+import math
+
+import pytest
+import torch
+
+from hpcavg.averaging.health import Sick, digest, is_finite
+from hpcavg.errors import CorruptionError, SickLearnersError
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_element_is_enough_wherever_it_is(dtype, value):
+    generator = torch.Generator().manual_seed(1)
+    for numel in (1, 2, 33, 1000, 2**18 + 1):
+        array = torch.randn(1, numel, generator=generator).to(dtype)
+        assert is_finite([array])
+        for index in {0, numel // 2, numel - 1}:
+            damaged = array.clone()
+            damaged[0, index] = complex(0, value) if dtype.is_complex else value
+            assert not is_finite([array, damaged])
+
+
+def test_opposite_infinities_do_not_cancel():
+    assert not is_finite([torch.tensor([[math.inf, -math.inf, 1.0]])])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_sum_that_overflows_is_looked_at_again(dtype):
+    largest = torch.finfo(dtype).max
+    array = torch.full((1, 2**18 + 5), largest, dtype=dtype)
+    assert is_finite([array])
+    array[0, -1] = math.nan
+    assert not is_finite([array])
+
+
+def test_nothing_is_finite():
+    assert is_finite([])
+    assert is_finite([torch.zeros(1, 0)])
+
+
+def test_rows_of_strided_memory():
+    memory = torch.full((2, 8), math.nan)
+    memory[:, :5] = 1
+    assert is_finite([memory[:, :5]])
+
+
+def test_a_sick_learner_adds_nothing_and_is_not_counted():
+    sick = Sick((2,), 3, True)
+    own = torch.full((1, 2), math.nan)
+    sick.withdraw([own])
+    assert own.tolist() == [[0, 0]]
+    assert sick.num_well == 2
+    assert Sick((), 3, False).num_well is None
+
+
+def test_digests_tell_bits_apart_and_not_where_they_lie():
+    values = torch.randn(6, 4)
+    assert digest([values.t().contiguous().t()]) == digest([values])
+    assert digest([torch.tensor([0.0])]) != digest([torch.tensor([-0.0])])
+    assert digest([torch.ones(3, dtype=torch.bfloat16), torch.zeros(()), torch.zeros(0)]) != digest([])
+
+
+def test_errors_are_one_line_that_says_who_what_and_when():
+    sick = SickLearnersError([1, 3], "global average of step 40", 4)
+    assert str(sick) == "learners 1, 3 (2 of 4) with parameters that are not finite, at the global average of step 40"
+    assert sick.learners == [1, 3]
+    odd = CorruptionError([2], True, ["parameters", "outer state"], "at step 8")
+    assert str(odd) == "learner 2 with other parameters and outer state at step 8"
+    assert odd.ranks == [2]

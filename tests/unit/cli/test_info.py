@@ -1,0 +1,315 @@
+"""What `info` shows and warns of, by tables made by hand: also of machines that are not here."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hpcavg.cli import info
+from hpcavg.config.options import Config
+from hpcavg.machine import mpi_library
+from hpcavg.machine.advice import warnings
+from hpcavg.machine.place import Place, Plan
+from hpcavg.machine.survey import file_system_of, find_plan, model_bytes
+from hpcavg.utils.text import fold_names, fold_numbers
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("names", "folded"),
+    [
+        (["vm"], "vm"),
+        (["node7"], "node7"),
+        ([f"node{number:03}" for number in range(1, 65)], "node[001-064]"),
+        (["node003", "node001", "node002", "node007"], "node[001-003,007]"),
+        (["node8", "node9", "node10", "node12"], "node[8-10,12]"),
+        (["node09", "node10", "node011"], "node[09-10,011]"),
+        (["h41n09.site", "h41n10.site", "h42n01.site"], "h41n[09-10].site, h42n01.site"),
+        (["login", "n1", "n2", "login"], "login, n[1-2]"),
+        (["10.0.0.1", "10.0.0.2"], "10.0.0.1, 10.0.0.2"),
+        (["gpu1-ib", "gpu2-ib"], "gpu[1-2]-ib"),
+        ([], ""),
+    ],
+)
+def test_names_of_nodes_are_folded(names, folded):
+    assert fold_names(names) == folded
+
+
+def test_numbers_are_folded():
+    assert fold_numbers([3, 1, 0, 2, 7, 9, 8]) == "0-3, 7-9"
+    assert fold_numbers([]) == ""
+
+
+def cluster(num_nodes=1, per_node=4, **changes):
+    """Return ranks that have all they want: four cores and a NUMA node each."""
+    return [
+        replace(
+            Place(
+                f"node{node:03}",
+                node * per_node + index,
+                group=node,
+                cores=frozenset(range(4 * index, 4 * index + 4)),
+                numa_nodes=(index,),
+                num_numa_nodes=per_node,
+                threads=4,
+                versions={"torch": "2.13.0", "messages by": "ucx"},
+            ),
+            **changes,
+        )
+        for node in range(1, num_nodes + 1)
+        for index in range(per_node)
+    ]
+
+
+def on_gpus(places, gpus, visible=None):
+    """Return the places of one node with these GPUs, each of which sees all of them or those that are named."""
+    return [
+        replace(place, device="A100", gpu=gpu, gpu_index=0, visible_gpus=frozenset(visible or gpus), num_gpu_files=4)
+        for place, gpu in zip(places, gpus, strict=True)
+    ]
+
+
+ALL_CORES = frozenset(range(16))
+
+
+def test_nothing_is_said_of_what_is_well():
+    assert warnings(cluster(64), Plan(num_bytes=GIB)) == []
+    assert warnings(on_gpus(cluster(), "abcd"), Plan()) == []
+    # A resource set shows each rank one GPU, as its number 0.
+    assert warnings([replace(p, visible_gpus=frozenset({p.gpu})) for p in on_gpus(cluster(), "abcd")], Plan()) == []
+
+
+@pytest.mark.parametrize(
+    ("places", "plan", "says"),
+    [
+        (on_gpus(cluster(), "aabb"), Plan(), ["4 ranks compute on 2 GPUs: start as many ranks"]),
+        (on_gpus(cluster(), "aaaa"), Plan(), ["4 ranks compute on 1 GPU: "]),
+        (on_gpus(cluster(1, 2), "ab", "abcd"), Plan(), ["2 of 4 GPUs are idle: start 4 ranks"]),
+        (cluster(num_gpu_files=4), Plan(), ["4 GPUs that torch does not see: "]),
+        (cluster(num_gpu_files=4), Plan(device="cpu"), []),
+        (cluster(1, 64, cores=frozenset({0, 1}), threads=1), Plan(), ["64 ranks share 2 cores: start at most 2"]),
+        (cluster(cores=ALL_CORES, threads=8), Plan(), ["32 torch threads on 16 cores: --threads 4 at most"]),
+        (cluster(cores=ALL_CORES, given=4), Plan(), ["16 torch threads on the 4 cores that the job was given"]),
+        (cluster(cores=ALL_CORES, given=4, threads=1), Plan(), []),
+        (cluster(given=64), Plan(), ["to 16 of the 64 cores that the job was given: mpirun --map-by ppr:4:node:"]),
+        (cluster(numa_nodes=(0, 1)), Plan(), ["all ranks may run on several of the 4 NUMA nodes"]),
+        ([*cluster()[:3], replace(cluster()[3], numa_nodes=(2, 3))], Plan(), ["1 of 4 ranks may run on several"]),
+        (cluster(shared_bytes=2**26), Plan(num_bytes=2**25), ["128 MiB of parameters, and /dev/shm has 64 MiB free"]),
+        (cluster(shared_bytes=2**26), Plan(num_bytes=2**23, rows_per_rank=2), []),
+        (cluster(shared_bytes=2**26), Plan(num_bytes=2**23, rows_per_rank=2, rows_per_node=2), ["share 80 MiB"]),
+        (cluster(), Plan(on_failure="shrink"), ["--on-failure shrink will be refused: start with mpirun --with-ft"]),
+        (cluster(is_fault_tolerant=True), Plan(on_failure="shrink"), []),
+        (cluster(thread_level="serialized"), Plan(), ["MPI gives thread level serialized"]),
+        (cluster(), Plan(intended_learners=4), []),
+        (cluster(), Plan(intended_learners=16), ["the options are meant for 16 learners, not 4"]),
+        ([*cluster()[:3], replace(cluster()[3], group=None)], Plan(intended_learners=3), []),  # beside a server
+        (cluster(), Plan(locked_file_system="lustre"), ["HDF5_USE_FILE_LOCKING lets HDF5 lock files on lustre"]),
+    ],
+)  # fmt: skip
+def test_one_node_in_trouble(places, plan, says):
+    found = warnings(places, plan)
+    assert len(found) == len(says), found
+    assert all(text in line for text, line in zip(says, found, strict=True)), found
+
+
+def test_ranks_on_cores_of_their_own_are_looked_at_apart():
+    places = cluster(1, 3)
+    places[0] = replace(places[0], cores=frozenset({0}), threads=8)
+    assert warnings(places, Plan()) == ["node001: 8 torch threads on 1 core: --threads 1 at most"]
+
+
+def test_nodes_with_the_same_trouble_share_a_line():
+    places = [*cluster(64, cores=frozenset({0, 1}), threads=1), *cluster(1, 4, node="fat", group=65)]
+    assert warnings(places, Plan()) == ["node[001-064]: 4 ranks share 2 cores: start at most 2"]
+
+
+@pytest.mark.parametrize(
+    ("places", "plan", "says"),
+    [
+        (cluster(2, versions={"messages by": "ob1"}), Plan(), "messages between nodes go over TCP"),
+        (cluster(1, versions={"messages by": "ob1"}), Plan(), None),
+        (
+            cluster(2, versions={"messages by": "ob1"}, is_fault_tolerant=True),
+            Plan(on_failure="shrink"),
+            None,
+        ),
+        (cluster(2, group=0), Plan(), "local group 0 spans nodes"),
+        (cluster(2, group=None), Plan(), None),  # servers
+        (cluster(3)[:-1], Plan(), "unequal numbers of ranks (3 on 1 node, 4 on 2 nodes)"),
+        (
+            [*cluster(3)[:-4], *(replace(place, versions={"torch": "2.12.1"}) for place in cluster(3)[-4:])],
+            Plan(),
+            "torch is not the same everywhere: 2.13.0 on node[001-002]; 2.12.1 on node003",
+        ),
+    ],
+)
+def test_several_nodes_in_trouble(places, plan, says):
+    found = warnings(places, plan)
+    assert len(found) == (says is not None), found
+    assert says is None or says in found[0]
+
+
+def test_64_nodes_alike_are_one_row():
+    places = cluster(64)
+    places[17] = replace(places[17], shared_bytes=GIB)
+    assert info.table(places) == [
+        ("node[001-064]: 64", "4-259 (4 each)", "1-64", "16, 4 each", "0-3", "4", "cpu", "1.0 GiB")
+    ]
+
+
+def test_ranks_that_differ_have_rows_of_their_own():
+    places = [*cluster(2), *on_gpus(cluster(1, 2, node="gpu", cores=ALL_CORES, given=8), "ab")]
+    places[0] = replace(places[0], threads=1)
+    places[-1] = replace(places[-1], group=None)
+    assert [row[:3] + row[3:7] for row in info.table(places)] == [
+        ("node001", "4", "1", "4", "0", "1", "cpu"),
+        ("node001", "5-7", "1", "12, 4 each", "1-3", "4", "cpu"),
+        ("node002", "8-11", "2", "16, 4 each", "0-3", "4", "cpu"),
+        ("gpu", "2", "1", "16, 8 given", "0", "4", "A100 (0)"),
+        ("gpu", "3", "servers", "16, 8 given", "1", "4", "A100 (0)"),
+    ]
+
+
+MAPS = """\
+7f00-7f01 r-xp 00000000 08:01 123  /opt/my libs/libucp.so.0.0.0
+7f01-7f02 r--p 00001000 08:01 123  /opt/my libs/libucp.so.0.0.0
+7f02-7f03 r-xp 00000000 08:01 124  /opt/my libs/libucs-1a2b.so.0
+7f03-7f04 r-xp 00000000 08:01 125  /opt/my libs/ucx/libuct_ib.so.0 (deleted)
+7f04-7f05 r-xp 00000000 08:01 126  /opt/my libs/ucx/libuct_cuda.so.0.0.0
+7f05-7f06 rw-p 00000000 00:00 0
+7f06-7f07 rw-p 00000000 00:00 0    [heap]
+"""
+
+
+def test_ucx_is_found_in_the_memory_map(tmp_path):
+    maps = tmp_path / "maps"
+    maps.write_text(MAPS)
+    assert mpi_library.ucx(maps) == ("of unknown version", ["cuda", "ib"])
+    maps.write_text("\n".join(MAPS.splitlines()[2:]))
+    assert mpi_library.ucx(maps) is None
+
+
+OPEN_MPI = "Open MPI v5.0.11, package: Open MPI root@x Distribution, ident: 5.0.11, repo rev: v5.0.11, Oct 2026\0\0"
+MPICH = """\
+MPICH Version:      5.0.2
+MPICH Release date: Fri Sep 25 20:45:26 UTC 2026
+MPICH ABI:          18:2:6
+MPICH Device:       ch4:ucx ofi
+MPICH configure:    --with-device=ch4:ucx,ofi --with-pm=hydra:gforker
+MPICH CC:           cc
+"""
+MVAPICH = """\
+MVAPICH2 Version      :\t2.3.7
+MVAPICH2 Release date :\tWed March 02 22:00:00 EST 2022
+MVAPICH2 Device       :\tch3:mrail
+MVAPICH2 configure    :\t--prefix=/opt/mvapich2 --with-device=ch3:mrail
+"""
+CRAY = "MPI VERSION    : CRAY MPICH version 8.1.25.17 (ANL base 3.4a2)\nMPI BUILD INFO : Sun Feb 26 2023\n"
+INTEL = "Intel(R) MPI Library 2021.11 for Linux* OS\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "version", "messages_by"),
+    [
+        (OPEN_MPI, "Open MPI v5.0.11", None),
+        (MPICH, "MPICH 5.0.2", "ucx"),
+        (MPICH.replace("ch4:ucx ofi", "ch4:ofi"), "MPICH 5.0.2", "ofi"),
+        (MVAPICH, "MVAPICH2 2.3.7", "mrail"),
+        (CRAY, "CRAY MPICH version 8.1.25.17 (ANL base 3.4a2)", None),
+        (INTEL, "Intel(R) MPI Library 2021.11 for Linux* OS", None),
+        ("", "unknown", None),
+    ],
+)
+def test_what_libraries_say_of_themselves_is_one_line(text, version, messages_by):
+    assert mpi_library.version(text) == version
+    assert mpi_library.is_open_mpi(version) is (text == OPEN_MPI)
+    assert mpi_library.messages_by({}, text)[0] == messages_by
+
+
+def test_another_network_module_may_be_asked_for():
+    asked = mpi_library.messages_by({"MPIR_CVAR_CH4_NETMOD": "ofi"}, MPICH)
+    assert asked == ("ofi", "MPIR_CVAR_CH4_NETMOD; the library's device is ch4:ucx ofi")
+    assert mpi_library.messages_by({"MPIR_CVAR_CH4_NETMOD": ""}, MPICH)[0] == "ucx"
+
+
+@pytest.mark.parametrize(
+    ("messages_by", "says"),
+    [("ucx", "and sends the messages"), ("ofi", "and does not send"), ("unknown", "and may send the messages")],
+)
+def test_info_tells_of_mpich_what_it_is(monkeypatch, messages_by, says):
+    monkeypatch.setattr(mpi_library, "ucx", lambda: ("1.20.1", ["cma"]))
+    versions = {"hpcavg": "0.1.0", "MPI": "MPICH 5.0.2", "messages by": messages_by, "UCX": "1.20.1"}
+    text = "\n".join(info._of_software(replace(cluster()[0], versions=versions)))
+    assert "\nMPICH 5.0.2, thread level " in text
+    assert f"UCX: 1.20.1 is in this process {says}" in text
+    assert "fault tolerance: none that hpcavg can use" in text
+    assert "with-ft" not in text
+
+
+def test_mpich_is_not_advised_on_options_of_open_mpi():
+    places = cluster(cores=ALL_CORES, given=64, numa_nodes=(0, 1), versions={"MPI": "MPICH 5.0.2"})
+    shared, bound, numa = warnings(places, Plan(on_failure="shrink"))
+    assert shared == "--on-failure shrink will be refused: it needs Open MPI"
+    assert "mpirun -ppn 4 -bind-to core:16, srun --cpus-per-task=16" in bound
+    assert "(mpirun -bind-to numa, srun" in numa
+    assert not any("--map-by" in text or "ulfm" in text for text in (shared, bound, numa))
+
+
+def test_settings_are_those_that_change_how_messages_travel():
+    environ = {
+        "FI_PROVIDER": "verbs",
+        "MPIR_CVAR_CH4_NETMOD": "ofi",
+        "UCX_TLS": "rc,sm",
+        "OMPI_MCA_pml": "ucx",
+        "OMPI_MCA_btl_tcp_if_include": "ib0",
+    }
+    others = {"OMPI_MCA_num_procs": "2", "OMPI_MCA_PREFIXES": "mca", "PATH": "/bin"}
+    assert mpi_library.settings({**others, **environ}) == environ
+
+
+MOUNTS = """\
+/dev/sda1 / ext4 rw 0 0
+home:/home /home nfs4 rw 0 0
+lnet /scratch lustre rw,flock 0 0
+tmpfs /scratch/tmp tmpfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/scratch/me/run", "lustre"), ("/scratch/tmp/run", "tmpfs"), ("/scratchy", "ext4")]
+)
+def test_the_file_system_of_a_folder_that_is_not_there_yet(tmp_path, path, kind):
+    mounts = tmp_path / "mounts"
+    mounts.write_text(MOUNTS)
+    assert file_system_of(Path(path), mounts) == kind
+    assert file_system_of(Path(path), tmp_path / "none") is None
+
+
+def test_a_plan_counts_what_a_node_shares():
+    def rows(**options):
+        plan = find_plan(Config(**options), 1)
+        return plan.rows_per_rank, plan.rows_per_node
+
+    assert rows() == (1, 0)
+    assert rows(on_failure="shrink") == (1, 2)
+    assert rows(algorithm="dasgd") == (2, 0)
+    assert rows(algorithm="slowmo") == (1, 0)
+    assert rows(algorithm="sync_sgd", variant="gradients") == (2, 0)
+
+
+def test_a_model_is_measured_without_being_built(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import torch\nfrom hpcavg.tasks import Task\n"
+        "def huge(config):\n    return Task('huge', lambda: torch.nn.Linear(10**6, 10**6), None)\n"
+        "def broken(config):\n    raise RuntimeError('no such luck')\n"
+    )
+    sys.modules.pop("hpcavg_task_mine", None)
+    assert model_bytes(Config(task=f"{file}:huge")) == 4 * (10**12 + 10**6)
+    assert model_bytes(Config(task=f"{file}:huge", dtype="float64")) == 8 * (10**12 + 10**6)
+    num_bytes, size = info._model_size(Config(task=f"{file}:broken"))
+    assert num_bytes == 0
+    assert size.startswith(f"unknown size: --task {file}:broken: must be a task that does not raise")
+    assert size.endswith("RuntimeError: no such luck")
