@@ -22,13 +22,13 @@ from hpcavg.checkpoints import collective, resume
 from hpcavg.checkpoints.manager import Checkpointer
 from hpcavg.checkpoints.store import Checkpoint, save_model
 from hpcavg.config.options import CHECKPOINTS, Config
-from hpcavg.distributed.job_environment import early_signals
+from hpcavg.distributed.job_environment import early_signals, process_age_s
 from hpcavg.distributed.preemption import Kind, Pauses, deadline
 from hpcavg.distributed.topology import wait_asleep
 from hpcavg.distributed.watchdog import watch_over
 from hpcavg.errors import CorruptionError, SickLearnersError
-from hpcavg.machine import placement
-from hpcavg.machine.survey import look_around
+from hpcavg.machine import cores, devices
+from hpcavg.machine.inspection import inspect_job
 from hpcavg.results import run_folder
 from hpcavg.results.metrics import begin_segment, file_name, rows_before
 from hpcavg.results.run_lock import RunLock, this_process
@@ -61,10 +61,10 @@ class Trainer:
 
     def _set_up(self) -> None:
         config, topology = self.config, self.topology
-        self.device = topology.run_on_all_ranks(lambda: placement.choose_device(config.device, topology.node_rank))
-        self.threads = config.threads or placement.num_threads(topology.node)
+        self.device = topology.run_on_all_ranks(lambda: devices.choose_device(config.device, topology.node_rank))
+        self.threads = config.threads or cores.num_threads(topology.node)
         torch.set_num_threads(self.threads)
-        now = time.monotonic(), time.time(), placement.process_age_s()
+        now = time.monotonic(), time.time(), process_age_s()
         limits = config.stop_after, config.stop_margin
         self._stop_at = topology.run_on_all_ranks(lambda: deadline(*now, *limits, os.environ))
         self.task = topology.run_on_all_ranks(lambda: tasks.load(config))
@@ -127,7 +127,7 @@ class Trainer:
 
     def _train(self) -> int:
         topology = self.topology
-        age_s = placement.process_age_s()
+        age_s = process_age_s()
         self.account.startup_s += topology.run_collective(
             lambda: max(topology.all_ranks.allgather(age_s)), Scope.SERVER, "start"
         )
@@ -204,7 +204,7 @@ class Trainer:
         """
         topology, saved = self.topology, self._found.checkpoint
         with topology.waiting("start", Scope.SERVER):
-            nodes, self._warnings = look_around(topology, self.config, self.device, self.threads)
+            nodes, self._warnings = inspect_job(topology, self.config, self.device, self.threads)
 
         def create() -> tuple[Path, list[Any]]:
             with run_folder.creating(self.config, self.task.name, self.lock) as path:

@@ -10,7 +10,7 @@ from mpi4py import MPI
 from hpcavg import InputError, Topology
 from hpcavg.algorithms.schedule import Scope
 from hpcavg.distributed.shared_memory import share_array
-from hpcavg.machine.placement import num_threads
+from hpcavg.machine.cores import num_threads
 
 pytestmark = pytest.mark.mpi
 
