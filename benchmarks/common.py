@@ -20,9 +20,7 @@ import torch
 from mpi4py import MPI
 
 from benchmarks import options
-from benchmarks.figures import interval as interval
-from benchmarks.options import chosen as chosen
-from benchmarks.options import run as run
+from benchmarks.figures import interval
 from hpcavg import Topology
 from hpcavg.errors import InputError
 from hpcavg.results.run_folder import git_revision

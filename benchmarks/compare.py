@@ -24,10 +24,9 @@ from benchmarks.html import Content, element
 from benchmarks.options import Parser, run
 from benchmarks.results import ENVIRONMENT, Record, read_any
 from hpcavg.errors import InputError, why
-from hpcavg.results.summary import counted
 from hpcavg.utils import files
 from hpcavg.utils.progress import is_terminal
-from hpcavg.utils.text import printable
+from hpcavg.utils.text import counted, printable
 
 # What B can be, with its style on a terminal and on the page.
 VERDICTS = {"better": ("green", "good"), "worse": ("red", "bad"), "same": ("", ""), "unjudged": ("dim", "soft")}

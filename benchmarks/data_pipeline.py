@@ -24,12 +24,13 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from benchmarks import common
+from benchmarks.options import run
 from hpcavg import Topology
 from hpcavg.config.options import Config
 from hpcavg.errors import require_integer
-from hpcavg.results.summary import counted
 from hpcavg.tasks import Data, cifar10
 from hpcavg.training.loader import Feed
+from hpcavg.utils.text import counted
 
 IMAGES_A_TURN = 4096
 
@@ -142,4 +143,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

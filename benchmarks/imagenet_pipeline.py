@@ -22,6 +22,8 @@ import torch
 from PIL import Image, ImageEnhance
 
 from benchmarks import common
+from benchmarks.figures import interval
+from benchmarks.options import run
 from hpcavg import Topology
 from hpcavg.data import class_folders, gratings, imagenet, photo_augmentation, shards
 from hpcavg.data.partition import batches
@@ -149,7 +151,7 @@ def main() -> None:
     for name, values in seconds.items():
         in_ms = [value / num_images * 1e3 for value in values]
         ratios = [peer / own for peer, own in zip(seconds[PEER], values, strict=True)]
-        median, low, high = common.interval(ratios)
+        median, low, high = interval(ratios)
         rate = statistics.median(num_images / value for value in values)
         rows.append(
             (name, f"{statistics.median(in_ms):.3f}", f"{rate:.0f}", f"{median:.1f}", f"{low:.1f} to {high:.1f}")
@@ -160,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

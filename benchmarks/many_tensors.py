@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from benchmarks import common
+from benchmarks.options import run
 from hpcavg import Averager, algorithms
 from hpcavg.algorithms.schedule import Scope
 from hpcavg.engines.select import select_engine
 from hpcavg.errors import require_integer
-from hpcavg.results.summary import counted
+from hpcavg.utils.text import counted
 
 
 def main() -> None:
@@ -56,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

@@ -19,12 +19,14 @@ import torch
 from mpi4py import MPI
 
 from benchmarks import common, torch_peers
+from benchmarks.figures import interval
+from benchmarks.options import chosen, run
 from hpcavg import InputError, Topology
 from hpcavg.algorithms.schedule import Scope
 from hpcavg.engines.base import Engine
 from hpcavg.engines.select import ENGINES, select_engine
 from hpcavg.errors import require_integer, require_number
-from hpcavg.results.summary import counted
+from hpcavg.utils.text import counted
 
 RESNET_18 = 44_700_000
 SIZES = (*(2**exponent for exponent in range(10, 25, 2)), RESNET_18, 2**26, 2**28, 2**30)
@@ -106,7 +108,7 @@ def main() -> None:
         require_integer("bytes", num_bytes, 4)
     if options.wire_gbit is not None:
         require_number("wire_gbit", options.wire_gbit, lambda rate: rate > 0, "a positive number")
-    timed = common.chosen("only", options.only, names)
+    timed = chosen("only", options.only, names)
     topology = common.start(options)
     num_engines = sum(name.startswith("hpcavg ") for name in timed)
     ranks_on_node = topology.all_ranks.allreduce(topology.node.Get_size(), MPI.MAX)
@@ -132,7 +134,7 @@ def main() -> None:
 
 
 def _show(topology: Topology, num_bytes: int, seconds: dict[str, list[float]], wire: float | None) -> None:
-    medians = {name: common.interval(values)[0] for name, values in seconds.items()}
+    medians = {name: interval(values)[0] for name, values in seconds.items()}
     learners, nodes = topology.num_learners, topology.num_nodes
     limits = {f"/ {FLOOR}": medians.get(FLOOR)}
     if wire is not None:
@@ -155,4 +157,4 @@ def _show(topology: Topology, num_bytes: int, seconds: dict[str, list[float]], w
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

@@ -25,10 +25,11 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks import common
 from benchmarks.learners import build_rule, mlp_workload
+from benchmarks.options import run
 from hpcavg import Averager, Topology
 from hpcavg.algorithms.rule import Rule
 from hpcavg.errors import require_number
-from hpcavg.results.summary import counted
+from hpcavg.utils.text import counted
 
 RULE_OPTIONS = {"k": 2, "k1": 2, "k2": 4, "tau": 3, "delay": 2, "h": 2}
 STEPS = 6  # several global means, with the options above, and one on its way at the end where it is delayed
@@ -155,4 +156,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

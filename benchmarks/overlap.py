@@ -27,13 +27,14 @@ from mpi4py import MPI
 from benchmarks import common
 from benchmarks.learners import mlp_workload
 from benchmarks.mean import engine_of
+from benchmarks.options import run
 from benchmarks.tcp import Ring
 from hpcavg import Topology
 from hpcavg.algorithms.schedule import Scope
 from hpcavg.engines.base import Engine
 from hpcavg.engines.select import ENGINES
 from hpcavg.errors import require_integer, require_number
-from hpcavg.results.summary import counted
+from hpcavg.utils.text import counted
 
 _PILOT_STEPS = 5
 Start = Callable[[], Callable[[], object]]
@@ -159,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

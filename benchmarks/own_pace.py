@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks import common
+from benchmarks.options import run
 from hpcavg import Averager, InputError, Topology, algorithms
 from hpcavg.algorithms.rule import Rule
 from hpcavg.errors import require_number
@@ -81,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

@@ -17,12 +17,14 @@ from typing import Any
 from mpi4py import MPI
 
 from benchmarks import common
+from benchmarks.figures import interval
 from benchmarks.learners import Learner, Workload, build_rule, mlp_workload, throughput
+from benchmarks.options import run
 from hpcavg import Topology
 from hpcavg.algorithms.rule import Rule
 from hpcavg.distributed.topology import wait_asleep
 from hpcavg.errors import require_integer, require_number
-from hpcavg.results.summary import counted
+from hpcavg.utils.text import counted
 
 RULE_OPTIONS = {"k": 16, "k1": 4, "k2": 16, "tau": 16, "delay": 8}
 
@@ -49,7 +51,7 @@ def measure(workload: Workload, rule: Rule, subset: Topology | None, batch_size:
     if subset is None:
         return None
     learner = Learner(workload, rule, subset, batch_size)
-    found = throughput(learner, rule, subset.world, seconds).samples_per_s
+    found = throughput(learner, rule, subset.learner_ranks, seconds).samples_per_s
     del learner
     gc.collect()  # before the next takes its memory
     return found
@@ -99,7 +101,7 @@ def _show(topology: Topology, title: str, rates: dict[str, dict[str, list[float]
     rows: list[list[Any]] = []
     for name, by_count in rates.items():
         for count, values in by_count.items():
-            rate, low, high = common.interval(values)
+            rate, low, high = interval(values)
             efficiency = statistics.median(
                 value / (int(count) * first) for value, first in zip(values, by_count["1"], strict=True)
             )
@@ -108,4 +110,4 @@ def _show(topology: Topology, title: str, rates: dict[str, dict[str, list[float]
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

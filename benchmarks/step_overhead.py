@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks import common
+from benchmarks.figures import interval
+from benchmarks.options import run
 from hpcavg import Averager, Topology, algorithms
 from hpcavg.algorithms.rule import Rule
 from hpcavg.errors import require_integer
 from hpcavg.models import build
-from hpcavg.results.summary import counted
+from hpcavg.utils.text import counted
 
 NEVER = 10**9
 RULES: dict[str, Rule] = {
@@ -74,7 +76,7 @@ def main() -> None:
     title = f"step overhead, {ranks}, {options.rounds} rounds of {options.calls} calls, us"
     rows = []
     for name, (plain, ours) in ((name, found.values()) for name, found in results.items()):
-        overhead, low, high = common.interval(differences(plain, ours))
+        overhead, low, high = interval(differences(plain, ours))
         steps = (f"{statistics.median(values):.2f}" for values in (plain, ours))
         rows.append((name, *steps, f"{overhead:.2f}", f"{low:.2f} to {high:.2f}"))
     common.show(topology, title, ("", "optimizer.step", "averager.step", "overhead", "95 % interval"), rows)
@@ -82,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

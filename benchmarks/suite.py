@@ -83,7 +83,7 @@ def main() -> int:
     stop = Stop()
     console = Console(force_terminal=is_terminal(), soft_wrap=True, highlight=False, markup=False)
     try:
-        _carry_out(suite, folder, options.ranks, deadline_s, stop, console)
+        _run_all(suite, folder, options.ranks, deadline_s, stop, console)
     except OSError as error:
         raise InputError("output", folder, f"a folder that can be written ({why(error)})") from error
     states = [outcome.state for outcome in suite.outcomes]
@@ -129,7 +129,7 @@ def _make_folder(path: Path) -> Path:
     return path
 
 
-def _carry_out(suite: Suite, folder: Path, ranks: int, deadline_s: float, stop: Stop, console: Console) -> None:
+def _run_all(suite: Suite, folder: Path, ranks: int, deadline_s: float, stop: Stop, console: Console) -> None:
     """Run all; the folder tells of them after each."""
     from benchmarks import plots  # with matplotlib, which bad input need not wait for
 
@@ -144,7 +144,7 @@ def _carry_out(suite: Suite, folder: Path, ranks: int, deadline_s: float, stop: 
                 outcome.reason = f"{signal.Signals(stop.number).name} ended the suite"
                 continue
             progress.update(task, description=outcome.name)
-            run_collective(outcome, folder / f"{outcome.name}.txt", deadline_s, stop)
+            run_one(outcome, folder / f"{outcome.name}.txt", deadline_s, stop)
             record = take_record(outcome, folder / f"{outcome.name}.json", ranks)
             if record is not None:
                 records[outcome.name] = record
@@ -156,7 +156,7 @@ def _carry_out(suite: Suite, folder: Path, ranks: int, deadline_s: float, stop: 
     _write(suite, folder, records)
 
 
-def run_collective(outcome: Outcome, output: Path, deadline_s: float, stop: Stop) -> None:
+def run_one(outcome: Outcome, output: Path, deadline_s: float, stop: Stop) -> None:
     """Run one benchmark, what it prints into the file `output`, and note in `outcome` how it went."""
     started = time.monotonic()
     with output.open("wb") as out:

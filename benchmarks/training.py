@@ -20,13 +20,15 @@ from typing import Any
 from mpi4py import MPI
 
 from benchmarks import common, torch_peers
+from benchmarks.figures import interval
 from benchmarks.learners import Learner, Workload, build_rule, digits_workload, mlp_workload, throughput
+from benchmarks.options import run
 from hpcavg import Topology
 from hpcavg.algorithms.rule import Rule
 from hpcavg.data.partition import num_batches
 from hpcavg.distributed.topology import wait_asleep
 from hpcavg.errors import require_integer, require_number
-from hpcavg.results.summary import counted
+from hpcavg.utils.text import counted
 
 ALGORITHMS = ("sync_sgd", "k_avg", "hier_avg", "dasgd")
 # Periods of the MLP suit a network on which its mean takes seconds.
@@ -121,7 +123,7 @@ def _show(topology: Topology, title: str, results: dict[str, list[dict[str, Any]
         heads += ["s to target", "95 % interval"]
     rows = []
     for name, found in results.items():
-        rate, low, high = common.interval([turn["samples_per_s"] for turn in found])
+        rate, low, high = interval([turn["samples_per_s"] for turn in found])
         turns = zip(found, results["sgd"], strict=True)
         share = statistics.median(turn["samples_per_s"] / silent["samples_per_s"] for turn, silent in turns)
         row = [name, f"{rate:.1f}", f"{low:.1f} to {high:.1f}", f"{share:.1%}"]
@@ -135,11 +137,11 @@ def _show(topology: Topology, title: str, results: dict[str, list[dict[str, Any]
         if with_target:
             # A run that never gets there counts as the slowest.
             times = [turn["seconds_to_target"] for turn in found]
-            middle, low, high = common.interval([math.inf if value is None else value for value in times])
+            middle, low, high = interval([math.inf if value is None else value for value in times])
             row += [f"{middle:.2f}", f"{low:.2f} to {high:.2f}"] if middle < math.inf else ["not reached", "-"]
         rows.append(row)
     common.show(topology, title, heads, rows)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

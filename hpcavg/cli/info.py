@@ -18,9 +18,8 @@ from hpcavg.errors import InputError
 from hpcavg.machine import cores, devices, inspection, mpi_library
 from hpcavg.machine.inventory import RankInventory, by_node
 from hpcavg.machine.warnings import find_warnings
-from hpcavg.results.summary import counted
 from hpcavg.training import failures
-from hpcavg.utils.text import fold_names, fold_numbers
+from hpcavg.utils.text import counted, fold_names, fold_numbers
 
 # Engines are tried with an array of this size, about a ResNet-18, or a smaller one if a node has less room.
 _TRIAL_ELEMENTS = 11 * 10**6

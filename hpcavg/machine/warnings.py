@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from hpcavg.machine.inventory import RankInventory, RunNeeds, by_node
-from hpcavg.utils.text import fold_names, fold_numbers
+from hpcavg.utils.text import counted, fold_names, fold_numbers
 
 
 def find_warnings(ranks: Sequence[RankInventory], needs: RunNeeds) -> list[str]:
@@ -35,7 +35,7 @@ def warn_of_learners(intended: int | None, learners: int) -> list[str]:
     """
     if intended in (None, learners):
         return []
-    return [f"the options are meant for {_counted(intended, 'learner')}, not {learners}"]
+    return [f"the options are meant for {counted(intended, 'learner')}, not {learners}"]
 
 
 # -- of the whole job ---------------------------------------------------------------------------------------------
@@ -89,8 +89,8 @@ def _spread(ranks: Sequence[RankInventory]) -> Iterator[str]:
         )
     numbers = Counter(len(members) for members in by_node(ranks).values())
     if len(numbers) > 1:
-        counted = ", ".join(f"{number} on {_counted(count, 'node')}" for number, count in sorted(numbers.items()))
-        yield f"nodes have unequal numbers of ranks ({counted}), and the fullest sets the pace: --map-by ppr:N:node"
+        listed = ", ".join(f"{number} on {counted(count, 'node')}" for number, count in sorted(numbers.items()))
+        yield f"nodes have unequal numbers of ranks ({listed}), and the fullest sets the pace: --map-by ppr:N:node"
 
 
 def _files(needs: RunNeeds) -> Iterator[str]:
@@ -110,14 +110,14 @@ def _gpus(members: Sequence[RankInventory], needs: RunNeeds) -> Iterator[str]:
     num_on_gpus = sum(used.values())
     if num_on_gpus > len(used):
         cure = "start as many ranks as there are GPUs, or let every rank see all of them"
-        yield f"{num_on_gpus} ranks compute on {_counted(len(used), 'GPU')}: {cure}"
+        yield f"{num_on_gpus} ranks compute on {counted(len(used), 'GPU')}: {cure}"
     num_idle = len(visible - set(used))
     if num_idle and needs.device != "cpu":
-        yield f"{num_idle} of {_counted(len(visible), 'GPU')} are idle: start {len(visible)} ranks on the node"
+        yield f"{num_idle} of {counted(len(visible), 'GPU')} are idle: start {len(visible)} ranks on the node"
     num_there = max(rank.num_gpu_files for rank in members)
     if num_there and not visible and needs.device != "cpu":
         yield (
-            f"{_counted(num_there, 'GPU')} that torch does not see: ask the scheduler for them, and install a torch"
+            f"{counted(num_there, 'GPU')} that torch does not see: ask the scheduler for them, and install a torch"
             " built for CUDA"
         )
 
@@ -135,10 +135,10 @@ def _cores(members: Sequence[RankInventory]) -> Iterator[str]:
     for cores, ranks in _islands(members):
         threads = sum(rank.threads for rank in ranks)
         if len(ranks) > len(cores):
-            yield f"{len(ranks)} ranks share {_counted(len(cores), 'core')}: start at most {len(cores)}"
+            yield f"{len(ranks)} ranks share {counted(len(cores), 'core')}: start at most {len(cores)}"
         elif threads > len(cores):
             most = len(cores) // len(ranks)
-            yield f"{threads} torch threads on {_counted(len(cores), 'core')}: --threads {most} at most"
+            yield f"{threads} torch threads on {counted(len(cores), 'core')}: --threads {most} at most"
     given = min((rank.cores_given for rank in members if rank.cores_given is not None), default=None)
     if given is None:
         return
@@ -180,10 +180,6 @@ def _islands(members: Iterable[RankInventory]) -> list[tuple[frozenset[int], lis
 def _has_open_mpi(ranks: Iterable[RankInventory]) -> bool:
     """Return whether the ranks use Open MPI, or no rank says: other libraries have other options."""
     return all(rank.versions.get("MPI", "Open MPI").startswith("Open MPI") for rank in ranks)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _in_units(num_bytes: int) -> str:

@@ -20,7 +20,7 @@ from hpcavg.results import curves, metrics, summary
 from hpcavg.results.curves import Curves
 from hpcavg.results.run_lock import owners
 from hpcavg.utils import files
-from hpcavg.utils.text import printable
+from hpcavg.utils.text import counted, printable
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -103,7 +103,7 @@ def _look(path: Path, found: Curves | str) -> _Run:
             return _unfinished(path, found, "damaged", [why, *faults])
         later = [f"{owner} goes on with it, or was killed; this is its summary of before" for owner in owners(path)[:1]]
         return _Run(path, {**known}, found, [*later, *faults, *_other_ranks(path, found, known["num_ranks"])])
-    so_far = "" if isinstance(found, str) else f", {summary.counted(found.known['steps'], 'step')} so far"
+    so_far = "" if isinstance(found, str) else f", {counted(found.known['steps'], 'step')} so far"
     return _unfinished(path, found, "unfinished", [f"unfinished{so_far}", *faults])
 
 
@@ -131,9 +131,9 @@ def _other_ranks(path: Path, found: Curves | str, num_ranks: int) -> list[str]:
     lines = []
     if missing:
         first = next(rank for rank in range(len(known) + 1) if rank not in known)
-        lines.append(f"no metrics of {summary.counted(missing, 'rank')}, first of rank {first}")
+        lines.append(f"no metrics of {counted(missing, 'rank')}, first of rank {first}")
     if more:
-        lines.append(f"metrics of {summary.counted(len(more), 'rank')} that its summary lacks, first of rank {more[0]}")
+        lines.append(f"metrics of {counted(len(more), 'rank')} that its summary lacks, first of rank {more[0]}")
     return lines
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 from hpcavg.errors import reason
 from hpcavg.utils import files
 from hpcavg.utils.progress import is_terminal
-from hpcavg.utils.text import printable
+from hpcavg.utils.text import counted, printable
 
 # Of a table's columns, on a terminal.
 _LABEL_WIDTH, _RUN_WIDTH = 26, 26
@@ -114,11 +114,6 @@ def _fits(value: object, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     return isinstance(value, kind)
-
-
-def counted(number: int, noun: str) -> str:
-    """Return for example ``1 node`` or ``2 nodes``."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _learners(values: Mapping[str, Any]) -> str:

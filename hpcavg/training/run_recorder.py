@@ -17,9 +17,9 @@ from hpcavg.config.options import Config
 from hpcavg.distributed.topology import Topology
 from hpcavg.results import run_folder
 from hpcavg.results.metrics import Recorder
-from hpcavg.results.summary import counted
 from hpcavg.training.run_totals import Account, Result
 from hpcavg.utils.progress import display
+from hpcavg.utils.text import counted
 
 
 def attributes(config: Config, task: str, topology: Topology) -> dict[str, object]:

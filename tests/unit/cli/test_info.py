@@ -13,34 +13,8 @@ from hpcavg.machine.inspection import file_system_of, find_needs, model_bytes
 from hpcavg.machine.inventory import RankInventory
 from hpcavg.machine.inventory import RunNeeds as Needs
 from hpcavg.machine.warnings import find_warnings
-from hpcavg.utils.text import fold_names, fold_numbers
 
 GIB = 2**30
-
-
-@pytest.mark.parametrize(
-    ("names", "folded"),
-    [
-        (["vm"], "vm"),
-        (["node7"], "node7"),
-        ([f"node{number:03}" for number in range(1, 65)], "node[001-064]"),
-        (["node003", "node001", "node002", "node007"], "node[001-003,007]"),
-        (["node8", "node9", "node10", "node12"], "node[8-10,12]"),
-        (["node09", "node10", "node011"], "node[09-10,011]"),
-        (["h41n09.site", "h41n10.site", "h42n01.site"], "h41n[09-10].site, h42n01.site"),
-        (["login", "n1", "n2", "login"], "login, n[1-2]"),
-        (["10.0.0.1", "10.0.0.2"], "10.0.0.1, 10.0.0.2"),
-        (["gpu1-ib", "gpu2-ib"], "gpu[1-2]-ib"),
-        ([], ""),
-    ],
-)
-def test_names_of_nodes_are_folded(names, folded):
-    assert fold_names(names) == folded
-
-
-def test_numbers_are_folded():
-    assert fold_numbers([3, 1, 0, 2, 7, 9, 8]) == "0-3, 7-9"
-    assert fold_numbers([]) == ""
 
 
 def cluster(num_nodes=1, per_node=4, **changes):

@@ -110,4 +110,3 @@ def test_the_table_has_a_column_per_run(tmp_path, capsys):
     assert "hier-avg" in printed
     assert "3 learners in groups of 3 and 3 servers, 3 nodes" in printed
     assert "state" not in printed
-    assert summary.counted(1, "node") == "1 node"
