@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky, 2009): 32 x 32 colour images of ten classes, in its binary or its python version."""
+"""CIFAR-10 (Krizhevsky, 2009): colour images of 32 x 32 pixels in ten classes, in its binary or python version."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WHERE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 _PIXELS = 3072
 _RECORD = 1 + _PIXELS
-_MAX_BYTES = 2**26  # of a file; the originals have 31 MB
+_MAX_BYTES = 2**26  # in a file; the original files have 31 MB
 
 # A pickled batch: the keys of the dict, as texts of Python 2 or 3, and the instructions that hold numbers and texts.
 _KEYS = ("batch_label", "labels", "data", "filenames")
@@ -50,10 +50,39 @@ Labels = NDArray[np.int64]
 
 
 def load(folder: Path) -> tuple[Images, Labels, Images, Labels]:
-    """Return training images of shape (n, 3, 32, 32), their labels 0..9, and the same for testing.
+    """Read the training and the test images.
 
-    `folder` holds the six files of either version, or the folder that the archive unpacks to. They may have any number
-    of images. Raises `InputError` that names the file and says what was expected.
+    Parameters
+    ----------
+    folder : Path
+        The folder with the six files of either version, or its parent. The files may have any number of images.
+
+    Returns
+    -------
+    train_images : array of uint8
+        Shape (n, 3, 32, 32).
+    train_labels : array of int64
+        Shape (n,), 0 to 9.
+    test_images : array of uint8
+        The same for testing.
+    test_labels : array of int64
+        The same for testing.
+
+    Raises
+    ------
+    InputError
+        A file is missing, cannot be read, or is not of CIFAR-10. The message names it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from hpcavg.data import cifar10
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = cifar10.synthesize(Path(folder), scale=0.002, seed=0)
+    ...     images, labels, *_ = cifar10.load(path)
+    >>> images.shape, labels.shape
+    ((100, 3, 32, 32), (100,))
     """
     found, version = _find(folder)
     read = _read_binary if version == "binary" else _read_python
@@ -63,12 +92,12 @@ def load(folder: Path) -> tuple[Images, Labels, Images, Labels]:
 
 
 def file_name(batch: str, version: str) -> str:
-    """Return what the file of a batch is called in the ``binary`` or the ``python`` version."""
+    """Return the name of a batch's file; `version` is ``binary`` or ``python``."""
     return f"{batch}.bin" if version == "binary" else batch
 
 
 def _find(folder: Path) -> tuple[Path, str]:
-    """Return the folder that holds files of the data set, and in which version."""
+    """Return the folder that holds files of the data set, and their version."""
     for version, name in FOLDERS.items():
         for candidate in (folder, folder / name):
             if any((candidate / file_name(batch, version)).exists() for batch in (*TRAIN, TEST)):
@@ -151,10 +180,32 @@ def _wrong(path: Path, but: str) -> InputError:
 
 
 def synthesize(folder: Path, scale: float, seed: int, version: str = "binary") -> Path:
-    """Write the six files with images that can be learned, `scale` times as many as the original's; return where.
+    """Write the six files with synthetic images that can be learned.
 
-    An image is the smooth pattern of its class, moved by a few pixels, and noise. At least 20 images go to a file.
-    Raises `InputError` where the data set is there already, `OSError` where it cannot be written.
+    An image is the smooth pattern of its class, shifted by a few pixels, and noise.
+
+    Parameters
+    ----------
+    folder : Path
+        The data set becomes a folder in it, named as in the original archive.
+    scale : float
+        The number of images, as a multiple of the original's; a file has at least 20.
+    seed : int
+        The same seed gives the same files.
+    version : {"binary", "python"}
+        The form of the files.
+
+    Returns
+    -------
+    Path
+        The folder with the files.
+
+    Raises
+    ------
+    InputError
+        The data set is there already.
+    OSError
+        The files cannot be written.
     """
     target = folder / FOLDERS[version]
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -175,7 +226,7 @@ def synthesize(folder: Path, scale: float, seed: int, version: str = "binary") -
 
 
 def _images(patterns: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.uint8]:
-    """Return noisy images, shape (n, 3072), of these patterns of shape (n, 3, 32, 32)."""
+    """Return noisy images, shape (n, 3072), of the `patterns`, shape (n, 3, 32, 32)."""
     moved = [np.roll(pattern, generator.integers(-2, 3, 2), axis=(1, 2)) for pattern in patterns]
     noise = generator.standard_normal(patterns.shape)
     return (128 + 40 * np.stack(moved) + 40 * noise).clip(0, 255).astype(np.uint8).reshape(-1, _PIXELS)
@@ -186,7 +237,7 @@ def _binary(pixels: NDArray[np.uint8], labels: Labels) -> Iterator[bytes]:
 
 
 def _pickled(pixels: NDArray[np.uint8], labels: Labels, name: str) -> Iterator[bytes]:
-    """Yield the pickle of a batch with what Python 2 wrote of it: keys and texts are bytes."""
+    """Yield the pickle of a batch. Keys and texts are bytes, as Python 2 wrote them."""
     names = [b"synthetic_%06d.png" % number for number in range(len(labels))]
     values = {b"batch_label": name.encode(), b"labels": labels.tolist(), b"data": pixels, b"filenames": names}
     yield pickle.dumps(values, protocol=2)

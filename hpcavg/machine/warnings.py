@@ -59,7 +59,7 @@ def _library(ranks: Sequence[RankInventory], needs: RunNeeds) -> Iterator[str]:
     num_nodes = len({rank.node for rank in ranks})
     if num_nodes > 1 and not is_shrinking and any(rank.versions.get("messages by") == "ob1" for rank in ranks):
         yield (
-            "messages between nodes go over TCP (Open MPI's ob1): where there is InfiniBand, use an MPI built with UCX"
+            "messages between nodes go over TCP (Open MPI's ob1): if there is InfiniBand, use an MPI built with UCX"
             " and mpirun --mca pml ucx"
         )
 
