@@ -1,7 +1,7 @@
-"""What `Averager.step` costs over ``optimizer.step`` at a step where no mean is due.
+"""The overhead of `Averager.step` over ``optimizer.step`` in a step without a mean.
 
-Both are timed in turn on the same parameters, many short rounds each; the figure is the median over the rounds of their
-difference, so that a slow spell of the machine meets both alike, on the rank where it is largest.
+Both are timed in turns on the same parameters, in many short rounds, so a slow spell of the machine affects both. The
+figure is the median difference over the rounds, of the rank on which it is largest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RULES: dict[str, Rule] = {
 
 
 def seconds_per_call(call: Callable[[], object], calls: int) -> float:
-    """Return the mean seconds of one of `calls` calls."""
+    """Return the mean seconds of a call, over `calls` calls."""
     started = time.perf_counter()
     for _ in range(calls):
         call()
@@ -42,7 +42,7 @@ def seconds_per_call(call: Callable[[], object], calls: int) -> float:
 
 
 def measure(rule: Rule, topology: Topology, rounds: int, calls: int) -> dict[str, list[float]]:
-    """Return the microseconds of both steps, a value a round, of the rank with the largest median difference."""
+    """Return the microseconds of both steps, a value per round, of the rank with the largest median difference."""
     model = build("cnn", (1, 8, 8), 10)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -58,7 +58,7 @@ def measure(rule: Rule, topology: Topology, rounds: int, calls: int) -> dict[str
 
 
 def differences(plain: Sequence[float], ours: Sequence[float]) -> list[float]:
-    """Return how much longer each of `ours` took than its neighbour in `plain`."""
+    """Return how much longer each of `ours` took than the same round of `plain`."""
     return [b - a for a, b in zip(plain, ours, strict=True)]
 
 
