@@ -22,7 +22,7 @@ from benchmarks.learners import Learner, Workload, build_rule, mlp_workload, thr
 from benchmarks.options import run
 from hpcavg import Topology
 from hpcavg.algorithms.rule import Rule
-from hpcavg.distributed.topology import wait_asleep
+from hpcavg.distributed.waiting import wait_asleep
 from hpcavg.errors import require_integer, require_number
 from hpcavg.utils.text import counted
 
