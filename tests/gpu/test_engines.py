@@ -180,7 +180,7 @@ def train(world, monkeypatch, rule, device, make_engine):
     topology = Topology(world, min(2, world.Get_size()))
     engine = make_engine(topology)
     with monkeypatch.context() as patch:
-        patch.setattr("hpcavg.averaging.averager.select", lambda *arguments, **options: engine)
+        patch.setattr("hpcavg.averaging.averager.select_engine", lambda *arguments, **options: engine)
         averager = Averager(module, optimizer, rule, topology)
     for t in range(24):
         generator = torch.Generator().manual_seed(1000 * t + topology.rank)

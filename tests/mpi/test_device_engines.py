@@ -254,7 +254,7 @@ def train(world, monkeypatch, rule, make_engine):
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
     topology = Topology(world, min(2, world.Get_size()))
     engine = make_engine(topology)
-    monkeypatch.setattr("hpcavg.averaging.averager.select", lambda *arguments, **options: engine)
+    monkeypatch.setattr("hpcavg.averaging.averager.select_engine", lambda *arguments, **options: engine)
     averager = Averager(module, optimizer, rule, topology)
     for t in range(1, 20):
         optimizer.zero_grad()
