@@ -60,16 +60,19 @@ run: $(INSTALLED)
 compare: $(INSTALLED)
 	MPIRUN_FLAGS="$(MPIRUN_FLAGS)" $(BIN)/python -m benchmarks.compare_algorithms --ranks $(NP)
 
+# A pytest process for every core; one takes whole files, because tests of a file share runs.
+PYTEST := $(BIN)/pytest -q -n auto --dist loadfile
+
 test: $(INSTALLED)
-	$(BIN)/pytest -q tests/unit tests/process
+	$(PYTEST) tests/unit tests/process
 	@for n in $(TEST_RANKS); do \
 	    echo "== tests/mpi on $$n ranks"; \
 	    timeout 600 $(MPIRUN) -np $$n $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py -m pytest -q --with-mpi tests/mpi || exit 1; \
 	done
 
-# Without an mpirun and in one process: for other versions of Python, see .ci/pythons.
+# Without an mpirun: for other versions of Python, see .ci/pythons.
 test-unit: $(INSTALLED)
-	$(BIN)/pytest -q tests/unit
+	$(PYTEST) tests/unit
 
 test-cluster: $(INSTALLED)
 	$(BIN)/pytest -q tests/cluster
