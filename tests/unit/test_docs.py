@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import pkgutil
 import re
 import runpy
 import shlex
@@ -63,6 +64,17 @@ def test_every_page_is_in_the_table_of_contents():
     assert pages <= {(ROOT / "docs" / target).resolve() for target in linked}
 
 
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_files_and_names_of_the_package_that_pages_mention_exist(path):
+    code = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL))
+    rooms = "|".join(sorted(room.name for room in (ROOT / "hpcavg").iterdir() if (room / "__init__.py").exists()))
+    for text in code:
+        if file := re.fullmatch(rf"((?:hpcavg|tests|benchmarks|jobs|docs|{rooms})/[\w/.-]+\.(?:py|md|sh|sbatch|lsf|txt|toml))", text):
+            assert any((root / file[1]).exists() for root in (ROOT, ROOT / "hpcavg")), text
+        elif name := re.match(r"hpcavg(\.\w+)+", text):
+            pkgutil.resolve_name(name[0])
+
+
 # -- Python -------------------------------------------------------------------------------------------------------
 
 
@@ -102,6 +114,8 @@ def own_signals():
 def test_the_python_of_the_pages_runs(path, number, code):
     model = torch.nn.Linear(2, 2)
     given = {
+        "__name__": "__main__",
+        "torch": torch,
         "model": model,
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
         "criterion": torch.nn.functional.cross_entropy,
