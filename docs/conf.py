@@ -1,8 +1,17 @@
 """Sphinx settings. `make docs` builds the site; a warning is an error."""
 
 import re
+from pathlib import Path
 
 import hpcavg
+
+HERE = Path(__file__).parent
+# A page that is only a link to a file outside docs/ shows that file.
+LINKED = {
+    match[1]: path.name
+    for path in HERE.glob("*.md")
+    if (match := re.fullmatch(r"\[.*\]\(\.\./(.+)\)\n", path.read_text()))
+}
 
 project = "hpcavg"
 author = "the hpcavg developers"
@@ -24,21 +33,22 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 python_maximum_signature_line_length = 100
 
-# Files outside docs/ that are pages of the site, too.
-OUTSIDE = {"jobs/README.md": "jobs.rst", "CONTRIBUTING.md": "contributing.rst", "CHANGELOG.md": "changelog.rst"}
-
 
 def setup(app):
-    """Prepare pages and docstrings for Sphinx, so that their sources stay plain text."""
-    app.connect("source-read", lambda app, name, source: prepare_page(name, source))
-    app.connect("include-read", lambda app, path, name, source: prepare_page(name, source))
+    """Prepare pages and docstrings for Sphinx, so their sources stay plain text."""
+    app.connect("source-read", prepare_page)
     app.connect("autodoc-process-docstring", put_text_below_names, priority=0)
 
 
-def prepare_page(name, source):
-    """Point links at pages of the site, and make the table of contents from the first page's parts."""
-    text = re.sub(r"\]\((?:\.\./)?docs/(\w+\.md)", r"](\1", source[0])
-    for path, page in OUTSIDE.items():
+def prepare_page(app, name, source):
+    """Fill in linked files, point links at pages of the site, and make the table of contents of the first page."""
+    text = source[0]
+    for path, page in LINKED.items():
+        if page == f"{name}.md":
+            app.env.note_dependency(HERE.parent / path)
+            text = (HERE.parent / path).read_text()
+    text = re.sub(r"\]\((?:\.\./)?docs/(\w+\.md)", r"](\1", text)
+    for path, page in LINKED.items():
         text = re.sub(rf"\]\((\.\./)?{path}", f"]({page}", text)
     if name == "index":
         for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
