@@ -80,7 +80,7 @@ def in_turns(
 
 def environment(topology: Topology) -> dict[str, Any]:
     """Return where and with what a benchmark ran. Collective."""
-    nodes = topology.everyone.gather(platform.node())
+    nodes = topology.all_ranks.gather(platform.node())
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": [*sys.orig_argv],
@@ -88,7 +88,7 @@ def environment(topology: Topology) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_model(),
         "cpus": os.cpu_count(),
-        "ranks": topology.everyone.Get_size(),
+        "ranks": topology.all_ranks.Get_size(),
         "nodes": topology.num_nodes,
         "node_names": sorted(set(nodes or ())),
         "groups": topology.num_groups,

@@ -86,7 +86,7 @@ def measure(topology: Topology, num_images: int, batch_size: int, repeats: int) 
         for name, way in ways.items():
             started = time.process_time()
             way()
-            taken = topology.everyone.allreduce(time.process_time() - started, MPI.MAX)
+            taken = topology.all_ranks.allreduce(time.process_time() - started, MPI.MAX)
             if turn >= 0:  # the first warms up
                 rates[name].append(num_batches * batch_size / taken)
     return rates

@@ -117,7 +117,7 @@ def prepare(folder: Path, num_images: int, size: int, topology: Topology) -> Non
     """Make up at least `num_images` and prepare them; say how long each took."""
     for what, call in {
         "made up": lambda: gratings.synthesize(folder, num_images / gratings.NUM_TRAIN, 0),
-        "prepared": lambda: imagenet.prepare(folder, folder / "prepared", size, topology.world),
+        "prepared": lambda: imagenet.prepare(folder, folder / "prepared", size, topology.learner_ranks),
     }.items():
         started = time.perf_counter()
         call()
@@ -144,7 +144,7 @@ def main() -> None:
         if options.data_dir is None:
             prepare(source, options.images, options.size, topology)
         num_images, calls = contenders(source, options.batch_size, options.crop_size, options.images)
-        seconds = common.in_turns(topology.world, calls, options.repeats)
+        seconds = common.in_turns(topology.learner_ranks, calls, options.repeats)
     rows = []
     for name, values in seconds.items():
         in_ms = [value / num_images * 1e3 for value in values]

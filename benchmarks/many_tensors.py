@@ -36,16 +36,16 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, foreach=True)
     started = time.perf_counter()
     averager = Averager(model, optimizer, algorithms.k_avg(1), topology)
-    made_s = topology.world.allreduce(time.perf_counter() - started) / topology.num_learners
+    made_s = topology.learner_ranks.allreduce(time.perf_counter() - started) / topology.num_learners
     engine = select_engine("auto", topology)
     numel = sum(-(-parameter.numel() // 16) * 16 for parameter in model.parameters())  # a cache line each, at least
-    rows = engine.home(torch.zeros(1, numel))
+    rows = engine.allocate(torch.zeros(1, numel))
     calls: dict[str, Callable[[], object]] = {
         "optimizer.step": optimizer.step,
         "averager.step, mean due": averager.step,
         "the mean alone": lambda: engine.mean(rows, rows[0], Scope.GLOBAL),
     }
-    seconds = common.in_turns(topology.world, calls, options.repeats)
+    seconds = common.in_turns(topology.learner_ranks, calls, options.repeats)
     medians = {name: 1000 * statistics.median(values) for name, values in seconds.items()}
     own, step, mean = medians.values()
     title = f"{options.tensors} tensors of {options.elements} elements, {counted(topology.num_learners, 'rank')}, ms"

@@ -34,7 +34,7 @@ FLOOR, REFERENCE = "copy once", "MPI Allreduce"
 def engine_of(name: str, topology: Topology) -> Engine | None:
     """Return the engine called `name`, None where it refuses these ranks."""
     try:
-        return topology.do_together(lambda: select_engine(name, topology))
+        return topology.run_on_all_ranks(lambda: select_engine(name, topology))
     except InputError:
         return None
 
@@ -47,13 +47,13 @@ def contenders(topology: Topology, numel: int, names: Sequence[str]) -> dict[str
     for name in ("auto", *ENGINES):
         engine = engine_of(name, topology) if f"hpcavg {name}" in names else None
         if engine is not None:
-            rows = topology.do_together(functools.partial(engine.home, torch.ones(1, numel)))
+            rows = topology.run_on_all_ranks(functools.partial(engine.allocate, torch.ones(1, numel)))
             rows.fill_(1.0)
             found[f"hpcavg {name}"] = functools.partial(engine.mean, rows, rows[0], Scope.GLOBAL)
     raw = values.numpy()
 
     def allreduce() -> None:
-        topology.world.Allreduce(MPI.IN_PLACE, raw)
+        topology.learner_ranks.Allreduce(MPI.IN_PLACE, raw)
         np.divide(raw, topology.num_learners, out=raw)
 
     found[REFERENCE] = allreduce
@@ -109,20 +109,20 @@ def main() -> None:
     timed = common.chosen("only", options.only, names)
     topology = common.start(options)
     num_engines = sum(name.startswith("hpcavg ") for name in timed)
-    ranks_on_node = topology.everyone.allreduce(topology.node.Get_size(), MPI.MAX)
+    ranks_on_node = topology.all_ranks.allreduce(topology.node.Get_size(), MPI.MAX)
     results: dict[str, dict[str, list[float]]] = {}
     wire: dict[str, float] = {}
     with torch_peers.gloo(topology, options.interface):
         for size in options.bytes or [size for size in SIZES if size <= options.max_bytes]:
             numel = size // 4
             needed = memory_needed(4 * numel, num_engines, ranks_on_node)
-            free = topology.everyone.allreduce(memory_free(), MPI.MIN)
+            free = topology.all_ranks.allreduce(memory_free(), MPI.MIN)
             if needed > free:
                 reason = f"{needed / 1e9:.1f} GB are needed on a node and {free / 1e9:.1f} GB are to be had"
                 common.say(topology, f"# mean of {4 * numel} bytes left out: {reason}; --only takes fewer at a time\n")
                 continue
             calls = contenders(topology, numel, timed)
-            seconds = common.in_turns(topology.world, calls, options.repeats, options.seconds)
+            seconds = common.in_turns(topology.learner_ranks, calls, options.repeats, options.seconds)
             results[str(4 * numel)] = seconds
             if options.wire_gbit and topology.num_nodes > 1:
                 wire[str(4 * numel)] = wire_s(4 * numel, topology.num_nodes, options.wire_gbit)

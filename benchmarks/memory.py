@@ -110,7 +110,7 @@ def measure(rule: Rule | None, topology: Topology, num_parameters: float, engine
     baseline = settled(ranks_on_node)
     found = {}
     for part in ("setup", "steps", "finish"):
-        topology.everyone.Barrier()
+        topology.all_ranks.Barrier()
         with Watch(ranks_on_node) as watch:
             if part == "steps":
                 take(STEPS)
@@ -120,7 +120,7 @@ def measure(rule: Rule | None, topology: Topology, num_parameters: float, engine
                 averager.finish()
         found[part] = (watch.peak - baseline) / num_bytes
     found["held"] = (settled(ranks_on_node) - baseline) / num_bytes
-    return {part: topology.everyone.allreduce(value, MPI.MAX) for part, value in found.items()}
+    return {part: topology.all_ranks.allreduce(value, MPI.MAX) for part, value in found.items()}
 
 
 def main() -> None:
@@ -144,7 +144,7 @@ def main() -> None:
         before = settled(topology.node.Get_size())
         found = measure(rule, topology, options.parameters, engine)
         left = (settled(topology.node.Get_size()) - before) / (4 * options.parameters)
-        results[label] = found | {"left": topology.everyone.allreduce(left, MPI.MAX)}
+        results[label] = found | {"left": topology.all_ranks.allreduce(left, MPI.MAX)}
         common.say(topology, f"{label}: {results[label]['steps']:.2f}")
     title = f"copies of {options.parameters:.3g} parameters beyond those, their gradients and the optimizer's state"
     title += f", {counted(topology.num_learners, 'rank')} on {counted(topology.num_nodes, 'node')}"

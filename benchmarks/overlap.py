@@ -46,11 +46,11 @@ def contenders(topology: Topology, numel: int, pool: ThreadPoolExecutor) -> dict
     for name in ENGINES:
         engine = engine_of(name, topology)
         if engine is not None:
-            rows = engine.home(torch.ones(1, numel))
+            rows = engine.allocate(torch.ones(1, numel))
             rows.fill_(1.0)
             found[f"hpcavg {name}"] = functools.partial(_start, engine, rows)
     values, total = np.ones(numel, np.float32), np.empty(numel, np.float32)
-    comm = topology.world.Dup()  # a thread must not meet another in one communicator
+    comm = topology.learner_ranks.Dup()  # a thread must not meet another in one communicator
 
     def scaled(wait: Callable[[], object]) -> Callable[[], object]:
         def wait_and_scale() -> None:
@@ -68,7 +68,7 @@ def contenders(topology: Topology, numel: int, pool: ThreadPoolExecutor) -> dict
         return scaled(pool.submit(comm.Allreduce, MPI.IN_PLACE, total).result)
 
     # As many bytes as a rank sends and receives in a mean, if all are on nodes of their own.
-    ring = Ring(topology.world, 2 * (topology.num_learners - 1) * 4 * numel // topology.num_learners)
+    ring = Ring(topology.learner_ranks, 2 * (topology.num_learners - 1) * 4 * numel // topology.num_learners)
 
     def tcp() -> Callable[[], object]:
         futures = ring.start()
@@ -107,7 +107,7 @@ def measure(
     topology: Topology, start: Start, compute: Computation, ratio: float, repeats: int
 ) -> dict[str, list[float]]:
     """Return seconds of the slowest rank, one value a repeat, and what follows from them."""
-    comm = topology.world
+    comm = topology.learner_ranks
     pilot = common.in_turns(comm, {"mean": lambda: start()(), "compute": lambda: compute(_PILOT_STEPS)}, 5)
     pure_s, steps_s = (statistics.median(values) for values in pilot.values())
     steps = max(1, round(ratio * pure_s / steps_s * _PILOT_STEPS))

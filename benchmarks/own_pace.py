@@ -31,15 +31,15 @@ def measure(rule: Rule, topology: Topology, step_s: float, seconds: float) -> di
         averager.step()
         if averager.progress.round > rounds:
             rounds = averager.progress.round
-            if topology.world.bcast(time.perf_counter() - started > seconds):
+            if topology.learner_ranks.bcast(time.perf_counter() - started > seconds):
                 break
     wall_s = time.perf_counter() - started
     averager.finish()
     return {
-        "waited": topology.world.allgather(averager.totals.blocked_s / wall_s),
-        "period": topology.world.allgather(averager.events[-1].period_steps),
-        "steps_per_round": topology.world.allgather(averager.progress.step / rounds),
-        "steps_per_s": topology.world.allgather(averager.progress.step / wall_s),
+        "waited": topology.learner_ranks.allgather(averager.totals.blocked_s / wall_s),
+        "period": topology.learner_ranks.allgather(averager.events[-1].period_steps),
+        "steps_per_round": topology.learner_ranks.allgather(averager.progress.step / rounds),
+        "steps_per_s": topology.learner_ranks.allgather(averager.progress.step / wall_s),
     }
 
 

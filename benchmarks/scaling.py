@@ -39,7 +39,7 @@ def batch_of(kind: str, batch_size: int, num_ranks: int, learners: int) -> int:
 
 def first_ranks(topology: Topology, count: int) -> Topology | None:
     """Return the topology of the first `count` ranks on these, None on the others. Collective."""
-    comm = topology.world.Split(int(topology.rank >= count), topology.rank)
+    comm = topology.learner_ranks.Split(int(topology.rank >= count), topology.rank)
     assert isinstance(comm, MPI.Intracomm)
     return Topology(comm) if topology.rank < count else None
 
@@ -85,8 +85,8 @@ def main() -> None:
                 for count in counts:
                     batch_size = batch_of(kind, options.batch_size, topology.num_learners, count)
                     rate = measure(workload, rule, subsets[count], batch_size, options.seconds)
-                    wait_asleep(topology.world)
-                    rates[kind][name][str(count)].append(topology.world.bcast(rate))
+                    wait_asleep(topology.learner_ranks)
+                    rates[kind][name][str(count)].append(topology.learner_ranks.bcast(rate))
     for kind in kinds:
         _show(topology, f"{kind} scaling, {workload.name}", rates[kind])
     common.report(topology, options, {"samples_per_s": rates})

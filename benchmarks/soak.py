@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outcomes: list[Outcome] = []
     for run in plans(options):
         with tempfile.TemporaryDirectory() as folder:
-            carry_out(run, Path(folder), options)
+            run_collective(run, Path(folder), options)
             if run.faults and options.keep:
                 shutil.copytree(folder, options.keep / Path(folder).name)
         outcomes.append(run)
@@ -232,7 +232,7 @@ def _pick(what: str, choice: random.Random) -> str:
 # -- runs -----------------------------------------------------------------------------------------------------------
 
 
-def carry_out(run: Outcome, folder: Path, options: argparse.Namespace) -> None:
+def run_collective(run: Outcome, folder: Path, options: argparse.Namespace) -> None:
     """Do the run in `folder` and look at what it left."""
     plan = folder / "plan.json"
     plan.write_text(json.dumps([asdict(kill) for kill in run.kills]))

@@ -122,10 +122,10 @@ class Reaper:
             self._own = [(each["place"], each["step"]) for each in self._plan if each["rank"] == rank]
         return self._own
 
-    def collective(self, carry_out: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `carry_out` or `attempt` with places before, at and after what it does."""
+    def collective(self, run_collective: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `run_collective` or `run_retryable` with places before, at and after what it does."""
 
-        @functools.wraps(carry_out)
+        @functools.wraps(run_collective)
         def wrapped(topology: SurvivingTopology, action: Callable[[], Any], *rest: Any, **more: Any) -> Any:
             def act() -> Any:
                 self.pass_by("before")
@@ -134,7 +134,7 @@ class Reaper:
                 return result
 
             entered_s, num_losses = time.perf_counter(), len(topology.losses)
-            result = carry_out(topology, act, *rest, **more)
+            result = run_collective(topology, act, *rest, **more)
             if len(topology.losses) > num_losses:
                 # Of several deaths in one collective the last counts: what lies before is recovery, too, or waiting.
                 recovered_s = sum(loss.recovery_s for loss in topology.losses[num_losses:-1])
@@ -219,7 +219,7 @@ class _Patch:
     def collectives(self) -> None:
         """Whatever goes through the topology, and what it is."""
         reaper, step = self.reaper, Averager.step
-        for name in ("carry_out", "attempt"):
+        for name in ("run_collective", "run_retryable"):
             _replace(SurvivingTopology, name, reaper.collective(getattr(SurvivingTopology, name)))
 
         def counted(averager: Averager, *arguments: Any, **more: Any) -> None:
@@ -285,8 +285,8 @@ class _Patch:
 
         _replace(SurvivingTopology, "recover", recovering)
         _replace(SurvivingTopology, "_split", splitting)
-        self._before(Replica, "_go_home", "renewed")
-        self._after(Replica, "_go_home", "moved")
+        self._before(Replica, "_reallocate", "renewed")
+        self._after(Replica, "_reallocate", "moved")
 
 
 def _replace(owner: Any, name: str, function: Callable[..., Any]) -> None:

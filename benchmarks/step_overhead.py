@@ -50,9 +50,9 @@ def measure(rule: Rule, topology: Topology, rounds: int, calls: int) -> dict[str
     for _ in range(rounds):
         plain.append(seconds_per_call(optimizer.step, calls) * 1e6)
         ours.append(seconds_per_call(averager.step, calls) * 1e6)
-    medians = topology.world.allgather(statistics.median(differences(plain, ours)))
+    medians = topology.learner_ranks.allgather(statistics.median(differences(plain, ours)))
     own = {"optimizer_step_us": plain, "averager_step_us": ours}
-    return topology.world.bcast(own, root=medians.index(max(medians)))
+    return topology.learner_ranks.bcast(own, root=medians.index(max(medians)))
 
 
 def differences(plain: Sequence[float], ours: Sequence[float]) -> list[float]:

@@ -144,7 +144,7 @@ def _carry_out(suite: Suite, folder: Path, ranks: int, deadline_s: float, stop: 
                 outcome.reason = f"{signal.Signals(stop.number).name} ended the suite"
                 continue
             progress.update(task, description=outcome.name)
-            carry_out(outcome, folder / f"{outcome.name}.txt", deadline_s, stop)
+            run_collective(outcome, folder / f"{outcome.name}.txt", deadline_s, stop)
             record = take_record(outcome, folder / f"{outcome.name}.json", ranks)
             if record is not None:
                 records[outcome.name] = record
@@ -156,7 +156,7 @@ def _carry_out(suite: Suite, folder: Path, ranks: int, deadline_s: float, stop: 
     _write(suite, folder, records)
 
 
-def carry_out(outcome: Outcome, output: Path, deadline_s: float, stop: Stop) -> None:
+def run_collective(outcome: Outcome, output: Path, deadline_s: float, stop: Stop) -> None:
     """Run one benchmark, what it prints into the file `output`, and note in `outcome` how it went."""
     started = time.monotonic()
     with output.open("wb") as out:

@@ -31,18 +31,18 @@ def gloo(topology: Topology, interface: str | None = None) -> Iterator[None]:
     if interface:
         os.environ["GLOO_SOCKET_IFNAME"] = interface
     here = "127.0.0.1" if topology.num_nodes == 1 else socket.gethostname()
-    host = topology.world.bcast(os.environ.setdefault("MASTER_ADDR", here))
+    host = topology.learner_ranks.bcast(os.environ.setdefault("MASTER_ADDR", here))
     os.environ["MASTER_ADDR"] = host  # accelerate asks for it on several nodes
     store = None
     if topology.rank == 0:
         store = distributed.TCPStore(host, 0, topology.num_learners, is_master=True, wait_for_workers=False)
-    port = topology.world.bcast(store.port if store else None)
+    port = topology.learner_ranks.bcast(store.port if store else None)
     if store is None:
         store = distributed.TCPStore(host, port, topology.num_learners, is_master=False)
     distributed.init_process_group("gloo", store=store, rank=topology.rank, world_size=topology.num_learners)
     try:
         yield
-        topology.world.Barrier()  # the store is rank 0's
+        topology.learner_ranks.Barrier()  # the store is rank 0's
     finally:
         distributed.destroy_process_group()
 

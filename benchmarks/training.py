@@ -50,8 +50,8 @@ def seconds_to(target: float, learner: Learner, steps_per_epoch: int, max_epochs
 def alone(topology: Topology, action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return what `action` returns on rank 0, on every rank; the others sleep meanwhile. Collective."""
     result = action() if topology.rank == 0 else None
-    wait_asleep(topology.world)
-    found = topology.world.bcast(result)
+    wait_asleep(topology.learner_ranks)
+    found = topology.learner_ranks.bcast(result)
     assert found is not None
     return found
 
@@ -106,7 +106,7 @@ def main() -> None:
                 if rule is None:
                     found = alone(topology, lambda: measure(workload, None, topology, MPI.COMM_SELF, options))
                 else:
-                    found = measure(workload, rule, topology, topology.world, options)
+                    found = measure(workload, rule, topology, topology.learner_ranks, options)
                 results[name].append(found)
                 common.say(topology, f"{name}: {found['samples_per_s']:.1f} samples/s")
     _show(topology, f"{workload.name}, batch {options.batch_size}", results)

@@ -50,6 +50,7 @@ def prepare_page(app, name, source):
     text = re.sub(r"\]\((?:\.\./)?docs/(\w+\.md)", r"](\1", text)
     for path, page in LINKED.items():
         text = re.sub(rf"\]\((\.\./)?{path}", f"]({page}", text)
+    text = re.sub(r"\[\S+\.md\]\(", "[](", text)  # a link that shows a file's name shows the page's title
     if name == "index":
         for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
             pages = "\n".join(re.findall(r"^- \[.*?\]\((\w+)\.\w+\)", part, re.MULTILINE))

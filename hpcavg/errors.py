@@ -53,7 +53,7 @@ class SickLearnersError(RuntimeError):
 
     Parameters
     ----------
-    learners : the indices of the learners whose they are, in the topology's `world`.
+    learners : the indices of the learners whose they are, in the topology's `learner_ranks`.
     when : which it is, such as ``"global average of step 32"``.
     of_how_many : learners that take part in it.
     tensor : the name of the first of these tensors; empty where nobody knows it.
@@ -95,7 +95,7 @@ class CorruptionError(RuntimeError):
 
     Attributes
     ----------
-    ranks : the indices of the odd learners in the topology's `world`; empty where nobody can tell which are damaged.
+    ranks : the indices of the odd learners in the topology's `learner_ranks`; empty where nobody can tell which are damaged.
     """
 
     def __init__(self, learners: Sequence[int], is_known: bool, what: Sequence[str], when: str) -> None:

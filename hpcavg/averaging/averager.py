@@ -94,7 +94,7 @@ class Averager:
     ) -> None:
         form = (engine, buffers, optimizer_state, total_steps, batch_size, measure_distance, wire_dtype, error_feedback)
         options = Options(*form, non_finite, check_rounds, start, hang_timeout)
-        topology.do_together(lambda: options.check(algorithm, topology))
+        topology.run_on_all_ranks(lambda: options.check(algorithm, topology))
         number = topology.num_averagers
         check_alike(topology, algorithm, options, type(optimizer).__name__, number)
         topology.num_averagers += 1
@@ -216,7 +216,7 @@ class Averager:
     def finish(self, batches: Iterable[Any] | None = None) -> None:
         """Merge what is in flight and take the final global mean: every learner then holds the run's model.
 
-        Collective over everyone; a server serves until then. The mean is left out where the last step took it. The
+        Collective over all ranks; a server serves until then. The mean is left out where the last step took it. The
         model of an asynchronous run is the centre. batches : training inputs, needed where buffers are recomputed; see
         `recompute_buffers`.
         """

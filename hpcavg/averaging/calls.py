@@ -74,7 +74,7 @@ class Meeting(NamedTuple):
     Attributes
     ----------
     num_members : how many they are.
-    sick : those with parameters that are not finite, as indices in the topology's `world`.
+    sick : those with parameters that are not finite, as indices in the topology's `learner_ranks`.
     is_large : some of them hold values so large that their sum may overflow.
     fingerprints : what each of them gave, to be compared. rate : the mean of their learning rates.
     """
@@ -130,7 +130,7 @@ def meet(
             comm.Allgather(*buffers)
     if not flags and told == own * num_members:  # nearly always
         return Meeting(num_members, (), False, (fingerprint,) * num_members, rate)
-    members = comm.Get_group().Translate_ranks(None, topology.world.Get_group())
+    members = comm.Get_group().Translate_ranks(None, topology.learner_ranks.Get_group())
     records = list(_RECORD.iter_unpack(told))
     calls = {member: _call_of(*record[:5]) for member, record in zip(members, records, strict=True)}
     if any(other != call for other in calls.values()):
@@ -170,7 +170,7 @@ class Caller:
     def meet_all(self, kind: Kind, progress: Progress, **told: Any) -> Meeting:
         """Meet all learners in a call of its own exchange. Collective over them."""
         call = self.call(kind, progress)
-        return self._topology.carry_out(lambda: self.meet(call, **told), what=call)
+        return self._topology.run_collective(lambda: self.meet(call, **told), what=call)
 
 
 def _call_of(mark: bytes, kind: int, averager: int, step: int, round_: int) -> Call | None:

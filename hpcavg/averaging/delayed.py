@@ -14,18 +14,18 @@ from torch import Tensor
 
 from hpcavg.algorithms.schedule import Progress, Scope
 from hpcavg.averaging.flat_buffer import FlatBuffer
-from hpcavg.averaging.health import Sick
+from hpcavg.averaging.health import Excluded
 from hpcavg.distributed.topology import Topology
-from hpcavg.engines.base import Engine, OnItsWay
+from hpcavg.engines.base import Engine, PendingMean
 from hpcavg.engines.compression import WireFormat
-from hpcavg.engines.pending import Arrived
+from hpcavg.engines.pending import CompletedMean
 
 # The complaint of a learner whose values are large; that of one that is sick is 1.
 _LARGE = 0.25
 
 
 @dataclass
-class Flight:
+class InFlight:
     """A mean on its way.
 
     Attributes
@@ -43,7 +43,7 @@ class Flight:
     num_bytes: int
     num_members: int
     is_sick: bool
-    pending: OnItsWay | Arrived
+    pending: PendingMean | CompletedMean
 
 
 class Delayed:
@@ -63,13 +63,13 @@ class Delayed:
         self._engine = engine
         self._topology = topology
         self._wire_format = wire_format
-        self.flight: Flight | None = None
+        self.flight: InFlight | None = None
         self._merged_step = 0
         self._given_up_step = 0  # means up to here were given up when ranks died
         device = next((array.device for flat in flats for array in flat.arrays), torch.device("cpu"))
         self._complaints = FlatBuffer([("", torch.zeros(topology.num_learners, device=device))])
-        self._go_home()
-        topology.on_renewal(self._go_on)
+        self._reallocate()
+        topology.on_shrink(self._go_on)
 
     def start(self, progress: Progress, examine: Callable[[], tuple[bool, bool]]) -> None:
         """Start the global mean of what the buffers hold now; they may go on changing. Collective over all learners.
@@ -78,25 +78,25 @@ class Delayed:
         that is left out is withdrawn at once, in place, since nobody asks for its parameters until the mean is merged.
         """
         topology, started = self._topology, time.perf_counter()
-        sick = Sick((), topology.num_learners, False)
+        sick = Excluded((), topology.num_learners, False)
 
-        def begin() -> OnItsWay | None:
+        def begin() -> PendingMean | None:
             nonlocal sick
             if progress.step <= self._given_up_step:
                 return None
             arrays = [array for flat in self._flats for array in flat.arrays]
             is_sick, is_large = examine()
-            sick = Sick((), topology.num_learners, is_sick)
-            sick.withdraw(arrays)
+            sick = Excluded((), topology.num_learners, is_sick)
+            sick.zero_contribution(arrays)
             (complaints,) = self._complaints.arrays
             complaints.zero_()[0, topology.rank] = 1.0 if is_sick else _LARGE * is_large
             return self._engine.start(
                 [complaints, *arrays], Scope.GLOBAL, self._wire_format, lambda mean: _told(mean, sick).num_well
             )
 
-        pending = topology.attempt(begin, "start of a global mean")
+        pending = topology.run_retryable(begin, "start of a global mean")
         if pending is not None:
-            self.flight = Flight(
+            self.flight = InFlight(
                 progress.step,
                 progress.step - progress.round_step,
                 started,
@@ -107,28 +107,28 @@ class Delayed:
                 pending,
             )
 
-    def collect(self) -> tuple[Flight, list[Tensor], Sick, bool] | None:
+    def collect(self) -> tuple[InFlight, list[Tensor], Excluded, bool] | None:
         """Return the mean in flight, waiting for it where need be; None where it was given up because ranks died.
 
         The mean of every array is that over the learners who are well; whether it may have overflowed comes last.
         """
-        means = self._topology.attempt(lambda: self.flight and self.flight.pending.wait(), "delayed global mean")
+        means = self._topology.run_retryable(lambda: self.flight and self.flight.pending.wait(), "delayed global mean")
         flight, self.flight = self.flight, None
         if flight is None or not means:
             return None
         self._merged_step = flight.step
         complaints, *means = means
-        sick = _told(complaints, Sick((), flight.num_members, flight.is_sick))
+        sick = _told(complaints, Excluded((), flight.num_members, flight.is_sick))
         return flight, means, sick, int(complaints.count_nonzero()) > len(sick.learners)
 
     # -- after ranks died -----------------------------------------------------------------------------------------
 
-    def _go_home(self) -> None:
-        self._complaints.move_to([self._engine.home(array) for array in self._complaints.arrays])
+    def _reallocate(self) -> None:
+        self._complaints.move_to([self._engine.allocate(array) for array in self._complaints.arrays])
 
     def _go_on(self) -> None:
         """Agree with the other survivors on the mean in flight: it counts if one has it. Collective over them."""
-        self._go_home()
+        self._reallocate()
         flight = self.flight
         is_there = flight is not None and flight.pending.is_complete
         told = np.array(
@@ -137,13 +137,13 @@ class Delayed:
                 self._given_up_step if flight is None else flight.step,
             ]
         )
-        self._topology.world.Allreduce(MPI.IN_PLACE, told, MPI.MAX)
+        self._topology.learner_ranks.Allreduce(MPI.IN_PLACE, told, MPI.MAX)
         newest_there, newest_begun = map(int, told)
         if newest_begun > newest_there:
             self._given_up_step = newest_begun
         if flight is not None:
             means = flight.pending.settle(flight.step <= newest_there)
-            flight.pending = Arrived(means)
+            flight.pending = CompletedMean(means)
             self.flight = flight if means else None
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Delayed:
             return None
         with self._topology.waiting("delayed global mean", Scope.GLOBAL):
             complaints, *means = flight.pending.wait()
-        flight.pending = Arrived([complaints, *means])
+        flight.pending = CompletedMean([complaints, *means])
         return {
             "step": flight.step,
             "period_steps": flight.period_steps,
@@ -175,11 +175,11 @@ class Delayed:
             sizes = [array[0].numel() for flat in self._flats for array in flat.arrays]
             if [mean.numel() for mean in means] != sizes:
                 raise ValueError("a mean in flight of another model")
-            pending = Arrived([complaints, *means])
-            self.flight = Flight(started=time.perf_counter(), blocked_s=0.0, pending=pending, **known)
+            pending = CompletedMean([complaints, *means])
+            self.flight = InFlight(started=time.perf_counter(), blocked_s=0.0, pending=pending, **known)
 
 
-def _told(complaints: Tensor, own: Sick) -> Sick:
+def _told(complaints: Tensor, own: Excluded) -> Excluded:
     """Return who is sick, of the learners that `own` counts, by the mean of their complaints, which goes as it is."""
     learners = (complaints > _LARGE / own.num_members).nonzero().flatten().tolist()
-    return Sick(tuple(learners), own.num_members, own.is_here)
+    return Excluded(tuple(learners), own.num_members, own.is_here)

@@ -53,7 +53,7 @@ class FlatBuffer:
     named : pairs of name and tensor. Tensors over the same memory (tied weights) take one slot. Values, shapes
         and dense strides (channels-last, say) are kept; other strides become contiguous.
     learners : rows of the arrays; the tensors are views of row 0.
-    home : returns where an array should live: itself, or memory of its form.
+    allocate : returns where an array should live: itself, or memory of its form.
     ties : what `tied` returned of them, in place of `named`.
     strides : dense ones for every slot, in place of the tensors' own.
 
@@ -70,7 +70,7 @@ class FlatBuffer:
         self,
         named: Iterable[tuple[str, Tensor]] = (),
         learners: int = 1,
-        home: Callable[[Tensor], Tensor] = lambda array: array,
+        allocate: Callable[[Tensor], Tensor] = lambda array: array,
         ties: Ties | None = None,
         strides: Sequence[Strides] | None = None,
     ) -> None:
@@ -89,7 +89,7 @@ class FlatBuffer:
         self.arrays: list[Tensor] = []
         for (dtype, device), numel in zip(index_of, sizes, strict=True):
             array = torch.zeros(learners, numel, dtype=dtype, device=device)
-            placed = home(array)
+            placed = allocate(array)
             self.arrays.append(array if placed is array else placed.zero_())
         self._take_in(self.slots)
 

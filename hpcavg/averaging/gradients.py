@@ -43,9 +43,9 @@ class GradientBuffer:
         self._tensors = [tensor for _, tensor in named]
         self._topology = topology
         self._packed = list(map(torch.zeros_like, self._tensors))
-        self._flat = FlatBuffer(zip(self._names, self._packed, strict=True), home=engine.home)
+        self._flat = FlatBuffer(zip(self._names, self._packed, strict=True), allocate=engine.allocate)
         self._engine = engine
-        topology.on_renewal(self._go_home)
+        topology.on_shrink(self._reallocate)
         self.num_bytes = self._flat.num_bytes
 
     def average(self, scope: Scope, wire_format: WireFormat | None, meet: Callable[[int], Meeting], call: Call) -> None:
@@ -53,15 +53,15 @@ class GradientBuffer:
 
         meet : meets the others in `call`, with a fingerprint.
         """
-        means, present = self._topology.carry_out(lambda: self._take(scope, wire_format, meet), scope, call)
+        means, present = self._topology.run_collective(lambda: self._take(scope, wire_format, meet), scope, call)
         for array, mean in zip(self._flat.arrays, means, strict=True):
             replace.apply(array, mean, {}, 0.0)
         for tensor, packed, is_present in zip(self._tensors, self._packed, present, strict=True):
             if is_present:
                 tensor.grad = packed
 
-    def _go_home(self) -> None:
-        self._flat.move_to([self._engine.home(array) for array in self._flat.arrays])
+    def _reallocate(self) -> None:
+        self._flat.move_to([self._engine.allocate(array) for array in self._flat.arrays])
 
     def _take(
         self, scope: Scope, wire_format: WireFormat | None, meet: Callable[[int], Meeting]

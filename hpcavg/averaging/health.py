@@ -28,12 +28,12 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
-class Sick:
+class Excluded:
     """The learners that a mean leaves out, because their parameters are not finite.
 
     Attributes
     ----------
-    learners : their indices in the topology's `world`. num_members : how many learners the mean is over, with them.
+    learners : their indices in the topology's `learner_ranks`. num_members : how many learners the mean is over, with them.
     is_here : this rank's learner is one of them.
     """
 
@@ -46,7 +46,7 @@ class Sick:
         """Whether nobody is left to take a mean of."""
         return len(self.learners) == self.num_members
 
-    def withdraw(self, arrays: Iterable[Tensor]) -> None:
+    def zero_contribution(self, arrays: Iterable[Tensor]) -> None:
         """Make this learner's `arrays` zero if it is one of them: it then adds nothing to a sum."""
         if self.is_here:
             for array in arrays:
@@ -58,7 +58,7 @@ class Sick:
         return max(self.num_members - len(self.learners), 1) if self.learners else None
 
 
-def raise_sick(sick: Sick, comm: MPI.Comm, what: str, tensor: str) -> NoReturn:
+def raise_sick(sick: Excluded, comm: MPI.Comm, what: str, tensor: str) -> NoReturn:
     """Raise `SickLearnersError` on all of `comm`, with the first tensor that a sick learner names. Collective.
 
     what : what cannot be done. tensor : this learner's first tensor that is not finite, "" for none.
@@ -116,7 +116,7 @@ def compare(parts: Mapping[str, Iterable[Tensor]], topology: Topology, when: str
         return
     own = np.frombuffer(b"".join(map(digest, parts.values())), dtype=np.uint8)
     told = np.empty((num_learners, len(parts), _DIGEST_BYTES), dtype=np.uint8)
-    topology.world.Allgather(own, told)
+    topology.learner_ranks.Allgather(own, told)
     digests = {name: [each.tobytes() for each in told[:, index]] for index, name in enumerate(parts)}
     differing = {name: of_learners for name, of_learners in digests.items() if len(set(of_learners)) > 1}
     if differing:
@@ -151,7 +151,7 @@ class EqualityCheck:
             return
         given = {name: tensors for name, tensors in {**parts, "frozen parameters": self._frozen}.items() if tensors}
         try:
-            self._topology.carry_out(
+            self._topology.run_collective(
                 lambda: compare(given, self._topology, f"at step {step}"), what=f"comparison at step {step}"
             )
         except CorruptionError as error:

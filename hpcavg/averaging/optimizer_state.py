@@ -51,7 +51,7 @@ class StateAverager:
 
     def average(self, engine: Engine) -> int:
         """Average the state in place; return the bytes this learner brought in. Collective over all learners."""
-        means = self._topology.carry_out(lambda: self._take(engine), what="average of the optimizer's state")
+        means = self._topology.run_collective(lambda: self._take(engine), what="average of the optimizer's state")
         for array, mean in zip(self.flat.arrays, means, strict=True):
             replace.apply(array, mean, {}, 0.0)
         return self.flat.num_bytes
@@ -87,7 +87,7 @@ class StateAverager:
         """Return the parameters that have state on every learner."""
         present = np.zeros(len(self._parameters()), dtype=np.uint8)
         present[[index for index, _ in found]] = 1
-        self._topology.world.Allreduce(MPI.IN_PLACE, present, MPI.MIN)
+        self._topology.learner_ranks.Allreduce(MPI.IN_PLACE, present, MPI.MIN)
         return set(np.flatnonzero(present).tolist())
 
 

@@ -90,7 +90,7 @@ class Options:
 
 
 def check_alike(topology: Topology, rule: Rule, options: Options, optimizer: str, number: int) -> None:
-    """Raise `InputError` on every rank where ranks were given different rules or options. Collective over everyone.
+    """Raise `InputError` on every rank where ranks were given different rules or options. Collective over all ranks.
 
     Learners with different rules would wait for means that the others never take. optimizer : its type's name. number :
     of the averager on its topology.
@@ -100,14 +100,14 @@ def check_alike(topology: Topology, rule: Rule, options: Options, optimizer: str
     told |= {f"algorithm.{name}": _text(getattr(rule, name)) for name in _PARTS_OF_A_RULE}
     told |= {option: repr(value) for option, value in asdict(options).items()}
     told |= {"hang_timeout": repr(options.timeout_s), "optimizer": optimizer, "topology": f"with {number} averagers"}
-    first = topology.everyone.bcast(told)
+    first = topology.all_ranks.bcast(told)
     error = None
     for option in [*first, *told]:
         if told.get(option) != first.get(option):
             given = f"{told.get(option, 'left out')} on rank {topology.rank}"
             error = InputError(option, given, f"{first.get(option, 'left out')}, as on rank 0")
             break
-    topology.agree(error)
+    topology.raise_everywhere(error)
 
 
 def _text(part: object) -> str:

@@ -246,7 +246,7 @@ class Worker:
                 for link in self._links:
                     link.set(link.slices)
             self.flush()
-        self._topology.carry_out(lambda: wait_asleep(self._topology.world), what="new centre")
+        self._topology.run_collective(lambda: wait_asleep(self._topology.learner_ranks), what="new centre")
         for array, counted in zip(self._parameters.arrays, self._counted, strict=False):  # EAMSGD counts nothing
             counted.copy_(array)
 
@@ -258,13 +258,13 @@ class Worker:
         self.flush()
         counted = [values.clone() for values in self._counted]
         with self._topology.waiting("view of the centre", Scope.GLOBAL):
-            wait_asleep(self._topology.world)
+            wait_asleep(self._topology.learner_ranks)
             if self._topology.rank == 0:
                 self._fetch(PEEK)
             for array in self._parameters.arrays:
                 host = array[0].cpu()
                 for chunk in host.view(torch.uint8).split(2**30):
-                    self._topology.world.Bcast(chunk.numpy(), root=0)
+                    self._topology.learner_ranks.Bcast(chunk.numpy(), root=0)
                 array[0].copy_(host)
         for values, saved in zip(self._counted, counted, strict=True):
             values.copy_(saved)
@@ -284,7 +284,7 @@ class Worker:
                 link.close()
 
     def finish(self) -> None:
-        """Take the final centre. Collective over everyone, after all learners have said goodbye; once."""
+        """Take the final centre. Collective over all ranks, after all learners have said goodbye; once."""
         if self._has_centre:
             return
         self._has_centre = True

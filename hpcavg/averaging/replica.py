@@ -33,7 +33,7 @@ _UNCHANGED = "as when it was handed over; make a new Averager"
 
 
 class Replica:
-    """The tensors of a model, and of an optimizer over more than the model, on one rank. Collective over everyone.
+    """The tensors of a model, and of an optimizer over more than the model, on one rank. Collective over all ranks.
 
     Not averaged are frozen parameters, buffers of integers and other types that have no mean, and those that were not
     finite at the start on any rank, or so large that their sum is not, such as masks. What is averaged lives where the
@@ -69,13 +69,13 @@ class Replica:
 
     def _set_up(self, start: str) -> None:
         topology = self._topology
-        parts, trained = topology.do_together(self._look_up)
+        parts, trained = topology.run_on_all_ranks(self._look_up)
         self._check_same(model_parts.describe(parts, self._optimizer))
         self._check_same_contents({**parts.frozen, **parts.buffers})
         averaged = self._averaged_buffers(parts)
         self.parameters = self._flatten(trained)
         self.buffers = self._flatten(_with_numbers(tied(averaged.items())))
-        topology.on_renewal(self._go_home)
+        topology.on_shrink(self._reallocate)
         rest = {**parts.frozen, **{name: b for name, b in parts.buffers.items() if name not in averaged}}
         plain = {id(tensor): tensor for tensor in rest.values() if model_parts.is_plain(tensor)}
         for tensor in plain.values():
@@ -107,11 +107,11 @@ class Replica:
         return parts, tied(parts.trained.items())
 
     def _check_same(self, own: list[tuple[object, ...]]) -> None:
-        everyone, rank = self._topology.everyone, self._topology.rank
-        digests = everyone.allgather(hashlib.sha256(repr(own).encode()).digest())
+        all_ranks, rank = self._topology.all_ranks, self._topology.rank
+        digests = all_ranks.allgather(hashlib.sha256(repr(own).encode()).digest())
         if len(set(digests)) == 1:
             return
-        first = everyone.bcast(own, root=0)
+        first = all_ranks.bcast(own, root=0)
         error = None
         if own != first:
             here, there = next(
@@ -119,12 +119,12 @@ class Replica:
                 (f"{len(own)} tensors", f"{len(first)} tensors"),
             )
             error = InputError("model", f"{here} on rank {rank}", f"{there}, as on rank 0")
-        self._topology.agree(error)
+        self._topology.raise_everywhere(error)
 
     def _check_same_contents(self, named: Mapping[str, Tensor]) -> None:
         """Raise `InputError` on every rank where a tensor that cannot be broadcast is not the same on all."""
         own = {name: digest(model_parts.contents(name, t)) for name, t in named.items() if not model_parts.is_plain(t)}
-        told = self._topology.everyone.allgather(own)
+        told = self._topology.all_ranks.allgather(own)
         for rank, other in enumerate(told):
             for name, value in other.items():
                 if value != told[0][name]:
@@ -139,20 +139,20 @@ class Replica:
         found = {name: t for name, t in parts.buffers.items() if model_parts.is_averaged_buffer(t) and t.numel()}
         looks = (examine([tensor], self._topology.num_learners) for tensor in found.values())
         can_be_summed = np.array([is_finite and not is_large for is_finite, is_large in looks], dtype=np.uint8)
-        self._topology.everyone.Allreduce(MPI.IN_PLACE, can_be_summed, MPI.MIN)
+        self._topology.all_ranks.Allreduce(MPI.IN_PLACE, can_be_summed, MPI.MIN)
         return {name: tensor for (name, tensor), can in zip(found.items(), can_be_summed, strict=True) if can}
 
     def _flatten(self, ties: Ties) -> FlatBuffer:
-        """Return the tensors as a flat buffer, in which each lies as rank 0's does. Collective over everyone."""
-        everyone = self._topology.everyone
+        """Return the tensors as a flat buffer, in which each lies as rank 0's does. Collective over all ranks."""
+        all_ranks = self._topology.all_ranks
         strides = [dense_strides(tensors[0]) for _, tensors in ties]
-        if len(set(everyone.allgather(hashlib.sha256(repr(strides).encode()).digest()))) > 1:
-            strides = everyone.bcast(strides, root=0)
-        return FlatBuffer(home=self._engine.home, ties=ties, strides=strides)
+        if len(set(all_ranks.allgather(hashlib.sha256(repr(strides).encode()).digest()))) > 1:
+            strides = all_ranks.bcast(strides, root=0)
+        return FlatBuffer(allocate=self._engine.allocate, ties=ties, strides=strides)
 
-    def _go_home(self) -> None:
+    def _reallocate(self) -> None:
         for flat in (self.parameters, self.buffers):
-            flat.move_to([self._engine.home(array) for array in flat.arrays])
+            flat.move_to([self._engine.allocate(array) for array in flat.arrays])
 
     def _broadcast(self, tensors: list[Tensor]) -> None:
         """Give every rank rank 0's values of `tensors`, in one message if they are small."""
@@ -160,7 +160,7 @@ class Replica:
         is_packed = len(parts) > 1
         packed = torch.cat(parts) if is_packed else parts[0]
         for chunk in packed.split(_CHUNK_BYTES):
-            self._topology.everyone.Bcast(chunk.numpy(), root=0)
+            self._topology.all_ranks.Bcast(chunk.numpy(), root=0)
         if self._topology.rank:
             for tensor, values in zip(tensors, packed.split([len(part) for part in parts]), strict=True):
                 aligned = values.clone() if is_packed else values
@@ -258,7 +258,7 @@ class Replica:
                 raise InputError("model", name, f"a buffer {_UNCHANGED}")
 
     def share_buffers(self) -> None:
-        """Give every rank the buffers of rank 0: servers have none of their own. Collective over everyone."""
+        """Give every rank the buffers of rank 0: servers have none of their own. Collective over all ranks."""
         with self._topology.waiting("buffers of the learners", Scope.SERVER):
             for array in self.buffers.arrays:
                 self._broadcast([array])

@@ -71,10 +71,10 @@ class Rounds:
 
         def tell() -> Any:
             told = np.empty((self._topology.num_learners, len(own)))
-            self._topology.world.Allgather(own, told)
+            self._topology.learner_ranks.Allgather(own, told)
             return told
 
-        told = self._topology.carry_out(tell, what=f"agreement of round {progress.round + 1}")
+        told = self._topology.run_collective(tell, what=f"agreement of round {progress.round + 1}")
         loss, _, progress.mean_step = map(float, told.mean(axis=0))
         known = told[np.isfinite(told[:, 0]), 0]
         if 0 < len(known) < len(told):  # the loss of a sick learner says nothing of the others

@@ -115,7 +115,7 @@ class Server:
         return None
 
     def finish(self) -> None:
-        """Share the final centre, so that this rank's model holds it, too. Collective over everyone, once."""
+        """Share the final centre, so that this rank's model holds it, too. Collective over all ranks, once."""
         if self._is_finished:
             return
         self._is_finished = True
@@ -131,14 +131,14 @@ class Server:
 
 
 def claim_servers(topology: Topology) -> MPI.Comm:
-    """Return a communicator for the messages of one averager, whose servers are taken. Collective over everyone."""
+    """Return a communicator for the messages of one averager, whose servers are taken. Collective over all ranks."""
     topology.has_busy_servers = True
-    return topology.own(topology.everyone.Dup())
+    return topology.own(topology.all_ranks.Dup())
 
 
 def share_centre(centres: list[Message], topology: Topology) -> None:
     """Give everyone every server's slice of the centre."""
     with topology.waiting("end of all learners", Scope.SERVER):
-        wait_asleep(topology.everyone)
+        wait_asleep(topology.all_ranks)
         for server, centre in enumerate(centres):
-            topology.everyone.Bcast(centre.raw, root=topology.num_learners + server)
+            topology.all_ranks.Bcast(centre.raw, root=topology.num_learners + server)

@@ -19,7 +19,7 @@ from hpcavg.averaging.delayed import Delayed
 from hpcavg.averaging.events import Event
 from hpcavg.averaging.flat_buffer import FlatBuffer
 from hpcavg.averaging.gradients import GradientBuffer
-from hpcavg.averaging.health import EqualityCheck, Sick, check_same_start, fingerprint, squared_distance
+from hpcavg.averaging.health import EqualityCheck, Excluded, check_same_start, fingerprint, squared_distance
 from hpcavg.averaging.optimizer_state import StateAverager, forget
 from hpcavg.averaging.options import Options
 from hpcavg.averaging.outer_state import OuterState
@@ -123,13 +123,13 @@ class Averaging:
             arrays = [array for flat in flats for array in flat.arrays]
             is_sick, is_large = self._examine(arrays)
             meeting = self._caller.meet(call, error=error, is_sick=is_sick, is_large=is_large)
-            sick = Sick(meeting.sick, meeting.num_members, is_sick)
+            sick = Excluded(meeting.sick, meeting.num_members, is_sick)
             if sick.is_everyone:
-                sick = Sick((), sick.num_members, False)
+                sick = Excluded((), sick.num_members, False)
             return self._means(arrays, Scope.GLOBAL, False, None, sick, meeting.is_large)
 
         with torch.no_grad():
-            means = self._topology.carry_out(take, what=call)
+            means = self._topology.run_collective(take, what=call)
             for array, mean in zip((array for flat in flats for array in flat.arrays), means, strict=True):
                 replace.apply(array, mean, {}, 0.0)
             self._replica.put_back_constants()
@@ -147,15 +147,15 @@ class Averaging:
         """Take the mean over `scope` and merge it."""
         is_global = scope is Scope.GLOBAL
         wants_distance = is_global and (how.reads_parameters or self._options.measure_distance)
-        is_beside = how.reads_parameters or wants_distance
+        out_of_place = how.reads_parameters or wants_distance
 
-        def take() -> tuple[Sick, float, list[Tensor]]:
+        def take() -> tuple[Excluded, float, list[Tensor]]:
             is_sick, is_large = self._examine()
             told = {"is_sick": is_sick, "is_large": is_large, "rate": self._rate()}
             told["fingerprint"] = self._outer.fingerprint() if is_global else 0
             meeting = self._caller.meet(call, scope, error=error, **told)
             check_same_start(meeting.fingerprints)
-            sick = Sick(meeting.sick, meeting.num_members, is_sick)
+            sick = Excluded(meeting.sick, meeting.num_members, is_sick)
             self._check_sick(sick, scope, call)
             # Stays so until a mean is merged: what a mean makes of the parameters before is finite, but worth nothing.
             self._awaits_mean = is_sick
@@ -164,7 +164,7 @@ class Averaging:
             kept = self._kept_buffers.arrays if sick.learners else []
             is_large = meeting.is_large
             means = [
-                *self._means(self._parameters.arrays, scope, is_beside, wire_format, sick, is_large),
+                *self._means(self._parameters.arrays, scope, out_of_place, wire_format, sick, is_large),
                 *self._means(self._buffers.arrays, scope, how_buffers.reads_parameters, wire_format, sick, is_large),
                 *self._means(kept, scope, True, None, sick, is_large),
             ]
@@ -173,7 +173,7 @@ class Averaging:
         distance = math.nan
         with torch.no_grad():
             error = self._try_refresh()
-            sick, rate, means = self._topology.carry_out(take, scope, call)
+            sick, rate, means = self._topology.run_collective(take, scope, call)
             if is_global:
                 self._outer.settle()
             if means:
@@ -190,23 +190,23 @@ class Averaging:
         self,
         arrays: Sequence[Tensor],
         scope: Scope,
-        is_beside: bool,
+        out_of_place: bool,
         wire_format: WireFormat | None,
-        sick: Sick,
+        sick: Excluded,
         is_large: bool = False,
     ) -> list[Tensor]:
         """Return the means of `arrays` over those in the scope who are well, or over all where nobody is.
 
         Where the run goes on after a death, they are beside the arrays always: half a mean has spoilt nothing then.
         """
-        sick.withdraw(arrays)
+        sick.zero_contribution(arrays)
         if is_large:
             return take_means_of_large(self._engine, arrays, scope, sick.num_members, sick.num_well)
-        is_beside = is_beside or self._topology.survives
-        return take_means(self._engine, arrays, scope, is_beside, wire_format, sick.num_well)
+        out_of_place = out_of_place or self._topology.survives
+        return take_means(self._engine, arrays, scope, out_of_place, wire_format, sick.num_well)
 
     def _merge_all(
-        self, means: Sequence[Tensor], how: Merge, how_buffers: Merge, sick: Sick, wants_distance: bool, rate: float
+        self, means: Sequence[Tensor], how: Merge, how_buffers: Merge, sick: Excluded, wants_distance: bool, rate: float
     ) -> float:
         """Merge the means of parameters, buffers and, where learners are sick, of the buffers that are else kept."""
         arrays = self._parameters.arrays
@@ -225,7 +225,7 @@ class Averaging:
         return distance
 
     def _merge(
-        self, array: Tensor, mean: Tensor, merge: Merge, state: State, wants_distance: bool, sick: Sick, rate: float
+        self, array: Tensor, mean: Tensor, merge: Merge, state: State, wants_distance: bool, sick: Excluded, rate: float
     ) -> float:
         """Merge `mean`; return this learner's distance from it, NaN if it is not wanted or the learner is sick."""
         distance = squared_distance(array, mean) if wants_distance and not sick.is_here else math.nan
@@ -268,7 +268,7 @@ class Averaging:
         self._replica.refresh()
         with torch.no_grad():
             if sick.learners:
-                means += self._topology.carry_out(
+                means += self._topology.run_collective(
                     lambda: self._means(self._kept_buffers.arrays, Scope.GLOBAL, True, None, sick)
                 )
             distance = self._merge_all(means, rule.how, rule.how_buffers, sick, True, self._rate())
@@ -296,7 +296,7 @@ class Averaging:
         with torch.no_grad():
             is_sick, _ = self._examine()
         meeting = self._caller.meet_all(Kind.CHECK_HEALTH, progress, is_sick=is_sick, error=error)
-        sick = Sick(meeting.sick, meeting.num_members, is_sick)
+        sick = Excluded(meeting.sick, meeting.num_members, is_sick)
         self._check_sick(sick, Scope.GLOBAL, f"{what} of step {progress.step}")
 
     def _examine(self, arrays: Sequence[Tensor] | None = None) -> tuple[bool, bool]:
@@ -305,7 +305,7 @@ class Averaging:
         is_finite, is_large = health.examine(arrays, self._topology.num_learners)
         return self._awaits_mean or not is_finite, is_large
 
-    def _check_sick(self, sick: Sick, scope: Scope, what: object) -> None:
+    def _check_sick(self, sick: Excluded, scope: Scope, what: object) -> None:
         """Raise `SickLearnersError` where nobody may be sick, or nobody is left for a global mean."""
         is_over = sick.is_everyone and scope is Scope.GLOBAL
         if sick.learners and (is_over or self._options.non_finite == "stop"):

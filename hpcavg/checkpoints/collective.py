@@ -46,7 +46,7 @@ def save(
     this learner's state, by name. about : rank 0's values for the manifest. guard : called by rank 0 before it changes
     the folder; does not return where it must not.
     """
-    world = topology.world
+    world = topology.learner_ranks
     digests = world.allgather({name: tensor_file.digest(part) for name, part in parts.items()})
     places = [
         {name: next(rank for rank, other in enumerate(digests) if other[name] == value) for name, value in own.items()}

@@ -61,7 +61,7 @@ class Checkpointer:
             parts, keep = collective.parts(self._averager, loop), self._config.keep_checkpoints
             return collective.save(self._topology, self._folder, keep, round(step), parts, told, self._guard)
 
-        path, self.failure, self.remains = self._topology.carry_out(act, what="checkpoint")
+        path, self.failure, self.remains = self._topology.run_collective(act, what="checkpoint")
         self.step, self._written_at_s = step, time.monotonic()
         if self.failure is None:
             self.last = path

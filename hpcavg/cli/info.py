@@ -32,13 +32,13 @@ def main(config: Config) -> None:
     """Print one table of all nodes and the engine that `config` gets there, on rank 0. Collective over all ranks."""
     wait_asleep(MPI.COMM_WORLD)
     topology = Topology(failures.all_ranks(config), group_size=config.group_size, num_servers=config.servers)
-    device = topology.do_together(lambda: placement.choose_device(config.device, topology.node_rank))
+    device = topology.run_on_all_ranks(lambda: placement.choose_device(config.device, topology.node_rank))
     threads = config.threads or placement.num_threads(topology.node)
     place = survey.find_place(topology, device, threads)
-    engine = topology.do_together(lambda: select_engine(config.engine, topology, device))
+    engine = topology.run_on_all_ranks(lambda: select_engine(config.engine, topology, device))
     _try(engine, topology, device, place.shared_bytes)
     is_cuda_aware, how_known = find_cuda_awareness(topology)
-    places = topology.everyone.gather(place)
+    places = topology.all_ranks.gather(place)
     if places is None:
         return
     num_bytes, size = _model_size(config)
@@ -56,10 +56,10 @@ def main(config: Config) -> None:
 
 
 def _try(engine: Engine, topology: Topology, device: torch.device, shared_bytes: int) -> None:
-    """Let the engine find out what it can do with an array of some size. Collective over everyone."""
-    room = min(topology.everyone.allgather(shared_bytes // topology.node.Get_size() // 8))  # half, of float32
+    """Let the engine find out what it can do with an array of some size. Collective over all ranks."""
+    room = min(topology.all_ranks.allgather(shared_bytes // topology.node.Get_size() // 8))  # half, of float32
     if not topology.is_server and room:
-        engine.home(torch.empty(1, min(_TRIAL_ELEMENTS, room), device=device))
+        engine.allocate(torch.empty(1, min(_TRIAL_ELEMENTS, room), device=device))
 
 
 def _model_size(config: Config) -> tuple[int, str]:

@@ -159,7 +159,7 @@ class Pauses:
                     pause = self._arrive() if step == self._target else None
                     self._next = supervisor.step = step + 1
                     break
-            self._topology.attempt(self._wait_to_go, "agreement on a pause")
+            self._topology.run_retryable(self._wait_to_go, "agreement on a pause")
         supervisor.step_since = time.monotonic()
         return pause
 
@@ -172,7 +172,9 @@ class Pauses:
     def agree_now(self) -> Pause | None:
         """Return the pause that some learner asks for, on all of them; None if none does. Collective over them."""
         topology = self._topology
-        asked = max(topology.carry_out(lambda: topology.world.allgather(self._asked), what="agreement on a pause"))
+        asked = max(
+            topology.run_collective(lambda: topology.learner_ranks.allgather(self._asked), what="agreement on a pause")
+        )
         if asked.kind is Kind.NOTHING:
             return None
         with self._changed:

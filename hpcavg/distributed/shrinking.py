@@ -86,7 +86,7 @@ class SurvivingTopology(Topology):
         _has_survivors = True
         super().__init__(comm, group_size)
         self.origin = self.rank
-        self._members: list[int] = self.everyone.allgather(self.origin)
+        self._members: list[int] = self.all_ranks.allgather(self.origin)
         install_farewell_hook(self)
 
     def _group_name(self, first_on_node: int) -> int:
@@ -94,16 +94,16 @@ class SurvivingTopology(Topology):
             self._name = super()._group_name(first_on_node)
         return self._name
 
-    def on_renewal(self, action: Callable[[], None]) -> None:
+    def on_shrink(self, action: Callable[[], None]) -> None:
         """Have `action` called whenever ranks were lost and the communicators are new.
 
         It may communicate; it is repeated if more ranks die meanwhile.
         """
         self._renewals.append(action)
 
-    def _split(self, everyone: MPI.Intracomm) -> None:
-        super()._split(everyone)
-        self._farewell = everyone.Dup()
+    def _split(self, all_ranks: MPI.Intracomm) -> None:
+        super()._split(all_ranks)
+        self._farewell = all_ranks.Dup()
 
     def is_abandoned(self) -> bool:
         """Return whether all ranks that are left have called this, having failed; waits for them some seconds."""
@@ -120,7 +120,7 @@ class SurvivingTopology(Topology):
 
     # -- collectives ----------------------------------------------------------------------------------------------
 
-    def carry_out(self, action: Callable[[], _T], scope: Scope = Scope.GLOBAL, what: object = "agreement") -> _T:
+    def run_collective(self, action: Callable[[], _T], scope: Scope = Scope.GLOBAL, what: object = "agreement") -> _T:
         """Return what `action` does, which is collective over `scope`; take it again where ranks die.
 
         It must not call this method again, nor change anything that it reads: that is for after it.
@@ -133,7 +133,7 @@ class SurvivingTopology(Topology):
 
         while True:
             try:
-                super().carry_out(act, scope, what)
+                super().run_collective(act, scope, what)
             except Exception as error:
                 counted = self._completed[scope]
                 self.recover(error)
@@ -143,12 +143,12 @@ class SurvivingTopology(Topology):
                 self._completed[scope] += 1
             return results[0]
 
-    def attempt(self, action: Callable[[], _T], what: object) -> _T:
+    def run_retryable(self, action: Callable[[], _T], what: object) -> _T:
         """Return what `action` does, again after a recovery; it knows itself what others have done of it."""
         results: list[_T] = []
         while not results:
             try:
-                results.append(super().attempt(action, what))
+                results.append(super().run_retryable(action, what))
             except Exception as error:  # noqa: PERF203  perhaps a death
                 self.recover(error)
         return results[0]
@@ -162,7 +162,7 @@ class SurvivingTopology(Topology):
     # -- recovery -------------------------------------------------------------------------------------------------
 
     def recover(self, error: Exception) -> None:
-        """Go on with the survivors: new communicators, and what others had registered with `on_renewal`.
+        """Go on with the survivors: new communicators, and what others had registered with `on_shrink`.
 
         Raises `error` where nobody has died: it is then none of this module's.
         """
@@ -182,15 +182,15 @@ class SurvivingTopology(Topology):
             self._revoke()
             self._owned.clear()
             try:
-                self._split(cast(MPI.Intracomm, self.everyone.Shrink()))
-                self._members = self.everyone.allgather(self.origin)
+                self._split(cast(MPI.Intracomm, self.all_ranks.Shrink()))
+                self._members = self.all_ranks.allgather(self.origin)
                 if len(self._members) == len(before):
                     raise error
                 for scope in self._completed:
                     self._completed[scope] = max(self.comm(scope).allgather(self._completed[scope]))
                 for action in self._renewals:
                     action()
-                self.everyone.Barrier()
+                self.all_ranks.Barrier()
                 return
             except Exception as raised:
                 if raised is error or not self._may_come_of_a_death(raised):
@@ -202,7 +202,7 @@ class SurvivingTopology(Topology):
             return True
         until = time.monotonic() + _NEWS_S
         while time.monotonic() < until:
-            if self.everyone.Is_revoked() or self.everyone.Get_failed().Get_size():
+            if self.all_ranks.Is_revoked() or self.all_ranks.Get_failed().Get_size():
                 return True
             MPI.COMM_SELF.Iprobe()  # MPI learns of a death while it is called
             time.sleep(0.01)
@@ -226,7 +226,7 @@ class SurvivingTopology(Topology):
         if self.watch is not None:
             self.watch.abandon()
         with suppress(MPI.Exception):
-            request, until = self.everyone.Ibarrier(), time.monotonic() + _END_WAIT_S
+            request, until = self.all_ranks.Ibarrier(), time.monotonic() + _END_WAIT_S
             wait_until(lambda: request.Test() or time.monotonic() > until, 0.005)
 
 

@@ -43,10 +43,10 @@ class Topology:
 
     Attributes
     ----------
-    everyone : all ranks. On a learner `world`, `local` and `cross` are all learners; its group; the learners with the
+    everyone : all ranks. On a learner `learner_ranks`, `local` and `cross` are all learners; its group; the learners with the
         same rank in each group: `cross` joins the groups, one communicator for every local rank. On a server they are
-        the same among the servers. node : the ranks on this node. peers : those of `world` among them.
-    rank : this rank's index in `everyone`; learners come first, so it is a learner's index too.
+        the same among the servers. node : the ranks on this node. peers : those of `learner_ranks` among them.
+    rank : this rank's index in `all_ranks`; learners come first, so it is a learner's index too.
     num_learners, num_servers, is_server : how many there are of each, and which this rank is.
     group, num_groups : index of the local group and number of groups.
     group_sizes : the number of learners in each group, by the group's lowest rank.
@@ -80,25 +80,25 @@ class Topology:
         self._split(comm.Dup())
         atexit.register(self.free)
 
-    def _split(self, everyone: MPI.Intracomm) -> None:
-        """Make the communicators of all ranks, which are those of `everyone`, and find out who is where."""
-        self.everyone = everyone
-        self.rank: int = everyone.Get_rank()
-        self.num_learners: int = everyone.Get_size() - self.num_servers
+    def _split(self, all_ranks: MPI.Intracomm) -> None:
+        """Make the communicators of all ranks, which are those of `all_ranks`, and find out who is where."""
+        self.all_ranks = all_ranks
+        self.rank: int = all_ranks.Get_rank()
+        self.num_learners: int = all_ranks.Get_size() - self.num_servers
         self.is_server = self.rank >= self.num_learners
-        self.world = cast(MPI.Intracomm, everyone.Split(color=int(self.is_server), key=self.rank))
-        self.node = self.split_by_node(everyone)
+        self.learner_ranks = cast(MPI.Intracomm, all_ranks.Split(color=int(self.is_server), key=self.rank))
+        self.node = self.split_by_node(all_ranks)
         self.node_rank: int = self.node.Get_rank()
-        self.peers = self.split_by_node(self.world)
+        self.peers = self.split_by_node(self.learner_ranks)
         first_on_node = min(self.node.allgather(self.rank))
         name = self._group_name(first_on_node)
-        self.local = self.world.Split(color=name, key=self.rank)
-        self.group_sizes = dict(sorted(Counter(self.world.allgather(name)).items()))
+        self.local = self.learner_ranks.Split(color=name, key=self.rank)
+        self.group_sizes = dict(sorted(Counter(self.learner_ranks.allgather(name)).items()))
         self.group = list(self.group_sizes).index(name)
         self.num_groups = len(self.group_sizes)
-        self.num_nodes = len(set(everyone.allgather(first_on_node)))
-        self.cross = self.world.Split(color=self.local.Get_rank(), key=self.group)
-        self._comms = {Scope.LOCAL: self.local, Scope.GLOBAL: self.world, Scope.SERVER: self.everyone}
+        self.num_nodes = len(set(all_ranks.allgather(first_on_node)))
+        self.cross = self.learner_ranks.Split(color=self.local.Get_rank(), key=self.group)
+        self._comms = {Scope.LOCAL: self.local, Scope.GLOBAL: self.learner_ranks, Scope.SERVER: self.all_ranks}
         self._background_comms: WeakKeyDictionary[object, dict[Scope, MPI.Comm]] = WeakKeyDictionary()
 
     def _group_name(self, first_on_node: int) -> int:
@@ -129,13 +129,13 @@ class Topology:
             self._owned.append(comm)
         return comm
 
-    def agree(self, error: InputError | None) -> None:
+    def raise_everywhere(self, error: InputError | None) -> None:
         """Raise the same `InputError` on every rank if any rank brings one; the lowest rank's is taken."""
-        for first in self.everyone.allgather(error):
+        for first in self.all_ranks.allgather(error):
             if first is not None:
                 raise first
 
-    def do_together(self, action: Callable[[], _T]) -> _T:
+    def run_on_all_ranks(self, action: Callable[[], _T]) -> _T:
         """Run `action` on every rank, waiting asleep for all; an `InputError` on any of them is raised on all."""
         result, error = None, None
         try:
@@ -143,17 +143,17 @@ class Topology:
         except InputError as raised:
             error = raised
         with self.waiting("start", Scope.SERVER):
-            wait_asleep(self.everyone)
-            self.agree(error)
-        return result  # type: ignore[return-value]  # it is set where agree() returns
+            wait_asleep(self.all_ranks)
+            self.raise_everywhere(error)
+        return result  # type: ignore[return-value]  # it is set where raise_everywhere() returns
 
-    def take_from_first(self, action: Callable[[], _T]) -> _T:
-        """Return on every rank what `action` returns on rank 0; see `do_together`."""
-        result = self.do_together(lambda: action() if self.rank == 0 else None)
+    def run_on_first_rank(self, action: Callable[[], _T]) -> _T:
+        """Return on every rank what `action` returns on rank 0; see `run_on_all_ranks`."""
+        result = self.run_on_all_ranks(lambda: action() if self.rank == 0 else None)
         with self.waiting("start", Scope.SERVER):
-            return cast(_T, self.everyone.bcast(result, root=0))
+            return cast(_T, self.all_ranks.bcast(result, root=0))
 
-    def carry_out(self, action: Callable[[], _T], scope: Scope = Scope.GLOBAL, what: object = "agreement") -> _T:
+    def run_collective(self, action: Callable[[], _T], scope: Scope = Scope.GLOBAL, what: object = "agreement") -> _T:
         """Return what `action` does, which is collective over `scope`; `what` it is, for the watchdog.
 
         The collectives of a training loop all go through here, to be watched, and repeated by `SurvivingTopology`.
@@ -161,15 +161,15 @@ class Topology:
         with self.waiting(what, scope):
             return action()
 
-    def attempt(self, action: Callable[[], _T], what: object) -> _T:
-        """Return what `action` does; see `carry_out`, of which it lacks that all wait until all have done it."""
+    def run_retryable(self, action: Callable[[], _T], what: object) -> _T:
+        """Return what `action` does; see `run_collective`, of which it lacks that all wait until all have done it."""
         with self.waiting(what, Scope.GLOBAL):
             return action()
 
     def waiting(self, what: object, scope: Scope | Sequence[int]) -> AbstractContextManager[None]:
         """Return a context in which this rank may wait for others; `what` for, the same on all that take part.
 
-        scope : which ones, or their numbers in `everyone`.
+        scope : which ones, or their numbers in `all_ranks`.
         """
         return self._waiting(what, scope)
 
@@ -181,7 +181,7 @@ class Topology:
         """Wait, in steps that yield False, until `SurvivingTopology` can rely on what all of `comm` did before this."""
         yield from ()
 
-    def on_renewal(self, action: Callable[[], None]) -> None:
+    def on_shrink(self, action: Callable[[], None]) -> None:
         """Have `action` called whenever ranks were lost and the communicators are new, which here they never are."""
 
     @property
@@ -193,12 +193,12 @@ class Topology:
             self.local,
             self.peers,
             self.node,
-            self.world,
-            self.everyone,
+            self.learner_ranks,
+            self.all_ranks,
         ]
 
     def free(self) -> None:
-        """Free the communicators and end the watch. Collective over everyone, safe to call twice, called at exit."""
+        """Free the communicators and end the watch. Collective over all ranks, safe to call twice, called at exit."""
         atexit.unregister(self.free)
         if self._is_free or MPI.Is_finalized():
             return

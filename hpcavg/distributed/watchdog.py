@@ -225,10 +225,10 @@ class Watch:
         self._end = end
         self._ranks: dict[Scope, list[int]] = {}
         self._killed: set[int] = set()
-        self.supervisor = Supervisor(topology.everyone)
+        self.supervisor = Supervisor(topology.all_ranks)
         self._watchdog = Watchdog(self.supervisor, timeout_s, self._on_hang)
         topology.watch_waits(self.waiting)
-        topology.on_renewal(self._move)
+        topology.on_shrink(self._move)
 
     def waiting(self, what: object, scope: Scope | Sequence[int]) -> AbstractContextManager[None]:
         """Return a context in which this rank waits for those of `scope`; see `Topology.waiting`."""
@@ -249,7 +249,7 @@ class Watch:
     def _move(self) -> None:
         self._ranks.clear()
         self._killed.clear()
-        self.supervisor.move_to(self._topology.everyone)
+        self.supervisor.move_to(self._topology.all_ranks)
 
     def _on_hang(self, missing: list[int]) -> None:
         """Part with ranks that hang, or end the job; on the supervisor's thread of one rank."""
@@ -260,7 +260,7 @@ class Watch:
 
 
 def watch_over(topology: Topology, timeout_s: float, end: Callable[[], None] | None = None) -> Watch:
-    """Return what watches over the ranks of `topology`, made at the first call. Collective over everyone then.
+    """Return what watches over the ranks of `topology`, made at the first call. Collective over all ranks then.
 
     Parameters
     ----------

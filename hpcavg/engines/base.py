@@ -13,7 +13,7 @@ from hpcavg.engines.compression import WireFormat
 from hpcavg.engines.pending import CountWell
 
 
-class OnItsWay(Protocol):
+class PendingMean(Protocol):
     """A mean that was started."""
 
     @property
@@ -41,7 +41,7 @@ class Engine(Protocol):
     notes: list[str]  # why this engine, and what trials showed
     compresses: bool  # what crosses nodes, if anything does, in the wire format that is asked for
 
-    def home(self, array: Tensor) -> Tensor:
+    def allocate(self, array: Tensor) -> Tensor:
         """Return where an array that is to be averaged should live: itself, or memory of the same form.
 
         array : shape (learners, numel), the same on all ranks. What it holds is the caller's to copy. Collective over
@@ -70,7 +70,7 @@ class Engine(Protocol):
         scope: Scope,
         wire_format: WireFormat | None = None,
         count_well: CountWell | None = None,
-    ) -> OnItsWay:
+    ) -> PendingMean:
         """Start the mean of every one of `arrays` as they are now, and return at once.
 
         Each has shape (learners, numel) and may change while the mean is on its way. An engine has one on its way at a
@@ -83,17 +83,17 @@ def take_means(
     engine: Engine,
     arrays: Sequence[Tensor],
     scope: Scope,
-    is_beside: bool = False,
+    out_of_place: bool = False,
     wire_format: WireFormat | None = None,
     num_well: int | None = None,
 ) -> list[Tensor]:
     """Return the mean of every one of `arrays` over `scope`; see `Engine.mean`. Collective over the scope.
 
-    Unless it `is_beside`, the mean of a single learner's array takes its place: no copy, no second array.
+    Unless it `out_of_place`, the mean of a single learner's array takes its place: no copy, no second array.
     """
     means = []
     for array in arrays:
-        mean = torch.empty_like(array[0]) if is_beside or array.shape[0] > 1 else array[0]
+        mean = torch.empty_like(array[0]) if out_of_place or array.shape[0] > 1 else array[0]
         engine.mean(array, mean, scope, wire_format, num_well)
         means.append(mean)
     return means

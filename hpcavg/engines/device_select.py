@@ -26,7 +26,7 @@ def select_for_device(
     make_host_engine: Callable[[str], Engine],
     cuda: Cuda | None = None,
 ) -> tuple[Engine, Choice]:
-    """Return the engine for arrays on `device`, and why it is that one. Collective over everyone.
+    """Return the engine for arrays on `device`, and why it is that one. Collective over all ranks.
 
     requested : ``"auto"`` or a name. host_engines : names of engines for host memory; make_host_engine : makes one of
     them, also ``"auto"``. Raises `InputError` on every rank for what is unknown or cannot be had here.
@@ -45,7 +45,7 @@ def select_for_device(
 
 def find_facts(requested: str, topology: Topology, device: torch.device, cuda: Cuda | None = None) -> Facts:
     """Return what the choice for `device` rests on; only what matters for `requested` is tried. Collective."""
-    kinds = topology.everyone.allgather(device.type)
+    kinds = topology.all_ranks.allgather(device.type)
     if len(set(kinds)) > 1:
         given = f"{kinds[0]} on rank 0 and not on rank {next(r for r, kind in enumerate(kinds) if kind != kinds[0])}"
         raise InputError("device", given, "of one kind on all ranks, cpu or cuda")

@@ -39,7 +39,7 @@ class MpiEngine:
         self._max_chunk_elements = max_chunk_elements
         self.notes: list[str] = []
 
-    def home(self, array: Tensor) -> Tensor:
+    def allocate(self, array: Tensor) -> Tensor:
         """Return `array`: MPI reduces it where it is."""
         return array
 

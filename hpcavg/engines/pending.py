@@ -112,7 +112,7 @@ class Pending:
             yield self.step()
 
 
-class Arrived:
+class CompletedMean:
     """A mean that is there already, such as one that a checkpoint held."""
 
     def __init__(self, means: list[Tensor]) -> None:

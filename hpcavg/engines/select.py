@@ -25,7 +25,7 @@ ENGINES: dict[str, Callable[[Topology], Engine]] = {
 def select_engine(name: str, topology: Topology, device: torch.device = CPU) -> Engine:
     """Return the engine called `name`, or with ``"auto"`` the best one, for parameters on `device`.
 
-    Collective over everyone. Raises `InputError` on every rank for what is unknown or cannot be had here.
+    Collective over all ranks. Raises `InputError` on every rank for what is unknown or cannot be had here.
     """
     if name in ("auto", *ENGINES) and device.type == "cpu":
         return _select_host_engine(name, topology)

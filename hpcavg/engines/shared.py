@@ -38,10 +38,10 @@ _SMALL_BYTES = 128 * 1024
 class SharedEngine:
     """Means over learners that are all on one node, in memory they share.
 
-    Arrays that `home` placed are averaged there; others, and all on other devices, go the way of `MpiEngine`. So do
+    Arrays that `allocate` placed are averaged there; others, and all on other devices, go the way of `MpiEngine`. So do
     means that need more memory, beside the rows or for copies, where a node has none left; ranks agree on it once.
 
-    is_required : raise `InputError` where a node has no room to share, in `home` or later; otherwise warn and go the
+    is_required : raise `InputError` where a node has no room to share, in `allocate` or later; otherwise warn and go the
     way of `MpiEngine`.
     """
 
@@ -58,10 +58,10 @@ class SharedEngine:
         self._placed: dict[int, Rows] = {}
         self._copies: dict[tuple[int, ...], list[Tensor] | None] = {}
         self._has_warned = False
-        topology.on_renewal(self._forget)
+        topology.on_shrink(self._forget)
 
     def _forget(self) -> None:
-        """Let go of communicators that ranks were lost from, and of memory shared with them; `home` is called anew."""
+        """Let go of communicators that ranks were lost from, and of memory shared with them; `allocate` is called anew."""
         for known in (self._members, self._placed, self._copies):
             known.clear()
 
@@ -86,7 +86,7 @@ class SharedEngine:
 
     # -- where arrays live ----------------------------------------------------------------------------------------
 
-    def home(self, array: Tensor) -> Tensor:
+    def allocate(self, array: Tensor) -> Tensor:
         """Return memory of the form of `array` that the other ranks of the node read, too."""
         if array.device.type != "cpu" or array.numel() == 0:
             return array
@@ -95,7 +95,7 @@ class SharedEngine:
         return array if placed is None else placed[0]
 
     def _place(self, arrays: Sequence[Tensor], num_copies: int = 0) -> list[Tensor] | None:
-        """Return memory of the form of each of `arrays`, as `home` does; None where there is no room for all of them.
+        """Return memory of the form of each of `arrays`, as `allocate` does; None where there is no room for all of them.
 
         num_copies : of each, for small arrays. Collective over all learners.
         """
@@ -152,11 +152,11 @@ class SharedEngine:
         members = self._members_of(scope, in_background=False)
         is_in_place = out.data_ptr() == rows.data_ptr()
         is_small = placed is not None and self._is_small(placed, members)
-        is_beside = members.num_lanes > 0 if is_small else not is_in_place
+        out_of_place = members.num_lanes > 0 if is_small else not is_in_place
         if (
             placed is None
             or members.num_ranks == 1
-            or (is_beside and self._mean_beside(placed, members) is None)  # no room
+            or (out_of_place and self._mean_beside(placed, members) is None)  # no room
         ):
             self._mpi.mean(rows, out, scope, None, num_well)
         elif is_small:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hpcavg.algorithms.schedule import Scope
 from hpcavg.distributed.topology import Topology
-from hpcavg.engines.base import Engine, OnItsWay
+from hpcavg.engines.base import Engine, PendingMean
 from hpcavg.engines.compression import WireFormat
 from hpcavg.engines.gpu.cuda import Cuda, Mark
 from hpcavg.engines.pending import CountWell
@@ -47,14 +47,14 @@ class StagedEngine:
         self.compresses = host.compresses
         self._cuda = cuda or Cuda()
         self._host_rows: dict[object, _HostRow] = {}
-        topology.on_renewal(self._host_rows.clear)
+        topology.on_shrink(self._host_rows.clear)
 
-    def home(self, array: Tensor) -> Tensor:
+    def allocate(self, array: Tensor) -> Tensor:
         """Return `array`, which stays on its device, and allocate its row in host memory."""
         if not self._cuda.holds(array):
-            return self.host.home(array)
+            return self.host.allocate(array)
         wanted = torch.empty(1, array.shape[1], dtype=array.dtype)
-        row = self.host.home(wanted)
+        row = self.host.allocate(wanted)
         if row is wanted:
             row = self._cuda.pinned(wanted)
         else:
@@ -88,7 +88,7 @@ class StagedEngine:
         scope: Scope,
         wire_format: WireFormat | None = None,
         count_well: CountWell | None = None,
-    ) -> OnItsWay:
+    ) -> PendingMean:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.engines.base.Engine`."""
         rows = [self._copy_out(array).row if self._cuda.holds(array) else array for array in arrays]
         for device in {array.device for array in arrays}:
@@ -97,7 +97,7 @@ class StagedEngine:
         return _StagedMean(self.host.start(rows, scope, wire_format, count_well), devices, self._cuda)
 
     def _copy_out(self, rows: Tensor) -> _HostRow:
-        """Queue the copy of this rank's mean row to host memory: its own where `home` made one."""
+        """Queue the copy of this rank's mean row to host memory: its own where `allocate` made one."""
         host = self._host_rows.get(key_of(rows))
         if host is None:
             host = _HostRow(rows, self._cuda.pinned(torch.empty((1, rows.shape[1]), dtype=rows.dtype, device="meta")))
@@ -110,12 +110,12 @@ class StagedEngine:
 class _StagedMean:
     """A mean on its way in host memory, awaited on devices; None stands for the host."""
 
-    def __init__(self, pending: OnItsWay, devices: list[torch.device | None], cuda: Cuda) -> None:
+    def __init__(self, pending: PendingMean, devices: list[torch.device | None], cuda: Cuda) -> None:
         self._pending, self._devices, self._cuda = pending, devices, cuda
 
     @property
     def done_s(self) -> float | None:
-        """See `OnItsWay`; the way back to the device is not in it."""
+        """See `PendingMean`; the way back to the device is not in it."""
         return self._pending.done_s
 
     def test(self) -> bool:
@@ -124,7 +124,7 @@ class _StagedMean:
 
     @property
     def is_complete(self) -> bool:
-        """See `OnItsWay`."""
+        """See `PendingMean`."""
         return self._pending.is_complete
 
     def wait(self) -> list[Tensor]:

@@ -65,9 +65,9 @@ class TwoLevelEngine(SharedEngine):
         wire = Wire(lane) if index < num_lanes else None
         return replace(members, wire=wire, num_lanes=num_lanes, is_asleep=True)
 
-    def home(self, array: Tensor) -> Tensor:
+    def allocate(self, array: Tensor) -> Tensor:
         """Return memory of the form of `array` that the other ranks of the node read, too."""
-        own = super().home(array)
+        own = super().allocate(array)
         placed = self._placed.get(own.data_ptr())
         if placed is not None:
             # After ranks were lost, the way that was found for the array before.
@@ -108,7 +108,7 @@ class TwoLevelEngine(SharedEngine):
         for _ in range(_TRIALS):
             started = time.perf_counter()
             finish(self._replace(trial, members, None))
-            seconds = min(seconds, max(self._topology.world.allgather(time.perf_counter() - started)))
+            seconds = min(seconds, max(self._topology.learner_ranks.allgather(time.perf_counter() - started)))
         return seconds / max(1, trial.num_bytes)
 
     def _reduce(

@@ -74,9 +74,9 @@ def find_place(topology: Topology, device: torch.device, threads: int) -> Place:
 def look_around(topology: Topology, config: Config, device: torch.device, threads: int) -> tuple[list[str], list[str]]:
     """Return the names of all nodes, and the first of what will hurt the run there; on rank 0, nothing on the others.
 
-    Collective over everyone.
+    Collective over all ranks.
     """
-    places = topology.everyone.gather(find_place(topology, device, threads)) or []
+    places = topology.all_ranks.gather(find_place(topology, device, threads)) or []
     texts = warnings(places, find_plan(config))
     more = len(texts) - _MAX_WARNINGS
     rest = [f"{more} more: python -m hpcavg info"] if more > 0 else []
@@ -86,7 +86,7 @@ def look_around(topology: Topology, config: Config, device: torch.device, thread
 def find_plan(config: Config, num_bytes: int = 0) -> Plan:
     """Return what a run with these options wants. num_bytes : of its model, where that is not yet in its place."""
     rule = config.rule()
-    is_beside = not rule.delay_steps and (rule.how.reads_parameters or config.on_failure == "shrink")
+    out_of_place = not rule.delay_steps and (rule.how.reads_parameters or config.on_failure == "shrink")
     locks = os.environ.get(_LOCKING, "FALSE").upper() not in ("FALSE", "0")
     file_system = file_system_of(Path(config.output or "runs"))
     return Plan(
@@ -94,7 +94,7 @@ def find_plan(config: Config, num_bytes: int = 0) -> Plan:
         on_failure=config.on_failure,
         num_bytes=num_bytes,
         rows_per_rank=1 + int(rule.delay_steps > 0) + int(rule.averages == "gradients"),
-        rows_per_node=2 * int(is_beside),  # of a local and of the global mean
+        rows_per_node=2 * int(out_of_place),  # of a local and of the global mean
         locked_file_system=file_system if locks and file_system in _NETWORK_FILE_SYSTEMS else None,
         intended_learners=config.intended_learners,
     )

@@ -45,10 +45,10 @@ def evaluate(
                 output = predict(inputs)
                 loss, *counts = (float(judge(output, targets)) for judge in all_judges)
                 own += loss * len(targets), *counts, len(targets)
-        topology.world.Allreduce(MPI.IN_PLACE, own)
+        topology.learner_ranks.Allreduce(MPI.IN_PLACE, own)
         return own
 
-    *sums, num_samples = topology.carry_out(totals, what=what).tolist()
+    *sums, num_samples = topology.run_collective(totals, what=what).tolist()
     return Score(*(total / num_samples for total in sums))
 
 

@@ -52,11 +52,11 @@ class ModelPasses:
     def compile(self, batch: Callable[[], tuple[Tensor, Tensor]], topology: Topology) -> None:
         """Let torch compile the passes for inputs and targets as `batch` returns; the model stays as it is.
 
-        Collective over everyone; raises `InputError` on all ranks where any cannot compile.
+        Collective over all ranks; raises `InputError` on all ranks where any cannot compile.
         """
         if topology.rank == 0:
             print("compiling the model (minutes for a deep network)", flush=True)
-        topology.do_together(lambda: None if topology.is_server else self._compile(*batch()))
+        topology.run_on_all_ranks(lambda: None if topology.is_server else self._compile(*batch()))
 
     def _compile(self, inputs: Tensor, targets: Tensor) -> None:
         from torch._dynamo.exc import TorchDynamoException, TorchRuntimeError

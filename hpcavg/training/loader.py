@@ -33,7 +33,7 @@ _MAX_COUNTED_CLASSES = 4096  # HDF5 keeps attributes of up to 64 KiB
 
 
 class Feed:
-    """The mini-batches of one learner. Collective over everyone to make.
+    """The mini-batches of one learner. Collective over all ranks to make.
 
     Where learners are lost, those that are left divide the samples anew, and an epoch keeps its number of steps.
 
@@ -68,7 +68,7 @@ class Feed:
         if num_threads is None:
             num_threads = _LOADER_THREADS if device.type == "cuda" else 0
         self._prefetch = Prefetch(self._make, self._following, num_threads)
-        topology.on_renewal(self._deal_again)
+        topology.on_shrink(self._deal_again)
 
     def go_to(self, epoch: int, batch: int) -> None:
         """Let the mini-batch `batch` of `epoch` be the next."""
@@ -191,7 +191,7 @@ class Feed:
 
 def _load_data(task: Task, topology: Topology) -> Data:
     """Return the task's data in memory that the node's ranks share; one rank of each node loads it."""
-    own = topology.do_together(lambda: tasks.load_data(task) if topology.node_rank == 0 else None)
+    own = topology.run_on_all_ranks(lambda: tasks.load_data(task) if topology.node_rank == 0 else None)
 
     def shared(field: int) -> Any:
         given: Any = None if own is None else own[field]

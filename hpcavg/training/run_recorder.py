@@ -157,7 +157,7 @@ class Record:
         def tell() -> list[str | None]:  # the communicator is looked up inside: after a death it is another
             return topology.comm(scope).allgather(self._metrics.lost)
 
-        for lost in topology.carry_out(tell, scope, "flush of records"):
+        for lost in topology.run_collective(tell, scope, "flush of records"):
             if lost is not None:
                 self.tell_of("metrics", lost)
 

@@ -56,17 +56,17 @@ def summarise(
     own: Account,
     is_complete: bool,
 ) -> Summary | None:
-    """Return the run's summary on learners, None on servers; times are means over learners. Collective over everyone.
+    """Return the run's summary on learners, None on servers; times are means over learners. Collective over all ranks.
 
     result : None on servers.
     """
-    accounts = topology.everyone.allgather(own)
+    accounts = topology.all_ranks.allgather(own)
     if result is None:
         return None
     learners, servers = accounts[: topology.num_learners], accounts[topology.num_learners :]
     totals = averager.totals
     sums = np.array([totals.blocked_s, totals.in_flight_s, own.wall_s, averager.progress.step])
-    topology.world.Allreduce(MPI.IN_PLACE, sums)
+    topology.learner_ranks.Allreduce(MPI.IN_PLACE, sums)
     blocked_s, in_flight_s, wall_s, steps = (sums / topology.num_learners).tolist()
     arrivals = sum(server.arrivals for server in servers)
 
@@ -79,7 +79,7 @@ def summarise(
         task=task,
         num_learners=topology.num_learners,
         num_servers=topology.num_servers,
-        num_ranks=topology.everyone.Get_size(),
+        num_ranks=topology.all_ranks.Get_size(),
         num_nodes=topology.num_nodes,
         group_size=max(topology.group_sizes.values()),
         steps=round(steps),

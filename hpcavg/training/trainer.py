@@ -54,35 +54,35 @@ class Trainer:
         wait_asleep(MPI.COMM_WORLD)
         self.config = config
         self.topology = topology = failures.build_topology(config)
-        run = topology.everyone.bcast(uuid.uuid4().hex)
+        run = topology.all_ranks.bcast(uuid.uuid4().hex)
         self.lock = RunLock(this_process(run, has_heirs=topology.survives), failures.give_up)
         with self.lock:
             self._set_up()
 
     def _set_up(self) -> None:
         config, topology = self.config, self.topology
-        self.device = topology.do_together(lambda: placement.choose_device(config.device, topology.node_rank))
+        self.device = topology.run_on_all_ranks(lambda: placement.choose_device(config.device, topology.node_rank))
         self.threads = config.threads or placement.num_threads(topology.node)
         torch.set_num_threads(self.threads)
         now = time.monotonic(), time.time(), placement.process_age_s()
         limits = config.stop_after, config.stop_margin
-        self._stop_at = topology.do_together(lambda: deadline(*now, *limits, os.environ))
-        self.task = topology.do_together(lambda: tasks.load(config))
+        self._stop_at = topology.run_on_all_ranks(lambda: deadline(*now, *limits, os.environ))
+        self.task = topology.run_on_all_ranks(lambda: tasks.load(config))
         self.feed = Feed(self.task, config, topology, self.device)
         self.total_steps = config.steps or (config.epochs or 0) * self.feed.steps_per_epoch
-        self._found = topology.take_from_first(self._find)
+        self._found = topology.run_on_first_rank(self._find)
         collective.seed_generators(config.seed)
-        model = topology.do_together(lambda: tasks.build_model(self.task))
+        model = topology.run_on_all_ranks(lambda: tasks.build_model(self.task))
         self.model = model.to(self.device, getattr(torch, config.dtype))
         self.optimizer = optimizers.build_optimizer(config, self.model.parameters())
-        self.passes = topology.do_together(lambda: ModelPasses(config, self.task, self.model, self.optimizer))
-        topology.do_together(
+        self.passes = topology.run_on_all_ranks(lambda: ModelPasses(config, self.task, self.model, self.optimizer))
+        topology.run_on_all_ranks(
             lambda: None if topology.is_server else trial.check(config, self.task, self.passes, self.feed)
         )
         saved = self._found.checkpoint
         if saved is not None and not self._is_of_as_many(saved):  # the averager gives everyone rank 0's
             fill = partial(collective.load_mean_model, self.model)
-            topology.do_together(lambda: saved.understand(fill) if topology.rank == 0 else None)
+            topology.run_on_all_ranks(lambda: saved.understand(fill) if topology.rank == 0 else None)
         watch_over(topology, config.hang_timeout, lambda: failures.abort(config))
         with topology.waiting("start", Scope.SERVER):
             self.averager = Averager(
@@ -112,9 +112,9 @@ class Trainer:
         self.epoch = 0  # those that are over
         self._losses: list[Tensor] = []  # since then
         if saved is not None:
-            topology.do_together(lambda: saved.understand(self._go_on_from))
+            topology.run_on_all_ranks(lambda: saved.understand(self._go_on_from))
         self.path, self._segments = self._create_folder()
-        topology.on_renewal(lambda: None if topology.rank else self.lock.inherit(self.path))
+        topology.on_shrink(lambda: None if topology.rank else self.lock.inherit(self.path))
 
     def train(self) -> int:
         """Train to the end, or until a signal or the time limit, and leave the run's record in `path`. Collective.
@@ -128,8 +128,8 @@ class Trainer:
     def _train(self) -> int:
         topology = self.topology
         age_s = placement.process_age_s()
-        self.account.startup_s += topology.carry_out(
-            lambda: max(topology.everyone.allgather(age_s)), Scope.SERVER, "start"
+        self.account.startup_s += topology.run_collective(
+            lambda: max(topology.all_ranks.allgather(age_s)), Scope.SERVER, "start"
         )
         self._started_s = time.monotonic()
         last = None if self._found.checkpoint is None else self._found.checkpoint.path
@@ -211,14 +211,14 @@ class Trainer:
 
                 def begin(saved: Checkpoint | None) -> list[Any]:
                     before = None if saved is None else saved.manifest.about["metrics"]
-                    return begin_segment(path / "metrics", before, topology.everyone.Get_size())
+                    return begin_segment(path / "metrics", before, topology.all_ranks.Get_size())
 
                 is_same = saved is not None and saved.path.parent.resolve() == (path / CHECKPOINTS).resolve()
                 segments = saved.understand(begin) if saved is not None and is_same else begin(None)
                 run_folder.write_start(path, self.config, nodes, self.threads, str(self.device))
             return path, segments
 
-        return topology.take_from_first(create)
+        return topology.run_on_first_rank(create)
 
     def _begin_listening(self) -> None:
         """Listen to signals and the clock from now on."""
@@ -316,7 +316,9 @@ class Trainer:
                 mean = self._evaluate(what)
         own = float(torch.stack(self._losses).double().mean()) if self._losses else math.nan
         self._losses.clear()
-        train_loss = topology.carry_out(lambda: sum(topology.world.allgather(own)) / topology.num_learners, what=what)
+        train_loss = topology.run_collective(
+            lambda: sum(topology.learner_ranks.allgather(own)) / topology.num_learners, what=what
+        )
         blocked_s = self.record.averages(self.averager.events)  # of the final mean, if any
         result = Result(train_loss, mean, learners)
         self.record.evaluation(averager.progress.step, epoch, result, self.task.count_correct is not None)
@@ -357,7 +359,7 @@ class Trainer:
         }
 
         def about() -> dict[str, Any]:
-            positions = topology.world.gather(record.positions())
+            positions = topology.learner_ranks.gather(record.positions())
             history = {"resumed": self._segments, "positions": positions}
             num_samples = len(feed.data.train_inputs)
             return {"steps_per_epoch": feed.steps_per_epoch, "num_samples": num_samples, "metrics": history}
@@ -390,11 +392,11 @@ class Trainer:
                     record.write(lambda: run_folder.write_json(self.path / "summary.json", summary))
                 return summary
 
-            summary = topology.carry_out(conclude, Scope.SERVER, "summary")
+            summary = topology.run_collective(conclude, Scope.SERVER, "summary")
             if summary is not None and topology.rank == 0:
                 show([(self.path, summary)])
-        num_lost = topology.carry_out(
-            lambda: max(topology.everyone.allgather(len(record.lost))), Scope.SERVER, "summary"
+        num_lost = topology.run_collective(
+            lambda: max(topology.all_ranks.allgather(len(record.lost))), Scope.SERVER, "summary"
         )
         if not is_complete:
             return FAILED if checkpointer.last is None or checkpointer.failure is not None else REQUEUE

@@ -69,7 +69,7 @@ def _check_evaluation(config: Config, task: Task, passes: ModelPasses, feed: Fee
 
 
 def _failure(attempt: Callable[[], object]) -> str | None:
-    """Return what `attempt` raises, and where, if it is in the user's own code; None where it succeeds."""
+    """Return what `run_retryable` raises, and where, if it is in the user's own code; None where it succeeds."""
     try:
         with torch.no_grad():
             attempt()

@@ -85,7 +85,7 @@ def train(topology, megabytes, engine, cases, dies=False):
                 averager.model.take_gradients()
                 averager.step()
             if dies and left[0].progress.step == DEATH:
-                topology.world.Barrier()
+                topology.learner_ranks.Barrier()
                 if topology.rank == topology.num_learners - 1:
                     os.kill(os.getpid(), signal.SIGKILL)
         for averager in averagers:
@@ -95,7 +95,7 @@ def train(topology, megabytes, engine, cases, dies=False):
     for averager in averagers:
         distances = [event.consensus_distance for event in averager.events]
         bits = hash(b"".join(t.numpy().tobytes() for t in averager.model.state_dict().values()))
-        agree = len(set(topology.world.allgather(bits))) == 1
+        agree = len(set(topology.learner_ranks.allgather(bits))) == 1
         found.append([averager.model.loss(), sum(d for d in distances if d == d), bits if agree else None])
     return found, len(told)
 

@@ -19,7 +19,7 @@ import json, os
 from hpcavg import Topology
 topology = Topology()
 mine = (os.uname().nodename, os.getcwd(), os.environ["MARK"], len(os.environ["PATH"]), len(os.listdir("/dev/shm")))
-all = topology.world.gather((mine, topology.node_rank, topology.group))
+all = topology.learner_ranks.gather((mine, topology.node_rank, topology.group))
 if topology.rank == 0:
     print(json.dumps([topology.num_nodes, list(topology.group_sizes.values()), all]))
 """

@@ -67,7 +67,7 @@ def test_means_are_those_of_a_float64_oracle(topology, device, name, dtype, lear
     for numel in SIZES:
         own = values_of_rank(topology.rank, numel, dtype, learners).to(device)
         expected = mean_of_all(topology, numel, dtype, learners)
-        rows = engine.home(own.clone())
+        rows = engine.allocate(own.clone())
         out = torch.empty_like(own[0])
         for _ in range(2):
             rows.copy_(own)
@@ -88,7 +88,7 @@ def test_means_are_those_of_a_float64_oracle(topology, device, name, dtype, lear
 @every_engine
 def test_means_follow_one_another_without_a_wait(topology, device, name):
     engine = make(name, topology, device)
-    rows = engine.home(torch.zeros(1, 2_000_003, device=device))
+    rows = engine.allocate(torch.zeros(1, 2_000_003, device=device))
     local, overall = torch.zeros_like(rows[0]), torch.zeros_like(rows[0])
     members = topology.local.allgather(topology.rank)
     for repeat in range(20):
@@ -105,7 +105,7 @@ def test_means_follow_one_another_without_a_wait(topology, device, name):
 @pytest.mark.parametrize("in_place", [True, False])
 def test_a_kernel_queued_just_before_is_seen(topology, device, name, in_place):
     engine = make(name, topology, device)
-    rows = engine.home(torch.zeros(1, 1009, device=device))
+    rows = engine.allocate(torch.zeros(1, 1009, device=device))
     out = rows[0] if in_place else torch.zeros_like(rows[0])
     expected = (topology.num_learners - 1) / 2
     torch.cuda._sleep(LONG_CYCLES)
@@ -122,7 +122,7 @@ def test_a_kernel_queued_just_before_is_seen(topology, device, name, in_place):
 @every_engine
 def test_what_is_queued_just_after_sees_the_mean(topology, device, name):
     engine = make(name, topology, device)
-    rows = engine.home(torch.zeros(1, 5_000_011, device=device))
+    rows = engine.allocate(torch.zeros(1, 5_000_011, device=device))
     for repeat in range(5):
         rows.fill_(float(topology.rank + repeat))
         engine.mean(rows, rows[0], Scope.GLOBAL)
@@ -134,7 +134,7 @@ def test_what_is_queued_just_after_sees_the_mean(topology, device, name):
 @every_engine
 def test_every_rank_gets_the_same_bits(topology, world, device, name):
     engine = make(name, topology, device)
-    rows = engine.home(values_of_rank(topology.rank, 1009, torch.float32, 1).to(device))
+    rows = engine.allocate(values_of_rank(topology.rank, 1009, torch.float32, 1).to(device))
     engine.mean(rows, rows[0], Scope.GLOBAL)
     assert len(set(world.allgather(rows.cpu().numpy().tobytes()))) == 1
 
@@ -142,7 +142,7 @@ def test_every_rank_gets_the_same_bits(topology, world, device, name):
 def test_pinned_rows_are_pinned(topology, device):
     for host in ("mpi", "shared"):
         engine = StagedEngine(topology, ENGINES[host](topology))
-        array = engine.home(torch.zeros(1, 100_003, device=device))
+        array = engine.allocate(torch.zeros(1, 100_003, device=device))
         (host_row,) = engine._host_rows.values()
         assert host_row.row.is_pinned()
         assert host_row.array is array
@@ -152,7 +152,7 @@ def test_engines_may_come_and_go(topology, device):
     """Memory that was page-locked in place is let go before it is unmapped, so that the next can be."""
     for repeat in range(5):
         engine = StagedEngine(topology, ENGINES["shared"](topology))
-        rows = engine.home(torch.full((1, 1_000_003), float(topology.rank + repeat), device=device))
+        rows = engine.allocate(torch.full((1, 1_000_003), float(topology.rank + repeat), device=device))
         engine.mean(rows, rows[0], Scope.GLOBAL)
         assert (rows == (topology.num_learners - 1) / 2 + repeat).all()
         del engine, rows
@@ -163,7 +163,7 @@ def test_auto_finds_an_engine(topology, device):
     engine, choice = select_for_device(
         "auto", topology, device, tuple(ENGINES), lambda name: select_engine(name, topology)
     )
-    rows = engine.home(torch.zeros(1, 5, device=device))
+    rows = engine.allocate(torch.zeros(1, 5, device=device))
     rows.fill_(float(topology.rank))
     engine.mean(rows, rows[0], Scope.GLOBAL)
     assert (rows == (topology.num_learners - 1) / 2).all()
@@ -230,7 +230,7 @@ def test_no_device_memory_reaches_a_non_blocking_collective(topology, device, na
     engine = make(name, topology, device)
     watched = Watched(topology.background_comm(Scope.GLOBAL))
     monkeypatch.setattr(topology, "background_comm", lambda scope, user=None: watched)
-    rows = engine.home(torch.full((1, 1009), float(topology.rank), device=device))
+    rows = engine.allocate(torch.full((1, 1009), float(topology.rank), device=device))
     mean = engine.start([rows], Scope.GLOBAL).wait()[0]
     assert (mean == (topology.num_learners - 1) / 2).all()
     assert all(isinstance(values, np.ndarray) for values in given)

@@ -48,7 +48,7 @@ def take_turns(world, rule, num_servers, num_learners, arrivals, **options):
                 problem.loss(module, learner, averager.progress.step + 1).backward()
                 averager.step()
                 averager._worker.flush()
-            topology.world.Barrier()
+            topology.learner_ranks.Barrier()
         own = values_of(module)
     staleness = [arrival.staleness for arrival in averager.serve()]
     averager.finish()
@@ -221,7 +221,7 @@ def test_the_mean_model_is_the_centre_and_then_gone(world):
                 before = values_of(module)
                 with averager.mean_model() as mean:
                     centre = values_of(mean)
-                    assert np.array_equal(topology.world.bcast(centre), centre)
+                    assert np.array_equal(topology.learner_ranks.bcast(centre), centre)
                     if topology.num_learners > 1:
                         assert not np.array_equal(centre, before)
                 assert np.array_equal(values_of(module), before)

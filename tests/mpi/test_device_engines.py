@@ -68,7 +68,7 @@ def test_means_of_any_size_and_dtype(topology, name, dtype, learners):
     tolerance = 4 * torch.finfo(dtype).eps
     for numel in SIZES:
         own, expected = own_and_expected(topology, numel, dtype, learners)
-        rows = engine.home(own.clone())
+        rows = engine.allocate(own.clone())
         assert rows.shape == own.shape
         out = torch.empty_like(own[0])
         for _ in range(2):  # the second time the same host memory is used again
@@ -91,7 +91,7 @@ def test_means_of_any_size_and_dtype(topology, name, dtype, learners):
 def test_local_means_are_over_the_group_and_follow_one_another_without_a_wait(topology, name):
     cuda = PretendCuda()
     engine = MAKE[name](topology, cuda)
-    rows, local, overall = engine.home(torch.zeros(1, 10_007)), torch.zeros(10_007), torch.zeros(10_007)
+    rows, local, overall = engine.allocate(torch.zeros(1, 10_007)), torch.zeros(10_007), torch.zeros(10_007)
     members = topology.local.allgather(topology.rank)
     for repeat in range(5):
         rows.fill_(float(topology.rank + repeat))
@@ -107,7 +107,7 @@ def test_local_means_are_over_the_group_and_follow_one_another_without_a_wait(to
 def test_a_mean_in_another_stream_does_not_spoil_the_last(topology, name):
     cuda = PretendCuda()
     engine = MAKE[name](topology, cuda)
-    rows = engine.home(torch.zeros(1, 1009))
+    rows = engine.allocate(torch.zeros(1, 1009))
     outs = [torch.zeros(1009) for _ in range(4)]
     streams = []
     for repeat, out in enumerate(outs):
@@ -115,7 +115,7 @@ def test_a_mean_in_another_stream_does_not_spoil_the_last(topology, name):
         streams.append(cuda.stream)
         rows.fill_(float(topology.rank + repeat))
         engine.mean(rows, out, Scope.GLOBAL)
-    topology.world.Barrier()
+    topology.learner_ranks.Barrier()
     for repeat, (out, stream) in enumerate(zip(outs, streams, strict=True)):
         stream.run(stream.place)
         assert (out == (topology.num_learners - 1) / 2 + repeat).all()
@@ -125,7 +125,7 @@ def test_a_mean_in_another_stream_does_not_spoil_the_last(topology, name):
 def test_every_rank_gets_the_same_bits(topology, world, name):
     cuda = PretendCuda()
     engine = MAKE[name](topology, cuda)
-    rows = engine.home(torch.zeros(1, 1009))
+    rows = engine.allocate(torch.zeros(1, 1009))
     rows.copy_(rows_of(topology.rank, 1009, torch.float32))
     engine.mean(rows, rows[0], Scope.GLOBAL)
     cuda.synchronize(CPU)
@@ -139,7 +139,7 @@ def test_delayed_means_are_of_what_was_there_at_the_start(topology, name, learne
     engine = MAKE[name](topology, cuda)
     forms = [(7, torch.float32), (300, torch.float16), (64, torch.bfloat16)]
     values = [own_and_expected(topology, numel, dtype, learners) for numel, dtype in forms]
-    arrays = [engine.home(own.clone()) for own, _ in values[:2]] + [values[2][0].clone()]
+    arrays = [engine.allocate(own.clone()) for own, _ in values[:2]] + [values[2][0].clone()]
     for array, (own, _) in zip(arrays, values, strict=True):
         array.copy_(own)
     pending = engine.start(arrays, Scope.GLOBAL)
@@ -167,7 +167,7 @@ def test_ranks_that_are_left_out_are_not_counted(topology, name, learners, dtype
     engine = MAKE[name](topology, cuda)
     is_ill = topology.rank == size - 1 and size > 1
     num_well = size - 1 if size > 1 else None
-    rows, complaints = engine.home(torch.zeros(learners, 1009, dtype=dtype)), engine.home(torch.zeros(1, 5))
+    rows, complaints = engine.allocate(torch.zeros(learners, 1009, dtype=dtype)), engine.allocate(torch.zeros(1, 5))
     rows.fill_(0.0 if is_ill else 1.171875)
     complaints.fill_(float(is_ill))
     out = torch.empty(1009, dtype=dtype)
@@ -189,7 +189,7 @@ def test_ranks_that_are_left_out_are_not_counted(topology, name, learners, dtype
 def test_staged_rows_are_allocated_once(topology, name):
     cuda = PretendCuda()
     engine = MAKE[name](topology, cuda)
-    rows = engine.home(torch.ones(1, 100))
+    rows = engine.allocate(torch.ones(1, 100))
     made = (len(cuda.locked), cuda.num_pinned)
     assert made == ((1, 1) if "mpi" in name else (1, 0))
     for scope in (Scope.GLOBAL, Scope.LOCAL) * 3:
@@ -203,7 +203,7 @@ def test_arrays_in_host_memory_go_to_the_host_engine_as_they_are(topology):
     host = ENGINES["shared"](topology)
     engine = StagedEngine(topology, host, cuda)
     cuda.holds = lambda array: False
-    rows = engine.home(torch.zeros(1, 5))
+    rows = engine.allocate(torch.zeros(1, 5))
     rows.fill_(float(topology.rank))
     engine.mean(rows, rows[0], Scope.GLOBAL)
     assert (rows == (topology.num_learners - 1) / 2).all()
@@ -217,7 +217,7 @@ def test_the_blocking_mean_waits_for_the_stream_before_mpi_looks(topology):
     for name in MAKE:
         cuda = PretendCuda()
         engine = MAKE[name](topology, cuda)
-        rows = engine.home(torch.zeros(1, 9))
+        rows = engine.allocate(torch.zeros(1, 9))
         cuda.copy(rows[0], torch.full((9,), float(topology.rank)))
         engine.mean(rows, rows[0], Scope.GLOBAL)
         cuda.synchronize(CPU)
@@ -310,7 +310,7 @@ def test_ipc_that_fails_on_one_rank_is_known_to_all(topology, world, failing):
     assert obstacle == f"CUDA IPC does not work on rank {world.Get_size() - 1} of the node ({message})"
     engine = CudaIpcEngine(topology, MpiEngine(topology), cuda)
     with pytest.raises(InputError, match="engine='cuda-ipc': must be staged or auto: CUDA IPC does not work on rank"):
-        engine.home(torch.zeros(1, 5))
+        engine.allocate(torch.zeros(1, 5))
 
 
 def test_ipc_reads_every_rank(topology):

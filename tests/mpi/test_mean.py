@@ -82,7 +82,7 @@ def test_means_of_any_size_and_dtype(nodes, engine, dtype):
             own = rows_of(nodes.rank, numel, dtype)
             expected = everyone(nodes, numel, dtype).mean(dim=0)
         out = torch.empty_like(own[0])
-        own, values = engine.home(own), own
+        own, values = engine.allocate(own), own
         own.copy_(values)
         before = own.clone()
         engine.mean(own, out, Scope.GLOBAL)
@@ -109,7 +109,7 @@ def test_all_engines_agree_to_two_ulp_at_any_size(world, numel, learners):
         nodes = Nodes(world, None, layout)
         for name in engines_on(nodes):
             engine = ENGINES[name](nodes)
-            rows = engine.home(values.clone())
+            rows = engine.allocate(values.clone())
             rows.copy_(values)
             out = torch.empty_like(rows[0])
             engine.mean(rows, out, Scope.GLOBAL)
@@ -132,7 +132,7 @@ def test_chunks_reach_every_element(topology, chunk, dtype):
 
 
 def test_local_means_are_over_the_group_and_groups_do_not_meet(nodes, engine):
-    rows = engine.home(torch.zeros(1, 300_007))
+    rows = engine.allocate(torch.zeros(1, 300_007))
     members = nodes.local.allgather(nodes.rank)
     for repeat in range(5):
         rows.fill_(float(nodes.rank + repeat))
@@ -149,7 +149,7 @@ def test_a_group_may_have_fewer_lanes_than_all(world, lanes, monkeypatch):
     monkeypatch.setattr(TwoLevelEngine, "_fastest_crossing", lambda self, placed: Crossing(lanes))
     nodes = Nodes(world, min(3, world.Get_size()), "nodes of 2")
     engine = TwoLevelEngine(nodes)
-    rows = engine.home(torch.zeros(1, 300_007))
+    rows = engine.allocate(torch.zeros(1, 300_007))
     members = nodes.local.allgather(nodes.rank)
     rows.fill_(float(nodes.rank))
     engine.mean(rows, rows[0], Scope.LOCAL)
@@ -159,7 +159,7 @@ def test_a_group_may_have_fewer_lanes_than_all(world, lanes, monkeypatch):
 
 def test_several_learners_in_a_rank_count_each(nodes, engine):
     values = rows_of(nodes.rank, 13, torch.float64, learners=3)
-    rows = engine.home(values.clone())
+    rows = engine.allocate(values.clone())
     rows.copy_(values)
     out = torch.empty(13, dtype=torch.float64)
     engine.mean(rows, out, Scope.GLOBAL)
@@ -168,7 +168,7 @@ def test_several_learners_in_a_rank_count_each(nodes, engine):
 
 
 def test_every_rank_gets_the_same_bits_and_repeats_do_not_change_them(nodes, engine, world):
-    rows = engine.home(torch.zeros(1, 1009))
+    rows = engine.allocate(torch.zeros(1, 1009))
     results = []
     for _ in range(3):
         rows.copy_(rows_of(nodes.rank, 1009, torch.float32))
@@ -179,7 +179,7 @@ def test_every_rank_gets_the_same_bits_and_repeats_do_not_change_them(nodes, eng
 
 def test_equal_values_have_themselves_as_mean_within_an_ulp(nodes, engine):
     values = rows_of(0, 1009, torch.float32)
-    rows, before = engine.home(values.clone()), values.numpy()
+    rows, before = engine.allocate(values.clone()), values.numpy()
     rows.copy_(values)
     engine.mean(rows, rows[0], Scope.GLOBAL)
     assert (np.abs(rows.numpy() - before) <= np.spacing(np.abs(before)) * nodes.num_learners).all()
@@ -193,7 +193,7 @@ def test_an_unknown_engine_is_refused(topology):
 def test_shared_memory_leaves_no_name_behind(on_node):
     before = {path.name for path in Path("/dev/shm").glob("hpcavg-*")}
     on_node.world.Barrier()
-    SharedEngine(on_node).home(torch.zeros(1, 1000))
+    SharedEngine(on_node).allocate(torch.zeros(1, 1000))
     on_node.world.Barrier()
     assert {path.name for path in Path("/dev/shm").glob("hpcavg-*")} <= before
 
@@ -209,13 +209,13 @@ def test_without_room_to_share_auto_warns_and_shared_is_refused(on_node, monkeyp
     monkeypatch.setattr(shared_memory.os, "posix_fallocate", no_room)
     array = torch.zeros(1, 5)
     with pytest.raises(InputError, match="more shared memory"):
-        SharedEngine(on_node).home(array)
+        SharedEngine(on_node).allocate(array)
     engine = SharedEngine(on_node, is_required=False)
     if on_node.rank == 0:
         with pytest.warns(UserWarning, match="no room for"):
-            home = engine.home(array)
+            home = engine.allocate(array)
     else:
-        home = engine.home(array)
+        home = engine.allocate(array)
     assert home is array
     array.fill_(float(on_node.rank))
     engine.mean(array, array[0], Scope.GLOBAL)
@@ -243,7 +243,7 @@ class Room:
 
 def placed_on(nodes, engine, sizes):
     """Return arrays of these sizes where the engine wants them, and their values; the mean of all of them is exact."""
-    arrays = [engine.home(torch.zeros(1, numel)) for numel in sizes]
+    arrays = [engine.allocate(torch.zeros(1, numel)) for numel in sizes]
     for array in arrays:
         array.fill_(float(nodes.rank))
     return arrays
@@ -309,7 +309,7 @@ def test_an_engine_that_was_asked_for_by_name_is_refused_when_room_runs_out(node
 
 
 def test_what_is_pickled_of_a_row_is_the_row(on_node):
-    rows = SharedEngine(on_node).home(torch.zeros(1, 100_000))
+    rows = SharedEngine(on_node).allocate(torch.zeros(1, 100_000))
     assert rows.untyped_storage().nbytes() < 1.01 * rows.nbytes
 
 
@@ -321,9 +321,9 @@ def test_what_two_start_in_the_background_is_in_no_order(topology):
     if topology.rank:
         comms.reverse()
     requests = [comms[0].Ibarrier()]
-    topology.world.Barrier()
+    topology.learner_ranks.Barrier()
     is_early = requests[0].Test()
-    topology.world.Barrier()
+    topology.learner_ranks.Barrier()
     requests.append(comms[1].Ibarrier())
     MPI.Request.Waitall(requests)
     assert not is_early or topology.num_learners == 1
@@ -335,7 +335,7 @@ WIRE_DTYPES = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 def compressed_means(nodes, wire_dtype, error_feedback, numel=200_003, rounds=6, change=0.01):
     """Return the relative errors of means of rows that change a little after each, and what this rank holds then."""
     engine = TwoLevelEngine(nodes)
-    rows = engine.home(torch.zeros(1, numel))
+    rows = engine.allocate(torch.zeros(1, numel))
     rows.copy_(rows_of(0, numel, torch.float32))
     exact = rows.double()
     errors = []
@@ -373,7 +373,7 @@ def test_error_feedback_keeps_errors_from_adding_up(nodes):
 @pytest.mark.parametrize("wire_dtype", WIRE_DTYPES)
 def test_what_no_learner_changed_is_exact_on_the_wire(nodes, wire_dtype):
     engine = TwoLevelEngine(nodes)
-    rows = engine.home(torch.zeros(1, 70_001))
+    rows = engine.allocate(torch.zeros(1, 70_001))
     values = rows_of(0, 70_001, torch.float32)
     rows.copy_(values)
     compressed = wire_format(wire_dtype, False)
@@ -407,7 +407,7 @@ def test_a_slow_wire_is_not_tried_with_large_chunks(world, overhead_s, tried, mo
     )
     nodes = Nodes(world, None, "nodes of 1")
     engine = TwoLevelEngine(nodes)
-    placed = engine._placed.get(engine.home(torch.zeros(1, 300_000)).data_ptr())
+    placed = engine._placed.get(engine.allocate(torch.zeros(1, 300_000)).data_ptr())
     if world.Get_size() == 1:
         assert placed is None or placed.crossing is None
     else:
@@ -420,7 +420,7 @@ def test_a_slow_wire_is_not_tried_with_large_chunks(world, overhead_s, tried, mo
 def test_the_crossing_does_not_change_the_bits(world, num_lanes, chunk_bytes):
     nodes = Nodes(world, None, "nodes of 2")
     engine = TwoLevelEngine(nodes)
-    rows = engine.home(torch.zeros(1, 150_001))
+    rows = engine.allocate(torch.zeros(1, 150_001))
     if (placed := engine._placed.get(rows.data_ptr())) is not None and placed.crossing is not None:
         lanes = min(num_lanes, world.allreduce(nodes.node.Get_size(), MPI.MIN))
         placed.crossing = Crossing(lanes, chunk_bytes)

@@ -29,7 +29,7 @@ def test_consecutive_groups_of_any_size(world, group_size):
     # `cross` joins those with this learner's place in their own group, in order of the groups
     assert topology.cross.allgather(rank) == [j for j in range(size) if j % group_size == rank % group_size]
     assert topology.comm(Scope.LOCAL) is topology.local
-    assert topology.comm(Scope.GLOBAL) is topology.world
+    assert topology.comm(Scope.GLOBAL) is topology.learner_ranks
     topology.free()
 
 
@@ -43,7 +43,7 @@ def test_without_a_size_groups_are_nodes(world):
 @pytest.mark.parametrize("comm", [MPI.COMM_SELF, MPI.COMM_WORLD], ids=["self", "world"])
 def test_the_callers_communicator_is_duplicated(comm):
     topology = Topology(comm)
-    assert MPI.Comm.Compare(topology.world, comm) == MPI.CONGRUENT
+    assert MPI.Comm.Compare(topology.learner_ranks, comm) == MPI.CONGRUENT
     assert topology.num_learners == comm.Get_size()
     topology.free()
     topology.free()
@@ -66,8 +66,8 @@ def test_one_ranks_error_is_raised_on_all(world):
 
     topology = Topology(world)
     with pytest.raises(InputError, match="task='x'"):
-        topology.do_together(action)
-    assert topology.do_together(lambda: world.Get_rank()) == world.Get_rank()
+        topology.run_on_all_ranks(action)
+    assert topology.run_on_all_ranks(lambda: world.Get_rank()) == world.Get_rank()
     topology.free()
 
 

@@ -22,9 +22,9 @@ def main(case):
                 os.kill(os.getpid(), signal.SIGKILL)
             if case == "all" or topology.origin == 0:
                 raise ValueError("made of what a dead rank left")
-        return sorted(topology.everyone.allgather(topology.origin))
+        return sorted(topology.all_ranks.allgather(topology.origin))
 
-    print(topology.carry_out(act), attempts, flush=True)
+    print(topology.run_collective(act), attempts, flush=True)
     topology.free()
     os._exit(0)  # MPI would wait for the dead
 

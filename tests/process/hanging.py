@@ -21,7 +21,7 @@ parser.add_argument("--seconds", type=float, default=30.0, help="how long the ra
 options = parser.parse_args()
 
 topology = Topology(group_size=2)
-supervisor = Supervisor(topology.everyone)
+supervisor = Supervisor(topology.all_ranks)
 
 
 def act(missing):
@@ -32,14 +32,14 @@ def act(missing):
 
 
 watchdog = Watchdog(supervisor, options.timeout, act)
-groups = {"local": supervisor.ranks_of(topology.local), "global": supervisor.ranks_of(topology.world)}
+groups = {"local": supervisor.ranks_of(topology.local), "global": supervisor.ranks_of(topology.learner_ranks)}
 
 
 def sleep_too_long():
     time.sleep(options.seconds)
 
 
-topology.world.Barrier()
+topology.learner_ranks.Barrier()
 cpu_s = time.process_time()
 for step in range(1, 6):
     supervisor.step, supervisor.step_since = step, time.monotonic()
@@ -57,5 +57,5 @@ for step in range(1, 6):
         topology.local.Barrier()
     if options.scope == "global" or step > 3:
         with supervisor.waiting("global mean", step, groups["global"]):
-            topology.world.Barrier()
+            topology.learner_ranks.Barrier()
 supervisor.close()

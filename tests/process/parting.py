@@ -28,7 +28,9 @@ def agree_together(pauses, topology):
     """Rank 2 dies between the exchange of what is asked for and the word that all have it."""
     if topology.origin == LAST:
         nothing = Pause(Kind.NOTHING, "")
-        topology.carry_out(lambda: (topology.world.allreduce(nothing, MPI.MAX), die()), what="agreement on a pause")
+        topology.run_collective(
+            lambda: (topology.learner_ranks.allreduce(nothing, MPI.MAX), die()), what="agreement on a pause"
+        )
     if topology.origin == 0:
         pauses.request(*REQUEST)
     return pauses.agree_now(), 0
@@ -53,7 +55,7 @@ def agree_by_step(pauses, topology):
         step += 1
         time.sleep(0.05)
         if step % 100 == 0:
-            topology.carry_out(lambda: topology.world.Barrier())
+            topology.run_collective(lambda: topology.learner_ranks.Barrier())
         pause = pauses.end_step(step)
     return pause, step
 
@@ -67,7 +69,7 @@ def agree_without_one_that_is_ordered_to_leave(pauses, topology):
         time.sleep(60)
     if topology.origin == 0:
         pauses.request(*REQUEST)
-    topology.carry_out(lambda: topology.world.Barrier())
+    topology.run_collective(lambda: topology.learner_ranks.Barrier())
     return pauses.agree_now(), 0
 
 
@@ -78,7 +80,7 @@ def hang_in_recovery(pauses, topology):
     if topology.origin == 1:
         time.sleep(0.5)
         die()
-    topology.carry_out(lambda: topology.world.Barrier())
+    topology.run_collective(lambda: topology.learner_ranks.Barrier())
     return None, 0
 
 
@@ -94,9 +96,9 @@ def main(case):
     topology = shrinking.SurvivingTopology()
     supervisor = watch_over(topology, 2.0 if case == "stopped" else 20.0).supervisor
     pauses = Pauses(supervisor, topology, catch_signals=True, by_step=case == "half-told")
-    topology.carry_out(lambda: topology.world.Barrier())
+    topology.run_collective(lambda: topology.learner_ranks.Barrier())
     made = CASES[case](pauses, topology)
-    all_made = topology.carry_out(lambda: topology.world.allgather(made))
+    all_made = topology.run_collective(lambda: topology.learner_ranks.allgather(made))
     assert all_made == [made] * topology.num_learners, all_made
     print(topology.num_learners, *made[0], flush=True)
     topology.free()

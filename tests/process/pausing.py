@@ -25,7 +25,7 @@ from hpcavg.distributed.supervisor import Supervisor
 K1, K2 = 4, 32
 
 topology = Topology(group_size=min(2, MPI.COMM_WORLD.Get_size()))
-supervisor = Supervisor(topology.everyone)
+supervisor = Supervisor(topology.all_ranks)
 own = random.Random(2 + topology.rank)
 array = np.ones(1000)
 
@@ -34,7 +34,7 @@ def take_step(step):
     if own.random() < 0.3:
         time.sleep(own.uniform(0, 0.002))
     if step % K2 == 0:
-        topology.world.Allreduce(MPI.IN_PLACE, array)
+        topology.learner_ranks.Allreduce(MPI.IN_PLACE, array)
     elif step % K1 == 0:
         topology.local.Barrier()
 
@@ -60,7 +60,7 @@ def pause_in_turn(num_pauses):
         assert pauses.requested is Kind.NOTHING
         if asked_s is not None:
             waits_s.append(time.monotonic() - asked_s)
-        steps = topology.world.allgather(step)
+        steps = topology.learner_ranks.allgather(step)
         assert len(set(steps)) == 1, steps
     return f"{num_pauses} pauses in {step} steps, {1000 * np.median(waits_s or [0]):.1f} ms from request to pause"
 
@@ -85,8 +85,8 @@ def pause_at_any_time(num_steps):
         if pause is not None:
             made.append((step, pause))
             if len(made) % 2:
-                topology.world.Barrier()
-    made_by_all = topology.world.allgather(made)
+                topology.learner_ranks.Barrier()
+    made_by_all = topology.learner_ranks.allgather(made)
     assert made_by_all == [made] * topology.num_learners
     return f"{len(made)} pauses in {step} steps"
 
@@ -106,18 +106,18 @@ def pause_while_ranks_die(num_steps):
             pause = pauses.end_step(step)
             if pause is not None:
                 made.append((step, pause))
-                topology.world.Barrier()
+                topology.learner_ranks.Barrier()
         except MPI.Exception:
-            for comm in (topology.world, topology.local):
+            for comm in (topology.learner_ranks, topology.local):
                 comm.Revoke()
-            survivors = topology.world.Shrink()
+            survivors = topology.learner_ranks.Shrink()
             topology = Topology(survivors, group_size=2)
-            supervisor.move_to(topology.everyone)
-            step = topology.world.allreduce(step, MPI.MAX) // K2 * K2
+            supervisor.move_to(topology.all_ranks)
+            step = topology.learner_ranks.allreduce(step, MPI.MAX) // K2 * K2
             num_steps = step + 200
             pauses.count_from(step)
             made = []
-    made_by_all = topology.world.allgather(made)
+    made_by_all = topology.learner_ranks.allgather(made)
     assert made_by_all == [made] * topology.num_learners, made_by_all
     assert made
     return f"{len(made)} pauses of {topology.num_learners} ranks"
@@ -125,16 +125,16 @@ def pause_while_ranks_die(num_steps):
 
 def pause_at_signals(stay):
     pauses = Pauses(supervisor, topology, catch_signals=True)
-    topology.world.Barrier()
+    topology.learner_ranks.Barrier()
     for step in range(1, 10**6):
         if step == 1 and topology.rank == 0:
             print("ready", flush=True)
         time.sleep(0.01)
         if step % K1 == 0:
-            topology.world.Barrier()
+            topology.learner_ranks.Barrier()
         pause = pauses.end_step(step)
         if pause is not None:
-            steps = topology.world.allgather(step)
+            steps = topology.learner_ranks.allgather(step)
             assert len(set(steps)) == 1, steps
             if topology.rank == 0:
                 print(f"{pause.kind.name} {pause.reason}", flush=True)
@@ -156,5 +156,5 @@ supervisor.close()
 if topology.rank == 0:
     print(line, flush=True)
 if options.mode == "deaths":
-    topology.world.Barrier()
+    topology.learner_ranks.Barrier()
     os._exit(0)  # Open MPI's finalisation sometimes waits for the dead

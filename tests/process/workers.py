@@ -52,7 +52,7 @@ def break_a_thread(worker):
 def main():
     topology = Topology()
     child_processes.require_rank()
-    supervisor = Supervisor(topology.world)
+    supervisor = Supervisor(topology.learner_ranks)
     pauses = Pauses(supervisor, topology, catch_signals=True)
     model = torch.nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

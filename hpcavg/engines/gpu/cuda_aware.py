@@ -47,7 +47,7 @@ class CudaAwareEngine:
         self.notes: list[str] = []
         self._cuda = cuda or Cuda()
 
-    def home(self, array: Tensor) -> Tensor:
+    def allocate(self, array: Tensor) -> Tensor:
         """Return `array`: MPI reduces it where it is."""
         return array
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hpcavg.algorithms.schedule import Scope
 from hpcavg.distributed.topology import Topology
-from hpcavg.engines.base import Engine, OnItsWay
+from hpcavg.engines.base import Engine, PendingMean
 from hpcavg.engines.compression import WireFormat
 from hpcavg.engines.gpu.cuda import Cuda, Mark
 from hpcavg.engines.pending import CountWell
@@ -44,10 +44,10 @@ class _Placed:
 class CudaIpcEngine:
     """Means over learners that are all on one node, in each other's device memory.
 
-    Ranks may share a GPU or have one each, with peer access between them. Arrays that `home` did not place, and means
+    Ranks may share a GPU or have one each, with peer access between them. Arrays that `allocate` did not place, and means
     on their way, go to `otherwise`. Costs memory for a local and a global slice of the parameters.
 
-    Raises `InputError` on every rank where ranks are on several nodes and, in `home`, where memory cannot be shared.
+    Raises `InputError` on every rank where ranks are on several nodes and, in `allocate`, where memory cannot be shared.
     """
 
     name = "cuda-ipc"
@@ -66,10 +66,10 @@ class CudaIpcEngine:
         }
         self._placed: dict[object, _Placed] = {}
 
-    def home(self, array: Tensor) -> Tensor:
+    def allocate(self, array: Tensor) -> Tensor:
         """Return `array`, which stays where it is and is opened by the node's other ranks."""
         if not self._cuda.holds(array) or array.numel() == 0 or self._topology.peers.Get_size() == 1:
-            return self._otherwise.home(array)
+            return self._otherwise.allocate(array)
         own = {
             scope: torch.empty(_slice_elements(array.shape[1], len(members)), dtype=array.dtype, device=array.device)
             for scope, members in self._members.items()
@@ -120,13 +120,13 @@ class CudaIpcEngine:
         scope: Scope,
         wire_format: WireFormat | None = None,
         count_well: CountWell | None = None,
-    ) -> OnItsWay:
+    ) -> PendingMean:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.engines.base.Engine`."""
         return self._otherwise.start(arrays, scope, wire_format, count_well)
 
 
 def find_obstacle(topology: Topology, device: torch.device, cuda: Cuda | None = None) -> str | None:
-    """Return why ranks cannot read each other's device memory, None where they can. Collective over everyone."""
+    """Return why ranks cannot read each other's device memory, None where they can. Collective over all ranks."""
     cuda = cuda or Cuda()
     obstacle = None
     if topology.num_nodes > 1:
@@ -142,7 +142,7 @@ def find_obstacle(topology: Topology, device: torch.device, cuda: Cuda | None = 
         except (RuntimeError, OSError) as error:  # a rank alone may be unable to read what it could open
             obstacle = str(error).partition("\n")[0]
         peers.Barrier()  # all have read before any memory is given back
-    return next((found for found in topology.everyone.allgather(obstacle) if found is not None), None)
+    return next((found for found in topology.all_ranks.allgather(obstacle) if found is not None), None)
 
 
 def share(comm: MPI.Comm, array: Tensor, cuda: Cuda) -> list[Tensor]:

@@ -15,11 +15,11 @@ _QUERY = "MPIX_Query_cuda_support"
 
 
 def find_cuda_awareness(topology: Topology) -> tuple[bool, str]:
-    """Return whether MPI takes device memory on all ranks, and how that is known. Collective over everyone.
+    """Return whether MPI takes device memory on all ranks, and how that is known. Collective over all ranks.
 
     The environment variable HPCAVG_CUDA_AWARE, 0 or 1, has the last word; `InputError` on every rank for other values.
     """
-    answers = topology.everyone.allgather(topology.do_together(ask_here))
+    answers = topology.all_ranks.allgather(topology.run_on_all_ranks(ask_here))
     if len(set(answers)) == 1:
         return answers[0]
     rank, (is_aware, how) = next(

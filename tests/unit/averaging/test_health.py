@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hpcavg.averaging.health import Sick, digest, is_finite
+from hpcavg.averaging.health import Excluded, digest, is_finite
 from hpcavg.errors import CorruptionError, SickLearnersError
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
@@ -49,12 +49,12 @@ def test_rows_of_strided_memory():
 
 
 def test_a_sick_learner_adds_nothing_and_is_not_counted():
-    sick = Sick((2,), 3, True)
+    sick = Excluded((2,), 3, True)
     own = torch.full((1, 2), math.nan)
-    sick.withdraw([own])
+    sick.zero_contribution([own])
     assert own.tolist() == [[0, 0]]
     assert sick.num_well == 2
-    assert Sick((), 3, False).num_well is None
+    assert Excluded((), 3, False).num_well is None
 
 
 def test_digests_tell_bits_apart_and_not_where_they_lie():

@@ -95,7 +95,7 @@ def test_a_request_outlives_an_agreement_that_a_death_interrupts(supervisor, top
 
     pauses = Pauses(supervisor, topology, by_step=False)
     pauses.request(Kind.STOP, "SIGTERM")
-    monkeypatch.setattr(topology, "carry_out", carry_out_twice)
+    monkeypatch.setattr(topology, "run_collective", carry_out_twice)
     assert pauses.agree_now() == (Kind.STOP, "SIGTERM")
     assert pauses.requested is Kind.NOTHING
 
@@ -132,7 +132,7 @@ def test_a_rank_that_is_held_goes_where_the_death_is_met(supervisor, topology, m
         with supervisor.changed:
             pauses.restart([None])
 
-    monkeypatch.setattr(topology, "attempt", recover)
+    monkeypatch.setattr(topology, "run_retryable", recover)
     pauses = Pauses(supervisor, topology)
     with supervisor.changed:
         supervisor.is_quiet = True

@@ -96,7 +96,7 @@ def test_channels_last_changes_the_order_in_memory_and_not_the_numbers():
     assert make(flat, channels_last=True)[0].predict(inputs).shape == (4, 10)
 
 
-ALONE = SimpleNamespace(rank=0, is_server=False, do_together=lambda action: action())
+ALONE = SimpleNamespace(rank=0, is_server=False, run_on_all_ranks=lambda action: action())
 
 
 @pytest.mark.filterwarnings("default")  # of torch's own, about itself
