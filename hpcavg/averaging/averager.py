@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from hpcavg.algorithms.rule import Rule
-from hpcavg.algorithms.schedule import Progress, Run, Scope
+from hpcavg.algorithms.schedule import Progress, Run
+from hpcavg.algorithms.scope import GLOBAL, SERVER
 from hpcavg.averaging.calls import Caller, Kind
 from hpcavg.averaging.events import Arrival, Event, Totals
 from hpcavg.averaging.options import Options, check_alike, check_step, check_wire
@@ -23,6 +24,7 @@ from hpcavg.averaging.server import Server
 from hpcavg.averaging.synchronous import Averaging
 from hpcavg.distributed.topology import Topology
 from hpcavg.distributed.watchdog import watch_over
+from hpcavg.engines.compression import wire_format
 from hpcavg.engines.select import CPU, select_engine
 from hpcavg.errors import InputError
 
@@ -106,8 +108,8 @@ class Averager:
         self.events: deque[Event] = deque(maxlen=2**16)
         self.totals = Totals()
         # Odd multiplier: distinct for every learner of a seed, and far apart for neighbouring seeds.
-        self.generator = torch.Generator().manual_seed((seed * 1_000_003 + topology.rank) % 2**63)
-        self._run = run = Run(topology.num_learners, topology.rank, total_steps, batch_size)
+        self.generator = torch.Generator().manual_seed((seed * 1_000_003 + topology.learners.start) % 2**63)
+        self._run = run = Run(topology.num_learners, topology.learners.start, total_steps, batch_size)
         self._due = algorithm.when(run)
         self._buffer_policy = buffers
         self._has_finished = False
@@ -115,8 +117,8 @@ class Averager:
         self._worker: Worker | None = None
         self._server: Server | None = None
         devices = (parameter.device for group in optimizer.param_groups for parameter in group["params"])
-        with topology.waiting("set-up of the averager", Scope.SERVER):
-            self.engine = select_engine(engine, topology, next(devices, CPU))
+        with topology.waiting("set-up of the averager", SERVER):
+            self.engine = select_engine(engine, topology, next(devices, CPU), wire_format(wire_dtype, error_feedback))
             check_wire(algorithm, self.engine, topology, wire_dtype)
             self._set_up_optimizer()
             self._rounds = Rounds(algorithm, run, topology, optimizer)
@@ -199,11 +201,11 @@ class Averager:
         averaging.learners_agree = False
         if averaging.merge_step == progress.step:
             self._record(averaging.merge(progress))
-        if due is Scope.GLOBAL and rule.delay_steps:
+        if due is GLOBAL and rule.delay_steps:
             averaging.start(progress)
         elif due is not None and not rule.before_step:
             self._record(averaging.take(due, progress))
-        if due is Scope.GLOBAL:
+        if due is GLOBAL:
             self._rounds.end(progress)
         if self._worker is not None:
             event = self._worker.exchange(progress)
