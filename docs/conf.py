@@ -12,6 +12,7 @@ LINKED = {
     for path in HERE.glob("*.md")
     if (match := re.fullmatch(r"\[.*\]\(\.\./(.+)\)\n", path.read_text()))
 }
+LONGEST_TYPE = 60
 
 project = "hpcavg"
 author = "the hpcavg developers"
@@ -59,14 +60,18 @@ def prepare_page(app, name, source):
 
 
 def put_text_below_names(app, what, name, obj, options, lines):
-    """Put the text of ``name : text`` on a line of its own; napoleon takes it for a type otherwise."""
+    """Put the text of ``name : text`` below the name; napoleon takes it for a type otherwise.
+
+    It is a text if nothing is indented below it, or if it is longer than a type and goes on below.
+    """
     section = None
     prepared = []
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         if re.fullmatch("-{3,}", following):
             section = line
-        item = re.fullmatch(r"([*\w]+) : (.+)", line)
-        if item and section in ("Parameters", "Attributes") and not following.startswith(" "):
+        item = re.fullmatch(r"(\*{0,2}\w+) : (.+)", line)
+        is_text = item and (not following.startswith(" ") or len(item[2]) > LONGEST_TYPE)
+        if is_text and section in ("Parameters", "Attributes"):
             prepared += [item[1], f"    {item[2]}"]
         else:
             prepared.append(line)
