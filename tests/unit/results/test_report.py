@@ -15,9 +15,10 @@ from hpcavg.errors import InputError
 from hpcavg.results import curves, metrics, report, run_folder, summary
 from hpcavg.results.metrics import Recorder, file_name, write_view
 from hpcavg.results.run_lock import this_process
+from tests.old_runs import DATA, copy_run
 from tests.unit.results.test_summary import example
 
-OLD_RUN = Path(__file__).parents[2] / "data" / "d2269b3" / "dasgd"
+OLD_RUN = DATA / "d2269b3" / "dasgd"
 PNG = b"\x89PNG"
 
 
@@ -266,6 +267,27 @@ def test_metrics_of_before_top5_accuracy_are_read(tmp_path, monkeypatch):
     again = metrics.read_view(tmp_path, "evaluation")
     assert np.array_equal(again["test_top5_accuracy"], [[np.nan, 0.9]], equal_nan=True)
     assert again["test_accuracy"].tolist() == [[0.75, 0.75]]
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "epochs"),
+    [
+        ("d2269b3/dasgd", {"algorithm": "dasgd", "steps": 13, "test_accuracy": 0.7619}, [1]),
+        ("e7aff81/hier-avg", {"algorithm": "hier_avg", "steps": 13, "test_accuracy": 0.7871}, [1, 2, 3]),
+    ],
+)
+def test_a_run_of_an_earlier_version_is_reported(tmp_path, capsys, name, known, epochs):
+    run = copy_run(name, tmp_path)
+    (read,) = curves.read([run])
+    assert {key: read.known[key] for key in known} == known | {
+        "test_accuracy": pytest.approx(known["test_accuracy"], abs=5e-5)
+    }
+    assert (read.step.tolist(), read.epoch.tolist()) == (list(range(1, 14)), epochs)
+    report.main([str(run)], None)
+    out = capsys.readouterr().out
+    assert f"curves: {run}/curves.png\n" in out
+    assert str(known["test_accuracy"]) in out
+    assert str(run) not in out.replace(f"curves: {run}", "").replace(f" {run} ", "")  # nothing is wrong with it
 
 
 def test_whatever_numbers_there_are_can_be_drawn(tmp_path):
