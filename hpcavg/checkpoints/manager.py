@@ -12,7 +12,7 @@ from hpcavg.checkpoints import collective
 from hpcavg.config.options import Config
 
 
-class Checkpointer:
+class CheckpointManager:
     """Writes the checkpoints of a run into `folder`.
 
     last : the one that the run goes on from, None where it starts afresh. guard : as in `collective.save`.

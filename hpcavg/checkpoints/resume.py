@@ -23,7 +23,7 @@ _FREE = {
 
 
 @dataclass(frozen=True)
-class Found:
+class ResumePoint:
     """The checkpoint to go on from; None to start afresh.
 
     passed_over : those that cannot be used, and why. is_any_damaged : not all of them just were never finished.
@@ -41,7 +41,7 @@ class Found:
         return [*(f"passed over {path}" for path in self.passed_over), *self.other_length]
 
 
-def find(config: Config) -> Found:
+def find(config: Config) -> ResumePoint:
     """Return what ``config.resume`` names, read to the last byte.
 
     ``auto`` is the newest whole and unharmed checkpoint of the run in ``config.output``, or none where no checkpoint
@@ -49,7 +49,7 @@ def find(config: Config) -> Found:
     path, all are damaged, or it is another run's.
     """
     if config.resume is None:
-        return Found(None)
+        return ResumePoint(None)
     if config.resume == "auto":
         assert config.output is not None
         found = _newest(Path(config.output))
@@ -62,7 +62,7 @@ def find(config: Config) -> Found:
             why = "; ".join(found.passed_over) or "it has none"
             raise InputError("resume", config.resume, f"a run with a whole checkpoint ({why})")
     else:
-        found = Found(store.open_checkpoint(config.resume))
+        found = ResumePoint(store.open_checkpoint(config.resume))
     saved = found.checkpoint
     if saved is not None:
         saved.understand(lambda saved: _check_same(config, saved))
@@ -79,10 +79,10 @@ def check_data(config: Config, saved: Checkpoint, num_samples: int) -> None:
         raise InputError(option, value, allowed)
 
 
-def _newest(run: Path) -> Found:
+def _newest(run: Path) -> ResumePoint:
     saved, passed_over = store.newest(run / CHECKPOINTS)
     is_any_damaged = any(why not in (store.NOT_FINISHED, store.NO_FOLDER) for _, why in passed_over)
-    return Found(saved, [f"{path.name}: {why}" for path, why in passed_over], is_any_damaged)
+    return ResumePoint(saved, [f"{path.name}: {why}" for path, why in passed_over], is_any_damaged)
 
 
 def _check_same(config: Config, saved: Checkpoint) -> None:

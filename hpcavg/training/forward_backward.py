@@ -19,7 +19,7 @@ from hpcavg.utils.text import printable
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class ModelPasses:
+class ForwardBackward:
     """The passes of one learner through its model.
 
     Parameters

@@ -32,7 +32,7 @@ _LOADER_THREADS = 4
 _MAX_COUNTED_CLASSES = 4096  # HDF5 keeps attributes of up to 64 KiB
 
 
-class Feed:
+class BatchLoader:
     """The mini-batches of one learner. Collective over everyone to make.
 
     Where learners are lost, those that are left divide the samples anew, and an epoch keeps its number of steps.

@@ -12,13 +12,13 @@ from mpi4py import MPI
 
 from hpcavg.algorithms.schedule import Scope
 from hpcavg.averaging.events import Event
-from hpcavg.checkpoints.resume import Found
+from hpcavg.checkpoints.resume import ResumePoint
 from hpcavg.config.options import Config
 from hpcavg.distributed.topology import Topology
 from hpcavg.results import run_folder
 from hpcavg.results.metrics import Recorder
 from hpcavg.results.summary import counted
-from hpcavg.training.run_totals import Account, Result
+from hpcavg.training.run_totals import Result, RunTotals
 from hpcavg.utils.progress import display
 
 
@@ -36,7 +36,7 @@ def attributes(config: Config, task: str, topology: Topology) -> dict[str, objec
     }
 
 
-class Record:
+class RunRecorder:
     """The metrics of one rank, its account, and what is shown of the run by rank 0.
 
     path, attributes, flush_s, rows_before : as in `metrics.Recorder`. total_steps, step : of the run, and those that
@@ -54,7 +54,7 @@ class Record:
         flush_s: float,
         rows_before: Mapping[str, int],
         topology: Topology,
-        account: Account,
+        account: RunTotals,
         total_steps: int,
         step: int,
     ) -> None:
@@ -70,7 +70,7 @@ class Record:
         self.add = self._metrics.record
         self.positions = self._metrics.positions
 
-    def announce(self, config: Config, task: str, path: Path, warnings: Sequence[str], found: Found) -> None:
+    def announce(self, config: Config, task: str, path: Path, warnings: Sequence[str], found: ResumePoint) -> None:
         """Show what the run is, where it goes, and what it goes on from."""
         topology, saved = self._topology, found.checkpoint
         servers = f", {counted(topology.num_servers, 'server')}" if topology.num_servers else ""
@@ -138,7 +138,7 @@ class Record:
         )
 
     def evaluation(self, step: int, epoch: int, result: Result, has_accuracy: bool) -> None:
-        """Record and show how the models do after `epoch`."""
+        """RunRecorder and show how the models do after `epoch`."""
         mean, learners = result.mean, result.learners
         scores = (mean.loss, mean.accuracy, mean.top5_accuracy, learners.loss, learners.accuracy)
         self.add("evaluation", step, epoch, result.train_loss, *scores)

@@ -18,7 +18,7 @@ from hpcavg.training.evaluation import Score
 
 
 @dataclass
-class Account:
+class RunTotals:
     """What this rank did, beside its averages; a resumed run goes on with it.
 
     startup_s, wall_s : from the start of the process to the training, and the training itself, of earlier segments.
@@ -53,7 +53,7 @@ def summarise(
     task: str,
     steps_per_epoch: int,
     result: Result | None,
-    own: Account,
+    own: RunTotals,
     is_complete: bool,
 ) -> Summary | None:
     """Return the run's summary on learners, None on servers; times are means over learners. Collective over everyone.
@@ -70,7 +70,7 @@ def summarise(
     blocked_s, in_flight_s, wall_s, steps = (sums / topology.num_learners).tolist()
     arrivals = sum(server.arrivals for server in servers)
 
-    def mean(number: Callable[[Account], float]) -> float:
+    def mean(number: Callable[[RunTotals], float]) -> float:
         return sum(map(number, learners)) / len(learners)
 
     distance = mean(lambda account: account.consensus_distance)

@@ -19,7 +19,7 @@ from hpcavg import tasks
 from hpcavg.algorithms.schedule import Scope
 from hpcavg.averaging.averager import Averager
 from hpcavg.checkpoints import collective, resume
-from hpcavg.checkpoints.manager import Checkpointer
+from hpcavg.checkpoints.manager import CheckpointManager
 from hpcavg.checkpoints.store import Checkpoint, save_model
 from hpcavg.config.options import CHECKPOINTS, Config
 from hpcavg.distributed.job_environment import early_signals
@@ -36,10 +36,10 @@ from hpcavg.results.summary import Summary, show
 from hpcavg.training import eager, failures, optimizers, trial
 from hpcavg.training.evaluation import Score, evaluate
 from hpcavg.training.failures import FAILED, RECORDS_LOST, REQUEUE
-from hpcavg.training.forward_backward import ModelPasses
-from hpcavg.training.loader import Feed
-from hpcavg.training.run_recorder import Record, attributes
-from hpcavg.training.run_totals import Account, Result, summarise
+from hpcavg.training.forward_backward import ForwardBackward
+from hpcavg.training.loader import BatchLoader
+from hpcavg.training.run_recorder import RunRecorder, attributes
+from hpcavg.training.run_totals import Result, RunTotals, summarise
 
 
 class Trainer:
@@ -68,14 +68,14 @@ class Trainer:
         limits = config.stop_after, config.stop_margin
         self._stop_at = topology.do_together(lambda: deadline(*now, *limits, os.environ))
         self.task = topology.do_together(lambda: tasks.load(config))
-        self.feed = Feed(self.task, config, topology, self.device)
+        self.feed = BatchLoader(self.task, config, topology, self.device)
         self.total_steps = config.steps or (config.epochs or 0) * self.feed.steps_per_epoch
         self._found = topology.take_from_first(self._find)
         collective.seed_generators(config.seed)
         model = topology.do_together(lambda: tasks.build_model(self.task))
         self.model = model.to(self.device, getattr(torch, config.dtype))
         self.optimizer = optimizers.build_optimizer(config, self.model.parameters())
-        self.passes = topology.do_together(lambda: ModelPasses(config, self.task, self.model, self.optimizer))
+        self.passes = topology.do_together(lambda: ForwardBackward(config, self.task, self.model, self.optimizer))
         topology.do_together(
             lambda: None if topology.is_server else trial.check(config, self.task, self.passes, self.feed)
         )
@@ -108,7 +108,7 @@ class Trainer:
         # From here on learners differ: dropout and other random layers draw from the learner's own stream.
         collective.seed_generators(self.averager.generator.initial_seed())
         self.scheduler = optimizers.build_scheduler(config, self.optimizer, self.total_steps, self.feed.steps_per_epoch)
-        self.account = Account()
+        self.account = RunTotals()
         self.epoch = 0  # those that are over
         self._losses: list[Tensor] = []  # since then
         if saved is not None:
@@ -134,13 +134,13 @@ class Trainer:
         self._started_s = time.monotonic()
         last = None if self._found.checkpoint is None else self._found.checkpoint.path
         folder = self.path / CHECKPOINTS
-        self._checkpointer = Checkpointer(self.config, self.averager, folder, last, self.lock.beat)
+        self._checkpointer = CheckpointManager(self.config, self.averager, folder, last, self.lock.beat)
         self._stopped_by: str | None = None
         path = self.path / "metrics" / file_name(topology.rank, len(self._segments))
         rows = rows_before(self._segments, topology.rank)
         about = attributes(self.config, self.task.name, topology) | self.feed.about()
         form = (about, self.config.flush_seconds, rows, topology, self.account)
-        self.record = Record(path, *form, self.total_steps, self.averager.progress.step)
+        self.record = RunRecorder(path, *form, self.total_steps, self.averager.progress.step)
         self.record.announce(self.config, self.task.name, self.path, self._warnings, self._found)
         self._begin_listening()
         result = None
@@ -162,7 +162,7 @@ class Trainer:
 
     # -- set-up ---------------------------------------------------------------------------------------------------
 
-    def _find(self) -> resume.Found:
+    def _find(self) -> resume.ResumePoint:
         """Return what the run goes on from; a folder that is there is locked, and will not change under our hands."""
         if self.config.output is not None and os.path.isdir(self.config.output):
             self.lock.take(Path(self.config.output))
@@ -178,8 +178,8 @@ class Trainer:
             loop = collective.restore(self.averager, saved.load(self.topology.rank))
             self.passes.load_state_dict(loop["passes"])
             self.epoch, self._losses = int(loop["epoch"]), list(loop["losses"].to(self.device))
-            self.account = Account(**loop["account"])
-            collective.check_form(asdict(Account()), asdict(self.account))
+            self.account = RunTotals(**loop["account"])
+            collective.check_form(asdict(RunTotals()), asdict(self.account))
             self.feed.go_to(*map(int, loop["position"]))
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(loop["scheduler"])

@@ -15,13 +15,13 @@ from hpcavg.config.options import Config
 from hpcavg.errors import InputError
 from hpcavg.tasks import Task
 from hpcavg.training.evaluation import judges
-from hpcavg.training.forward_backward import ModelPasses
-from hpcavg.training.loader import Feed
+from hpcavg.training.forward_backward import ForwardBackward
+from hpcavg.training.loader import BatchLoader
 
 _NOT_THE_USERS = (Path(torch.__file__).parent, Path(__file__).parents[1])
 
 
-def check(config: Config, task: Task, passes: ModelPasses, feed: Feed) -> None:
+def check(config: Config, task: Task, passes: ForwardBackward, feed: BatchLoader) -> None:
     """Raise `InputError` unless passes through the shortest mini-batches of training and test samples succeed.
 
     And unless labels are classes of the output. The shortest is an epoch's last, which may hold a single sample: in
@@ -31,7 +31,7 @@ def check(config: Config, task: Task, passes: ModelPasses, feed: Feed) -> None:
     _check_evaluation(config, task, passes, feed)
 
 
-def _check_training(config: Config, task: Task, passes: ModelPasses, feed: Feed) -> None:
+def _check_training(config: Config, task: Task, passes: ForwardBackward, feed: BatchLoader) -> None:
     def failure(size: int) -> str | None:
         return _failure(lambda: _pass(config, task, passes, feed, size))
 
@@ -48,7 +48,7 @@ def _check_training(config: Config, task: Task, passes: ModelPasses, feed: Feed)
     raise InputError("task", config.task, f"one whose model and loss take its data: {why}")
 
 
-def _check_evaluation(config: Config, task: Task, passes: ModelPasses, feed: Feed) -> None:
+def _check_evaluation(config: Config, task: Task, passes: ForwardBackward, feed: BatchLoader) -> None:
     judged: list[tuple[Tensor, Tensor]] = []  # nothing where the learner has no test samples
 
     def predict() -> None:
@@ -83,7 +83,7 @@ def _failure(attempt: Callable[[], object]) -> str | None:
     return None
 
 
-def _pass(config: Config, task: Task, passes: ModelPasses, feed: Feed, size: int) -> None:
+def _pass(config: Config, task: Task, passes: ForwardBackward, feed: BatchLoader, size: int) -> None:
     """Pass `size` training samples through the model and the loss of training."""
     inputs, targets = feed.first(size)
     output = passes.attempt(inputs)
@@ -91,7 +91,7 @@ def _pass(config: Config, task: Task, passes: ModelPasses, feed: Feed, size: int
     passes.loss(output, targets)
 
 
-def _check_labels(config: Config, task: Task, feed: Feed, output: Tensor) -> None:
+def _check_labels(config: Config, task: Task, feed: BatchLoader, output: Tensor) -> None:
     """Raise `InputError` where torch's cross_entropy would meet a label that is no class of the model."""
     is_entropy = task.loss is cross_entropy or isinstance(task.loss, nn.CrossEntropyLoss)
     if not is_entropy or output.ndim != 2:

@@ -14,7 +14,7 @@ from hpcavg import Topology
 from hpcavg.averaging.delayed import Delayed
 from hpcavg.averaging.flat_buffer import FlatBuffer
 from hpcavg.checkpoints import store
-from hpcavg.checkpoints.manager import Checkpointer
+from hpcavg.checkpoints.manager import CheckpointManager
 from hpcavg.cli import parsers
 from hpcavg.config.options import Config
 from hpcavg.distributed.preemption import Kind, Pause
@@ -371,4 +371,4 @@ def test_a_mean_in_flight_goes_to_the_device():
 def test_the_clock_asks_for_none_where_servers_keep_the_state(tmp_path, algorithm, is_overdue):
     config = Config(algorithm=algorithm, checkpoint_minutes=1e-9)
     averager = SimpleNamespace(topology=SimpleNamespace(rank=0), agreed_step=0, algorithm=config.rule())
-    assert Checkpointer(config, averager, tmp_path, None, print).is_overdue is is_overdue
+    assert CheckpointManager(config, averager, tmp_path, None, print).is_overdue is is_overdue

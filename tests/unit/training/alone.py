@@ -3,7 +3,7 @@
 import torch
 
 from hpcavg import Topology, tasks
-from hpcavg.training.loader import Feed
+from hpcavg.training.loader import BatchLoader
 
 
 def train_alone(config, optimizer_of, num_epochs):
@@ -13,7 +13,7 @@ def train_alone(config, optimizer_of, num_epochs):
     """
     task = tasks.load(config)
     torch.manual_seed(0)
-    feed, model = Feed(task, config, Topology(), torch.device("cpu")), task.build_model()
+    feed, model = BatchLoader(task, config, Topology(), torch.device("cpu")), task.build_model()
     optimizer = optimizer_of(model.parameters())
     for _ in range(num_epochs * feed.steps_per_epoch):
         _, inputs, targets = feed.next()
