@@ -12,6 +12,7 @@ from hpcavg.checkpoints import store
 from hpcavg.checkpoints.store import Checkpoint
 from hpcavg.config.options import CHECKPOINTS, Config
 from hpcavg.errors import InputError
+from hpcavg.utils.format_version import NEWER
 
 # What may differ from the run that wrote the checkpoint; whatever else a learner's state follows from must be the same.
 _FREE = {
@@ -94,7 +95,7 @@ def _check_same(config: Config, saved: Checkpoint) -> None:
     defaults: dict[str, Any] = {field.name: field.default for field in fields(Config)}
     defaults["image_shape"] = "x".join(map(str, defaults["image_shape"]))
     for name in sorted(before.keys() - defaults.keys()):
-        allowed = f"a checkpoint of a run without {name}={before[name]}, an option that this hpcavg does not have"
+        allowed = f"a checkpoint of options that this hpcavg has; {name}={before[name]} is unknown: {NEWER}"
         raise InputError("resume", saved.path, allowed)
     for name in sorted(defaults.keys() - _FREE):
         was = before.get(name, _plain(defaults[name]))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hpcavg.checkpoints import tensor_file
 from hpcavg.errors import InputError, why
-from hpcavg.utils import files
+from hpcavg.utils import files, format_version
 from hpcavg.utils.files import FileRecord
 
 _T = TypeVar("_T")
@@ -73,8 +73,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the text of the file: the values, and the SHA-256 of the text without it."""
-        values = {"format": _FORMAT, **asdict(self)}
-        return _json({**values, "sha256": hashlib.sha256(_json(values).encode()).hexdigest()})
+        return _sealed({"format": _FORMAT, **asdict(self)})
 
 
 @dataclass(frozen=True)
@@ -323,28 +322,21 @@ def _inspect(path: Path, verify: bool) -> Checkpoint | str:
         return NO_FOLDER
     except OSError as error:
         return f"{MANIFEST}: {error.strerror}"
-    except _OtherFormatError as error:
+    except format_version.NewerFormatError as error:
         return str(error)
     except Exception:  # whatever damaged JSON, or JSON of another shape, provokes
         return f"{MANIFEST} is damaged"
 
 
-class _OtherFormatError(Exception):
-    """What a later version of hpcavg wrote."""
-
-
 def _parse(data: bytes) -> Manifest:
-    """Return the manifest whose text `data` is; raises some exception unless it is that to the last byte."""
+    """Return the manifest whose text is `data`. Raises `NewerFormatError`, or any exception if a byte has changed."""
     values = json.loads(data)
-    if type(values["format"]) is int and values["format"] > _FORMAT:
-        raise _OtherFormatError(f"it is of format {values['format']}; this hpcavg reads up to {_FORMAT}")
-    records = [FileRecord(**record) for record in values["files"]]
-    manifest = Manifest(
-        values["step"], values["num_ranks"], records, values["parts"], values["about"], values["number"]
-    )
-    if manifest.to_json().encode() != data:
+    format_version.check(values["format"], _FORMAT)
+    del values["sha256"]
+    if _sealed(values).encode() != data:
         raise ValueError("checksum")
-    return manifest
+    records = [FileRecord(**record) for record in values["files"]]
+    return Manifest(values["step"], values["num_ranks"], records, values["parts"], values["about"], values["number"])
 
 
 def _latest(folder: Path) -> str | None:
@@ -353,6 +345,11 @@ def _latest(folder: Path) -> str | None:
         return os.readlink(folder / LATEST)
     except OSError:
         return None
+
+
+def _sealed(values: Mapping[str, Any]) -> str:
+    """Return the text of a manifest: `values`, and the SHA-256 of their text."""
+    return _json({**values, "sha256": hashlib.sha256(_json(values).encode()).hexdigest()})
 
 
 def _json(values: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hpcavg.errors import InputError
+from hpcavg.utils import format_version
 from hpcavg.utils.files import open_file
 
 # As safetensors names them. Other dtypes are stored as bytes, and the tree says what they are.
@@ -44,6 +45,8 @@ _NAMES = {
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _METADATA = "__metadata__"
+# The first format is not written: equal models keep the checksums that they have always had.
+_FORMAT = 1
 
 
 def chunks(tree: Any) -> Iterator[bytes | memoryview]:
@@ -92,8 +95,8 @@ def read(path: Path | str, option: str, only: Collection[str] | None = None) -> 
             return _read(file, only)
     except OSError as error:
         reason: str | None = error.strerror
-    except _Damage as damage:
-        reason = str(damage)
+    except (_Damage, format_version.NewerFormatError) as error:
+        reason = str(error)
     except Exception as error:  # what a damaged header provokes in JSON, in torch or below
         reason = f"its header cannot be read, {type(error).__name__}"
     raise InputError(option, path, f"a whole safetensors file written by hpcavg ({reason})")
@@ -112,7 +115,9 @@ def _read(file: BinaryIO, only: Collection[str] | None) -> Any:
     if start > num_bytes:
         raise _Damage(f"a header of {header_bytes} bytes in a file of {num_bytes}")
     header = json.loads(file.read(header_bytes))
-    tree = json.loads(header.pop(_METADATA)["tree"])
+    metadata = header.pop(_METADATA)
+    format_version.check(int(metadata.get("version", format_version.FIRST)), _FORMAT)
+    tree = json.loads(metadata["tree"])
     _check_layout(header, num_bytes - start)
     if only is not None:
         tree = {"dict": {key: tree["dict"][key] for key in only}}
@@ -210,4 +215,4 @@ def _decode(value: Any, load: Callable[[str], Tensor]) -> Any:
         return struct.unpack("<d", bytes.fromhex(content))[0]
     if kind == "bytes":
         return bytes.fromhex(content)
-    raise _Damage(f"a {kind!r} in its tree")
+    raise _Damage(f"a {kind!r} in its tree, {format_version.NEWER}")

@@ -21,6 +21,7 @@ import tomli_w
 from mpi4py import MPI
 
 import hpcavg
+from hpcavg.config import sources
 from hpcavg.config.options import CHECKPOINTS, CONFIG_FILE, Config
 from hpcavg.errors import InputError, why
 from hpcavg.results.run_lock import RunLock, is_lock, owners
@@ -111,7 +112,7 @@ def _unwritable(path: Path, reason: str) -> InputError:
 def write_start(path: Path, config: Config, nodes: list[str], threads: int, device: str) -> None:
     """Write ``config.toml``, which can be fed back as --config, and ``environment.json``."""
     options = {name: value for name, value in config.as_toml().items() if name not in ("output", "resume")}
-    files.replace_file(path / CONFIG_FILE, [tomli_w.dumps(options).encode()])
+    files.replace_file(path / CONFIG_FILE, [tomli_w.dumps({"format": sources.FORMAT, **options}).encode()])
     environment = {
         "hpcavg": hpcavg.__version__,
         "python": platform.python_version(),

@@ -207,7 +207,7 @@ def test_one_that_may_differ_may_have_come_since(run):
 @pytest.mark.parametrize("value", [0.5, False, "a"])
 def test_an_option_that_has_gone_since_is_named(run, value):
     line = resume_options(run, "resume", warp=value)
-    without = f"a checkpoint of a run without warp={value}, an option that this hpcavg does not have"
+    without = f"a checkpoint of options that this hpcavg has; warp={value} is unknown: perhaps of a newer hpcavg"
     assert line == f"--resume {path_of(run)}: must be {without}"
 
 
