@@ -15,18 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcavg.errors import reason
-from hpcavg.results.metrics import file_name, rank_files, read_attributes, read_view
+from hpcavg.results.columns import COLUMNS
+from hpcavg.results.summary import FIELDS
+from hpcavg.results.view import file_name, rank_files, read_attributes, read_view
 
 DEADLINE_S = 120.0
 _POINTS = 200
-_SCORES = (
-    "train_loss",
-    "test_loss",
-    "test_accuracy",
-    "test_top5_accuracy",
-    "learner_test_loss",
-    "learner_test_accuracy",
-)
+# What evaluations record and summaries hold.
+_SCORES = COLUMNS["evaluation"].keys() & FIELDS.keys()
 
 
 @dataclass(frozen=True)

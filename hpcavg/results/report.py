@@ -16,23 +16,16 @@ import numpy as np
 from hpcavg.config import sources
 from hpcavg.config.options import CONFIG_FILE
 from hpcavg.errors import InputError, UsageError, reason
-from hpcavg.results import curves, metrics, summary
+from hpcavg.results import curves, summary, view
 from hpcavg.results.curves import Curves
 from hpcavg.results.run_lock import owners
+from hpcavg.results.summary import PARTS
 from hpcavg.utils import files
+from hpcavg.utils.format_version import NewerFormatError
 from hpcavg.utils.text import printable
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
-
-# What of a run's wall time has a name. The rest is the loop's own, and what earlier versions did not measure.
-_TIMES = {
-    "compute": "compute_s",
-    "data": "data_s",
-    "blocked": "averaging_blocked_s",
-    "evaluation": "evaluation_s",
-    "checkpoints": "checkpoint_s",
-}
 
 
 @dataclass(frozen=True)
@@ -92,15 +85,17 @@ def _look(path: Path, found: Curves | str) -> _Run:
         there = os.listdir(path)
     except (OSError, ValueError) as error:
         return _Run(path, {}, found, [f"no folder ({reason(error)})"])
-    if not {"summary.json", "metrics"} & set(there):
+    if not {summary.FILE, "metrics"} & set(there):
         return _Run(path, {}, found, ["no run: neither summary.json nor metrics is in it"])
     faults = [found] if isinstance(found, str) else []
-    if "summary.json" in there:
+    if summary.FILE in there:
         try:
             known = summary.read(path)
-        except (OSError, ValueError) as error:
-            why = f"summary.json: {reason(error)}" if isinstance(error, OSError) else str(error)
-            return _unfinished(path, found, "damaged", [why, *faults])
+        except (OSError, NewerFormatError) as error:
+            state = "newer" if isinstance(error, NewerFormatError) else "damaged"
+            return _unfinished(path, found, state, [f"{summary.FILE}: {reason(error)}", *faults])
+        except ValueError as error:
+            return _unfinished(path, found, "damaged", [str(error), *faults])
         later = [f"{owner} goes on with it, or was killed; this is its summary of before" for owner in owners(path)[:1]]
         return _Run(path, {**known}, found, [*later, *faults, *_other_ranks(path, found, known["num_ranks"])])
     so_far = "" if isinstance(found, str) else f", {summary.counted(found.known['steps'], 'step')} so far"
@@ -123,7 +118,7 @@ def _other_ranks(path: Path, found: Curves | str, num_ranks: int) -> list[str]:
     """Return what there is to say of ranks whose metrics are not there, although others' are, or are one's too many."""
     if isinstance(found, str):
         return []
-    there = metrics.rank_files(path / "metrics")
+    there = view.rank_files(path / "metrics")
     last = max((segment for _, segment in there), default=0)  # a run may have had more ranks before it was resumed
     more = sorted(rank for rank, segment in there if segment == last and rank >= num_ranks)
     known = {rank for rank, _ in there if rank < num_ranks}
@@ -163,8 +158,8 @@ def _draw(runs: Sequence[_Run], figure: Any, panels: Any) -> None:
                 axes.plot(epoch, score, marker=".")
     finished = {str(number): run.known for number, run in enumerate(runs, 1) if "wall_s" in run.known}
     lefts = np.zeros(len(finished))
-    for label, key in _TIMES.items():
-        seconds = np.nan_to_num(_drawable([known[key] for known in finished.values()]))
+    for name, label in PARTS.items():
+        seconds = np.nan_to_num(_drawable([known[name] for known in finished.values()]))
         times.barh(list(finished), seconds, left=lefts, label=label)
         lefts += seconds
     rest = _drawable([known["wall_s"] for known in finished.values()]) - lefts

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import errno
-import json
-import math
 import os
 import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 from mpi4py import MPI
@@ -125,15 +122,7 @@ def write_start(path: Path, config: Config, nodes: list[str], threads: int, devi
         "git_revision": git_revision(),
         "command": sys.argv,
     }
-    write_json(path / "environment.json", environment)
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write `values` to `path` as JSON, whole or not at all; NaN and infinity, unknown to JSON, become null."""
-    values = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
-    }
-    files.replace_file(path, [(json.dumps(values, indent=2) + "\n").encode()])
+    files.write_json(path / "environment.json", environment)
 
 
 def attempt(write: Callable[[], object]) -> str | None:

@@ -25,6 +25,31 @@ class Score:
     top5_accuracy: float = math.nan
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """How the models do at the end of an epoch.
+
+    Parameters
+    ----------
+    step : int
+        Steps of this learner so far.
+    epoch : int
+        Epochs so far.
+    train_loss : float
+        Training loss of the epoch, mean over the learners.
+    mean : Score
+        Of the mean model.
+    learners : Score
+        Of the learners' own models, each on its part of the test set.
+    """
+
+    step: int
+    epoch: int
+    train_loss: float
+    mean: Score
+    learners: Score
+
+
 def evaluate(
     predict: Callable[[Tensor], Tensor],
     task: Task,

@@ -16,9 +16,11 @@ from hpcavg.checkpoints.resume import ResumePoint
 from hpcavg.config.options import Config
 from hpcavg.distributed.topology import Topology
 from hpcavg.results import run_folder
+from hpcavg.results.columns import row_of
 from hpcavg.results.metrics import Recorder
 from hpcavg.results.summary import counted
-from hpcavg.training.run_totals import Result, RunTotals
+from hpcavg.training.evaluation import Evaluation
+from hpcavg.training.run_totals import RunTotals
 from hpcavg.utils.progress import display
 
 
@@ -111,17 +113,7 @@ class RunRecorder:
                 self.account.consensus_distance = event.consensus_distance
             if event.sick:
                 self._tell_of_sick(event)
-            self.add(
-                "averaging",
-                event.step,
-                event.scope.value,
-                event.period_steps,
-                event.started_s,
-                event.blocked_s,
-                event.in_flight_s,
-                event.num_bytes,
-                event.consensus_distance,
-            )
+            self.add("averaging", *row_of("averaging", event))
         return blocked_s
 
     def _tell_of_sick(self, event: Event) -> None:
@@ -137,11 +129,10 @@ class RunRecorder:
             f" finite; it was left out of the {event.scope.value} average, and given it"
         )
 
-    def evaluation(self, step: int, epoch: int, result: Result, has_accuracy: bool) -> None:
-        """RunRecorder and show how the models do after `epoch`."""
-        mean, learners = result.mean, result.learners
-        scores = (mean.loss, mean.accuracy, mean.top5_accuracy, learners.loss, learners.accuracy)
-        self.add("evaluation", step, epoch, result.train_loss, *scores)
+    def evaluation(self, result: Evaluation, has_accuracy: bool) -> None:
+        """Record and show how the models do after an epoch."""
+        self.add("evaluation", *row_of("evaluation", result))
+        mean, learners, step, epoch = result.mean, result.learners, result.step, result.epoch
         line = f"epoch {epoch:3d}  step {step:6d}  train loss {result.train_loss:.4f}  test loss {mean.loss:.4f}"
         if has_accuracy:
             line += f"  accuracy {mean.accuracy:.4f}  (learners {learners.accuracy:.4f})"

@@ -14,7 +14,7 @@ from hpcavg.checkpoints import tensor_file
 from hpcavg.config.options import Config
 from hpcavg.distributed.topology import Topology
 from hpcavg.results.summary import Summary
-from hpcavg.training.evaluation import Score
+from hpcavg.training.evaluation import Evaluation
 
 
 @dataclass
@@ -37,22 +37,13 @@ class RunTotals:
     wall_s: float = 0.0
 
 
-@dataclass(frozen=True)
-class Result:
-    """How the training went: the last epoch's training loss, the mean model's scores, and those of the learners."""
-
-    train_loss: float
-    mean: Score
-    learners: Score
-
-
 def summarise(
     topology: Topology,
     averager: Averager,
     config: Config,
     task: str,
     steps_per_epoch: int,
-    result: Result | None,
+    result: Evaluation | None,
     own: RunTotals,
     is_complete: bool,
 ) -> Summary | None:

@@ -6,7 +6,7 @@ import math
 import os
 import time
 import uuid
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,17 @@ from hpcavg.distributed.watchdog import watch_over
 from hpcavg.errors import CorruptionError, SickLearnersError
 from hpcavg.machine import placement
 from hpcavg.machine.survey import look_around
-from hpcavg.results import run_folder
-from hpcavg.results.metrics import begin_segment, file_name, rows_before
+from hpcavg.results import run_folder, summary
+from hpcavg.results.columns import row_of
 from hpcavg.results.run_lock import RunLock, this_process
-from hpcavg.results.summary import Summary, show
+from hpcavg.results.view import begin_segment, file_name, rows_before
 from hpcavg.training import eager, failures, optimizers, trial
-from hpcavg.training.evaluation import Score, evaluate
+from hpcavg.training.evaluation import Evaluation, Score, evaluate
 from hpcavg.training.failures import FAILED, RECORDS_LOST, REQUEUE
 from hpcavg.training.forward_backward import ForwardBackward
 from hpcavg.training.loader import BatchLoader
 from hpcavg.training.run_recorder import RunRecorder, attributes
-from hpcavg.training.run_totals import Result, RunTotals, summarise
+from hpcavg.training.run_totals import RunTotals, summarise
 
 
 class Trainer:
@@ -231,7 +231,7 @@ class Trainer:
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
-    def _run(self) -> Result | None:
+    def _run(self) -> Evaluation | None:
         """Train to the end and return how it went; None where it stopped early with what it needs to go on.
 
         Evaluations, checkpoints and the end come where all learners are known to stand together.
@@ -301,7 +301,7 @@ class Trainer:
         if reached is not None and is_over and not self.averager.done:
             self._end_epoch(reached)
 
-    def _end_epoch(self, reached: float) -> Result:
+    def _end_epoch(self, reached: float) -> Evaluation:
         """Evaluate, record and show; after the last step, take the final mean first. Collective over all learners."""
         averager, topology, before = self.averager, self.topology, time.perf_counter()
         self.epoch = epoch = max(self.epoch + 1, int(reached // self.feed.steps_per_epoch))
@@ -318,8 +318,8 @@ class Trainer:
         self._losses.clear()
         train_loss = topology.carry_out(lambda: sum(topology.world.allgather(own)) / topology.num_learners, what=what)
         blocked_s = self.record.averages(self.averager.events)  # of the final mean, if any
-        result = Result(train_loss, mean, learners)
-        self.record.evaluation(averager.progress.step, epoch, result, self.task.count_correct is not None)
+        result = Evaluation(averager.progress.step, epoch, train_loss, mean, learners)
+        self.record.evaluation(result, self.task.count_correct is not None)
         self.record.flush()
         self.model.train()
         self.account.evaluation_s += time.perf_counter() - before - blocked_s
@@ -334,7 +334,7 @@ class Trainer:
         """Serve parameters until every learner is done; record the updates as they arrive."""
         account = self.account
         for arrival in self.averager.serve():
-            self.record.add("arrival", *astuple(arrival))
+            self.record.add("arrival", *row_of("arrival", arrival))
             account.arrivals += 1
             account.staleness_sum += arrival.staleness
             account.staleness_max = max(account.staleness_max, arrival.staleness)
@@ -372,7 +372,7 @@ class Trainer:
     def _wall_s(self) -> float:
         return self.account.wall_s + time.monotonic() - self._started_s
 
-    def _conclude(self, result: Result | None) -> int:
+    def _conclude(self, result: Evaluation | None) -> int:
         """Leave the record of the run, where it is at its end, and return the exit status of all ranks. Collective."""
         topology, averager, record = self.topology, self.averager, self.record
         record.flush(Scope.SERVER)
@@ -383,16 +383,16 @@ class Trainer:
         if result is not None or topology.is_server:
             form = (topology, averager, self.config, self.task.name, self.feed.steps_per_epoch)
 
-            def conclude() -> Summary | None:
-                summary = summarise(*form, result, self.account, is_complete)
-                if summary is not None and topology.rank == 0:  # within: should it die over this, another does it
+            def conclude() -> summary.Summary | None:
+                values = summarise(*form, result, self.account, is_complete)
+                if values is not None and topology.rank == 0:  # within: should it die over this, another does it
                     record.write(lambda: save_model(self.path / run_folder.FINAL_MODEL, averager.model.state_dict()))
-                    record.write(lambda: run_folder.write_json(self.path / "summary.json", summary))
-                return summary
+                    record.write(lambda: summary.write(self.path, values))
+                return values
 
-            summary = topology.carry_out(conclude, Scope.SERVER, "summary")
-            if summary is not None and topology.rank == 0:
-                show([(self.path, summary)])
+            values = topology.carry_out(conclude, Scope.SERVER, "summary")
+            if values is not None and topology.rank == 0:
+                summary.show([(self.path, values)])
         num_lost = topology.carry_out(
             lambda: max(topology.everyone.allgather(len(record.lost))), Scope.SERVER, "summary"
         )

@@ -13,7 +13,7 @@ from mpi4py import MPI
 
 from hpcavg.checkpoints.store import load_model
 from hpcavg.cli import parsers
-from hpcavg.results.metrics import read_view
+from hpcavg.results.view import read_view
 from hpcavg.training.trainer import Trainer
 from tests.old_runs import NAMES, copy_run
 

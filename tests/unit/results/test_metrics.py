@@ -12,16 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from hpcavg.results.metrics import (
-    COLUMNS,
-    Recorder,
-    continued,
-    file_name,
-    num_segments,
-    read_view,
-    rows_before,
-    write_view,
-)
+from hpcavg.results.columns import COLUMNS
+from hpcavg.results.metrics import Recorder
+from hpcavg.results.view import continued, file_name, num_segments, read_view, rows_before, write_view
 
 
 def step_row(step):
