@@ -10,6 +10,8 @@ import math
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from hpcavg.utils import markdown
+
 
 class Column(NamedTuple):
     """One column of a table.
@@ -107,6 +109,16 @@ _SOURCES = {
 def fill_value(column: Column) -> Any:
     """Return the fill value for h5py; None for a text, whose address h5py gets wrong. HDF5 then fills in empty ones."""
     return column.missing or None
+
+
+def markdown_table() -> str:
+    """Return the table of all columns for the docs."""
+    rows = [
+        (f"`{table}/{name}`", column.units, column.text, column.since)
+        for table, columns in COLUMNS.items()
+        for name, column in columns.items()
+    ]
+    return markdown.table(("column", "unit", "value", "since"), rows)
 
 
 def row_of(table: str, record: object) -> tuple[Any, ...]:

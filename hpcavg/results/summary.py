@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypedDict
 
 from hpcavg.errors import reason
-from hpcavg.utils import files, format_version
+from hpcavg.utils import files, format_version, markdown
 from hpcavg.utils.progress import is_terminal
 from hpcavg.utils.text import printable
 
@@ -128,6 +128,12 @@ DEFAULTS: Mapping[str, Any] = {name: field.absent for name, field in FIELDS.item
 
 PARTS: Mapping[str, str] = {name: field.part for name, field in FIELDS.items() if field.part}
 """The parts of the wall time, each with its label. The rest is the loop's own, or was not measured yet."""
+
+
+def markdown_table() -> str:
+    """Return the table of all fields for the docs."""
+    rows = [(f"`{name}`", field.text, field.since) for name, field in FIELDS.items()]
+    return markdown.table(("field", "value", "since"), rows)
 
 
 def write(folder: Path, values: Summary) -> None:

@@ -35,11 +35,11 @@ from hpcavg.results.run_lock import RunLock, this_process
 from hpcavg.results.view import begin_segment, file_name, rows_before
 from hpcavg.training import eager, failures, optimizers, trial
 from hpcavg.training.evaluation import Evaluation, Score, evaluate
-from hpcavg.training.failures import FAILED, RECORDS_LOST, REQUEUE
 from hpcavg.training.forward_backward import ForwardBackward
 from hpcavg.training.loader import BatchLoader
 from hpcavg.training.run_recorder import RunRecorder, attributes
 from hpcavg.training.run_totals import RunTotals, summarise
+from hpcavg.utils.exit_status import ExitStatus
 
 
 class Trainer:
@@ -55,7 +55,7 @@ class Trainer:
         self.config = config
         self.topology = topology = failures.build_topology(config)
         run = topology.everyone.bcast(uuid.uuid4().hex)
-        self.lock = RunLock(this_process(run, has_heirs=topology.survives), failures.give_up)
+        self.lock = RunLock(this_process(run, has_heirs=topology.survives), failures.abort_after_takeover)
         with self.lock:
             self._set_up()
 
@@ -151,7 +151,7 @@ class Trainer:
                 result = self._run()
         except (SickLearnersError, CorruptionError) as error:
             self.lock.release()
-            failures.end_job(error, self.config, topology, self._checkpointer.last)
+            failures.report_and_abort(error, self.config, topology, self._checkpointer.last)
         finally:
             self.record.close()
         status = self._conclude(result)
@@ -277,7 +277,7 @@ class Trainer:
         try:
             self.averager.step(loss, scaler=self.passes.scaler)
         except CorruptionError as error:
-            failures.part_with(error, self.topology)
+            failures.leave_if_corrupt(error, self.topology)
         self.passes.end_step()
         averaging_s = self.record.averages(self.averager.events)
         after = time.perf_counter()
@@ -397,7 +397,11 @@ class Trainer:
             lambda: max(topology.everyone.allgather(len(record.lost))), Scope.SERVER, "summary"
         )
         if not is_complete:
-            return FAILED if checkpointer.last is None or checkpointer.failure is not None else REQUEUE
+            return (
+                ExitStatus.FAILED
+                if checkpointer.last is None or checkpointer.failure is not None
+                else ExitStatus.REQUEUE
+            )
         if num_lost:
             record.line(f"warning: the run is complete; its record is not: {record.losses()}")
-        return RECORDS_LOST if num_lost else 0
+        return ExitStatus.RECORDS_LOST if num_lost else ExitStatus.DONE

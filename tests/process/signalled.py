@@ -27,8 +27,8 @@ from hpcavg.cli import parsers
 from hpcavg.distributed import job_environment, watchdog
 from hpcavg.tasks import digits
 from hpcavg.training import trainer as train_module
-from hpcavg.training.failures import FAILED, REQUEUE
 from hpcavg.training.trainer import Trainer
+from hpcavg.utils.exit_status import ExitStatus
 
 STEPS, STEP_S = 240, 0.004
 # What comes later than so long before the end need not be heeded.
@@ -137,7 +137,9 @@ def outcome(number, folder, status, shown, left_s, algorithm):
     if status == 0:
         return "complete" if left_s < LAST_S else f"LOST {left_s:.2f} s before the end"
     summary = folder / "summary.json"
-    if f" by {name}; " not in shown or status != (FAILED if algorithm in ASYNCHRONOUS else REQUEUE):
+    if f" by {name}; " not in shown or status != (
+        ExitStatus.FAILED if algorithm in ASYNCHRONOUS else ExitStatus.REQUEUE
+    ):
         return f"WRONG status {status}: {shown}"
     if algorithm in ASYNCHRONOUS:
         is_told = "there is no checkpoint to go on from" in shown
