@@ -34,6 +34,7 @@ from hpcavg.distributed.shrinking import SurvivingTopology
 from hpcavg.engines import mpi as mpi_engine
 from hpcavg.engines import pending, shared
 from hpcavg.tasks import Task, digits
+from hpcavg.training.loop import Loop
 from hpcavg.training.run_recorder import RunRecorder
 from hpcavg.training.trainer import Trainer
 
@@ -236,7 +237,7 @@ class _Patch:
         self._in(Delayed, "start", "start of a delayed average")
         self._in(Delayed, "collect", "merge of a delayed average")
         self._in(Rounds, "_agree", "agreement on a round")
-        self._in(Trainer, "_evaluate", "evaluation")
+        self._in(Loop, "_evaluate", "evaluation")
         self._in(Trainer, "_conclude", "summary")
         self._in(RunRecorder, "flush", "flush of records")
         self._in(CheckpointManager, "write", "checkpoint")

@@ -49,19 +49,27 @@ class CheckpointManager:
         may_ask = bool(minutes) and self._topology.rank == 0 and self._averager.algorithm.server is None
         return may_ask and time.monotonic() - self._written_at_s > 60 * minutes
 
-    def write(self, step: float, loop: Mapping[str, Any], about: Callable[[], Mapping[str, Any]]) -> None:
-        """Write one of all learners; `failure` and `remains` tell how that went. Collective over them.
+    def write(
+        self, step: float, parts: Callable[[], Mapping[str, Any]], about: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        """Write a checkpoint of all learners. Collective over them. `failure` and `remains` say how it went.
 
-        loop : what this learner's training loop needs to go on. about : returns what the manifest tells of the run, on
-        rank 0; collective, too.
+        Parameters
+        ----------
+        step : float
+            The step that all learners have reached.
+        parts : callable
+            Returns this learner's state by part. It is called again if a rank dies meanwhile.
+        about : callable
+            Returns, on rank 0, what the manifest says of the run. Collective, too.
         """
 
-        def act() -> collective.Saved:
-            told = {"config": self._config.as_toml(), **about()}
-            parts, keep = collective.parts(self._averager, loop), self._config.keep_checkpoints
-            return collective.save(self._topology, self._folder, keep, round(step), parts, told, self._guard)
+        def save() -> collective.Saved:
+            values = {"config": self._config.as_toml(), **about()}
+            keep = self._config.keep_checkpoints
+            return collective.save(self._topology, self._folder, keep, round(step), parts(), values, self._guard)
 
-        path, self.failure, self.remains = self._topology.carry_out(act, what="checkpoint")
+        path, self.failure, self.remains = self._topology.carry_out(save, what="checkpoint")
         self.step, self._written_at_s = step, time.monotonic()
         if self.failure is None:
             self.last = path

@@ -26,6 +26,7 @@ from hpcavg.checkpoints import tensor_file
 from hpcavg.errors import InputError, why
 from hpcavg.utils import files, format_version
 from hpcavg.utils.files import FileRecord
+from hpcavg.utils.format_version import NewerFormatError
 
 _T = TypeVar("_T")
 
@@ -115,7 +116,10 @@ class Checkpoint:
         except (InputError, OSError):
             raise
         except Exception as error:
-            lacks = f"it has no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+            if isinstance(error, KeyError):
+                lacks = f"it has no {error}"
+            else:
+                lacks = f"{error}" if isinstance(error, NewerFormatError) else f"{type(error).__name__}: {error}"
             raise InputError("resume", self.path, f"a checkpoint that this hpcavg can go on from ({lacks})") from error
 
 
@@ -322,7 +326,7 @@ def _inspect(path: Path, verify: bool) -> Checkpoint | str:
         return NO_FOLDER
     except OSError as error:
         return f"{MANIFEST}: {error.strerror}"
-    except format_version.NewerFormatError as error:
+    except NewerFormatError as error:
         return str(error)
     except Exception:  # whatever damaged JSON, or JSON of another shape, provokes
         return f"{MANIFEST} is damaged"

@@ -21,26 +21,26 @@ from hpcavg.training.loader import BatchLoader
 _NOT_THE_USERS = (Path(torch.__file__).parent, Path(__file__).parents[1])
 
 
-def check(config: Config, task: Task, passes: ForwardBackward, feed: BatchLoader) -> None:
+def check(config: Config, task: Task, passes: ForwardBackward, loader: BatchLoader) -> None:
     """Raise `InputError` unless passes through the shortest mini-batches of training and test samples succeed.
 
     And unless labels are classes of the output. The shortest is an epoch's last, which may hold a single sample: in
     training, BatchNorm takes no single value. The model stays as it is.
     """
-    _check_training(config, task, passes, feed)
-    _check_evaluation(config, task, passes, feed)
+    _check_training(config, task, passes, loader)
+    _check_evaluation(config, task, passes, loader)
 
 
-def _check_training(config: Config, task: Task, passes: ForwardBackward, feed: BatchLoader) -> None:
+def _check_training(config: Config, task: Task, passes: ForwardBackward, loader: BatchLoader) -> None:
     def failure(size: int) -> str | None:
-        return _failure(lambda: _pass(config, task, passes, feed, size))
+        return _failure(lambda: _pass(config, task, passes, loader, size))
 
-    size, shortest = config.batch_size, feed.shortest
+    size, shortest = config.batch_size, loader.shortest
     why = failure(shortest)
     if why is None:
         return
     if shortest < size and failure(size) is None:
-        left = f"the last mini-batch of an epoch has {shortest} of a learner's {feed.share} samples"
+        left = f"the last mini-batch of an epoch has {shortest} of a learner's {loader.share} samples"
         allowed = f"another, or given with --drop-last: {left}, and the model does not take it ({why})"
         raise InputError("batch_size", size, allowed)
     if shortest == 1 and failure(2) is None:
@@ -48,11 +48,11 @@ def _check_training(config: Config, task: Task, passes: ForwardBackward, feed: B
     raise InputError("task", config.task, f"one whose model and loss take its data: {why}")
 
 
-def _check_evaluation(config: Config, task: Task, passes: ForwardBackward, feed: BatchLoader) -> None:
+def _check_evaluation(config: Config, task: Task, passes: ForwardBackward, loader: BatchLoader) -> None:
     judged: list[tuple[Tensor, Tensor]] = []  # nothing where the learner has no test samples
 
     def predict() -> None:
-        judged.extend((passes.attempt(inputs, training=False), targets) for inputs, targets in feed.test_batches(-1))
+        judged.extend((passes.attempt(inputs, training=False), targets) for inputs, targets in loader.test_batches(-1))
 
     def score(judge: Callable[[Tensor, Tensor], Tensor]) -> None:
         for output, targets in judged:
@@ -83,21 +83,21 @@ def _failure(attempt: Callable[[], object]) -> str | None:
     return None
 
 
-def _pass(config: Config, task: Task, passes: ForwardBackward, feed: BatchLoader, size: int) -> None:
+def _pass(config: Config, task: Task, passes: ForwardBackward, loader: BatchLoader, size: int) -> None:
     """Pass `size` training samples through the model and the loss of training."""
-    inputs, targets = feed.first(size)
+    inputs, targets = loader.first(size)
     output = passes.attempt(inputs)
-    _check_labels(config, task, feed, output)
+    _check_labels(config, task, loader, output)
     passes.loss(output, targets)
 
 
-def _check_labels(config: Config, task: Task, feed: BatchLoader, output: Tensor) -> None:
+def _check_labels(config: Config, task: Task, loader: BatchLoader, output: Tensor) -> None:
     """Raise `InputError` where torch's cross_entropy would meet a label that is no class of the model."""
     is_entropy = task.loss is cross_entropy or isinstance(task.loss, nn.CrossEntropyLoss)
     if not is_entropy or output.ndim != 2:
         return
     ignored, classes = getattr(task.loss, "ignore_index", -100), output.shape[1]
-    for part, labels in (("train", feed.data.train_targets), ("test", feed.data.test_targets)):
+    for part, labels in (("train", loader.data.train_targets), ("test", loader.data.test_targets)):
         if labels.ndim != 1:
             continue
         if labels.dtype.kind not in "iu":

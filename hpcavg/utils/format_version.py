@@ -10,24 +10,15 @@ reader takes the default. The number goes up when an older reader would misread 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+
 FIRST = 1
 NEWER = "perhaps of a newer hpcavg"
 """What messages say of a name that is unknown."""
 
 
 class NewerFormatError(ValueError):
-    """A file in a format of a later hpcavg.
-
-    Parameters
-    ----------
-    found : int
-        The file's format.
-    known : int
-        The last format that this hpcavg reads.
-    """
-
-    def __init__(self, found: int, known: int) -> None:
-        super().__init__(f"it is of format {found}; this hpcavg reads up to {known}")
+    """A file, or a part of one, that a later hpcavg wrote."""
 
 
 def check(found: object, known: int) -> None:
@@ -36,12 +27,27 @@ def check(found: object, known: int) -> None:
     Examples
     --------
     >>> from hpcavg.utils import format_version
-    >>> format_version.check(1, 2)
-    >>> format_version.check(3, 2)
+    >>> format_version.check(1, known=2)
+    >>> format_version.check(3, known=2)
     Traceback (most recent call last):
     hpcavg.utils.format_version.NewerFormatError: it is of format 3; this hpcavg reads up to 2
     """
     if type(found) is not int or found < FIRST:
         raise ValueError(f"{found!r} is no format")
     if found > known:
-        raise NewerFormatError(found, known)
+        raise NewerFormatError(f"it is of format {found}; this hpcavg reads up to {known}")
+
+
+def refuse_unknown(names: Iterable[str], known: Collection[str]) -> None:
+    """Raise `NewerFormatError` for the first of `names` that is not `known`.
+
+    Examples
+    --------
+    >>> from hpcavg.utils import format_version
+    >>> format_version.refuse_unknown(["epoch", "ema"], known=["epoch", "losses"])
+    Traceback (most recent call last):
+    hpcavg.utils.format_version.NewerFormatError: 'ema' is unknown: perhaps of a newer hpcavg
+    """
+    for name in names:
+        if name not in known:
+            raise NewerFormatError(f"{name!r} is unknown: {NEWER}")

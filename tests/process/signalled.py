@@ -110,17 +110,24 @@ def train(given, folder, moment=None, number=None, is_watched=False):
         thread.start()
     with contextlib.redirect_stdout(shown):
         trainer = Trainer(parsers.parse_train(list(map(str, given))))
-        take_step, conclude = trainer._train_step, trainer._conclude
+        make_loop, conclude = trainer._make_loop, trainer._conclude
 
-        def note_and_take_step():
-            progress.append(time.monotonic())
-            take_step()
+        def make_noting_loop():
+            loop = make_loop()
+            take_step = loop._train_step
+
+            def note_and_take_step():
+                progress.append(time.monotonic())
+                take_step()
+
+            loop._train_step = note_and_take_step
+            return loop
 
         def note_and_conclude(result):
             over.append(time.monotonic())
             return conclude(result)
 
-        trainer._train_step, trainer._conclude = note_and_take_step, note_and_conclude
+        trainer._make_loop, trainer._conclude = make_noting_loop, note_and_conclude
         status = trainer.train()
     if number is not None:
         thread.join()

@@ -32,28 +32,36 @@ FAILED, REQUEUE = 1, 75
 def train(folder, arguments, stop=False, failing=None):
     """Train, up to the end or only one step, or until the evaluation `failing` raises; return the trainer."""
     trainer = Trainer(parsers.parse_train([*f"{RUN} {arguments}".split(), "--output", str(folder)]))
-    if failing is not None:
-        evaluate, count = trainer._evaluate, iter(range(failing))
+
+    def prepare(loop):
+        evaluate, count = loop._evaluate, None if failing is None else iter(range(failing))
 
         def fail(what):
-            if next(count, None) is None:
+            if count is not None and next(count, None) is None:
                 raise RuntimeError("out of memory")
             return evaluate(what)
 
-        trainer._evaluate = fail
-    if stop:
-        begin_listening = trainer._begin_listening
-
-        def ask():
-            begin_listening()
-            trainer._pauses.request(Kind.STOP, "a test")
+        loop._evaluate = fail
+        if stop:
+            loop._pauses.request(Kind.STOP, "a test")
             until = time.monotonic() + 20
-            while trainer._pauses._target is None and time.monotonic() < until:  # the thread is on its way
+            while loop._pauses._target is None and time.monotonic() < until:  # the thread is on its way
                 time.sleep(0.001)
 
-        trainer._begin_listening = ask
+    trainer._make_loop = prepared(trainer._make_loop, prepare)
     trainer.status = trainer.train()
     return trainer
+
+
+def prepared(make_loop, prepare):
+    """Return a function that makes the loop and changes it by `prepare`."""
+
+    def make():
+        loop = make_loop()
+        prepare(loop)
+        return loop
+
+    return make
 
 
 def refusal(folder, arguments):
@@ -135,13 +143,11 @@ def test_an_evaluation_that_dies_loses_nothing(finished, tmp_path, failing):
 def test_a_stop_about_an_epochs_end_neither_loses_nor_doubles_its_evaluation(finished, tmp_path, capsys, step):
     options = f"--epochs 2 --stop-after 1000000 --resume auto --checkpoint-steps {step}"
     trainer = Trainer(parsers.parse_train([*f"{RUN} {options}".split(), "--output", str(tmp_path / "run")]))
-    begin_listening = trainer._begin_listening
 
-    def ask():
-        begin_listening()
-        trainer._pauses.end_step = lambda taken: Pause(Kind.STOP, "a test") if taken == step else None
+    def ask(loop):
+        loop._pauses.end_step = lambda taken: Pause(Kind.STOP, "a test") if taken == step else None
 
-    trainer._begin_listening = ask
+    trainer._make_loop = prepared(trainer._make_loop, ask)
     assert trainer.train() == REQUEUE
     assert trainer.averager.progress.step == step
     train(tmp_path / "run", "--epochs 2 --resume auto")
@@ -151,7 +157,7 @@ def test_a_stop_about_an_epochs_end_neither_loses_nor_doubles_its_evaluation(fin
 
 def test_a_finished_run_ends_at_once_with_the_same_result(finished, run):
     for _ in range(2):
-        assert train(run, "--epochs 2 --resume auto").account.samples == 2 * 1440
+        assert train(run, "--epochs 2 --resume auto").state.totals.samples == 2 * 1440
         assert differences(outcome(finished), outcome(run)) == []
 
 
@@ -333,7 +339,7 @@ def test_what_cannot_be_removed_fails_no_checkpoint(tmp_path, is_stopped, monkey
     assert f"{checkpoints}/step-00000002/rank-00000.safetensors: Device or resource busy" in shown
     assert "not recorded" not in shown
     assert sorted(path.name for path in checkpoints.glob("step-*")) == ["step-00000002", f"step-0000000{step}"]
-    assert os.readlink(checkpoints / "latest") == trainer._checkpointer.last.name == f"step-0000000{step}"
+    assert os.readlink(checkpoints / "latest") == trainer._checkpoints.last.name == f"step-0000000{step}"
     if is_stopped:
         assert f"go on with --resume {checkpoints}/step-0000000{step}\n" in shown
 
@@ -346,13 +352,13 @@ def test_losses_go_to_the_device(run, is_of_as_many):
     """Also those of an epoch that was over and not evaluated, where other numbers of learners go on."""
     trainer = Trainer(parsers.parse_train(["--resume", str(run / "checkpoints" / "step-00000010")]))
     trainer.lock.release()
-    saved = trainer._found.checkpoint
-    trainer.device = torch.device("meta")
-    trainer._is_of_as_many = lambda saved: is_of_as_many
+    saved, state = trainer._found.checkpoint, trainer.state
+    state.device = torch.device("meta")
+    state.is_of_as_many = lambda saved: is_of_as_many
     saved.manifest.about["steps_per_epoch"] = 10
-    trainer._go_on_from(saved)
-    assert len(trainer._losses) == 10
-    assert torch.stack([*trainer._losses, torch.ones((), device="meta")]).is_meta
+    state.go_on_from(saved)
+    assert len(state.losses) == 10
+    assert torch.stack([*state.losses, torch.ones((), device="meta")]).is_meta
 
 
 def test_a_mean_in_flight_goes_to_the_device():
