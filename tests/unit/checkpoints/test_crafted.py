@@ -170,6 +170,31 @@ def test_a_later_format_is_named_and_kept(run):
     assert (path_of(run) / MANIFEST).exists()
 
 
+@pytest.mark.parametrize("place", [(), ("loop",), ("loop", "account")])
+def test_content_of_a_later_version_is_named(run, place):
+    """To go on without it would be to lose it."""
+    tree = tensor_file.read(path_of(run) / store.rank_file(0), "resume")
+    holder = tree
+    for key in place:
+        holder = holder[key]
+    holder["ema"] = torch.ones(3)
+    write_state(path_of(run), tree)
+    if not place:
+        values = read_manifest(path_of(run))
+        values["parts"][0]["ema"] = 0
+        write_manifest(path_of(run), values)
+    allowed = "a checkpoint that this hpcavg can go on from ('ema' is unknown: perhaps of a newer hpcavg)"
+    assert refusal(run) == f"--resume {path_of(run)}: must be {allowed}"
+
+
+def test_a_manifest_may_have_more_keys(run):
+    """Of a later version whose format is the same."""
+    values = read_manifest(path_of(run))
+    write_manifest(path_of(run), {**values, "written_by": "hpcavg 9"})
+    resume(run)
+    assert open_checkpoint(path_of(run)).manifest.step == 9
+
+
 def resume_options(run, option, *more, **changes):
     """Resume where the run's options were others; with None, where there was no such option yet."""
     values = read_manifest(path_of(run))

@@ -17,9 +17,11 @@ from hpcavg.checkpoints import store
 from hpcavg.checkpoints.manager import CheckpointManager
 from hpcavg.cli import parsers
 from hpcavg.config.options import Config
+from hpcavg.config.sources import tomllib
 from hpcavg.distributed.preemption import Kind, Pause
 from hpcavg.errors import InputError
 from hpcavg.results import report
+from hpcavg.results.view import read_attributes
 from hpcavg.tasks import Data, digits
 from hpcavg.training.trainer import Trainer
 from hpcavg.utils import files
@@ -86,6 +88,13 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def run(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run", symlinks=True)
+
+
+def test_every_file_of_a_run_carries_its_format(finished):
+    assert tomllib.loads((finished / "config.toml").read_text())["format"] == 1
+    assert json.loads((finished / "summary.json").read_text())["format"] == 1
+    assert json.loads((finished / "checkpoints" / "latest" / "manifest.json").read_text())["format"] == 1
+    assert [read_attributes(path)["format"] for path in (finished / "metrics").glob("*.h5")] == [1, 1]
 
 
 @pytest.mark.parametrize("way", ["auto", ".", "checkpoints/latest", "checkpoints/step-00000010"])

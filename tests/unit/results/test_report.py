@@ -172,6 +172,31 @@ def _bare(run):
     (run / "config.toml").write_bytes(b"\xff")
 
 
+def _newer_metrics(run):
+    with h5py.File(run / "metrics" / "all.h5", "r+") as view:
+        view.attrs["format"] = 9
+
+
+NEWER = "it is of format 9; this hpcavg reads up to 1"
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda run: _summary(run, '{"format": 9}'), f"summary.json: {NEWER}"),
+        (_newer_metrics, f"its metrics cannot be read: {NEWER}"),
+        (lambda run: (_unfinished(run), (run / "config.toml").write_text("format = 9")), f"config.toml: {NEWER}"),
+    ],
+)
+def test_files_of_a_newer_format_are_not_called_damaged(tmp_path, capsys, change, line):
+    run = shutil.copytree(OLD_RUN, tmp_path / "run", symlinks=True)
+    change(run)
+    report.main([str(run)], None)
+    out = capsys.readouterr().out
+    assert line in out
+    assert "damaged" not in out
+
+
 DAMAGED = {
     "no JSON": (lambda run: _summary(run, '{"algorithm": "dasgd",'), "summary.json is no JSON ("),
     "no summary": (

@@ -7,6 +7,7 @@ import typing
 import pytest
 
 from hpcavg.results import summary
+from hpcavg.utils.format_version import NewerFormatError
 
 
 def example(**changes):
@@ -56,6 +57,27 @@ def test_summaries_of_earlier_and_later_versions(tmp_path):
         (tmp_path / "summary.json").write_text(json.dumps({**example(), name: None} | {name: []}))
         with pytest.raises(ValueError, match=f"a wrong {name}"):
             summary.read(tmp_path)
+
+
+def test_a_newer_format_is_named_and_an_earlier_one_has_none(tmp_path):
+    summary.write(tmp_path, example())
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert written == {"format": 1, **example()}
+    del written["format"]
+    (tmp_path / "summary.json").write_text(json.dumps(written))
+    assert summary.read(tmp_path) == example()
+    (tmp_path / "summary.json").write_text(json.dumps({"format": 2, "algorithm": ["k_avg"]}))
+    with pytest.raises(NewerFormatError, match=r"^it is of format 2; this hpcavg reads up to 1$"):
+        summary.read(tmp_path)
+    (tmp_path / "summary.json").write_text(json.dumps({"format": "two", **written}))
+    with pytest.raises(ValueError, match="'two' is no format"):
+        summary.read(tmp_path)
+
+
+def test_every_field_has_its_row_in_the_docs():
+    rows = summary.markdown_table().splitlines()[2:]
+    assert [row.split("`")[1] for row in rows] == list(summary.Summary.__annotations__)
+    assert all(field.text for field in summary.FIELDS.values())
 
 
 def labels(**changes):
