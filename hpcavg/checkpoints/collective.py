@@ -13,9 +13,16 @@ from hpcavg.errors import why
 
 
 class Saved(NamedTuple):
-    """A checkpoint's folder, why it could not be written, None where it was, and why older ones could not be removed.
+    """How writing a checkpoint went. One that was not written counts for nothing; earlier ones are unchanged.
 
-    One that was not written counts for nothing, and earlier ones are as they were.
+    Parameters
+    ----------
+    path : Path
+        The checkpoint's folder.
+    error : str or None
+        Why it could not be written; None if it was.
+    remains : sequence of str
+        Why older checkpoints could not be removed.
     """
 
     path: Path
@@ -32,11 +39,24 @@ def save(
     about: Mapping[str, Any],
     guard: Callable[[], None] = lambda: None,
 ) -> Saved:
-    """Write a checkpoint of all learners and say how that went. Collective over them.
+    """Write a checkpoint of all learners. Collective over them. A part that several learners hold is written once.
 
-    What several learners hold alike is written once. keep : checkpoints to leave, the older ones are removed. parts :
-    this learner's state, by name. about : rank 0's values for the manifest. guard : called by rank 0 before it changes
-    the folder; does not return where it must not.
+    Parameters
+    ----------
+    topology : Topology
+        The learners.
+    folder : Path
+        Where the checkpoints are.
+    keep : int
+        How many checkpoints to keep; older ones are removed.
+    step : int
+        The step that all learners have reached.
+    parts : mapping
+        This learner's state by part.
+    about : mapping
+        What the manifest says of the run, on rank 0.
+    guard : callable
+        Rank 0 calls it before it changes the folder. It does not return if the folder is another run's by now.
     """
     world = topology.world
     digests = world.allgather({name: tensor_file.digest(part) for name, part in parts.items()})

@@ -13,14 +13,31 @@ from hpcavg.config.options import Config
 
 
 class CheckpointManager:
-    """Writes the checkpoints of a run into `folder`.
+    """Writes the checkpoints of a run.
 
-    last : the one that the run goes on from, None where it starts afresh. guard : as in `collective.save`.
+    Parameters
+    ----------
+    config : Config
+        The run's options.
+    averager : Averager
+        Of this learner.
+    folder : Path
+        Where the checkpoints are.
+    last : Path or None
+        The checkpoint that the run goes on from; None for a new run.
+    guard : callable
+        See `collective.save`.
 
     Attributes
     ----------
-    last : the last one that was written. step : the step of the last attempt, or that the run began with.
-    failure : why the last attempt failed, None where it did not. remains : why older ones could not be removed then.
+    last : Path or None
+        The last checkpoint that was written.
+    step : float
+        The step of the last attempt, or the first step of the run.
+    failure : str or None
+        Why the last attempt failed; None if it succeeded.
+    remains : sequence of str
+        Why older checkpoints could not be removed then.
     """
 
     def __init__(
@@ -38,13 +55,13 @@ class CheckpointManager:
         self._written_at_s = time.monotonic()
 
     def is_due(self, step: float) -> bool:
-        """Return whether one is due by its step; the same on all learners, which have all reached `step`."""
+        """Return whether a checkpoint is due at `step`, which all learners have reached. The same on all of them."""
         period_steps = self._config.checkpoint_steps
         return period_steps is not None and step // period_steps > self.step // period_steps
 
     @property
     def is_overdue(self) -> bool:
-        """Whether one is due by the clock, which is rank 0's to ask for; never where servers keep the state."""
+        """Whether a checkpoint is due by the clock. Only rank 0 asks for it, and nobody if servers keep the state."""
         minutes = self._config.checkpoint_minutes
         may_ask = bool(minutes) and self._topology.rank == 0 and self._averager.algorithm.server is None
         return may_ask and time.monotonic() - self._written_at_s > 60 * minutes
@@ -76,7 +93,7 @@ class CheckpointManager:
 
     @property
     def outlook(self) -> str:
-        """How to go on with a run that has stopped, in a few words."""
+        """How to resume a run that has stopped, in a few words."""
         failed = "" if self.failure is None else f"its checkpoint could not be written ({self.failure}); "
         if self.last is None:
             return f"{failed}there is no checkpoint to go on from"

@@ -1,8 +1,8 @@
-"""Checkpoints: the folder of a run's states, each whole or not there; and the file of its final model.
+"""Checkpoints: a folder of a run's states, each either whole or absent; and the file of the final model.
 
-Rank 0 calls `create`, every rank `write_rank`, then rank 0 `commit` and `prune`. Nothing here knows of MPI: the caller
-brings the ranks together between these. What goes wrong on the disk is an `OSError`, after which `discard` clears up;
-no earlier checkpoint is touched before a later one is whole.
+Rank 0 calls `create`, every rank `write_rank`, then rank 0 `commit` and `prune`. This module does not use MPI: the
+caller synchronizes the ranks between these calls. A failure of the disk is an `OSError`; `discard` then removes the
+unfinished checkpoint. No earlier checkpoint is touched before a later one is whole.
 """
 
 from __future__ import annotations
@@ -41,18 +41,23 @@ _FOLDER = re.compile(r"step-(\d{8,})(?:~(\d+))?")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint holds; written last, so that a folder with a manifest is whole.
+    """The contents of a checkpoint. It is written last: a folder with a manifest is whole.
 
     Parameters
     ----------
-    step : the step it was taken at.
-    num_ranks : the number of ranks that took it.
-    files : what `write_rank` returned, for every file.
-    parts : for every rank, the number of the rank whose file holds its part of that name: ranks with equal parts name
-        one and the same.
-    about : JSON values of the caller's, for example the configuration.
-    number : its place in the order in which those of the folder were written, from 1; `commit` gives it. Steps do not
-        tell: a run that goes on with more ranks from an epoch's end has taken fewer of them.
+    step : int
+        The step at which the checkpoint was taken.
+    num_ranks : int
+        The number of ranks that wrote it.
+    files : list of FileRecord
+        What `write_rank` returned, for every file.
+    parts : list of dict
+        For every rank and part, the rank whose file holds the part. Ranks with equal parts name the same one.
+    about : dict
+        JSON values of the caller, for example the configuration.
+    number : int
+        Counts the checkpoints of the folder in the order of writing, from 1; `commit` sets it. The step gives no such
+        order: a run that goes on with more ranks from an epoch's end has taken fewer steps.
     """
 
     step: int
@@ -85,18 +90,33 @@ class Checkpoint:
     manifest: Manifest
 
     def fault(self, first: int = 0, stride: int = 1) -> str | None:
-        """Read every `stride`-th file from the `first` on; return what is wrong in a few words, None for nothing.
+        """Read files and return what is wrong, in a few words; None if nothing is.
 
-        All files by default. N ranks share the work with ``fault(rank, N)``.
+        Parameters
+        ----------
+        first : int
+            The first file to read.
+        stride : int
+            Read every `stride`-th file from there on. N ranks share the work with ``fault(rank, N)``.
         """
         return next(
             filter(None, (files.fault(self.path, record) for record in self.manifest.files[first::stride])), None
         )
 
     def load(self, rank: int, parts: Collection[str] | None = None) -> dict[str, Any]:
-        """Return the parts of `rank` by name, all or those in `parts`, wherever they are stored.
+        """Return the parts of a rank by name, from whichever files hold them. Checksums are not compared; see `fault`.
 
-        Checksums are not looked at; see `fault`. Raises `InputError` where a file cannot be read.
+        Parameters
+        ----------
+        rank : int
+            Whose parts.
+        parts : collection of str
+            Which of them; all by default.
+
+        Raises
+        ------
+        InputError
+            If a file cannot be read.
         """
         places = {part: place for part, place in self.manifest.parts[rank].items() if parts is None or part in parts}
         found: dict[str, Any] = {}
@@ -106,10 +126,10 @@ class Checkpoint:
         return {part: found[part] for part in places}
 
     def understand(self, use: Callable[[Checkpoint], _T]) -> _T:
-        """Return what `use` makes of this checkpoint.
+        """Return ``use(self)``. Every exception but `OSError` becomes an `InputError`.
 
-        Raises `InputError`, whatever `use` raises but `OSError`, where it does not hold what that needs: it may be
-        whole to the last byte, and yet another program's, or another version's.
+        A checkpoint may be whole to the last byte and still lack what `use` needs: another program, or another
+        version, may have written it.
         """
         try:
             return use(self)
@@ -132,9 +152,9 @@ def rank_file(rank: int) -> str:
 
 
 def create(folder: Path, step: int, num_ranks: int) -> Path:
-    """Make and return a fresh folder for a checkpoint of `num_ranks` at `step`, beside any other of the same step.
+    """Make and return a new folder for a checkpoint of `num_ranks` at `step`, beside any other of the same step.
 
-    An empty file in it, `_mark`, tells until its manifest is there that this was made here and may be removed.
+    An empty file in it, `_mark`, says until the manifest exists that hpcavg made the folder and may remove it.
     """
     while True:
         path = _free_path(folder, _step_name(step))
@@ -150,7 +170,7 @@ def create(folder: Path, step: int, num_ranks: int) -> Path:
 
 
 def _mark(num_ranks: int) -> str:
-    """Return the name of the file that tells of how many ranks a checkpoint is that does not count."""
+    """Return the name of the file that marks an unfinished checkpoint of `num_ranks`."""
     return f"unfinished-{num_ranks}"
 
 
@@ -159,13 +179,13 @@ def _step_name(step: int) -> str:
 
 
 def _free_path(folder: Path, name: str) -> Path:
-    """Return the first path in `folder` that nothing has, of `name` and the numbered ones after it."""
+    """Return the first free path in `folder` of `name`, `name`~2, `name`~3 and so on."""
     names = chain([name], (f"{name}~{attempt}" for attempt in count(2)))
     return next(folder / name for name in names if not os.path.lexists(folder / name))
 
 
 def write_rank(path: Path, rank: int, parts: Mapping[str, Any]) -> FileRecord:
-    """Write the parts that the file of `rank` holds, trees as in `state_file`, to the checkpoint's folder `path`."""
+    """Write the parts that the file of `rank` holds, trees as in `tensor_file`, to the checkpoint's folder `path`."""
     return files.write_file(path / rank_file(rank), tensor_file.chunks(dict(parts)))
 
 
@@ -181,10 +201,10 @@ def commit(path: Path, manifest: Manifest) -> None:
 
 
 def _free_latest(folder: Path) -> None:
-    """Give what has the place of the link ``latest``, and is none, another name; nothing is removed.
+    """Rename what has the name ``latest`` and is no link; nothing is removed.
 
-    Whoever copies a run and follows links makes it a folder. Such a copy of a checkpoint is one of `folder` from now
-    on, perhaps beside its twin; of anything else nothing is known.
+    A copy of a run that follows links turns the link into a folder. Such a copy of a checkpoint gets a checkpoint's
+    name, beside the original.
     """
     path = folder / LATEST
     if os.path.lexists(path) and not path.is_symlink():
@@ -194,18 +214,29 @@ def _free_latest(folder: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a checkpoint that could not be written; what cannot be removed stays. One that counts is left alone."""
+    """Remove a checkpoint that could not be written, as far as possible. A finished one is left alone."""
     with suppress(OSError):
         if _latest(path.parent) != path.name:
             _remove(path)
 
 
 def prune(folder: Path, keep: int) -> list[str]:
-    """Remove all but the newest `keep` checkpoints, at least 1, and what was left half-written or half removed.
+    """Remove all but the newest `keep` checkpoints, and those that are half written or half removed.
 
-    Nothing goes as long as none is whole. The one ``latest`` points to always stays, and so does what `create`,
-    `write_rank` and `commit` did not write, damaged ones and those of another format included; a link goes, and what
-    it points to stays. Returns why something could not be removed, a line for each; the next call tries again.
+    Nothing is removed if no checkpoint is whole. These stay: the checkpoint that ``latest`` points to, whatever hpcavg
+    did not write, damaged checkpoints, and those of a newer format. A link is removed, and not what it points to.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the checkpoints are.
+    keep : int
+        At least 1.
+
+    Returns
+    -------
+    list of str
+        Why something could not be removed, a line each. The next call tries again.
     """
     try:
         latest = _latest(folder)
@@ -225,9 +256,9 @@ def prune(folder: Path, keep: int) -> list[str]:
 
 
 def _remove(path: Path) -> None:
-    """Remove the files of a checkpoint, and its folder unless something else is left in it; of a link, the link.
+    """Remove the files of a checkpoint, and its folder unless something else is in it. Of a link, remove the link.
 
-    Its manifest goes first, for good, but stays as the mark of how many ranks it is of.
+    First the manifest becomes the mark of an unfinished checkpoint, which still says of how many ranks it is.
     """
     if path.is_symlink():
         files.perform(os.unlink, path)
@@ -248,7 +279,7 @@ def _remove(path: Path) -> None:
 
 
 def _marks(path: Path) -> dict[str, int]:
-    """Return the files in `path` that `create` or `_remove` marked it with, each with the number of ranks it tells."""
+    """Return the marks in `path` that `create` or `_remove` made, each with its number of ranks."""
     found: dict[str, int] = {}
     with os.scandir(path) as entries:
         for entry in entries:
@@ -265,9 +296,9 @@ def _marks(path: Path) -> dict[str, int]:
 
 
 def candidates(folder: Path) -> list[Path]:
-    """Return the folders of checkpoints in `folder`: those that are not whole, then the others, the newest first.
+    """Return the checkpoints in `folder`: first those that are not whole, then the others, the newest first.
 
-    Raises `InputError` where `folder` cannot be read; one that does not exist is empty.
+    Raises `InputError` if `folder` cannot be read. One that does not exist is empty.
     """
     try:
         return [path for path, _ in _entries(folder)]
@@ -276,9 +307,9 @@ def candidates(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
-    """Return the newest checkpoint that is whole and unharmed, and what was passed over for it, each with the reason.
+    """Return the newest good checkpoint, and those that were passed over, each with the reason.
 
-    Every byte of it is read. Raises `InputError` where `folder` cannot be read.
+    Every byte of it is read. Raises `InputError` if `folder` cannot be read.
     """
     passed_over: list[tuple[Path, str]] = []
     for path in candidates(folder):
@@ -290,10 +321,19 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
 
 
 def open_checkpoint(path: Path | str, verify: bool = True) -> Checkpoint:
-    """Return the checkpoint in the folder `path`, or that a link such as ``latest`` points to.
+    """Return the checkpoint in a folder.
 
-    With `verify` every byte of it is read, without only the manifest: for the other ranks, after one has looked.
-    Raises `InputError` unless it is whole and unharmed, as far as that was looked at.
+    Parameters
+    ----------
+    path : Path or str
+        The folder, or a link to it such as ``latest``.
+    verify : bool
+        Whether to read every byte, and not only the manifest.
+
+    Raises
+    ------
+    InputError
+        If the checkpoint is not whole, or is damaged.
     """
     found = _inspect(Path(os.path.realpath(path)) if os.path.islink(path) else Path(path), verify)
     if isinstance(found, Checkpoint):
@@ -302,7 +342,7 @@ def open_checkpoint(path: Path | str, verify: bool = True) -> Checkpoint:
 
 
 def _entries(folder: Path) -> list[tuple[Path, Checkpoint | str]]:
-    """Return the checkpoints in `folder`, in the order of `candidates`, with what `_inspect` says of each."""
+    """Return the checkpoints in `folder`, in the order of `candidates`, each with the result of `_inspect`."""
     entries = []
     with suppress(FileNotFoundError):
         for name in os.listdir(folder):
@@ -315,7 +355,7 @@ def _entries(folder: Path) -> list[tuple[Path, Checkpoint | str]]:
 
 
 def _inspect(path: Path, verify: bool) -> Checkpoint | str:
-    """Return the checkpoint in `path`, or in a few words why it is not whole; its other files count with `verify`."""
+    """Return the checkpoint in `path`, or why it is not good. With `verify` all its files are read."""
     try:
         with files.open_file(path / MANIFEST) as file:
             found = Checkpoint(path, _parse(file.read()))
@@ -328,7 +368,7 @@ def _inspect(path: Path, verify: bool) -> Checkpoint | str:
         return f"{MANIFEST}: {error.strerror}"
     except NewerFormatError as error:
         return str(error)
-    except Exception:  # whatever damaged JSON, or JSON of another shape, provokes
+    except Exception:  # damaged JSON, or JSON of another shape, raises many kinds
         return f"{MANIFEST} is damaged"
 
 
