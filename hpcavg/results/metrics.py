@@ -25,23 +25,42 @@ _CHUNK_ROWS = 1024
 class Recorder:
     """Writes one rank's metrics.
 
-    Rows are kept in memory and appended when `flush_s` seconds have passed, at `flush` and at `close`: what is in the
-    file after a crash is everything up to the last of these.
+    Rows stay in memory until `flush_s` seconds have passed, or until `flush` or `close`. After a crash the file has all
+    rows up to the last of these.
 
-    A file that cannot be made or written (a full disk, a folder that has gone) stops no training: nothing is raised,
-    `lost` says why, and no more rows are kept from then on. What was flushed before can still be read.
+    A file that cannot be written (a full disk, a removed folder) does not stop the training: nothing is raised, `lost`
+    says why, and later rows are dropped. Rows that were flushed before can still be read.
 
     Parameters
     ----------
-    path : the file to make; one that exists is left alone, and records are lost.
-    attributes : what the run was, as attributes of the file.
-    flush_s : seconds between flushes.
-    rows_before : rows of each table that count from earlier segments, written as ``rows_before_step`` and so on.
+    path : Path
+        The file to make. If it exists, it is left alone, and the rows are lost.
+    attributes : mapping
+        What the run is, as attributes of the file.
+    flush_s : float
+        Seconds between flushes.
+    rows_before : mapping
+        Rows of each table in earlier segments; written as the attributes ``rows_before_step`` and so on.
 
     Attributes
     ----------
-    lost : why rows are being lost, in one line; None as long as none are.
-    rows_lost : how many rows were lost, of all tables.
+    lost : str or None
+        Why rows are lost, in one line; None if none are.
+    rows_lost : int
+        How many rows were lost, of all tables.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from hpcavg.results import view
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> view.write_view(folder, num_ranks=1)
+    >>> recorder = Recorder(folder / view.file_name(0), {"algorithm": "k_avg"}, flush_s=2)
+    >>> recorder.record("evaluation", 12, 1, 0.5, 0.4, 0.9, 1.0, 0.45, 0.88)
+    >>> recorder.close()
+    >>> view.read_view(folder, "evaluation")["test_accuracy"].tolist()
+    [[0.9]]
     """
 
     def __init__(
@@ -65,7 +84,7 @@ class Recorder:
 
     def _create(self, name: str, column: Column) -> h5py.Dataset:
         assert self._file is not None
-        # A view that counts on more rows than came to be written reads the fill value in their place.
+        # The view may expect more rows than were written; it then reads the fill value.
         dataset = self._file.create_dataset(
             name, (0,), column.dtype, maxshape=(None,), chunks=(_CHUNK_ROWS,), fillvalue=fill_value(column)
         )
@@ -73,7 +92,7 @@ class Recorder:
         return dataset
 
     def record(self, group: str, *row: Any) -> None:
-        """Append one row, in the order of ``COLUMNS[group]``. Scalar tensors are read only when the row is written."""
+        """Append one row, in the order of ``COLUMNS[group]``. A scalar tensor is read when the row is written."""
         self._positions[group] += 1
         if self.lost is not None:
             self.rows_lost += 1
@@ -83,7 +102,7 @@ class Recorder:
             self.flush()
 
     def positions(self) -> dict[str, int]:
-        """Return how many rows of each table of the whole run were recorded so far, lost ones included."""
+        """Return the rows of each table that the whole run recorded so far, lost ones included."""
         return dict(self._positions)
 
     def flush(self) -> None:
@@ -98,7 +117,7 @@ class Recorder:
         }
         if self._file is not None:
             with self._giving_up_on_failure():
-                self._path.stat()  # a file whose name has gone could still be written, for nobody to read
+                self._path.stat()  # a file that was removed could still be written, but nobody could read it
                 for group, arrays in columns.items():
                     for dataset, values in zip(self._datasets[group], arrays, strict=True):
                         end = len(dataset)
@@ -119,7 +138,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def _giving_up_on_failure(self) -> Iterator[None]:
-        """Turn a failure to write into lost records."""
+        """Turn a failure to write into lost rows."""
         try:
             yield
         except Exception as error:  # HDF5's come as OSError, RuntimeError, ValueError and KeyError
@@ -133,8 +152,7 @@ class Recorder:
 def _abandon(file: h5py.File) -> None:
     """Close a file that cannot be written.
 
-    HDF5 does not let go of such a file: it tries again at the end of the process, and crashes. So whatever it still has
-    to write goes to the null device.
+    HDF5 would write it again at the end of the process, and crash. What is left goes to the null device instead.
     """
     with contextlib.suppress(Exception):
         null = os.open(os.devnull, os.O_RDWR)

@@ -30,9 +30,19 @@ from matplotlib import pyplot as plt
 
 @dataclass(frozen=True)
 class _Run:
-    """A folder, what is known of the run in it, its curves or why there are none, and all that is wrong with it.
+    """A folder that is reported.
 
-    known : a `Summary`, or as much of it as config.toml and metrics tell, with the ``state``; empty where it is no run.
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    known : mapping
+        The run's `Summary`, or as many of its fields as config.toml and metrics contain, with a ``state``; empty if
+        the folder holds no run.
+    curves : Curves or str
+        The curves, or why there are none.
+    faults : sequence of str
+        What is wrong with the run.
     """
 
     path: Path
@@ -48,10 +58,19 @@ class _Run:
 
 
 def main(folders: Sequence[str], output: str | None) -> None:
-    """Print the table of the runs in `folders` and write their curves as PNG to `output`.
+    """Print the table of the runs in `folders`, and a line for each that something is wrong with; draw their curves.
 
-    Takes what there is, and then says in one line for each folder what is wrong with it. Raises `InputError` where no
-    folder holds a run of which anything can be shown, and where `output` cannot be written.
+    Parameters
+    ----------
+    folders : sequence of str
+        The runs, also unfinished and damaged ones.
+    output : str or None
+        The image; None: ``curves.png`` in the first of the folders.
+
+    Raises
+    ------
+    InputError
+        If nothing can be shown of any folder, or `output` cannot be written.
     """
     paths = [Path(folder) for folder in folders]
     runs = [_look(path, found) for path, found in zip(paths, curves.read(paths), strict=True)]
@@ -80,7 +99,7 @@ def main(folders: Sequence[str], output: str | None) -> None:
 
 
 def _look(path: Path, found: Curves | str) -> _Run:
-    """Return what there is in the folder `path`, whose curves are `found`."""
+    """Return the run in the folder `path`, whose curves are `found`."""
     try:
         there = os.listdir(path)
     except (OSError, ValueError) as error:
@@ -103,7 +122,7 @@ def _look(path: Path, found: Curves | str) -> _Run:
 
 
 def _unfinished(path: Path, found: Curves | str, state: str, faults: Sequence[str]) -> _Run:
-    """Return a run without a summary, by what its options and metrics tell."""
+    """Return a run without a usable summary, from its options and metrics."""
     configured: dict[str, Any] = {}
     try:
         options = sources.read_toml(path / CONFIG_FILE)
@@ -115,7 +134,7 @@ def _unfinished(path: Path, found: Curves | str, state: str, faults: Sequence[st
 
 
 def _other_ranks(path: Path, found: Curves | str, num_ranks: int) -> list[str]:
-    """Return what there is to say of ranks whose metrics are not there, although others' are, or are one's too many."""
+    """Return lines about ranks whose metrics are missing, and about metrics of ranks that the summary lacks."""
     if isinstance(found, str):
         return []
     there = view.rank_files(path / "metrics")
@@ -133,12 +152,12 @@ def _other_ranks(path: Path, found: Curves | str, num_ranks: int) -> list[str]:
 
 
 def plot(runs: Sequence[_Run], target: Path) -> None:
-    """Draw training loss by step, test loss and accuracy by epoch, and where the time went; write them to `target`."""
+    """Draw training loss, test loss, test accuracy and the parts of the wall time; write the image to `target`."""
     image = io.BytesIO()
     figure, panels = plt.subplots(1, 4, figsize=(18, 4.6), layout="constrained")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of characters that its font lacks, of axes without a curve
+            warnings.simplefilter("ignore")  # about characters that the font lacks, and axes without a curve
             _draw(runs, figure, panels)
             figure.savefig(image, dpi=120, format=target.suffix[1:] or "png")
         files.replace_file(target, [image.getvalue()])
@@ -153,7 +172,7 @@ def _draw(runs: Sequence[_Run], figure: Any, panels: Any) -> None:
     for number, run in enumerate(runs, 1):
         if isinstance(run.curves, Curves):
             step, loss, epoch, *scores = map(_drawable, astuple(run.curves)[1:])
-            losses.plot(step, loss, label=f"{number}  {run.label}")  # what begins with _ would be in no legend
+            losses.plot(step, loss, label=f"{number}  {run.label}")  # a label that begins with _ would be in no legend
             for axes, score in zip((test_losses, accuracies), scores, strict=True):
                 axes.plot(epoch, score, marker=".")
     finished = {str(number): run.known for number, run in enumerate(runs, 1) if "wall_s" in run.known}
@@ -176,6 +195,6 @@ def _draw(runs: Sequence[_Run], figure: Any, panels: Any) -> None:
 
 
 def _drawable(values: Any) -> Any:
-    """Return `values` without those of a run that diverged, or a damaged file, that no axis can span."""
+    """Return `values` with NaN for those that no axis can span: of a run that diverged, or a damaged file."""
     numbers = np.asarray(values, dtype=np.float64)
     return np.where(np.abs(numbers) < 1e100, numbers, np.nan)

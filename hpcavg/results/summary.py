@@ -1,4 +1,4 @@
-"""The summary of a run: its fields, and the table that shows them."""
+"""The summary of a run: its fields, its file, and the table that shows it."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def read(folder: Path) -> Summary:
 
 
 def _fits(value: object, kind: Any) -> bool:
-    """Return whether `value`, read from JSON, may stand in a field of type `kind`."""
+    """Return whether `value`, read from JSON, is of type `kind`."""
     if typing.get_origin(kind) is list:
         return isinstance(value, list) and bool(value) and all(_fits(item, int) for item in value)
     if typing.get_args(kind):
@@ -260,9 +260,14 @@ _ROWS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def rows(path: Path, values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the table of a run as pairs of label and text, empty for what was not measured or does not apply.
+    """Return the table of a run as pairs of label and text; empty texts for what is unknown or does not apply.
 
-    values : a `Summary`, or of an unfinished run what is known of it, and as ``state`` why it is not all.
+    Parameters
+    ----------
+    path : Path
+        The run's folder.
+    values : mapping
+        A `Summary`, or for an unfinished run the known fields and a ``state``.
     """
 
     def known(text: Callable[[Mapping[str, Any]], str]) -> str:
@@ -275,16 +280,16 @@ def rows(path: Path, values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def show(runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
-    """Print the table of one or several runs, a column each; on a terminal as many tables as its width asks for."""
+    """Print the table of one or several runs, a column each. A narrow terminal gets several tables."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    # Outside a terminal rich would cut the lines at 80 columns, and with them the folder's name.
+    # Outside a terminal, rich would cut the lines, and the folder's name, at 80 columns.
     console = Console(width=None if is_terminal() else 60 + 260 * len(runs))
     columns = max(1, (console.width - _LABEL_WIDTH) // _RUN_WIDTH)
     for first in range(0, len(runs), columns):
-        # Texts as they are: rich would take what is in square brackets for markup.
+        # As Text: in a plain string, rich would take square brackets for markup.
         table = Table(show_header=False)
         for entries in zip(*(rows(path, values) for path, values in runs[first : first + columns]), strict=True):
             if any(text for _, text in entries):

@@ -23,11 +23,11 @@ from hpcavg.utils import files, format_version
 VIEW = "all.h5"
 
 Positions = Sequence[Mapping[str, int]]
-"""Of every rank, how many rows of each table count: what `Recorder.positions` of all ranks returned at a checkpoint."""
+"""For every rank, its rows of each table: what `Recorder.positions` returned on all ranks at a checkpoint."""
 
 
 def file_name(rank: int, segment: int = 0) -> str:
-    """Return the name of a rank's file inside ``metrics/``; `segment` counts how often the run was resumed."""
+    """Return the name of a rank's file inside ``metrics/``. `segment` counts how often the run was resumed."""
     return f"rank-{rank:05d}-{segment}.h5" if segment else f"rank-{rank:05d}.h5"
 
 
@@ -38,23 +38,31 @@ def rank_files(folder: Path) -> list[tuple[int, int]]:
 
 
 def num_segments(folder: Path) -> int:
-    """Return how many segments have files in `folder`, those included that came to nothing."""
+    """Return how many segments have files in `folder`, superseded ones included."""
     return max((1 + segment for _, segment in rank_files(folder)), default=0)
 
 
 def continued(folder: Path, resumed: Sequence[Positions], positions: Positions) -> list[Positions]:
-    """Return the history of the segment that begins now in `folder`; its length is the segment's number.
+    """Return the history of the segment that begins now. Its length is the segment's number.
 
-    `resumed` is the history of the segment that wrote the checkpoint, `positions` what the checkpoint holds. Segments
-    that began since then, and whose rows are superseded with this, are passed over.
+    Segments that began after the checkpoint was written are superseded: none of their rows count.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the metrics.
+    resumed : sequence of Positions
+        The history of the segment that wrote the checkpoint.
+    positions : Positions
+        Those in the checkpoint.
     """
     return [*resumed, *[positions] * max(1, num_segments(folder) - len(resumed))]
 
 
 def rows_before(resumed: Sequence[Positions], rank: int) -> dict[str, int]:
-    """Return how many rows of each table come before those of `rank` in the segment with the history `resumed`.
+    """Return, for each table, how many rows of `rank` come before the segment with the history `resumed`.
 
-    A rank that was not there before begins after the longest of those that were.
+    A new rank begins after the longest of the earlier ones.
     """
     rows = dict.fromkeys(COLUMNS, 0)
     for positions in resumed:
@@ -66,16 +74,24 @@ def rows_before(resumed: Sequence[Positions], rank: int) -> dict[str, int]:
 
 
 def write_view(folder: Path, num_ranks: int, resumed: Sequence[Positions] = ()) -> None:
-    """Write ``all.h5``: every column of every rank's files as one dataset of shape (ranks, rows), nothing copied.
+    """Write ``all.h5``: every column of all ranks' files as one dataset of shape (ranks, rows). Nothing is copied.
 
-    It may be made before the files exist and follows them as they grow. What is missing is filled with -1 or NaN. Open
-    it with ``swmr=True`` while the run goes on or after it was killed.
+    It may be written before the files exist, and follows them as they grow. Missing rows read as -1, NaN or the empty
+    text. Open it with ``swmr=True`` during the run, or after it was killed.
 
     Parameters
     ----------
-    folder : where the files are. An earlier view is replaced, whole or not at all; raises OSError.
-    num_ranks : ranks of the segment that now begins. The view has as many as the largest segment had.
-    resumed : see `continued`; empty for a run that starts afresh.
+    folder : Path
+        Of the files. An earlier view is replaced, whole or not at all.
+    num_ranks : int
+        Ranks of the segment that begins now. The view has as many as the largest segment.
+    resumed : sequence of Positions
+        See `continued`; empty for a new run.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
     """
     ranks = max(num_ranks, *map(len, resumed), 0)
     # starts[s][rank]: the rows before segment s, which are the rows up to which segment s - 1 counts
@@ -93,31 +109,37 @@ def write_view(folder: Path, num_ranks: int, resumed: Sequence[Positions] = ()) 
 
 
 def begin_segment(folder: Path, saved: Mapping[str, Any] | None, num_ranks: int) -> list[Positions]:
-    """Write the view of the segment of `num_ranks` that begins now in `folder`; return its history.
+    """Write the view for the segment that begins now; return its history.
 
-    saved : what the checkpoint that the run goes on from holds, ``resumed`` and ``positions``; None where it starts
-    afresh.
+    Parameters
+    ----------
+    folder : Path
+        Of the metrics.
+    saved : mapping or None
+        The ``resumed`` and ``positions`` of the checkpoint that the run goes on from; None for a new run.
+    num_ranks : int
+        Ranks of the segment.
     """
     segments: list[Positions] = []
     if saved is not None:
-        told = [[_rows(rows) for rows in positions] for positions in (*saved["resumed"], saved["positions"])]
-        segments = continued(folder, told[:-1], told[-1])
+        given = [[_rows(rows) for rows in positions] for positions in (*saved["resumed"], saved["positions"])]
+        segments = continued(folder, given[:-1], given[-1])
     elif num_segments(folder):
         segments = continued(folder, [], [_rows({})] * num_ranks)
     write_view(folder, num_ranks, segments)
     return segments
 
 
-def _rows(told: Mapping[str, int]) -> dict[str, int]:
-    """Return how many rows of every table there are: none of those that were not known yet."""
-    rows = {group: told.get(group, 0) for group in COLUMNS}
+def _rows(given: Mapping[str, int]) -> dict[str, int]:
+    """Return the rows of every table; a table that is absent has none."""
+    rows = {group: given.get(group, 0) for group in COLUMNS}
     if not all(type(number) is int and number >= 0 for number in rows.values()):
         raise ValueError("rows of metrics that are no numbers")
     return rows
 
 
 def _layout(name: str, dtype: str, starts: Sequence[Sequence[int]]) -> h5py.VirtualLayout:
-    """Return one column of the view: each segment from where it starts to where the next does, the last as it grows."""
+    """Return one column of the view: each segment up to the start of the next, the last one as it grows."""
     ranks, unlimited = len(starts[0]), h5py.h5s.UNLIMITED
     layout = h5py.VirtualLayout(shape=(ranks, 1 + max(map(max, starts))), maxshape=(ranks, None), dtype=dtype)
     for segment, begins in enumerate(starts):
@@ -131,14 +153,21 @@ def _layout(name: str, dtype: str, starts: Sequence[Sequence[int]]) -> h5py.Virt
 
 
 def read_view(folder: Path, group: str) -> dict[str, NDArray[Any]]:
-    """Return the columns of `group` from ``all.h5`` in `folder`, each of shape (ranks, rows), missing rows filled.
+    """Return the columns of a table from ``all.h5``, each of shape (ranks, rows).
 
-    A row that is being written, and so is not in every column yet, is left out. Of a column that came later than the
-    run all rows are missing.
+    A row that is just being written, and is not in every column yet, is left out. A column that the run did not record
+    has only missing values.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the metrics.
+    group : str
+        The table, a key of `COLUMNS`.
     """
-    # On a damaged file HDF5 gives up at once where it may; as a reader beside a writer it would try again for minutes.
+    # SWMR only if needed: as a reader beside a writer, HDF5 retries for minutes on a damaged file.
     names = [VIEW, *(file_name(rank, segment) for rank, segment in rank_files(folder))]
-    states = [_is_open(folder / name) for name in names]  # of all of them: HDF5 would wait for a pipe
+    states = [_is_open(folder / name) for name in names]  # all of them are looked at: HDF5 would wait for a pipe
     with h5py.File(folder / VIEW, "r", swmr=any(states)) as file:
         format_version.check(int(file.attrs.get("format", format_version.FIRST)), FORMAT)
         columns = {name: file[group][name][...] for name in COLUMNS[group] if name in file[group]}
@@ -151,13 +180,13 @@ def read_view(folder: Path, group: str) -> dict[str, NDArray[Any]]:
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
-    """Return the attributes of a rank's file, also of one that is being written."""
+    """Return the attributes of a rank's file, also while it is written."""
     with h5py.File(path, "r", swmr=_is_open(path)) as file:
         return dict(file.attrs)
 
 
 def _is_open(path: Path) -> bool:
-    """Return whether somebody writes the file at `path`, or left it open when killed; `OSError` where it is none."""
+    """Return whether the file is open for writing, or was when its writer was killed. `OSError` if it is no file."""
     with files.open_file(path) as file:
         superblock = file.read(12)  # signature and version (9 bytes), two sizes, consistency flags
     return superblock[:9] == b"\x89HDF\r\n\x1a\n\x03" and superblock[11:] > b"\0"
