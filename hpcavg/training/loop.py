@@ -171,6 +171,6 @@ class Loop:
 
         self._checkpoints.write(reached, state.parts, about)
         if self._checkpoints.failure is not None:
-            recorder.tell_of("checkpoint", f"checkpoint of step {round(reached)} ({self._checkpoints.failure})")
-        recorder.tell_of_remains(self._checkpoints.remains)
+            recorder.report_loss("checkpoint", f"checkpoint of step {round(reached)} ({self._checkpoints.failure})")
+        recorder.report_remains(self._checkpoints.remains)
         state.totals.checkpoint_s += time.perf_counter() - before

@@ -1,4 +1,4 @@
-"""Whether a task's model, loss and data go together, by two passes before the run: what would end its first epoch."""
+"""Two trial passes before the run: do the task's model, loss and data fit together?"""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ _NOT_THE_USERS = (Path(torch.__file__).parent, Path(__file__).parents[1])
 
 
 def check(config: Config, task: Task, passes: ForwardBackward, loader: BatchLoader) -> None:
-    """Raise `InputError` unless passes through the shortest mini-batches of training and test samples succeed.
+    """Raise `InputError` if a pass over the shortest mini-batch of training or test samples fails, or labels are wrong.
 
-    And unless labels are classes of the output. The shortest is an epoch's last, which may hold a single sample: in
-    training, BatchNorm takes no single value. The model stays as it is.
+    The shortest mini-batch may hold a single sample, which BatchNorm refuses in training. The model stays as it is.
     """
     _check_training(config, task, passes, loader)
     _check_evaluation(config, task, passes, loader)
@@ -49,7 +48,7 @@ def _check_training(config: Config, task: Task, passes: ForwardBackward, loader:
 
 
 def _check_evaluation(config: Config, task: Task, passes: ForwardBackward, loader: BatchLoader) -> None:
-    judged: list[tuple[Tensor, Tensor]] = []  # nothing where the learner has no test samples
+    judged: list[tuple[Tensor, Tensor]] = []  # empty if the learner has no test samples
 
     def predict() -> None:
         judged.extend((passes.attempt(inputs, training=False), targets) for inputs, targets in loader.test_batches(-1))
@@ -69,7 +68,7 @@ def _check_evaluation(config: Config, task: Task, passes: ForwardBackward, loade
 
 
 def _failure(attempt: Callable[[], object]) -> str | None:
-    """Return what `attempt` raises, and where, if it is in the user's own code; None where it succeeds."""
+    """Return what `attempt` raises, with the place if that is in the user's own code; None if it succeeds."""
     try:
         with torch.no_grad():
             attempt()
@@ -92,7 +91,7 @@ def _pass(config: Config, task: Task, passes: ForwardBackward, loader: BatchLoad
 
 
 def _check_labels(config: Config, task: Task, loader: BatchLoader, output: Tensor) -> None:
-    """Raise `InputError` where torch's cross_entropy would meet a label that is no class of the model."""
+    """Raise `InputError` if torch's cross_entropy would meet a label that is no class of the model."""
     is_entropy = task.loss is cross_entropy or isinstance(task.loss, nn.CrossEntropyLoss)
     if not is_entropy or output.ndim != 2:
         return
