@@ -8,14 +8,12 @@ unfinished checkpoint. No earlier checkpoint is touched before a later one is wh
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import math
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,63 +21,19 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from hpcavg.checkpoints import tensor_file
+from hpcavg.checkpoints.manifest import MANIFEST, Manifest, rank_file
 from hpcavg.errors import InputError, why
-from hpcavg.utils import files, format_version
+from hpcavg.utils import files
 from hpcavg.utils.files import FileRecord
 from hpcavg.utils.format_version import NewerFormatError
 
 _T = TypeVar("_T")
 
-MANIFEST = "manifest.json"
 LATEST = "latest"
-_FORMAT = 1
 NOT_FINISHED = f"it has no {MANIFEST}: it was not finished"
 NO_FOLDER = "there is no such folder"
 _MARK = re.compile(r"unfinished-(\d{1,7})")
 _FOLDER = re.compile(r"step-(\d{8,})(?:~(\d+))?")
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The contents of a checkpoint. It is written last: a folder with a manifest is whole.
-
-    Parameters
-    ----------
-    step : int
-        The step at which the checkpoint was taken.
-    num_ranks : int
-        The number of ranks that wrote it.
-    files : list of FileRecord
-        What `write_rank` returned, for every file.
-    parts : list of dict
-        For every rank and part, the rank whose file holds the part. Ranks with equal parts name the same one.
-    about : dict
-        JSON values of the caller, for example the configuration.
-    number : int
-        Counts the checkpoints of the folder in the order of writing, from 1; `commit` sets it. The step gives no such
-        order: a run that goes on with more ranks from an epoch's end has taken fewer steps.
-    """
-
-    step: int
-    num_ranks: int
-    files: list[FileRecord]
-    parts: list[dict[str, int]]
-    about: dict[str, Any]
-    number: int = 0
-
-    def __post_init__(self) -> None:
-        ranks = range(self.num_ranks)
-        places = [place for held in self.parts for place in held.values()]
-        if not (0 < len(self.parts) == len(ranks) and all(type(place) is int and place in ranks for place in places)):
-            raise ValueError("a manifest needs the parts of every rank, and the files that hold them")
-        if [record.name for record in self.files] != [rank_file(rank) for rank in ranks]:
-            raise ValueError("a manifest needs the files of all ranks, and no others")
-        if not all(type(number) is int and number >= 0 for number in (self.step, self.number)):
-            raise ValueError("a manifest needs its step and number")
-
-    def to_json(self) -> str:
-        """Return the text of the file: the values, and the SHA-256 of the text without it."""
-        return _sealed({"format": _FORMAT, **asdict(self)})
 
 
 @dataclass(frozen=True)
@@ -144,11 +98,6 @@ class Checkpoint:
 
 
 # -- writing ------------------------------------------------------------------------------------------------------
-
-
-def rank_file(rank: int) -> str:
-    """Return the name of a rank's file."""
-    return f"rank-{rank:05d}.safetensors"
 
 
 def create(folder: Path, step: int, num_ranks: int) -> Path:
@@ -287,7 +236,7 @@ def _marks(path: Path) -> dict[str, int]:
             if match and entry.is_file(follow_symlinks=False):
                 data = files.read_small(entry.path)
                 with suppress(Exception):  # somebody's file of this name
-                    if not data or _parse(data).num_ranks == int(match[1]):
+                    if not data or Manifest.from_json(data).num_ranks == int(match[1]):
                         found[entry.name] = int(match[1])
     return found
 
@@ -358,7 +307,7 @@ def _inspect(path: Path, verify: bool) -> Checkpoint | str:
     """Return the checkpoint in `path`, or why it is not good. With `verify` all its files are read."""
     try:
         with files.open_file(path / MANIFEST) as file:
-            found = Checkpoint(path, _parse(file.read()))
+            found = Checkpoint(path, Manifest.from_json(file.read()))
         return (verify and found.fault()) or found
     except FileNotFoundError:
         return NOT_FINISHED if os.path.isdir(path) else NO_FOLDER
@@ -372,32 +321,12 @@ def _inspect(path: Path, verify: bool) -> Checkpoint | str:
         return f"{MANIFEST} is damaged"
 
 
-def _parse(data: bytes) -> Manifest:
-    """Return the manifest whose text is `data`. Raises `NewerFormatError`, or any exception if a byte has changed."""
-    values = json.loads(data)
-    format_version.check(values["format"], _FORMAT)
-    del values["sha256"]
-    if _sealed(values).encode() != data:
-        raise ValueError("checksum")
-    records = [FileRecord(**record) for record in values["files"]]
-    return Manifest(values["step"], values["num_ranks"], records, values["parts"], values["about"], values["number"])
-
-
 def _latest(folder: Path) -> str | None:
     """Return the name that ``latest`` points to."""
     try:
         return os.readlink(folder / LATEST)
     except OSError:
         return None
-
-
-def _sealed(values: Mapping[str, Any]) -> str:
-    """Return the text of a manifest: `values`, and the SHA-256 of their text."""
-    return _json({**values, "sha256": hashlib.sha256(_json(values).encode()).hexdigest()})
-
-
-def _json(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, indent=1) + "\n"
 
 
 # -- the final model ----------------------------------------------------------------------------------------------

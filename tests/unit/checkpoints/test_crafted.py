@@ -10,7 +10,7 @@ import traceback
 import pytest
 import torch
 
-from hpcavg.checkpoints import store, tensor_file
+from hpcavg.checkpoints import manifest, store, tensor_file
 from hpcavg.checkpoints.store import MANIFEST, newest, open_checkpoint, prune
 from hpcavg.cli import parsers
 from hpcavg.errors import InputError
@@ -47,8 +47,8 @@ def read_manifest(path):
 def write_manifest(path, values):
     """Write what is right by its own checksum."""
     values = {name: value for name, value in values.items() if name != "sha256"}
-    sha256 = hashlib.sha256(store._json(values).encode()).hexdigest()
-    (path / MANIFEST).write_text(store._json({**values, "sha256": sha256}))
+    sha256 = hashlib.sha256(manifest._json(values).encode()).hexdigest()
+    (path / MANIFEST).write_text(manifest._json({**values, "sha256": sha256}))
 
 
 def write_state(path, tree, rank=0):
