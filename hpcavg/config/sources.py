@@ -13,13 +13,16 @@ from hpcavg import algorithms
 from hpcavg.config import recipes
 from hpcavg.config.options import CONFIG_FILE, UNSET, Config, algorithm_options, underscored
 from hpcavg.errors import InputError, reason
-from hpcavg.utils import files
+from hpcavg.utils import files, format_version
 from hpcavg.utils.text import printable
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+FORMAT = 1
+"""The last format of ``config.toml`` that is known here."""
 
 
 def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
@@ -59,8 +62,10 @@ def run_of(path: Path) -> Path | None:
 
 
 def read_toml(path: Path | str) -> dict[str, Any]:
-    """Return what the TOML file `path` says; raises `OSError`, `ValueError` or `RecursionError` where it is none."""
-    return tomllib.loads(files.read_small(path).decode("utf-8-sig"))
+    """Return the options in the TOML file `path`. Raises `OSError`, `ValueError` or `RecursionError` if it has none."""
+    values = tomllib.loads(files.read_small(path).decode("utf-8-sig"))
+    format_version.check(values.pop("format", format_version.FIRST), FORMAT)
+    return values
 
 
 def _read_options(path: str) -> dict[str, Any]:
@@ -77,7 +82,8 @@ def _read_options(path: str) -> dict[str, Any]:
         name = underscored(key)
         if name not in valid:
             known = ", ".join(valid)
-            raise InputError("config", path, f"a file of known options; {printable(repr(name))} is none of {known}")
+            unknown = f"{printable(repr(name))} is none of {known}, {format_version.NEWER}"
+            raise InputError("config", path, f"a file of known options; {unknown}")
         if name in values:
             raise InputError("config", path, f"a file that sets {name} once")
         values[name] = value
