@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hpcavg.checkpoints import store
 from hpcavg.checkpoints.store import Checkpoint
-from hpcavg.config.options import CHECKPOINTS, Config
+from hpcavg.config.options import CHECKPOINTS, OPTIONS, Config
 from hpcavg.errors import InputError
 
 # What may differ from the run that wrote the checkpoint; whatever else a learner's state follows from must be the same.
@@ -91,8 +91,7 @@ def _check_same(config: Config, saved: Checkpoint) -> None:
     Options come and go with versions. One that is new since has its default in an earlier run: that is what it did.
     """
     before, now = dict(saved.manifest.about["config"]), config.as_toml()
-    defaults: dict[str, Any] = {field.name: field.default for field in fields(Config)}
-    defaults["image_shape"] = "x".join(map(str, defaults["image_shape"]))
+    defaults = {name: option.write(option.default) for name, option in OPTIONS.items()}
     for name in sorted(before.keys() - defaults.keys()):
         allowed = f"a checkpoint of a run without {name}={before[name]}, an option that this hpcavg does not have"
         raise InputError("resume", saved.path, allowed)
