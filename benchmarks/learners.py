@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks import common
 from hpcavg import Averager, InputError, Topology, algorithms, models
 from hpcavg.algorithms.rule import Rule
-from hpcavg.algorithms.schedule import Progress, Run, Scope
+from hpcavg.algorithms.schedule import Progress, Run
+from hpcavg.algorithms.scope import GLOBAL
 from hpcavg.data.partition import batches, shard
 from hpcavg.distributed.shared_memory import share_array
 from hpcavg.tasks import Data, count_correct, digits
@@ -159,7 +160,7 @@ def first_period(rule: Rule | str | None, num_learners: int) -> int:
     if not isinstance(rule, Rule) or rule.name in ("sgd", "one_shot"):
         return 1
     due = rule.when(Run(num_learners))
-    return next(step for step in range(1, _LONGEST_PERIOD) if due(Progress(step=step)) is Scope.GLOBAL)
+    return next(step for step in range(1, _LONGEST_PERIOD) if due(Progress(step=step)) is GLOBAL)
 
 
 def throughput(learner: Learner, rule: Rule | str | None, comm: MPI.Comm, seconds: float) -> Throughput:

@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks import common
 from hpcavg import Averager, algorithms
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import GLOBAL
 from hpcavg.engines.select import select_engine
 from hpcavg.errors import require_integer
 from hpcavg.results.summary import counted
@@ -43,7 +43,7 @@ def main() -> None:
     calls: dict[str, Callable[[], object]] = {
         "optimizer.step": optimizer.step,
         "averager.step, mean due": averager.step,
-        "the mean alone": lambda: engine.mean(rows, rows[0], Scope.GLOBAL),
+        "the mean alone": lambda: engine.mean(rows, rows[0], GLOBAL),
     }
     seconds = common.in_turns(topology.learner_ranks, calls, options.repeats)
     medians = {name: 1000 * statistics.median(values) for name, values in seconds.items()}

@@ -20,7 +20,7 @@ from mpi4py import MPI
 
 from benchmarks import common, torch_peers
 from hpcavg import InputError, Topology
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import GLOBAL
 from hpcavg.engines.base import Engine
 from hpcavg.engines.select import ENGINES, select_engine
 from hpcavg.errors import require_integer, require_number
@@ -49,7 +49,7 @@ def contenders(topology: Topology, numel: int, names: Sequence[str]) -> dict[str
         if engine is not None:
             rows = topology.run_on_all_ranks(functools.partial(engine.allocate, torch.ones(1, numel)))
             rows.fill_(1.0)
-            found[f"hpcavg {name}"] = functools.partial(engine.mean, rows, rows[0], Scope.GLOBAL)
+            found[f"hpcavg {name}"] = functools.partial(engine.mean, rows, rows[0], GLOBAL)
     raw = values.numpy()
 
     def allreduce() -> None:

@@ -29,7 +29,7 @@ from benchmarks.learners import mlp_workload
 from benchmarks.mean import engine_of
 from benchmarks.tcp import Ring
 from hpcavg import Topology
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import GLOBAL
 from hpcavg.engines.base import Engine
 from hpcavg.engines.select import ENGINES
 from hpcavg.errors import require_integer, require_number
@@ -78,7 +78,7 @@ def contenders(topology: Topology, numel: int, pool: ThreadPoolExecutor) -> dict
 
 
 def _start(engine: Engine, rows: torch.Tensor) -> Callable[[], object]:
-    return engine.start([rows], Scope.GLOBAL).wait
+    return engine.start([rows], GLOBAL).wait
 
 
 class Computation:

@@ -20,7 +20,7 @@ from benchmarks import common
 from benchmarks.learners import Learner, Workload, build_rule, mlp_workload, throughput
 from hpcavg import Topology
 from hpcavg.algorithms.rule import Rule
-from hpcavg.distributed.topology import wait_asleep
+from hpcavg.distributed.waiting import wait_asleep
 from hpcavg.errors import require_integer, require_number
 from hpcavg.results.summary import counted
 
@@ -49,7 +49,7 @@ def measure(workload: Workload, rule: Rule, subset: Topology | None, batch_size:
     if subset is None:
         return None
     learner = Learner(workload, rule, subset, batch_size)
-    found = throughput(learner, rule, subset.world, seconds).samples_per_s
+    found = throughput(learner, rule, subset.learner_ranks, seconds).samples_per_s
     del learner
     gc.collect()  # before the next takes its memory
     return found

@@ -24,7 +24,7 @@ from benchmarks.learners import Learner, Workload, build_rule, digits_workload, 
 from hpcavg import Topology
 from hpcavg.algorithms.rule import Rule
 from hpcavg.data.partition import num_batches
-from hpcavg.distributed.topology import wait_asleep
+from hpcavg.distributed.waiting import wait_asleep
 from hpcavg.errors import require_integer, require_number
 from hpcavg.results.summary import counted
 

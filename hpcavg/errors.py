@@ -95,7 +95,7 @@ class CorruptionError(RuntimeError):
 
     Attributes
     ----------
-    ranks : the indices of the odd learners in the topology's `learner_ranks`; empty where nobody can tell which are damaged.
+    ranks : the ranks of the odd learners; empty if nobody can tell which are damaged.
     """
 
     def __init__(self, learners: Sequence[int], is_known: bool, what: Sequence[str], when: str) -> None:

@@ -7,19 +7,12 @@ the run first (its length, its learners) is a function of `Run` that returns a s
 
 from __future__ import annotations
 
-import enum
 import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-
-class Scope(str, enum.Enum):
-    """The learners a mean is taken over, or the parameter server in their place."""
-
-    LOCAL = "local"
-    GLOBAL = "global"
-    SERVER = "server"
+from hpcavg.algorithms.scope import GLOBAL, LOCAL, Scope
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,7 @@ def every(period_steps: int) -> Schedule:
     """A global mean every `period_steps` steps: t mod K = 0 (K-AVG, Algorithm 1)."""
 
     def due(progress: Progress) -> Scope | None:
-        return Scope.GLOBAL if progress.step % period_steps == 0 else None
+        return GLOBAL if progress.step % period_steps == 0 else None
 
     return due
 
@@ -96,8 +89,8 @@ def hierarchical(local_period_steps: int, global_period_steps: int) -> Schedule:
     def due(progress: Progress) -> Scope | None:
         phase = progress.step % global_period_steps
         if phase == 0:
-            return Scope.GLOBAL
-        return Scope.LOCAL if phase % local_period_steps == 0 else None
+            return GLOBAL
+        return LOCAL if phase % local_period_steps == 0 else None
 
     return due
 
@@ -106,7 +99,7 @@ def in_rounds(length: RoundLength) -> Schedule:
     """A global mean whenever a round has lasted `length` steps, which may change from round to round."""
 
     def due(progress: Progress) -> Scope | None:
-        return Scope.GLOBAL if progress.step - progress.round_step >= length(progress) else None
+        return GLOBAL if progress.step - progress.round_step >= length(progress) else None
 
     return due
 
@@ -127,7 +120,7 @@ def in_seconds(budget_s: float, total_steps: int | None = None) -> Schedule:
     def due(progress: Progress) -> Scope | None:
         steps = progress.step - progress.round_step
         is_over = total_steps is not None and steps >= total_steps - progress.mean_step
-        return Scope.GLOBAL if is_over or progress.round_seconds >= budget_s else None
+        return GLOBAL if is_over or progress.round_seconds >= budget_s else None
 
     return due
 

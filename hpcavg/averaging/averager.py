@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from hpcavg.algorithms.rule import Rule
-from hpcavg.algorithms.schedule import Progress, Run, Scope
+from hpcavg.algorithms.schedule import Progress, Run
+from hpcavg.algorithms.scope import GLOBAL, SERVER
 from hpcavg.averaging.calls import Caller, Kind
 from hpcavg.averaging.events import Arrival, Event, Totals
 from hpcavg.averaging.options import check_alike, check_rule, check_step, check_wire, timeout_s
@@ -25,6 +26,7 @@ from hpcavg.averaging.synchronous import Averaging
 from hpcavg.config.sections.averaging import AveragingOptions
 from hpcavg.distributed.topology import Topology
 from hpcavg.distributed.watchdog import watch_over
+from hpcavg.engines.compression import wire_format
 from hpcavg.engines.select import CPU, select_engine
 from hpcavg.errors import InputError
 
@@ -80,8 +82,8 @@ class Averager:
         self.events: deque[Event] = deque(maxlen=2**16)
         self.totals = Totals()
         # Odd multiplier: distinct for every learner of a seed, and far apart for neighbouring seeds.
-        self.generator = torch.Generator().manual_seed((options.seed * 1_000_003 + topology.rank) % 2**63)
-        self._run = run = Run(topology.num_learners, topology.rank, options.total_steps, options.batch_size)
+        self.generator = torch.Generator().manual_seed((options.seed * 1_000_003 + topology.learners.start) % 2**63)
+        self._run = run = Run(topology.num_learners, topology.learners.start, options.total_steps, options.batch_size)
         self._due = algorithm.when(run)
         self._buffer_policy = options.buffers
         self._has_finished = False
@@ -89,8 +91,9 @@ class Averager:
         self._worker: Worker | None = None
         self._server: Server | None = None
         devices = (parameter.device for group in optimizer.param_groups for parameter in group["params"])
-        with topology.waiting("set-up of the averager", Scope.SERVER):
-            self.engine = select_engine(options.engine, topology, next(devices, CPU))
+        with topology.waiting("set-up of the averager", SERVER):
+            form = wire_format(options.wire_dtype, options.error_feedback)
+            self.engine = select_engine(options.engine, topology, next(devices, CPU), form)
             check_wire(algorithm, self.engine, topology, options.wire_dtype)
             self._set_up_optimizer()
             self._rounds = Rounds(algorithm, run, topology, optimizer)
@@ -173,11 +176,11 @@ class Averager:
         averaging.learners_agree = False
         if averaging.merge_step == progress.step:
             self._record(averaging.merge(progress))
-        if due is Scope.GLOBAL and rule.delay_steps:
+        if due is GLOBAL and rule.delay_steps:
             averaging.start(progress)
         elif due is not None and not rule.before_step:
             self._record(averaging.take(due, progress))
-        if due is Scope.GLOBAL:
+        if due is GLOBAL:
             self._rounds.end(progress)
         if self._worker is not None:
             event = self._worker.exchange(progress)

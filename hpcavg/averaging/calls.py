@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 from mpi4py import MPI
 
 from hpcavg.algorithms.rule import Rule
-from hpcavg.algorithms.schedule import Progress, Scope
-from hpcavg.distributed.topology import Topology, complete_asleep
+from hpcavg.algorithms.schedule import Progress
+from hpcavg.algorithms.scope import GLOBAL, LOCAL, Neighbours, Scope
+from hpcavg.distributed.topology import Topology
+from hpcavg.distributed.waiting import complete_asleep
 from hpcavg.errors import MismatchError
 
 # What marks a record, so that a collective of the caller's own on the same communicator is not taken for one.
@@ -25,6 +27,7 @@ _MARK = b"avg1"
 _RECORD = struct.Struct("<4sHHqqQQd")
 _SICK, _LARGE, _FAILED = 1, 2, 4
 _POLL_S = 0.0005
+_TAG = 78
 
 
 class Kind(IntEnum):
@@ -38,9 +41,15 @@ class Kind(IntEnum):
     CHECK_HEALTH = 6
     RESET_ANCHOR = 7
     FIRST_STEP = 8
+    NEIGHBOUR_AVERAGE = 9
 
 
-_AVERAGES = (Kind.LOCAL_AVERAGE, Kind.GLOBAL_AVERAGE)
+_AVERAGES = (Kind.LOCAL_AVERAGE, Kind.GLOBAL_AVERAGE, Kind.NEIGHBOUR_AVERAGE)
+
+
+def kind_of(scope: Scope) -> Kind:
+    """Return what the mean of a rule over `scope` is."""
+    return {GLOBAL: Kind.GLOBAL_AVERAGE, LOCAL: Kind.LOCAL_AVERAGE}.get(scope, Kind.NEIGHBOUR_AVERAGE)
 
 
 class Call(NamedTuple):
@@ -113,33 +122,70 @@ def meet(
 
     Raises `MismatchError` on all of them where they are in different calls.
     """
-    comm = topology.comm(scope)
-    num_members = comm.Get_size()
     flags = _SICK * is_sick | _LARGE * is_large | _FAILED * (error is not None)
     kind, averager, step, round_ = call
     own = _RECORD.pack(
         _MARK, kind, averager, -1 if step is None else step, -1 if round_ is None else round_, flags, fingerprint, rate
     )
-    told: bytes | bytearray = own
-    if num_members > 1:
-        told = bytearray(_RECORD.size * num_members)
-        buffers = [own, MPI.BYTE], [told, MPI.BYTE]
-        if asleep:
-            complete_asleep(comm.Iallgather(*buffers), _POLL_S)
-        else:
-            comm.Allgather(*buffers)
+    told = (
+        _tell_neighbours(own, scope, topology)
+        if isinstance(scope, Neighbours)
+        else _tell_all(own, topology.comm(scope), asleep)
+    )
+    num_members = len(told) // _RECORD.size
     if not flags and told == own * num_members:  # nearly always
         return Meeting(num_members, (), False, (fingerprint,) * num_members, rate)
-    members = comm.Get_group().Translate_ranks(None, topology.learner_ranks.Get_group())
+    members = _members(scope, topology)
     records = list(_RECORD.iter_unpack(told))
     calls = {member: _call_of(*record[:5]) for member, record in zip(members, records, strict=True)}
     if any(other != call for other in calls.values()):
         raise MismatchError({member: str(other or "another collective") for member, other in calls.items()})
     all_flags, fingerprints, rates = zip(*(record[5:] for record in records), strict=True)
-    if any(flags & _FAILED for flags in all_flags):
-        raise next(filter(None, comm.allgather(error)))
+    failed = [member for member, flags in zip(members, all_flags, strict=True) if flags & _FAILED]
+    if failed:
+        raise _error_of(failed, error, scope, topology)
     sick = tuple(member for member, flags in zip(members, all_flags, strict=True) if flags & _SICK)
     return Meeting(num_members, sick, any(flags & _LARGE for flags in all_flags), fingerprints, _mean_rate(rates))
+
+
+def _tell_all(own: bytes, comm: MPI.Comm, asleep: bool) -> bytes | bytearray:
+    """Return the records of all ranks of `comm`, in their order."""
+    if comm.Get_size() == 1:
+        return own
+    told = bytearray(len(own) * comm.Get_size())
+    buffers = [own, MPI.BYTE], [told, MPI.BYTE]
+    if asleep:
+        complete_asleep(comm.Iallgather(*buffers), _POLL_S)
+    else:
+        comm.Allgather(*buffers)
+    return told
+
+
+def _tell_neighbours(own: bytes, scope: Neighbours, topology: Topology) -> bytes:
+    """Return the records of this rank's neighbours and its own, in the order of the ranks."""
+    comm = topology.comm(scope)
+    told: dict[int, bytes | bytearray] = {topology.rank: own}
+    requests = []
+    for partner in topology.links(scope).partners:
+        told[partner] = record = bytearray(len(own))
+        requests.append(comm.Irecv([record, MPI.BYTE], partner, _TAG))
+        requests.append(comm.Isend([own, MPI.BYTE], partner, _TAG))
+    MPI.Request.Waitall(requests)
+    return b"".join(told[rank] for rank in sorted(told))
+
+
+def _members(scope: Scope, topology: Topology) -> list[int]:
+    """Return the ranks whose records a rank gets, in their order."""
+    if isinstance(scope, Neighbours):
+        return sorted({topology.rank, *topology.links(scope).partners})
+    return list(topology.comm(scope).Get_group().Translate_ranks(None, topology.learner_ranks.Get_group()))
+
+
+def _error_of(failed: Sequence[int], own: Exception | None, scope: Scope, topology: Topology) -> Exception:
+    """Return what all members raise: the error of the first that has failed; on a graph, a learner knows its own."""
+    if not isinstance(scope, Neighbours):
+        return next(filter(None, topology.comm(scope).allgather(own)))
+    return own or RuntimeError(f"learner {failed[0]}, a neighbour on the graph, has failed")
 
 
 class Caller:
@@ -163,7 +209,7 @@ class Caller:
         step = None if self._has_own_steps else progress.step
         return Call(kind, self._number, step, None if self._has_servers else progress.round)
 
-    def meet(self, call: Call, scope: Scope = Scope.GLOBAL, **told: Any) -> Meeting:
+    def meet(self, call: Call, scope: Scope = GLOBAL, **told: Any) -> Meeting:
         """Tell the learners of `scope` that this one is in `call`. Collective over them; see `meet`."""
         return meet(call, scope, self._topology, asleep=self._has_servers, **told)
 

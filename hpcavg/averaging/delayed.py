@@ -12,12 +12,12 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcavg.algorithms.schedule import Progress, Scope
+from hpcavg.algorithms.schedule import Progress
+from hpcavg.algorithms.scope import GLOBAL
 from hpcavg.averaging.flat_buffer import FlatBuffer
 from hpcavg.averaging.health import Excluded
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import Engine, PendingMean
-from hpcavg.engines.compression import WireFormat
 from hpcavg.engines.pending import CompletedMean
 
 # The complaint of a learner whose values are large; that of one that is sick is 1.
@@ -56,13 +56,10 @@ class Delayed:
     flight : the mean on its way, None where there is none.
     """
 
-    def __init__(
-        self, flats: list[FlatBuffer], engine: Engine, topology: Topology, wire_format: WireFormat | None
-    ) -> None:
+    def __init__(self, flats: list[FlatBuffer], engine: Engine, topology: Topology) -> None:
         self._flats = flats
         self._engine = engine
         self._topology = topology
-        self._wire_format = wire_format
         self.flight: InFlight | None = None
         self._merged_step = 0
         self._given_up_step = 0  # means up to here were given up when ranks died
@@ -89,10 +86,8 @@ class Delayed:
             sick = Excluded((), topology.num_learners, is_sick)
             sick.zero_contribution(arrays)
             (complaints,) = self._complaints.arrays
-            complaints.zero_()[0, topology.rank] = 1.0 if is_sick else _LARGE * is_large
-            return self._engine.start(
-                [complaints, *arrays], Scope.GLOBAL, self._wire_format, lambda mean: _told(mean, sick).num_well
-            )
+            complaints.zero_()[0, topology.learners.start] = 1.0 if is_sick else _LARGE * is_large
+            return self._engine.start([complaints, *arrays], GLOBAL, lambda mean: _told(mean, sick).num_well)
 
         pending = topology.run_retryable(begin, "start of a global mean")
         if pending is not None:
@@ -153,7 +148,7 @@ class Delayed:
         flight = self.flight
         if flight is None:
             return None
-        with self._topology.waiting("delayed global mean", Scope.GLOBAL):
+        with self._topology.waiting("delayed global mean", GLOBAL):
             complaints, *means = flight.pending.wait()
         flight.pending = CompletedMean([complaints, *means])
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import GLOBAL, SERVER, Scope
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Totals:
 
     def add(self, event: Event) -> None:
         """Count `event`."""
-        if event.scope is Scope.LOCAL:
-            self.local_averages += 1
-        elif event.scope is Scope.GLOBAL:
+        if event.scope is GLOBAL:
             self.global_averages += 1
-        else:
+        elif event.scope is SERVER:
             self.exchanges += 1
+        else:  # over a local group, or neighbours
+            self.local_averages += 1
         self.bytes_averaged += event.num_bytes
         self.blocked_s += event.blocked_s
         self.in_flight_s += event.in_flight_s

@@ -11,12 +11,11 @@ from mpi4py import MPI
 from torch import Tensor
 
 from hpcavg.algorithms.merge import replace
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import Scope
 from hpcavg.averaging.calls import Call, Meeting
 from hpcavg.averaging.flat_buffer import FlatBuffer
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import Engine, take_means
-from hpcavg.engines.compression import WireFormat
 from hpcavg.engines.reduction import Values
 from hpcavg.errors import InputError
 
@@ -48,12 +47,12 @@ class GradientBuffer:
         topology.on_shrink(self._reallocate)
         self.num_bytes = self._flat.num_bytes
 
-    def average(self, scope: Scope, wire_format: WireFormat | None, meet: Callable[[int], Meeting], call: Call) -> None:
+    def average(self, scope: Scope, meet: Callable[[int], Meeting], call: Call) -> None:
         """Replace every learner's gradients by their mean over `scope`. Collective over the scope.
 
         meet : meets the others in `call`, with a fingerprint.
         """
-        means, present = self._topology.run_collective(lambda: self._take(scope, wire_format, meet), scope, call)
+        means, present = self._topology.run_collective(lambda: self._take(scope, meet), scope, call)
         for array, mean in zip(self._flat.arrays, means, strict=True):
             replace.apply(array, mean, {}, 0.0)
         for tensor, packed, is_present in zip(self._tensors, self._packed, present, strict=True):
@@ -63,9 +62,7 @@ class GradientBuffer:
     def _reallocate(self) -> None:
         self._flat.move_to([self._engine.allocate(array) for array in self._flat.arrays])
 
-    def _take(
-        self, scope: Scope, wire_format: WireFormat | None, meet: Callable[[int], Meeting]
-    ) -> tuple[list[Tensor], Values]:
+    def _take(self, scope: Scope, meet: Callable[[int], Meeting]) -> tuple[list[Tensor], Values]:
         """Return the means of the arrays, and which tensors have a gradient on any learner."""
         gradients = [tensor.grad for tensor in self._tensors]
         present = np.array([_kind(gradient) for gradient in gradients], dtype=np.uint8)
@@ -80,5 +77,5 @@ class GradientBuffer:
                 packed.zero_()
             elif gradient is not packed:
                 packed.copy_(gradient)
-        means = take_means(self._engine, self._flat.arrays, scope, self._topology.survives, wire_format)
+        means = take_means(self._engine, self._flat.arrays, scope, self._topology.survives)
         return means, present

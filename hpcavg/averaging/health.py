@@ -11,9 +11,9 @@ from typing import NoReturn
 
 import numpy as np
 import torch
-from mpi4py import MPI
 from torch import Tensor
 
+from hpcavg.algorithms.scope import Neighbours, Scope
 from hpcavg.distributed.topology import Topology
 from hpcavg.errors import CorruptionError, InputError, SickLearnersError
 from hpcavg.utils.text import fold_numbers
@@ -31,8 +31,9 @@ class Excluded:
 
     Attributes
     ----------
-    learners : their indices in the topology's `learner_ranks`. num_members : how many learners the mean is over, with them.
-    is_here : this rank's learner is one of them.
+    learners : their indices.
+    num_members : the number of learners that take part, with them.
+    is_here : whether this rank's learner is one of them.
     """
 
     learners: tuple[int, ...]
@@ -45,24 +46,45 @@ class Excluded:
         return len(self.learners) == self.num_members
 
     def zero_contribution(self, arrays: Iterable[Tensor]) -> None:
-        """Make this learner's `arrays` zero if it is one of them: it then adds nothing to a sum."""
+        """Make this learner's `arrays` zero if it is left out: it then adds nothing to a sum."""
         if self.is_here:
             for array in arrays:
                 array.zero_()
 
+    def rescale(self, means: list[Tensor], weights: Mapping[int, float]) -> list[Tensor]:
+        """Return weighted means of the others, in place.
+
+        Parameters
+        ----------
+        means : each of shape (numel,), to which the excluded learners have added zeros.
+        weights : by learner, its weight; together they are 1.
+        """
+        well = sum(weight for learner, weight in weights.items() if learner not in self.learners)
+        if self.learners and well > 0:
+            for mean in means:
+                mean.div_(well)
+        return means
+
     @property
     def num_well(self) -> int | None:
-        """By how many an engine divides the sum without them; None where nobody is sick. At least 1: a sum may be 0."""
+        """By how many an engine divides the sum without them; None if nobody is left out. At least 1."""
         return max(self.num_members - len(self.learners), 1) if self.learners else None
 
 
-def raise_sick(sick: Excluded, comm: MPI.Comm, what: str, tensor: str) -> NoReturn:
-    """Raise `SickLearnersError` on all of `comm`, with the first tensor that a sick learner names. Collective.
+def raise_sick(excluded: Excluded, scope: Scope, topology: Topology, what: str, tensor: str) -> NoReturn:
+    """Raise `SickLearnersError` on all of `scope`, with the first tensor that a sick learner names. Collective.
 
-    what : what cannot be done. tensor : this learner's first tensor that is not finite, "" for none.
+    Parameters
+    ----------
+    excluded : the sick learners.
+    scope, topology : who raises.
+    what : what cannot be done.
+    tensor : this learner's first tensor that is not finite, "" for none.
     """
-    tensors = comm.allgather(tensor if sick.is_here else "")
-    raise SickLearnersError(sick.learners, what, sick.num_members, next(filter(None, tensors), ""))
+    own = tensor if excluded.is_here else ""
+    # Neighbours of other learners know nothing of it, so a learner on a graph can name its own tensor only.
+    tensors = [own] if isinstance(scope, Neighbours) else topology.comm(scope).allgather(own)
+    raise SickLearnersError(excluded.learners, what, excluded.num_members, next(filter(None, tensors), ""))
 
 
 def examine(arrays: Iterable[Tensor], num_learners: int) -> tuple[bool, bool]:
@@ -109,11 +131,11 @@ def compare(parts: Mapping[str, Iterable[Tensor]], topology: Topology, when: str
 
     parts : what to compare, by the name it has in the message. when : what has made them equal, for the message.
     """
-    num_learners = topology.num_learners
-    if num_learners == 1 or not parts:
+    num_ranks = topology.num_learner_ranks
+    if num_ranks == 1 or not parts:
         return
     own = np.frombuffer(b"".join(map(digest, parts.values())), dtype=np.uint8)
-    told = np.empty((num_learners, len(parts), _DIGEST_BYTES), dtype=np.uint8)
+    told = np.empty((num_ranks, len(parts), _DIGEST_BYTES), dtype=np.uint8)
     topology.learner_ranks.Allgather(own, told)
     digests = {name: [each.tobytes() for each in told[:, index]] for index, name in enumerate(parts)}
     differing = {name: of_learners for name, of_learners in digests.items() if len(set(of_learners)) > 1}

@@ -8,7 +8,7 @@ from mpi4py import MPI
 from torch import Tensor
 
 from hpcavg.algorithms.merge import replace
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import GLOBAL
 from hpcavg.averaging.flat_buffer import FlatBuffer, dense_strides
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import Engine, take_means
@@ -67,7 +67,7 @@ class StateAverager:
             strides = [dense_strides(parameters[index]) for index, _ in found if index in common]
             self.flat, self._names = FlatBuffer(tensors.items(), strides=strides), list(tensors)
         self.flat.refresh()
-        return take_means(engine, self.flat.arrays, Scope.GLOBAL, self._topology.survives)
+        return take_means(engine, self.flat.arrays, GLOBAL, self._topology.survives, exact=True)
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]

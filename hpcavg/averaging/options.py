@@ -88,7 +88,7 @@ def check_wire(rule: Rule, engine: Engine, topology: Topology, wire_dtype: str |
     """Raise `InputError` where what crosses nodes cannot be compressed."""
     if wire_dtype is None:
         return
-    if not engine.compresses and topology.num_learners > 1:
+    if not engine.compresses and topology.num_learner_ranks > 1:
         raise InputError("wire_dtype", wire_dtype, f"left out with engine {engine.name}; twolevel compresses")
     if rule.server is not None:
         raise InputError("wire_dtype", wire_dtype, f"left out with {rule.name}, which takes no means")

@@ -13,7 +13,8 @@ from mpi4py import MPI
 from torch import Tensor
 
 from hpcavg.algorithms.rule import ServerExchange
-from hpcavg.algorithms.schedule import Progress, Scope
+from hpcavg.algorithms.schedule import Progress
+from hpcavg.algorithms.scope import GLOBAL, SERVER
 from hpcavg.averaging.events import Event
 from hpcavg.averaging.health import fingerprint, is_finite
 from hpcavg.averaging.optimizer_state import forget
@@ -31,7 +32,8 @@ from hpcavg.averaging.server import (
     share_centre,
     slices_of,
 )
-from hpcavg.distributed.topology import Topology, complete_asleep, wait_asleep
+from hpcavg.distributed.topology import Topology
+from hpcavg.distributed.waiting import complete_asleep, wait_asleep
 from hpcavg.errors import SickLearnersError
 
 
@@ -120,7 +122,7 @@ class Worker:
         self._parameters = parameters = replica.parameters
         self._topology = topology
         comm = claim_servers(topology)
-        self._servers = range(topology.num_learners, topology.num_learners + topology.num_servers)
+        self._servers = range(topology.num_learner_ranks, topology.num_ranks)
         self._links = [
             _Link(comm, rank, slices_of(parameters.arrays, server, topology.num_servers))
             for server, rank in enumerate(self._servers)
@@ -169,13 +171,13 @@ class Worker:
         blocked_s = time.perf_counter() - started
         return Event(
             progress.step,
-            Scope.SERVER,
+            SERVER,
             progress.step - progress.round_step,
             started - self._made,
             blocked_s,
             blocked_s,
             self._num_bytes * (push + fetch),
-            sick=(self._topology.rank,) if is_sick else (),
+            sick=tuple(self._topology.learners) if is_sick else (),
         )
 
     def _contact(self) -> AbstractContextManager[None]:
@@ -185,7 +187,7 @@ class Worker:
     def _start_over(self, progress: Progress) -> None:
         """Take the centre in place of parameters that are not finite; what has changed them is never sent."""
         if self._non_finite == "stop":
-            raise SickLearnersError([self._topology.rank], f"{Scope.SERVER.value} average of step {progress.step}", 1)
+            raise SickLearnersError([*self._topology.learners], f"{SERVER} average of step {progress.step}", 1)
         self._fetch(FETCH)
         forget(self._optimizer)
 
@@ -257,7 +259,7 @@ class Worker:
         """
         self.flush()
         counted = [values.clone() for values in self._counted]
-        with self._topology.waiting("view of the centre", Scope.GLOBAL):
+        with self._topology.waiting("view of the centre", GLOBAL):
             wait_asleep(self._topology.learner_ranks)
             if self._topology.rank == 0:
                 self._fetch(PEEK)

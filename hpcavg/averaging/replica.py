@@ -14,7 +14,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import SERVER
 from hpcavg.averaging import model_parts
 from hpcavg.averaging.constant_buffers import Constants
 from hpcavg.averaging.flat_buffer import FlatBuffer, Ties, dense_strides, form, span, tied
@@ -257,7 +257,7 @@ class Replica:
 
     def share_buffers(self) -> None:
         """Give every rank the buffers of rank 0: servers have none of their own. Collective over all ranks."""
-        with self._topology.waiting("buffers of the learners", Scope.SERVER):
+        with self._topology.waiting("buffers of the learners", SERVER):
             for array in self.buffers.arrays:
                 self._broadcast([array])
 

@@ -70,7 +70,7 @@ class Rounds:
         own = np.array([loss, seconds, progress.step])
 
         def tell() -> Any:
-            told = np.empty((self._topology.num_learners, len(own)))
+            told = np.empty((self._topology.num_learner_ranks, len(own)))
             self._topology.learner_ranks.Allgather(own, told)
             return told
 

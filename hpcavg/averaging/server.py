@@ -22,10 +22,11 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import SERVER
 from hpcavg.averaging.events import Arrival
 from hpcavg.averaging.flat_buffer import FlatBuffer
-from hpcavg.distributed.topology import Topology, wait_asleep, wait_until
+from hpcavg.distributed.topology import Topology
+from hpcavg.distributed.waiting import wait_asleep, wait_until
 
 FETCH, PEEK, CENTRE, PUSH, SET, DONE = range(1, 7)
 _UNIT_BYTES = 8  # messages are counted in these: 16 GiB for a server's slice, since MPI's counts are 32-bit
@@ -68,16 +69,16 @@ class Server:
     def __init__(self, parameters: FlatBuffer, topology: Topology) -> None:
         self._topology = topology
         self._comm = claim_servers(topology)
-        self._server = topology.rank - topology.num_learners
+        self._server = topology.rank - topology.num_learner_ranks
         slices = slices_of(parameters.arrays, self._server, topology.num_servers)
         self.centre = Message(slices)
         for view, values in zip(self.centre.views, slices, strict=True):
             view.copy_(values)
         self._incoming = Message(slices)
         self.version = 0
-        self._fetched_version = [0] * topology.num_learners
+        self._fetched_version = [0] * topology.num_learner_ranks
         self._parameters = parameters
-        self._open = list(range(topology.num_learners))
+        self._open = list(range(topology.num_learner_ranks))
         self._is_finished = False
         self._made = time.perf_counter()
 
@@ -138,7 +139,7 @@ def claim_servers(topology: Topology) -> MPI.Comm:
 
 def share_centre(centres: list[Message], topology: Topology) -> None:
     """Give everyone every server's slice of the centre."""
-    with topology.waiting("end of all learners", Scope.SERVER):
+    with topology.waiting("end of all learners", SERVER):
         wait_asleep(topology.all_ranks)
         for server, centre in enumerate(centres):
-            topology.all_ranks.Bcast(centre.raw, root=topology.num_learners + server)
+            topology.all_ranks.Bcast(centre.raw, root=topology.num_learner_ranks + server)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from hpcavg.algorithms.merge import Merge, State, replace
 from hpcavg.algorithms.rule import Rule
-from hpcavg.algorithms.schedule import Progress, Scope
+from hpcavg.algorithms.schedule import Progress
+from hpcavg.algorithms.scope import GLOBAL, Neighbours, Scope
 from hpcavg.averaging import health
-from hpcavg.averaging.calls import Call, Caller, Kind, Meeting
+from hpcavg.averaging.calls import Call, Caller, Kind, Meeting, kind_of
 from hpcavg.averaging.delayed import Delayed
 from hpcavg.averaging.events import Event
 from hpcavg.averaging.flat_buffer import FlatBuffer
@@ -26,7 +27,6 @@ from hpcavg.averaging.replica import Replica
 from hpcavg.config.sections.averaging import AveragingOptions
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import Engine, take_means, take_means_of_large
-from hpcavg.engines.compression import WireFormat, wire_format
 from hpcavg.errors import InputError
 
 
@@ -67,14 +67,13 @@ class Averaging:
         self._kept_buffers = replica.buffers if options.buffers == "keep" else FlatBuffer([])
         self._options = options
         self._caller = caller
-        self._wire_format = wire_format(options.wire_dtype, options.error_feedback)
         self._state = StateAverager(optimizer, topology)
         self._outer = OuterState(rule.how, parameters)
         self._gradients = GradientBuffer(parameters, topology, engine) if rule.averages == "gradients" else None
         self.equality = EqualityCheck(topology, options.check_rounds, replica.frozen)
         self._awaits_mean = False  # this learner is sick, and its parameters are worth nothing until a mean is merged
         averaged = [self._parameters, self._buffers]
-        self._delayed = Delayed(averaged, engine, topology, self._wire_format) if rule.delay_steps else None
+        self._delayed = Delayed(averaged, engine, topology) if rule.delay_steps else None
         self._made = time.perf_counter()
 
     # -- at once --------------------------------------------------------------------------------------------------
@@ -85,20 +84,20 @@ class Averaging:
         Raises `SickLearnersError` on all of them where they are not well.
         """
         started = time.perf_counter()
-        is_global = scope is Scope.GLOBAL
-        call = self._caller.call(Kind.GLOBAL_AVERAGE if is_global else Kind.LOCAL_AVERAGE, progress)
+        is_global = scope is GLOBAL
+        call = self._caller.call(kind_of(scope), progress)
         if self._gradients is not None:
             error = self._try_refresh()
 
             def meet_with(fingerprint: int) -> Meeting:
                 return self._caller.meet(call, scope, error=error, fingerprint=fingerprint)
 
-            self._gradients.average(scope, self._wire_format, meet_with, call)
+            self._gradients.average(scope, meet_with, call)
             # The steps so far took the same gradients everywhere, so they must have led to the same parameters.
             self.equality.compare(progress.round + 1, progress.step, {"parameters": self._parameters.arrays})
             return self._event(scope, progress, started, self._gradients.num_bytes, math.nan, ())
         how, how_buffers = (self._rule.how, self._rule.how_buffers) if is_global else (replace, replace)
-        event = self._average(call, scope, how, how_buffers, self._wire_format, progress, started)
+        event = self._average(call, scope, how, how_buffers, progress, started)
         if is_global:
             self.equality.compare(progress.round + 1, progress.step, self._equal_after(how, how_buffers))
         return event
@@ -107,7 +106,7 @@ class Averaging:
         """Take the final mean: every learner then holds it. Collective over all learners."""
         started = time.perf_counter()
         call = self._caller.call(Kind.FINISH, progress)
-        event = self._average(call, Scope.GLOBAL, replace, replace, None, progress, started)
+        event = self._average(call, GLOBAL, replace, replace, progress, started, exact=True)
         self.equality.compare(0, progress.step, self._equal_after(replace, replace))
         return event
 
@@ -123,10 +122,10 @@ class Averaging:
             arrays = [array for flat in flats for array in flat.arrays]
             is_sick, is_large = self._examine(arrays)
             meeting = self._caller.meet(call, error=error, is_sick=is_sick, is_large=is_large)
-            sick = Excluded(meeting.sick, meeting.num_members, is_sick)
-            if sick.is_everyone:
-                sick = Excluded((), sick.num_members, False)
-            return self._means(arrays, Scope.GLOBAL, False, None, sick, meeting.is_large)
+            excluded = self._excluded(meeting, GLOBAL, is_sick)
+            if excluded.is_everyone:
+                excluded = Excluded((), excluded.num_members, False)
+            return self._means(arrays, GLOBAL, False, excluded, meeting.is_large, exact=True)
 
         with torch.no_grad():
             means = self._topology.run_collective(take, what=call)
@@ -140,12 +139,12 @@ class Averaging:
         scope: Scope,
         how: Merge,
         how_buffers: Merge,
-        wire_format: WireFormat | None,
         progress: Progress,
         started: float,
+        exact: bool = False,
     ) -> Event:
         """Take the mean over `scope` and merge it."""
-        is_global = scope is Scope.GLOBAL
+        is_global, is_mixed = scope is GLOBAL, isinstance(scope, Neighbours)
         wants_distance = is_global and (how.reads_parameters or self._options.measure_distance)
         out_of_place = how.reads_parameters or wants_distance
 
@@ -155,68 +154,85 @@ class Averaging:
             told["fingerprint"] = self._outer.fingerprint() if is_global else 0
             meeting = self._caller.meet(call, scope, error=error, **told)
             check_same_start(meeting.fingerprints)
-            sick = Excluded(meeting.sick, meeting.num_members, is_sick)
-            self._check_sick(sick, scope, call)
-            # Stays so until a mean is merged: what a mean makes of the parameters before is finite, but worth nothing.
+            excluded = self._excluded(meeting, scope, is_sick)
+            self._check_excluded(excluded, scope, call)
+            # Stays true until a mean is merged: the parameters are finite after this mean, but worth nothing.
             self._awaits_mean = is_sick
-            if sick.is_everyone:  # of a local group: the others will help at the next global mean
-                return sick, meeting.rate, []
-            kept = self._kept_buffers.arrays if sick.learners else []
+            if excluded.is_everyone and not is_mixed:  # of a local group: the others will help at the next global mean
+                return excluded, meeting.rate, []
+            # Neighbours know of different sick learners, but must all make the same exchanges.
+            kept = self._kept_buffers.arrays if excluded.learners or is_mixed else []
             is_large = meeting.is_large
             means = [
-                *self._means(self._parameters.arrays, scope, out_of_place, wire_format, sick, is_large),
-                *self._means(self._buffers.arrays, scope, how_buffers.reads_parameters, wire_format, sick, is_large),
-                *self._means(kept, scope, True, None, sick, is_large),
+                *self._means(self._parameters.arrays, scope, out_of_place, excluded, is_large, exact),
+                *self._means(self._buffers.arrays, scope, how_buffers.reads_parameters, excluded, is_large, exact),
+                *self._means(kept, scope, True, excluded, is_large, exact=True),
             ]
-            return sick, meeting.rate, means
+            return excluded, meeting.rate, [] if excluded.is_everyone else means
 
         distance = math.nan
         with torch.no_grad():
             error = self._try_refresh()
-            sick, rate, means = self._topology.run_collective(take, scope, call)
+            excluded, rate, means = self._topology.run_collective(take, scope, call)
             if is_global:
                 self._outer.settle()
             if means:
-                distance = self._merge_all(means, how, how_buffers, sick, wants_distance, rate)
-        if sick.is_everyone:
-            return self._event(scope, progress, started, 0, math.nan, sick.learners)
+                distance = self._merge_all(means, how, how_buffers, excluded, wants_distance, rate)
+        if excluded.is_everyone:
+            return self._event(scope, progress, started, 0, math.nan, excluded.learners)
         num_bytes = self._parameters.num_bytes + self._buffers.num_bytes
         if is_global:
             num_bytes += self._state.treat(self._options.optimizer_state, self._engine)
             self.learners_agree = how.agrees
-        return self._event(scope, progress, started, num_bytes, distance if is_global else math.nan, sick.learners)
+        return self._event(scope, progress, started, num_bytes, distance if is_global else math.nan, excluded.learners)
+
+    def _excluded(self, meeting: Meeting, scope: Scope, is_sick: bool) -> Excluded:
+        """Return who is left out of the mean that this learner gets."""
+        if not isinstance(scope, Neighbours):
+            return Excluded(meeting.sick, meeting.num_members, is_sick)
+        weights = self._topology.links(scope).weights
+        return Excluded(tuple(learner for learner in meeting.sick if learner in weights), len(weights), is_sick)
 
     def _means(
         self,
         arrays: Sequence[Tensor],
         scope: Scope,
         out_of_place: bool,
-        wire_format: WireFormat | None,
-        sick: Excluded,
-        is_large: bool = False,
+        excluded: Excluded,
+        is_large: bool,
+        exact: bool,
     ) -> list[Tensor]:
-        """Return the means of `arrays` over those in the scope who are well, or over all where nobody is.
+        """Return the means of `arrays` over those in the scope who are well, or over all if nobody is.
 
-        Where the run goes on after a death, they are beside the arrays always: half a mean has spoilt nothing then.
+        If ranks may die, the means go to separate memory, so an interrupted mean leaves the parameters intact.
         """
-        sick.zero_contribution(arrays)
-        if is_large:
-            return take_means_of_large(self._engine, arrays, scope, sick.num_members, sick.num_well)
+        excluded.zero_contribution(arrays)
         out_of_place = out_of_place or self._topology.survives
-        return take_means(self._engine, arrays, scope, out_of_place, wire_format, sick.num_well)
+        if isinstance(scope, Neighbours):  # weights sum to 1, so no sum of large values overflows
+            means = take_means(self._engine, arrays, scope, out_of_place)
+            return excluded.rescale(means, self._topology.links(scope).weights)
+        if is_large:
+            return take_means_of_large(self._engine, arrays, scope, excluded.num_members, excluded.num_well)
+        return take_means(self._engine, arrays, scope, out_of_place, excluded.num_well, exact)
 
     def _merge_all(
-        self, means: Sequence[Tensor], how: Merge, how_buffers: Merge, sick: Excluded, wants_distance: bool, rate: float
+        self,
+        means: Sequence[Tensor],
+        how: Merge,
+        how_buffers: Merge,
+        excluded: Excluded,
+        wants_distance: bool,
+        rate: float,
     ) -> float:
         """Merge the means of parameters, buffers and, where learners are sick, of the buffers that are else kept."""
         arrays = self._parameters.arrays
         num_arrays, num_buffers = len(arrays), len(self._buffers.arrays)
         distance = 0.0
         for array, mean, state in zip(arrays, means[:num_arrays], self._outer.states, strict=True):
-            distance += self._merge(array, mean, how, state, wants_distance, sick, rate)
+            distance += self._merge(array, mean, how, state, wants_distance, excluded, rate)
         for array, mean in zip(self._buffers.arrays, means[num_arrays : num_arrays + num_buffers], strict=True):
-            self._merge(array, mean, how_buffers, {}, False, sick, rate)
-        if sick.is_here:
+            self._merge(array, mean, how_buffers, {}, False, excluded, rate)
+        if excluded.is_here:
             for array, mean in zip(self._kept_buffers.arrays, means[num_arrays + num_buffers :], strict=True):
                 replace.apply(array, mean, {}, 0.0)
             forget(self._optimizer)
@@ -225,11 +241,18 @@ class Averaging:
         return distance
 
     def _merge(
-        self, array: Tensor, mean: Tensor, merge: Merge, state: State, wants_distance: bool, sick: Excluded, rate: float
+        self,
+        array: Tensor,
+        mean: Tensor,
+        merge: Merge,
+        state: State,
+        wants_distance: bool,
+        excluded: Excluded,
+        rate: float,
     ) -> float:
         """Merge `mean`; return this learner's distance from it, NaN if it is not wanted or the learner is sick."""
-        distance = squared_distance(array, mean) if wants_distance and not sick.is_here else math.nan
-        if sick.is_here and merge.reads_parameters:
+        distance = squared_distance(array, mean) if wants_distance and not excluded.is_here else math.nan
+        if excluded.is_here and merge.reads_parameters:
             merge = replace  # its own parameters are worth nothing
         merge.apply(array, mean, state, rate)
         return distance
@@ -261,29 +284,29 @@ class Averaging:
         collected = self._delayed.collect()
         if collected is None:
             return None
-        flight, means, sick, is_large = collected
-        self._check_sick(sick, Scope.GLOBAL, f"{Scope.GLOBAL.value} average of step {flight.step}")
+        flight, means, excluded, is_large = collected
+        self._check_excluded(excluded, GLOBAL, f"{GLOBAL} average of step {flight.step}")
         if is_large and not health.is_finite(means):
             raise OverflowError(f"the sum of all learners' parameters at step {flight.step} is too large for its dtype")
         self._replica.refresh()
         with torch.no_grad():
-            if sick.learners:
+            if excluded.learners:
                 means += self._topology.run_collective(
-                    lambda: self._means(self._kept_buffers.arrays, Scope.GLOBAL, True, None, sick)
+                    lambda: self._means(self._kept_buffers.arrays, GLOBAL, True, excluded, False, exact=True)
                 )
-            distance = self._merge_all(means, rule.how, rule.how_buffers, sick, True, self._rate())
+            distance = self._merge_all(means, rule.how, rule.how_buffers, excluded, True, self._rate())
         self._state.treat(self._options.optimizer_state, self._engine)
         self.learners_agree = rule.how.agrees
         event = Event(
             flight.step,
-            Scope.GLOBAL,
+            GLOBAL,
             flight.period_steps,
             flight.started - self._made,
             flight.blocked_s + time.perf_counter() - entered,
             (flight.pending.done_s or entered) - flight.started,
             flight.num_bytes,
             distance,
-            sick.learners,
+            excluded.learners,
         )
         self.equality.compare(progress.round, progress.step, self._equal_after(rule.how, rule.how_buffers))
         return event
@@ -296,8 +319,8 @@ class Averaging:
         with torch.no_grad():
             is_sick, _ = self._examine()
         meeting = self._caller.meet_all(Kind.CHECK_HEALTH, progress, is_sick=is_sick, error=error)
-        sick = Excluded(meeting.sick, meeting.num_members, is_sick)
-        self._check_sick(sick, Scope.GLOBAL, f"{what} of step {progress.step}")
+        excluded = Excluded(meeting.sick, meeting.num_members, is_sick)
+        self._check_excluded(excluded, GLOBAL, f"{what} of step {progress.step}")
 
     def _examine(self, arrays: Sequence[Tensor] | None = None) -> tuple[bool, bool]:
         """Return whether this learner is sick, and whether its values (or `arrays`) may overflow in a sum."""
@@ -305,11 +328,11 @@ class Averaging:
         is_finite, is_large = health.examine(arrays, self._topology.num_learners)
         return self._awaits_mean or not is_finite, is_large
 
-    def _check_sick(self, sick: Excluded, scope: Scope, what: object) -> None:
+    def _check_excluded(self, excluded: Excluded, scope: Scope, what: object) -> None:
         """Raise `SickLearnersError` where nobody may be sick, or nobody is left for a global mean."""
-        is_over = sick.is_everyone and scope is Scope.GLOBAL
-        if sick.learners and (is_over or self._options.non_finite == "stop"):
-            health.raise_sick(sick, self._topology.comm(scope), str(what), self._replica.name_non_finite())
+        is_over = excluded.is_everyone and scope is GLOBAL
+        if excluded.learners and (is_over or self._options.non_finite == "stop"):
+            health.raise_sick(excluded, scope, self._topology, str(what), self._replica.name_non_finite())
 
     def look_whether_agreed(self, kind: Kind, progress: Progress) -> None:
         """Find out whether all learners still hold the same, as the last mean left them. Collective over them.

@@ -10,7 +10,8 @@ from mpi4py import MPI
 
 from hpcavg.config.options import Config
 from hpcavg.distributed import job_environment, launchers
-from hpcavg.distributed.topology import Topology, wait_asleep
+from hpcavg.distributed.topology import Topology
+from hpcavg.distributed.waiting import wait_asleep
 from hpcavg.engines.base import Engine
 from hpcavg.engines.gpu.cuda_support import find_cuda_awareness
 from hpcavg.engines.select import select_engine

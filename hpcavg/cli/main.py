@@ -109,7 +109,7 @@ def _connect() -> MPI.Intracomm:
     require_pmix_server(os.environ)
     from mpi4py import MPI
 
-    from hpcavg.distributed.topology import install_abort_hook
+    from hpcavg.distributed.abort import install_abort_hook
 
     install_abort_hook()
     return MPI.COMM_WORLD

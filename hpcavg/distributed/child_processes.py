@@ -56,9 +56,9 @@ def _after_fork() -> None:
         _leave_mpi_alone()
     import threading
 
-    if getattr(sys.excepthook, "__module__", None) == "hpcavg.distributed.topology":
+    if getattr(sys.excepthook, "__module__", None) == "hpcavg.distributed.abort":
         sys.excepthook = _end_alone
-    if getattr(threading.excepthook, "__module__", None) == "hpcavg.distributed.topology":
+    if getattr(threading.excepthook, "__module__", None) == "hpcavg.distributed.abort":
         threading.excepthook = threading.__excepthook__
 
 

@@ -17,15 +17,17 @@ import os
 import signal
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from mpi4py import MPI
 
-from hpcavg.algorithms.schedule import Scope
-from hpcavg.distributed.topology import Topology, on_uncaught, wait_until
+from hpcavg.algorithms.scope import GLOBAL, LOCAL, SERVER, Neighbours, Scope
+from hpcavg.distributed.abort import on_uncaught
+from hpcavg.distributed.topology import Topology
+from hpcavg.distributed.waiting import wait_until
 from hpcavg.errors import InputError
 
 _T = TypeVar("_T")
@@ -79,7 +81,7 @@ class SurvivingTopology(Topology):
             allowed = "abort or restart here, or Open MPI started with fault tolerance: mpirun --with-ft ulfm"
             raise InputError("on_failure", "shrink", allowed)
         self._name: int | None = None
-        self._completed = dict.fromkeys(Scope, 0)
+        self._completed = dict.fromkeys((LOCAL, GLOBAL, SERVER), 0)
         self._renewals: list[Callable[[], None]] = []
         self.losses: list[Loss] = []
         global _has_survivors
@@ -118,14 +120,23 @@ class SurvivingTopology(Topology):
             return bool(error.Get_error_class() == MPI.ERR_PROC_FAILED)
         return True
 
+    def ranks_of(self, scope: Scope) -> Sequence[int]:
+        """Return the ranks that this rank meets in `scope`; after a mean of neighbours it waits for all learners.
+
+        Without that, a learner could be steps ahead of another one when a rank dies, and could no longer give it the
+        parameters that their mean needs.
+        """
+        return super().ranks_of(GLOBAL if isinstance(scope, Neighbours) else scope)
+
     # -- collectives ----------------------------------------------------------------------------------------------
 
-    def run_collective(self, action: Callable[[], _T], scope: Scope = Scope.GLOBAL, what: object = "agreement") -> _T:
+    def run_collective(self, action: Callable[[], _T], scope: Scope = GLOBAL, what: object = "agreement") -> _T:
         """Return what `action` does, which is collective over `scope`; take it again where ranks die.
 
         It must not call this method again, nor change anything that it reads: that is for after it.
         """
         results: list[_T] = []
+        counted_as = GLOBAL if isinstance(scope, Neighbours) else scope
 
         def act() -> None:
             results[:] = [action()]
@@ -135,12 +146,12 @@ class SurvivingTopology(Topology):
             try:
                 super().run_collective(act, scope, what)
             except Exception as error:
-                counted = self._completed[scope]
+                counted = self._completed[counted_as]
                 self.recover(error)
-                if self._completed[scope] == counted:
+                if self._completed[counted_as] == counted:
                     continue
             else:
-                self._completed[scope] += 1
+                self._completed[counted_as] += 1
             return results[0]
 
     def run_retryable(self, action: Callable[[], _T], what: object) -> _T:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 from mpi4py import MPI
 
 from hpcavg.distributed.job_environment import hold_back_at_forks, is_running, started_ticks
-from hpcavg.distributed.topology import wait_asleep
+from hpcavg.distributed.waiting import wait_asleep
 
 _INTERVAL_S = 0.5
 _TAG = 1
@@ -152,10 +152,6 @@ class Supervisor:
         of `ranks`. step : the step it belongs to; None where `what` tells it.
         """
         return Waiting(self, Wait(what, step, ranks, time.monotonic()))
-
-    def ranks_of(self, comm: MPI.Intracomm) -> list[int]:
-        """Return which ranks of the supervisors the ranks of `comm` are."""
-        return list(comm.Get_group().Translate_ranks(None, self._comm.Get_group()))
 
     def begin_step(self, step: int) -> None:
         """Let the main thread be in `step` from now on."""

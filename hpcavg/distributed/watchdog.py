@@ -16,12 +16,10 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from mpi4py import MPI
 
-from hpcavg.algorithms.schedule import Scope
 from hpcavg.distributed.supervisor import Process, Supervisor, Wait
 from hpcavg.distributed.topology import Topology
 from hpcavg.errors import InputError
@@ -223,20 +221,11 @@ class Watch:
     def __init__(self, topology: Topology, timeout_s: float, end: Callable[[], None]) -> None:
         self._topology = topology
         self._end = end
-        self._ranks: dict[Scope, list[int]] = {}
         self._killed: set[int] = set()
         self.supervisor = Supervisor(topology.all_ranks)
         self._watchdog = Watchdog(self.supervisor, timeout_s, self._on_hang)
-        topology.watch_waits(self.waiting)
+        topology.watch_waits(lambda what, ranks: self.supervisor.waiting(what, None, ranks))
         topology.on_shrink(self._move)
-
-    def waiting(self, what: object, scope: Scope | Sequence[int]) -> AbstractContextManager[None]:
-        """Return a context in which this rank waits for those of `scope`; see `Topology.waiting`."""
-        if not isinstance(scope, Scope):
-            return self.supervisor.waiting(what, None, scope)
-        if scope not in self._ranks:
-            self._ranks[scope] = self.supervisor.ranks_of(cast(MPI.Intracomm, self._topology.comm(scope)))
-        return self.supervisor.waiting(what, None, self._ranks[scope])
 
     def close(self) -> None:
         """End the threads of all ranks. Collective, and safe to call twice."""
@@ -247,7 +236,6 @@ class Watch:
         self.supervisor.abandon()
 
     def _move(self) -> None:
-        self._ranks.clear()
         self._killed.clear()
         self.supervisor.move_to(self._topology.all_ranks)
 

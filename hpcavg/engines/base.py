@@ -8,8 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hpcavg.algorithms.schedule import Scope
-from hpcavg.engines.compression import WireFormat
+from hpcavg.algorithms.scope import Neighbours, Scope
 from hpcavg.engines.pending import CountWell
 
 
@@ -35,17 +34,30 @@ class PendingMean(Protocol):
 
 
 class Engine(Protocol):
-    """Takes means over the learners of a scope."""
+    """Takes means over the learners of a scope.
+
+    Attributes
+    ----------
+    name : its name.
+    notes : why this engine was chosen, and what trials showed.
+    compresses : whether what crosses nodes, if anything does, travels in the wire format that the engine was given.
+    """
 
     name: str
-    notes: list[str]  # why this engine, and what trials showed
-    compresses: bool  # what crosses nodes, if anything does, in the wire format that is asked for
+    notes: list[str]
+    compresses: bool
 
     def allocate(self, array: Tensor) -> Tensor:
-        """Return where an array that is to be averaged should live: itself, or memory of the same form.
+        """Return the memory in which an array that is to be averaged should live. Collective over all learners.
 
-        array : shape (learners, numel), the same on all ranks. What it holds is the caller's to copy. Collective over
-        all learners.
+        Parameters
+        ----------
+        array : shape (learners, numel), the same on all ranks. The caller copies its values.
+
+        Returns
+        -------
+        Tensor
+            `array` itself, or memory of the same form.
         """
 
     def mean(
@@ -53,29 +65,43 @@ class Engine(Protocol):
         rows: Tensor,
         out: Tensor,
         scope: Scope,
-        wire_format: WireFormat | None = None,
         num_well: int | None = None,
+        exact: bool = False,
     ) -> None:
-        """Write the mean over all learners in `scope` to `out`.
+        """Write the mean over all learners in `scope` to `out`. Collective over the scope; all get the same bits.
 
-        rows : shape (learners, numel), this rank's learners. out : shape (numel,), same dtype and device; for a single
-        learner it may be ``rows[0]`` itself. wire_format : of what crosses nodes, for engines that have a say in it.
-        num_well : of how many ranks the mean is where it leaves out the others, whose rows are zero; None: of all.
-        Nothing is compressed where ranks are left out. Collective over the scope; every rank gets the same bits.
+        Parameters
+        ----------
+        rows : shape (learners, numel), this rank's learners.
+        out : shape (numel,), same dtype and device. If the rank has one learner, it may be ``rows[0]`` itself.
+        scope : the learners; no `Neighbours`.
+        num_well : the number of ranks that the mean is of, if it leaves out the others, whose rows are zero. None: all.
+            If ranks are left out, nothing is compressed.
+        exact : compress nothing.
         """
 
-    def start(
-        self,
-        arrays: Sequence[Tensor],
-        scope: Scope,
-        wire_format: WireFormat | None = None,
-        count_well: CountWell | None = None,
-    ) -> PendingMean:
-        """Start the mean of every one of `arrays` as they are now, and return at once.
+    def mix(self, rows: Tensor, out: Tensor, scope: Neighbours) -> None:
+        """Write the weighted mean of its neighbours to the row of every learner. Collective over the neighbours.
 
-        Each has shape (learners, numel) and may change while the mean is on its way. An engine has one on its way at a
-        time. count_well : returns the `num_well` of all arrays but the first from the mean of that, which is over all
-        and goes as it is. Collective over the scope, at the first call for these arrays over all learners.
+        Parameters
+        ----------
+        rows : shape (learners, numel), this rank's learners.
+        out : shape (learners, numel), same dtype and device; it may be `rows` itself.
+        scope : the graph, with its weights.
+        """
+
+    def start(self, arrays: Sequence[Tensor], scope: Scope, count_well: CountWell | None = None) -> PendingMean:
+        """Start the mean of every array as it is now, and return at once.
+
+        An engine has one such mean on its way at a time. Collective over the scope; at the first call for these arrays
+        over all learners.
+
+        Parameters
+        ----------
+        arrays : each of shape (learners, numel). They may change while the mean is on its way.
+        scope : the learners; no `Neighbours`.
+        count_well : returns the `num_well` of all arrays but the first from the mean of the first array, which is over
+            all learners and exact.
         """
 
 
@@ -84,17 +110,30 @@ def take_means(
     arrays: Sequence[Tensor],
     scope: Scope,
     out_of_place: bool = False,
-    wire_format: WireFormat | None = None,
     num_well: int | None = None,
+    exact: bool = False,
 ) -> list[Tensor]:
-    """Return the mean of every one of `arrays` over `scope`; see `Engine.mean`. Collective over the scope.
+    """Return the mean of every array over `scope`, shape (numel,). Collective over the scope.
 
-    Unless it `out_of_place`, the mean of a single learner's array takes its place: no copy, no second array.
+    Parameters
+    ----------
+    engine : takes the means.
+    arrays : each of shape (learners, numel).
+    scope : the learners. The means of `Neighbours` are those of this rank's learner.
+    out_of_place : leave the arrays intact. Otherwise the mean of a single learner takes the array's place: that saves a
+        copy and a second array.
+    num_well : see `Engine.mean`; None for `Neighbours`.
+    exact : see `Engine.mean`.
     """
     means = []
     for array in arrays:
-        mean = torch.empty_like(array[0]) if out_of_place or array.shape[0] > 1 else array[0]
-        engine.mean(array, mean, scope, wire_format, num_well)
+        if isinstance(scope, Neighbours):
+            mixed = torch.empty_like(array) if out_of_place else array
+            engine.mix(array, mixed, scope)
+            mean = mixed[0]
+        else:
+            mean = torch.empty_like(array[0]) if out_of_place or array.shape[0] > 1 else array[0]
+            engine.mean(array, mean, scope, num_well, exact)
         means.append(mean)
     return means
 
@@ -111,6 +150,6 @@ def take_means_of_large(
     for array in arrays:
         # Sums of float16 are taken in float32, and do not overflow.
         scale = 1.0 if array.dtype == torch.float16 else 2.0 ** -num_members.bit_length()
-        (mean,) = take_means(engine, [array * scale], scope, num_well=num_well)
+        (mean,) = take_means(engine, [array * scale], scope, num_well=num_well, exact=True)
         means.append(mean.div_(scale))
     return means

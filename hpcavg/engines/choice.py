@@ -15,13 +15,16 @@ class Facts:
 
     Attributes
     ----------
-    device : type of the device that the parameters are on, cpu or cuda. num_learners, num_nodes : how many.
-    is_cuda_aware, how_known : whether MPI takes device memory; see `hpcavg.engines.gpu.cuda_support`.
-    ipc_obstacle : why ranks cannot read each other's device memory; None where they can.
+    device : type of the device that the parameters are on, cpu or cuda.
+    num_ranks : number of ranks with learners.
+    num_nodes : number of nodes.
+    is_cuda_aware : whether MPI takes device memory.
+    how_known : how that is known.
+    ipc_obstacle : why ranks cannot read each other's device memory; None if they can.
     """
 
     device: str
-    num_learners: int = 1
+    num_ranks: int = 1
     num_nodes: int = 1
     is_cuda_aware: bool = False
     how_known: str = "not asked"
@@ -71,7 +74,7 @@ def choose_engine(requested: str, facts: Facts, host_engines: Sequence[str]) -> 
 
 def _choose(facts: Facts) -> Choice:
     """Return the best engine for device arrays."""
-    if facts.num_learners == 1:
+    if facts.num_ranks == 1:
         return Choice("staged", "auto", "there is one learner, and nothing to send")
     if facts.num_nodes == 1 and facts.ipc_obstacle is None:
         return Choice("cuda-ipc", "auto", "all ranks are on one node and read each other's device memory")

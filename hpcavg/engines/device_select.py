@@ -53,7 +53,7 @@ def find_facts(requested: str, topology: Topology, device: torch.device, cuda: C
         return Facts(device.type)
     if topology.survives:
         reason = "what device memory is given to MPI or other ranks does not survive the death of one"
-        return Facts(device.type, topology.num_learners, topology.num_nodes, False, reason, reason)
+        return Facts(device.type, topology.num_learner_ranks, topology.num_nodes, False, reason, reason)
     is_cuda_aware, how_known = find_cuda_awareness(topology)
     obstacle = find_obstacle(topology, device, cuda) if requested in ("auto", "cuda-ipc") else "not tried"
-    return Facts(device.type, topology.num_learners, topology.num_nodes, is_cuda_aware, how_known, obstacle)
+    return Facts(device.type, topology.num_learner_ranks, topology.num_nodes, is_cuda_aware, how_known, obstacle)

@@ -11,9 +11,10 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import Neighbours, Scope
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.compression import WireFormat
+from hpcavg.engines.neighbours import mix
 from hpcavg.engines.pending import CountWell, Pending, all_done
 from hpcavg.engines.reduction import divide
 from hpcavg.errors import InputError
@@ -25,7 +26,7 @@ _STAGING_ELEMENTS = 4 * 2**20
 
 
 class MpiEngine:
-    """Means by MPI_Allreduce, in place, in chunks of at most `max_chunk_elements`.
+    """Means by MPI_Allreduce, in place, in chunks of at most `max_chunk_elements`; MPI has no `wire_format`.
 
     float32 and float64 on the CPU are reduced where they lie. Everything else goes through a small host buffer and is
     summed in float32: half precision, which MPI has no type for, and other devices.
@@ -34,7 +35,12 @@ class MpiEngine:
     name = "mpi"
     compresses = False
 
-    def __init__(self, topology: Topology, max_chunk_elements: int = MAX_CHUNK_ELEMENTS) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        wire_format: WireFormat | None = None,
+        max_chunk_elements: int = MAX_CHUNK_ELEMENTS,
+    ) -> None:
         self._topology = topology
         self._max_chunk_elements = max_chunk_elements
         self.notes: list[str] = []
@@ -48,8 +54,8 @@ class MpiEngine:
         rows: Tensor,
         out: Tensor,
         scope: Scope,
-        wire_format: WireFormat | None = None,
         num_well: int | None = None,
+        exact: bool = False,
     ) -> None:
         """Write the mean over the learners in `scope` to `out`; see `hpcavg.engines.base.Engine`."""
         num_local_learners = rows.shape[0]
@@ -60,7 +66,7 @@ class MpiEngine:
         comm = self._topology.comm(scope)
         if comm.Get_size() * num_local_learners > 1:
             num_ranks = comm.Get_size() if num_well is None else num_well
-            self._average(comm, _as_real(out), num_ranks * num_local_learners)
+            self._average(comm, as_real(out), num_ranks * num_local_learners)
 
     def _average(self, comm: MPI.Comm, values: Tensor, num_learners: int) -> None:
         """Sum `values` over `comm` and divide by `num_learners`: a product with 1/n would round twice."""
@@ -76,11 +82,18 @@ class MpiEngine:
             comm.Allreduce(MPI.IN_PLACE, staged.numpy(), MPI.SUM)
             chunk.copy_(staged.div_(num_learners))
 
+    def mix(self, rows: Tensor, out: Tensor, scope: Neighbours) -> None:
+        """Write the weighted mean of its neighbours to this rank's row; see `hpcavg.engines.base.Engine`."""
+        own = as_real(rows[0]).cpu()
+        mixed = as_real(out[0]) if out.device.type == "cpu" else torch.empty_like(own)
+        mix(own, mixed, self._topology.links(scope), {}, self._topology.comm(scope))
+        if out.device.type != "cpu":
+            as_real(out[0]).copy_(mixed)
+
     def start(
         self,
         arrays: Sequence[Tensor],
         scope: Scope,
-        wire_format: WireFormat | None = None,
         count_well: CountWell | None = None,
     ) -> Pending:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.engines.base.Engine`.
@@ -89,7 +102,7 @@ class MpiEngine:
         """
         comm = self._topology.background_comm(scope, self)
         sums = [rows.sum(dim=0) if rows.shape[0] > 1 else rows[0].clone() for rows in arrays]
-        reals = [_as_real(total) for total in sums]
+        reals = [as_real(total) for total in sums]
         staged = [values if _is_reducible(values) else _staged(values) for values in reals]
         requests = [
             comm.Iallreduce(MPI.IN_PLACE, host_memory(chunk), MPI.SUM)
@@ -120,7 +133,8 @@ def host_memory(values: Tensor) -> NDArray[np.generic]:
     return values.numpy()
 
 
-def _as_real(values: Tensor) -> Tensor:
+def as_real(values: Tensor) -> Tensor:
+    """Return `values` as real numbers over the same memory, which MPI and NumPy can add up."""
     return torch.view_as_real(values).view(-1) if values.is_complex() else values
 
 

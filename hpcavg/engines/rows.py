@@ -12,7 +12,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import Scope
 from hpcavg.engines.compression import Relative
 from hpcavg.engines.pending import Work, all_done
 from hpcavg.engines.reduction import ALIGNMENT_ELEMENTS, Array, as_array
@@ -56,7 +56,7 @@ class Rows:
     blocks : shape (learners, numel), one per rank. means : by scope, the mean where it does not take the rows' place;
     None where a node has no room for it. copies : for small arrays and each scope, blocks for two copies, used in
     turns; else empty. crossing : the fastest way between nodes, if it was looked for. codes : by scope, what
-    compression knows of the last mean.
+    compression knows of the last mean. mixed : the mean of neighbours until all have read the rows.
     """
 
     blocks: list[Tensor]
@@ -65,6 +65,7 @@ class Rows:
     turns: dict[Scope, Iterator[tuple[Any, Any, list[Array]]]] = field(default_factory=dict)
     crossing: Crossing | None = None
     codes: dict[Scope, Relative] = field(default_factory=dict)
+    mixed: Tensor | None = None
     _rows_of: dict[tuple[int, ...], list[Array]] = field(default_factory=dict)
 
     @cached_property

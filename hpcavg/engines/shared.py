@@ -19,11 +19,12 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import GLOBAL, LOCAL, Neighbours, Scope
 from hpcavg.distributed.shared_memory import map_shared_memory
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.compression import WireFormat
-from hpcavg.engines.mpi import MpiEngine
+from hpcavg.engines.mpi import MpiEngine, as_real
+from hpcavg.engines.neighbours import mix
 from hpcavg.engines.pending import CountWell, Pending, Work, finish
 from hpcavg.engines.reduction import PIECE_ELEMENTS, Array, add_up, as_array, average, divide, slice_of
 from hpcavg.engines.rows import Members, Rows, block_elements, lay_out, rows_of
@@ -41,15 +42,20 @@ class SharedEngine:
     Arrays that `allocate` placed are averaged there; others, and all on other devices, go the way of `MpiEngine`. So do
     means that need more memory, beside the rows or for copies, where a node has none left; ranks agree on it once.
 
-    is_required : raise `InputError` where a node has no room to share, in `allocate` or later; otherwise warn and go the
-    way of `MpiEngine`.
+    Parameters
+    ----------
+    topology : the ranks.
+    wire_format : what crosses nodes as; inside a node nothing is rounded.
+    is_required : raise `InputError` if a node has no room to share, in `allocate` or later; otherwise warn and go the
+        way of `MpiEngine`.
     """
 
     name = "shared"
     compresses = True
 
-    def __init__(self, topology: Topology, is_required: bool = True) -> None:
+    def __init__(self, topology: Topology, wire_format: WireFormat | None = None, is_required: bool = True) -> None:
         self._topology = topology
+        self._wire_format = wire_format
         self._check_nodes()
         self._is_required = is_required
         self.notes: list[str] = []
@@ -57,13 +63,15 @@ class SharedEngine:
         self._members: dict[tuple[Scope, bool], Members] = {}
         self._placed: dict[int, Rows] = {}
         self._copies: dict[tuple[int, ...], list[Tensor] | None] = {}
+        self._peer_ranks: Sequence[int] | None = None
         self._has_warned = False
         topology.on_shrink(self._forget)
 
     def _forget(self) -> None:
-        """Let go of communicators that ranks were lost from, and of memory shared with them; `allocate` is called anew."""
+        """Let go of communicators and memory shared with lost ranks; `allocate` is called anew."""
         for known in (self._members, self._placed, self._copies):
             known.clear()
+        self._peer_ranks = None
 
     def _check_nodes(self) -> None:
         if self._topology.num_nodes > 1:
@@ -95,14 +103,14 @@ class SharedEngine:
         return array if placed is None else placed[0]
 
     def _place(self, arrays: Sequence[Tensor], num_copies: int = 0) -> list[Tensor] | None:
-        """Return memory of the form of each of `arrays`, as `allocate` does; None where there is no room for all of them.
+        """Return memory of the form of each of `arrays`, as `allocate` does; None if there is no room for all of them.
 
         num_copies : of each, for small arrays. Collective over all learners.
         """
         peers = self._topology.peers
         num_blocks = peers.Get_size() * (1 + num_copies)
         sizes = [num_blocks * block_elements(array) * array.element_size() for array in arrays]
-        memory = self._memory(peers, sum(sizes), Scope.GLOBAL)
+        memory = self._memory(peers, sum(sizes), GLOBAL)
         if memory is None:
             return None
         own = []
@@ -111,7 +119,7 @@ class SharedEngine:
             sets = [blocks[first : first + peers.Get_size()] for first in range(0, num_blocks, peers.Get_size())]
             rows = Rows(sets[0])
             if num_copies:
-                rows.copies = {Scope.LOCAL: sets[1:3], Scope.GLOBAL: sets[3:]}
+                rows.copies = {LOCAL: sets[1:3], GLOBAL: sets[3:]}
             own.append(rows.blocks[peers.Get_rank()])
             self._placed[own[-1].data_ptr()] = rows
         return own
@@ -144,8 +152,8 @@ class SharedEngine:
         rows: Tensor,
         out: Tensor,
         scope: Scope,
-        wire_format: WireFormat | None = None,
         num_well: int | None = None,
+        exact: bool = False,
     ) -> None:
         """Write the mean over the learners in `scope` to `out`; see `hpcavg.engines.base.Engine`."""
         placed = self._placed.get(rows.data_ptr())
@@ -158,22 +166,44 @@ class SharedEngine:
             or members.num_ranks == 1
             or (out_of_place and self._mean_beside(placed, members) is None)  # no room
         ):
-            self._mpi.mean(rows, out, scope, None, num_well)
+            self._mpi.mean(rows, out, scope, num_well)
         elif is_small:
             self._mean_of_small(placed, out, is_in_place, members, num_well)
         elif is_in_place:
-            finish(self._replace(placed, members, wire_format, num_well))
+            finish(self._replace(placed, members, num_well, exact))
         else:
             mean = self._mean_beside(placed, members)
             assert mean is not None
-            finish(self._average(placed, [as_array(mean)], members, wire_format, num_well))
+            finish(self._average(placed, [as_array(mean)], members, num_well, exact))
             out.copy_(mean)
+
+    def mix(self, rows: Tensor, out: Tensor, scope: Neighbours) -> None:
+        """Write the weighted mean of its neighbours to this rank's row; see `hpcavg.engines.base.Engine`.
+
+        Neighbours on this node read each other's rows where they lie, so a mean in place needs a second array.
+        """
+        placed, peers = self._placed.get(rows.data_ptr()), self._topology.peers
+        if placed is None or peers.Get_size() == 1:
+            self._mpi.mix(rows, out, scope)
+            return
+        if self._peer_ranks is None:
+            self._peer_ranks = peers.Get_group().Translate_ranks(None, self._topology.all_ranks.Get_group())
+        here = {rank: as_real(block[0]) for rank, block in zip(self._peer_ranks, placed.blocks, strict=True)}
+        is_in_place = out.data_ptr() == rows.data_ptr()
+        if is_in_place and placed.mixed is None:
+            placed.mixed = torch.empty_like(rows)
+        mixed = placed.mixed if is_in_place else out
+        assert mixed is not None
+        peers.Barrier()  # all rows are final
+        mix(as_real(rows[0]), as_real(mixed[0]), self._topology.links(scope), here, self._topology.comm(scope))
+        peers.Barrier()  # nobody reads the rows any more
+        if is_in_place:
+            out.copy_(mixed)
 
     def start(
         self,
         arrays: Sequence[Tensor],
         scope: Scope,
-        wire_format: WireFormat | None = None,
         count_well: CountWell | None = None,
     ) -> Pending:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.engines.base.Engine`.
@@ -183,11 +213,11 @@ class SharedEngine:
         members = self._members_of(scope, in_background=True)
         copies = None if members.num_ranks == 1 else self._copies_of(arrays)
         if copies is None:
-            return self._mpi.start(arrays, scope, None, count_well)
+            return self._mpi.start(arrays, scope, count_well)
         for copy, rows in zip(copies, arrays, strict=True):
             copy.copy_(rows)
         work = itertools.chain(
-            self._replace_all(copies, members, wire_format, count_well),
+            self._replace_all(copies, members, count_well),
             self._topology.completion(self._topology.background_comm(scope, self)),
         )
         return Pending(work, lambda: [copy[0] for copy in copies])
@@ -210,15 +240,13 @@ class SharedEngine:
         self,
         copies: Sequence[Tensor],
         members: Members,
-        wire_format: WireFormat | None,
         count_well: CountWell | None,
     ) -> Work:
         """Replace the members' `copies` by their means, one after the other; see `start`."""
         num_well = None
         for index, copy in enumerate(copies):
             is_of_complaints = index == 0 and count_well is not None
-            rows = self._placed[copy.data_ptr()]
-            yield from self._replace(rows, members, None if is_of_complaints else wire_format, num_well)
+            yield from self._replace(self._placed[copy.data_ptr()], members, num_well, exact=is_of_complaints)
             if index == 0 and count_well is not None:
                 num_well = count_well(copy[0])
 
@@ -232,33 +260,17 @@ class SharedEngine:
             rows.means[members.scope] = None if memory is None else torch.frombuffer(memory, dtype=rows.dtype)
         return rows.means[members.scope]
 
-    def _replace(
-        self, rows: Rows, members: Members, wire_format: WireFormat | None, num_well: int | None = None
-    ) -> Work:
+    def _replace(self, rows: Rows, members: Members, num_well: int | None, exact: bool) -> Work:
         """Replace the members' rows by their mean, straight into all of them while it is in cache."""
-        return self._average(rows, rows.of(members.peers), members, wire_format, num_well)
+        return self._average(rows, rows.of(members.peers), members, num_well, exact)
 
-    def _average(
-        self,
-        rows: Rows,
-        targets: list[Array],
-        members: Members,
-        wire_format: WireFormat | None,
-        num_well: int | None,
-    ) -> Work:
+    def _average(self, rows: Rows, targets: list[Array], members: Members, num_well: int | None, exact: bool) -> Work:
         """Write the mean of the members' rows to all `targets`, which may be the rows. Collective over the members."""
         yield from members.meet()  # all rows are final, and nobody reads the last mean any more
-        yield from self._reduce(rows, targets, members, wire_format, num_well)
+        yield from self._reduce(rows, targets, members, num_well, exact)
         yield from members.meet()  # the mean is complete
 
-    def _reduce(
-        self,
-        rows: Rows,
-        targets: list[Array],
-        members: Members,
-        wire_format: WireFormat | None,
-        num_well: int | None,
-    ) -> Work:
+    def _reduce(self, rows: Rows, targets: list[Array], members: Members, num_well: int | None, exact: bool) -> Work:
         """Write this rank's slice of the mean of the members' rows to `targets`."""
         own_rows, count = rows.of(members.peers), rows.num_learners(members, num_well)
         start, end = slice_of(rows.numel, members.node.Get_rank(), members.node.Get_size())

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import Neighbours, Scope
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import Engine, PendingMean
-from hpcavg.engines.compression import WireFormat
 from hpcavg.engines.gpu.cuda import Cuda, Mark
 from hpcavg.engines.pending import CountWell
 
@@ -67,26 +66,36 @@ class StagedEngine:
         rows: Tensor,
         out: Tensor,
         scope: Scope,
-        wire_format: WireFormat | None = None,
         num_well: int | None = None,
+        exact: bool = False,
     ) -> None:
         """Write the mean over the learners in `scope` to `out`; see `hpcavg.engines.base.Engine`."""
         if not self._cuda.holds(rows):
-            self.host.mean(rows, out, scope, wire_format, num_well)
+            self.host.mean(rows, out, scope, num_well, exact)
         elif self._topology.comm(scope).Get_size() == 1:
             average_own(rows, out)
         else:
             host = self._copy_out(rows)
             self._cuda.synchronize(rows.device)
-            self.host.mean(host.row, host.row[0], scope, wire_format, num_well)
+            self.host.mean(host.row, host.row[0], scope, num_well, exact)
             self._cuda.copy(out, host.row[0])
             host.read = self._cuda.mark(out.device)
+
+    def mix(self, rows: Tensor, out: Tensor, scope: Neighbours) -> None:
+        """Write the weighted mean of its neighbours to this rank's row; see `hpcavg.engines.base.Engine`."""
+        if not self._cuda.holds(rows):
+            self.host.mix(rows, out, scope)
+            return
+        host = self._copy_out(rows)
+        self._cuda.synchronize(rows.device)
+        self.host.mix(host.row, host.row, scope)
+        self._cuda.copy(out[0], host.row[0])
+        host.read = self._cuda.mark(out.device)
 
     def start(
         self,
         arrays: Sequence[Tensor],
         scope: Scope,
-        wire_format: WireFormat | None = None,
         count_well: CountWell | None = None,
     ) -> PendingMean:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.engines.base.Engine`."""
@@ -94,7 +103,7 @@ class StagedEngine:
         for device in {array.device for array in arrays}:
             self._cuda.synchronize(device)
         devices = [array.device if self._cuda.holds(array) else None for array in arrays]
-        return _StagedMean(self.host.start(rows, scope, wire_format, count_well), devices, self._cuda)
+        return _StagedMean(self.host.start(rows, scope, count_well), devices, self._cuda)
 
     def _copy_out(self, rows: Tensor) -> _HostRow:
         """Queue the copy of this rank's mean row to host memory: its own where `allocate` made one."""

@@ -16,7 +16,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import GLOBAL, Scope
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.compression import Exact, First, Relative, WireFormat
 from hpcavg.engines.pending import Work, finish
@@ -46,8 +46,8 @@ class TwoLevelEngine(SharedEngine):
 
     name = "twolevel"
 
-    def __init__(self, topology: Topology, is_required: bool = True) -> None:
-        super().__init__(topology, is_required)
+    def __init__(self, topology: Topology, wire_format: WireFormat | None = None, is_required: bool = True) -> None:
+        super().__init__(topology, wire_format, is_required)
         self._crossings: dict[tuple[int, torch.dtype], Crossing | None] = {}
 
     def _check_nodes(self) -> None:
@@ -79,7 +79,7 @@ class TwoLevelEngine(SharedEngine):
 
     def _fastest_crossing(self, placed: Rows) -> Crossing | None:
         """Return what takes the least time for a part of the rows, which hold nothing yet; None if none is needed."""
-        members = self._members_of(Scope.GLOBAL, in_background=False)
+        members = self._members_of(GLOBAL, in_background=False)
         if not members.num_lanes or self._is_small(placed, members):
             return None
         largest_bytes = largest_chunk_bytes(self._topology.num_nodes)
@@ -107,21 +107,14 @@ class TwoLevelEngine(SharedEngine):
         seconds = math.inf
         for _ in range(_TRIALS):
             started = time.perf_counter()
-            finish(self._replace(trial, members, None))
+            finish(self._replace(trial, members, None, exact=True))
             seconds = min(seconds, max(self._topology.learner_ranks.allgather(time.perf_counter() - started)))
         return seconds / max(1, trial.num_bytes)
 
-    def _reduce(
-        self,
-        rows: Rows,
-        targets: list[Array],
-        members: Members,
-        wire_format: WireFormat | None,
-        num_well: int | None,
-    ) -> Work:
+    def _reduce(self, rows: Rows, targets: list[Array], members: Members, num_well: int | None, exact: bool) -> Work:
         """Write the mean of this rank's slice to `targets`: all of it that crosses nodes crosses here."""
         if not members.num_lanes:
-            yield from super()._reduce(rows, targets, members, wire_format, num_well)
+            yield from super()._reduce(rows, targets, members, num_well, exact)
             return
         crossing = rows.crossing or Crossing(members.num_lanes)
         # A group can have fewer lanes than all ranks, for whom this number was found to be best.
@@ -134,8 +127,8 @@ class TwoLevelEngine(SharedEngine):
         summed_as = sum_dtype(here[0])
         code = Exact(summed_as)
         # Rows of zeros are far from the last mean: their differences would not be small.
-        if wire_format is not None and num_well is None and summed_as.kind == "f":
-            code = rows.codes.get(members.scope) or First(start, end, summed_as, wire_format)
+        if self._wire_format is not None and not exact and num_well is None and summed_as.kind == "f":
+            code = rows.codes.get(members.scope) or First(start, end, summed_as, self._wire_format)
 
         def read(first: int, end: int, total: Values) -> None:
             add_up([row[first:end] for row in here], total)

@@ -10,8 +10,9 @@ from typing import NoReturn
 from mpi4py import MPI
 
 from hpcavg.config.options import Config
+from hpcavg.distributed.abort import install_abort_hook
 from hpcavg.distributed.shrinking import SurvivingTopology
-from hpcavg.distributed.topology import Topology, install_abort_hook
+from hpcavg.distributed.topology import Topology
 from hpcavg.errors import CorruptionError, SickLearnersError
 from hpcavg.utils.streams import tell
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import GLOBAL, LOCAL, SERVER, Neighbours, Scope
 from hpcavg.averaging.events import Event
 from hpcavg.checkpoints.resume import Found
 from hpcavg.config.options import Config
@@ -114,7 +114,7 @@ class Record:
             self.add(
                 "averaging",
                 event.step,
-                event.scope.value,
+                event.scope.name,
                 event.period_steps,
                 event.started_s,
                 event.blocked_s,
@@ -126,15 +126,19 @@ class Record:
 
     def _tell_of_sick(self, event: Event) -> None:
         """Show who was left out, through one rank of those that know: rank 0 has no part in means of other groups."""
-        comm = self._topology.comm(event.scope)
-        if event.scope is not Scope.SERVER and comm.Get_rank() != 0:
+        scope, topology = event.scope, self._topology
+        if isinstance(scope, Neighbours):  # no two learners have the same neighbours
+            is_teller = topology.learners.start in event.sick
+        else:
+            is_teller = scope is SERVER or topology.rank == topology.ranks_of(scope)[0]
+        if not is_teller:
             return
-        if event.scope is Scope.LOCAL and len(event.sick) == comm.Get_size():
+        if scope is LOCAL and len(event.sick) == len(topology.ranks_of(scope)):
             return  # nobody could help them; the global average will, and tell
         show = self.line if self._topology.rank == 0 else partial(print, flush=True)
         show(
             f"warning: step {event.step}: parameters of learner {', '.join(map(str, event.sick))} are not"
-            f" finite; it was left out of the {event.scope.value} average, and given it"
+            f" finite; it was left out of the {event.scope} average, and given it"
         )
 
     def evaluation(self, step: int, epoch: int, result: Result, has_accuracy: bool) -> None:
@@ -149,7 +153,7 @@ class Record:
             line += f"  top-5 {mean.top5_accuracy:.4f}"
         self.line(line)
 
-    def flush(self, scope: Scope = Scope.GLOBAL) -> None:
+    def flush(self, scope: Scope = GLOBAL) -> None:
         """Write what has been recorded, and show what is lost on any rank of `scope`. Collective over it."""
         topology = self._topology
         self._metrics.flush()

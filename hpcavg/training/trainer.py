@@ -16,7 +16,7 @@ from mpi4py import MPI
 from torch import Tensor
 
 from hpcavg import tasks
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import SERVER
 from hpcavg.averaging.averager import Averager
 from hpcavg.checkpoints import collective, resume
 from hpcavg.checkpoints.manager import Checkpointer
@@ -24,7 +24,7 @@ from hpcavg.checkpoints.store import Checkpoint, save_model
 from hpcavg.config.options import CHECKPOINTS, Config
 from hpcavg.distributed.job_environment import early_signals
 from hpcavg.distributed.preemption import Kind, Pauses, deadline
-from hpcavg.distributed.topology import wait_asleep
+from hpcavg.distributed.waiting import wait_asleep
 from hpcavg.distributed.watchdog import watch_over
 from hpcavg.errors import CorruptionError, SickLearnersError
 from hpcavg.machine import placement
@@ -84,7 +84,7 @@ class Trainer:
             fill = partial(collective.load_mean_model, self.model)
             topology.run_on_all_ranks(lambda: saved.understand(fill) if topology.rank == 0 else None)
         watch_over(topology, config.hang_timeout, lambda: failures.abort(config))
-        with topology.waiting("start", Scope.SERVER):
+        with topology.waiting("start", SERVER):
             self.averager = Averager(
                 self.model,
                 self.optimizer,
@@ -129,7 +129,7 @@ class Trainer:
         topology = self.topology
         age_s = placement.process_age_s()
         self.account.startup_s += topology.run_collective(
-            lambda: max(topology.all_ranks.allgather(age_s)), Scope.SERVER, "start"
+            lambda: max(topology.all_ranks.allgather(age_s)), SERVER, "start"
         )
         self._started_s = time.monotonic()
         last = None if self._found.checkpoint is None else self._found.checkpoint.path
@@ -156,7 +156,7 @@ class Trainer:
             self.record.close()
         status = self._conclude(result)
         self.lock.release()
-        with topology.waiting("end of the run", Scope.SERVER):
+        with topology.waiting("end of the run", SERVER):
             topology.free()
         return status
 
@@ -203,7 +203,7 @@ class Trainer:
         Returns its path and the history of its metrics, on every rank.
         """
         topology, saved = self.topology, self._found.checkpoint
-        with topology.waiting("start", Scope.SERVER):
+        with topology.waiting("start", SERVER):
             nodes, self._warnings = look_around(topology, self.config, self.device, self.threads)
 
         def create() -> tuple[Path, list[Any]]:
@@ -377,7 +377,7 @@ class Trainer:
     def _conclude(self, result: Result | None) -> int:
         """Leave the record of the run, where it is at its end, and return the exit status of all ranks. Collective."""
         topology, averager, record = self.topology, self.averager, self.record
-        record.flush(Scope.SERVER)
+        record.flush(SERVER)
         self.account.wall_s = self._wall_s()
         is_complete, checkpointer = self._stopped_by is None, self._checkpointer
         if not is_complete:
@@ -392,11 +392,11 @@ class Trainer:
                     record.write(lambda: run_folder.write_json(self.path / "summary.json", summary))
                 return summary
 
-            summary = topology.run_collective(conclude, Scope.SERVER, "summary")
+            summary = topology.run_collective(conclude, SERVER, "summary")
             if summary is not None and topology.rank == 0:
                 show([(self.path, summary)])
         num_lost = topology.run_collective(
-            lambda: max(topology.all_ranks.allgather(len(record.lost))), Scope.SERVER, "summary"
+            lambda: max(topology.all_ranks.allgather(len(record.lost))), SERVER, "summary"
         )
         if not is_complete:
             return FAILED if checkpointer.last is None or checkpointer.failure is not None else REQUEUE

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hpcavg import Averager, Topology, algorithms
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import GLOBAL, LOCAL
 from hpcavg.engines.device_select import select_for_device
 from hpcavg.engines.gpu.cuda_aware import CudaAwareEngine
 from hpcavg.engines.gpu.cuda_ipc import CudaIpcEngine, find_obstacle
@@ -71,17 +71,17 @@ def test_means_are_those_of_a_float64_oracle(topology, device, name, dtype, lear
         out = torch.empty_like(own[0])
         for _ in range(2):
             rows.copy_(own)
-            engine.mean(rows, out, Scope.GLOBAL)
+            engine.mean(rows, out, GLOBAL)
             assert torch.equal(rows, own)
             assert_close(out, expected)
         if learners == 1:
-            engine.mean(rows, rows[0], Scope.GLOBAL)
+            engine.mean(rows, rows[0], GLOBAL)
             assert torch.equal(rows[0], out)
         rows.copy_(own)
-        pending = engine.start([rows], Scope.GLOBAL)
+        pending = engine.start([rows], GLOBAL)
         rows.zero_()
         assert_close(pending.wait()[0], expected)
-        engine.mean(own, out, Scope.GLOBAL)  # not placed
+        engine.mean(own, out, GLOBAL)  # not placed
         assert_close(out, expected)
 
 
@@ -94,9 +94,9 @@ def test_means_follow_one_another_without_a_wait(topology, device, name):
     for repeat in range(20):
         with torch.cuda.stream(torch.cuda.Stream(device)):
             rows.fill_(float(topology.rank + repeat))
-            engine.mean(rows, local, Scope.LOCAL)
-            engine.mean(rows, overall, Scope.GLOBAL)
-            engine.mean(rows, local, Scope.LOCAL)
+            engine.mean(rows, local, LOCAL)
+            engine.mean(rows, overall, GLOBAL)
+            engine.mean(rows, local, LOCAL)
             assert (local == sum(members) / len(members) + repeat).all()
             assert (overall == (topology.num_learners - 1) / 2 + repeat).all()
 
@@ -110,11 +110,11 @@ def test_a_kernel_queued_just_before_is_seen(topology, device, name, in_place):
     expected = (topology.num_learners - 1) / 2
     torch.cuda._sleep(LONG_CYCLES)
     rows.fill_(float(topology.rank))
-    engine.mean(rows, out, Scope.GLOBAL)
+    engine.mean(rows, out, GLOBAL)
     assert (out == expected).all()
     torch.cuda._sleep(LONG_CYCLES)
     rows.fill_(float(topology.rank + 1))
-    pending = engine.start([rows], Scope.GLOBAL)
+    pending = engine.start([rows], GLOBAL)
     rows.fill_(-1.0)
     assert (pending.wait()[0] == expected + 1).all()
 
@@ -125,9 +125,9 @@ def test_what_is_queued_just_after_sees_the_mean(topology, device, name):
     rows = engine.allocate(torch.zeros(1, 5_000_011, device=device))
     for repeat in range(5):
         rows.fill_(float(topology.rank + repeat))
-        engine.mean(rows, rows[0], Scope.GLOBAL)
+        engine.mean(rows, rows[0], GLOBAL)
         rows.mul_(2)
-        engine.mean(rows, rows[0], Scope.GLOBAL)
+        engine.mean(rows, rows[0], GLOBAL)
         assert (rows == topology.num_learners - 1 + 2 * repeat).all()
 
 
@@ -135,7 +135,7 @@ def test_what_is_queued_just_after_sees_the_mean(topology, device, name):
 def test_every_rank_gets_the_same_bits(topology, world, device, name):
     engine = make(name, topology, device)
     rows = engine.allocate(values_of_rank(topology.rank, 1009, torch.float32, 1).to(device))
-    engine.mean(rows, rows[0], Scope.GLOBAL)
+    engine.mean(rows, rows[0], GLOBAL)
     assert len(set(world.allgather(rows.cpu().numpy().tobytes()))) == 1
 
 
@@ -153,7 +153,7 @@ def test_engines_may_come_and_go(topology, device):
     for repeat in range(5):
         engine = StagedEngine(topology, ENGINES["shared"](topology))
         rows = engine.allocate(torch.full((1, 1_000_003), float(topology.rank + repeat), device=device))
-        engine.mean(rows, rows[0], Scope.GLOBAL)
+        engine.mean(rows, rows[0], GLOBAL)
         assert (rows == (topology.num_learners - 1) / 2 + repeat).all()
         del engine, rows
 
@@ -165,7 +165,7 @@ def test_auto_finds_an_engine(topology, device):
     )
     rows = engine.allocate(torch.zeros(1, 5, device=device))
     rows.fill_(float(topology.rank))
-    engine.mean(rows, rows[0], Scope.GLOBAL)
+    engine.mean(rows, rows[0], GLOBAL)
     assert (rows == (topology.num_learners - 1) / 2).all()
     assert choice.engine == engine.name
 
@@ -180,7 +180,7 @@ def train(world, monkeypatch, rule, device, make_engine):
     topology = Topology(world, min(2, world.Get_size()))
     engine = make_engine(topology)
     with monkeypatch.context() as patch:
-        patch.setattr("hpcavg.averaging.averager.select", lambda *arguments, **options: engine)
+        patch.setattr("hpcavg.averaging.averager.select_engine", lambda *arguments, **options: engine)
         averager = Averager(module, optimizer, rule, topology)
     for t in range(24):
         generator = torch.Generator().manual_seed(1000 * t + topology.rank)
@@ -228,10 +228,10 @@ def test_no_device_memory_reaches_a_non_blocking_collective(topology, device, na
             return self._comm.Iallreduce(send, receive, op)
 
     engine = make(name, topology, device)
-    watched = Watched(topology.background_comm(Scope.GLOBAL))
+    watched = Watched(topology.background_comm(GLOBAL))
     monkeypatch.setattr(topology, "background_comm", lambda scope, user=None: watched)
     rows = engine.allocate(torch.full((1, 1009), float(topology.rank), device=device))
-    mean = engine.start([rows], Scope.GLOBAL).wait()[0]
+    mean = engine.start([rows], GLOBAL).wait()[0]
     assert (mean == (topology.num_learners - 1) / 2).all()
     assert all(isinstance(values, np.ndarray) for values in given)
     assert bool(given) == (name != "cuda-aware")

@@ -13,7 +13,7 @@ from mpi4py import MPI
 from torch import nn
 
 from hpcavg import Averager, InputError, Topology, algorithms
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import SERVER
 from tests.mpi.problems import Logistic, Quadratic, Vector, values_of
 from tests.oracles import asynchronous
 from tests.oracles.synchronous import LocalSgd
@@ -174,7 +174,7 @@ def test_no_update_is_lost_or_applied_twice_and_no_message_is_left(world, rule):
             assert counts.tolist() == share
             assert min(arrival.staleness for arrival in arrivals) >= 0
         world.Barrier()
-        assert not topology.background_comm(Scope.SERVER).Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG)
+        assert not topology.background_comm(SERVER).Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG)
         topology.free()
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hpcavg import Averager, InputError, Topology, algorithms
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import GLOBAL
 from hpcavg.averaging.calls import Call, Kind, meet
 from hpcavg.errors import MismatchError
 
@@ -32,13 +32,13 @@ def take_steps(averager, count):
 def test_what_learners_tell_each_other(world, topology):
     rank, size = world.Get_rank(), world.Get_size()
     call = Call(Kind.GLOBAL_AVERAGE, 0, 12, 3)
-    found = meet(call, Scope.GLOBAL, topology, fingerprint=rank, rate=0.1 * (rank + 1), is_sick=rank == 1)
+    found = meet(call, GLOBAL, topology, fingerprint=rank, rate=0.1 * (rank + 1), is_sick=rank == 1)
     assert found.num_members == size
     assert list(found.fingerprints) == list(range(size))
     assert found.sick == ((1,) if size > 1 else ())
     assert not found.is_large
     assert found.rate == pytest.approx(0.1 * (size + 1) / 2)
-    alike = meet(call, Scope.GLOBAL, topology, rate=0.1, is_large=True)
+    alike = meet(call, GLOBAL, topology, rate=0.1, is_large=True)
     assert (alike.rate, alike.is_large, alike.sick) == (0.1, True, ())
 
 
@@ -48,21 +48,21 @@ def test_other_calls_are_an_error_on_all(world, topology, asleep):
     last = size - 1
     own = Call(Kind.FINISH, 0, 11, 2) if rank == last else Call(Kind.GLOBAL_AVERAGE, 0, 12, 2)
     if size == 1:
-        assert meet(own, Scope.GLOBAL, topology, asleep=asleep).num_members == 1
+        assert meet(own, GLOBAL, topology, asleep=asleep).num_members == 1
         return
     with pytest.raises(MismatchError) as raised:
-        meet(own, Scope.GLOBAL, topology, asleep=asleep)
+        meet(own, GLOBAL, topology, asleep=asleep)
     others = "rank 0" if size == 2 else f"ranks 0-{last - 1}"
     assert f"{others} in global average of step 12; rank {last} in averager.finish() after step 11" in str(raised.value)
     assert raised.value.calls[last] == "averager.finish() after step 11"
     # Nothing is left half done: the next call is one like any other.
-    assert meet(Call(Kind.FINISH, 0, 1, 1), Scope.GLOBAL, topology, asleep=asleep).num_members == size
+    assert meet(Call(Kind.FINISH, 0, 1, 1), GLOBAL, topology, asleep=asleep).num_members == size
 
 
 def test_an_error_of_one_learner_is_raised_on_all(world, topology):
     error = InputError("model", "weight as (3,)", "(2,)") if world.Get_rank() == world.Get_size() - 1 else None
     with pytest.raises(InputError, match="weight as"):
-        meet(Call(Kind.GLOBAL_AVERAGE, 0, 1, 0), Scope.GLOBAL, topology, error=error)
+        meet(Call(Kind.GLOBAL_AVERAGE, 0, 1, 0), GLOBAL, topology, error=error)
 
 
 def test_calls_read_as_users_write_them():

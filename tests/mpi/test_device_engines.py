@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hpcavg import Averager, InputError, Topology, algorithms
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import GLOBAL, LOCAL
 from hpcavg.engines.device_select import find_facts, select_for_device
 from hpcavg.engines.gpu.cuda_aware import CudaAwareEngine
 from hpcavg.engines.gpu.cuda_ipc import CudaIpcEngine, find_obstacle
@@ -73,16 +73,16 @@ def test_means_of_any_size_and_dtype(topology, name, dtype, learners):
         out = torch.empty_like(own[0])
         for _ in range(2):  # the second time the same host memory is used again
             rows.copy_(own)
-            engine.mean(rows, out, Scope.GLOBAL)
+            engine.mean(rows, out, GLOBAL)
             cuda.synchronize(CPU)
             assert torch.equal(rows, own)
             assert torch.allclose(out.to(expected.dtype), expected, rtol=tolerance, atol=tolerance)
         if learners == 1:
-            engine.mean(rows, rows[0], Scope.GLOBAL)
+            engine.mean(rows, rows[0], GLOBAL)
             cuda.synchronize(CPU)
             assert torch.equal(rows[0], out)
         unplaced = own.clone()
-        engine.mean(unplaced, out, Scope.GLOBAL)
+        engine.mean(unplaced, out, GLOBAL)
         cuda.synchronize(CPU)
         assert torch.allclose(out.to(expected.dtype), expected, rtol=tolerance, atol=tolerance)
 
@@ -95,9 +95,9 @@ def test_local_means_are_over_the_group_and_follow_one_another_without_a_wait(to
     members = topology.local.allgather(topology.rank)
     for repeat in range(5):
         rows.fill_(float(topology.rank + repeat))
-        engine.mean(rows, local, Scope.LOCAL)
-        engine.mean(rows, overall, Scope.GLOBAL)
-        engine.mean(rows, local, Scope.LOCAL)
+        engine.mean(rows, local, LOCAL)
+        engine.mean(rows, overall, GLOBAL)
+        engine.mean(rows, local, LOCAL)
         cuda.synchronize(CPU)
         assert (local == sum(members) / len(members) + repeat).all()
         assert (overall == (topology.num_learners - 1) / 2 + repeat).all()
@@ -114,7 +114,7 @@ def test_a_mean_in_another_stream_does_not_spoil_the_last(topology, name):
         cuda.new_stream()
         streams.append(cuda.stream)
         rows.fill_(float(topology.rank + repeat))
-        engine.mean(rows, out, Scope.GLOBAL)
+        engine.mean(rows, out, GLOBAL)
     topology.learner_ranks.Barrier()
     for repeat, (out, stream) in enumerate(zip(outs, streams, strict=True)):
         stream.run(stream.place)
@@ -127,7 +127,7 @@ def test_every_rank_gets_the_same_bits(topology, world, name):
     engine = MAKE[name](topology, cuda)
     rows = engine.allocate(torch.zeros(1, 1009))
     rows.copy_(rows_of(topology.rank, 1009, torch.float32))
-    engine.mean(rows, rows[0], Scope.GLOBAL)
+    engine.mean(rows, rows[0], GLOBAL)
     cuda.synchronize(CPU)
     assert len(set(world.allgather(rows.numpy().tobytes()))) == 1
 
@@ -142,11 +142,11 @@ def test_delayed_means_are_of_what_was_there_at_the_start(topology, name, learne
     arrays = [engine.allocate(own.clone()) for own, _ in values[:2]] + [values[2][0].clone()]
     for array, (own, _) in zip(arrays, values, strict=True):
         array.copy_(own)
-    pending = engine.start(arrays, Scope.GLOBAL)
+    pending = engine.start(arrays, GLOBAL)
     for array in arrays:
         array.fill_(-1.0)
     out = torch.empty_like(arrays[0][0])
-    engine.mean(arrays[0], out, Scope.GLOBAL)  # meanwhile
+    engine.mean(arrays[0], out, GLOBAL)  # meanwhile
     cuda.synchronize(CPU)
     assert (out == -1).all()
     means = pending.wait()
@@ -171,7 +171,7 @@ def test_ranks_that_are_left_out_are_not_counted(topology, name, learners, dtype
     rows.fill_(0.0 if is_ill else 1.171875)
     complaints.fill_(float(is_ill))
     out = torch.empty(1009, dtype=dtype)
-    engine.mean(rows, out, Scope.GLOBAL, None, num_well)
+    engine.mean(rows, out, GLOBAL, num_well)
     cuda.synchronize(CPU)
     assert (out == 1.171875).all()
     told = []
@@ -180,7 +180,7 @@ def test_ranks_that_are_left_out_are_not_counted(topology, name, learners, dtype
         told.append(mean.tolist())
         return num_well if mean.any() else None
 
-    _, mean = engine.start([complaints, rows], Scope.GLOBAL, None, count_well).wait()
+    _, mean = engine.start([complaints, rows], GLOBAL, count_well).wait()
     assert (mean == 1.171875).all()
     assert told == [pytest.approx([(size > 1) / size] * 5)]
 
@@ -192,9 +192,9 @@ def test_staged_rows_are_allocated_once(topology, name):
     rows = engine.allocate(torch.ones(1, 100))
     made = (len(cuda.locked), cuda.num_pinned)
     assert made == ((1, 1) if "mpi" in name else (1, 0))
-    for scope in (Scope.GLOBAL, Scope.LOCAL) * 3:
+    for scope in (GLOBAL, LOCAL) * 3:
         engine.mean(rows, rows[0], scope)
-    engine.start([rows], Scope.GLOBAL).wait()
+    engine.start([rows], GLOBAL).wait()
     assert (len(cuda.locked), cuda.num_pinned) == made
 
 
@@ -205,9 +205,9 @@ def test_arrays_in_host_memory_go_to_the_host_engine_as_they_are(topology):
     cuda.holds = lambda array: False
     rows = engine.allocate(torch.zeros(1, 5))
     rows.fill_(float(topology.rank))
-    engine.mean(rows, rows[0], Scope.GLOBAL)
+    engine.mean(rows, rows[0], GLOBAL)
     assert (rows == (topology.num_learners - 1) / 2).all()
-    assert (engine.start([rows], Scope.GLOBAL).wait()[0] == (topology.num_learners - 1) / 2).all()
+    assert (engine.start([rows], GLOBAL).wait()[0] == (topology.num_learners - 1) / 2).all()
     assert cuda.locked == []
     assert cuda.stream.queued == []
 
@@ -219,7 +219,7 @@ def test_the_blocking_mean_waits_for_the_stream_before_mpi_looks(topology):
         engine = MAKE[name](topology, cuda)
         rows = engine.allocate(torch.zeros(1, 9))
         cuda.copy(rows[0], torch.full((9,), float(topology.rank)))
-        engine.mean(rows, rows[0], Scope.GLOBAL)
+        engine.mean(rows, rows[0], GLOBAL)
         cuda.synchronize(CPU)
         assert (rows == (topology.num_learners - 1) / 2).all()
 
@@ -230,7 +230,7 @@ def test_chunks_reach_every_element(topology, chunk, dtype):
     engine = CudaAwareEngine(topology, max_chunk_elements=chunk, cuda=PretendCuda())
     for numel in SIZES:
         own, expected = own_and_expected(topology, numel, dtype)
-        engine.mean(own, own[0], Scope.GLOBAL)
+        engine.mean(own, own[0], GLOBAL)
         tolerance = 4 * torch.finfo(dtype).eps
         assert torch.allclose(own[0].double(), expected, rtol=tolerance, atol=tolerance)
 
@@ -238,7 +238,7 @@ def test_chunks_reach_every_element(topology, chunk, dtype):
 def test_blocking_means_are_taken_in_one_thread_in_a_stream_of_its_own(topology):
     cuda = PretendCuda()
     engine = CudaAwareEngine(topology, cuda=cuda)
-    pending = [engine.start([torch.full((1, 5), float(topology.rank + i))], Scope.GLOBAL) for i in range(10)]
+    pending = [engine.start([torch.full((1, 5), float(topology.rank + i))], GLOBAL) for i in range(10)]
     for i, mean in enumerate(pending):
         assert (mean.wait()[0] == (topology.num_learners - 1) / 2 + i).all()
     assert cuda.in_own_stream == 10
@@ -254,7 +254,7 @@ def train(world, monkeypatch, rule, make_engine):
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
     topology = Topology(world, min(2, world.Get_size()))
     engine = make_engine(topology)
-    monkeypatch.setattr("hpcavg.averaging.averager.select", lambda *arguments, **options: engine)
+    monkeypatch.setattr("hpcavg.averaging.averager.select_engine", lambda *arguments, **options: engine)
     averager = Averager(module, optimizer, rule, topology)
     for t in range(1, 20):
         optimizer.zero_grad()

@@ -15,7 +15,7 @@ from torch import nn
 
 from hpcavg import Averager, Topology, algorithms
 from hpcavg.algorithms.rule import Rule, always
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import GLOBAL
 from tests.mpi.problems import Logistic, Quadratic, values_of
 
 pytestmark = pytest.mark.mpi
@@ -146,7 +146,7 @@ def test_one_group_of_all_makes_every_mean_of_hier_avg_a_global_one(world, k1, e
     k2 = k1 + extra
     found = trajectory(world, algorithms.hier_avg(k1, k2), num_steps, world.Get_size(), momentum)
     # k_avg at phases of k1 and k2, and plain k_avg(k1) where k1 divides k2.
-    phases = Rule(always(lambda at: Scope.GLOBAL if at.step % k2 % k1 == 0 else None))
+    phases = Rule(always(lambda at: GLOBAL if at.step % k2 % k1 == 0 else None))
     expected = trajectory(world, algorithms.k_avg(k1) if k2 % k1 == 0 else phases, num_steps, momentum=momentum)
     assert np.array_equal(found.steps, expected.steps)
     # After a last local mean hier_avg takes the global one as well: of equal numbers, but a sum of three may round.

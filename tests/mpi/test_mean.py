@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from mpi4py import MPI
 
 from hpcavg import InputError, Topology
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import GLOBAL, LOCAL
 from hpcavg.distributed import shared_memory
 from hpcavg.engines import wire
 from hpcavg.engines.compression import wire_format
@@ -85,10 +85,10 @@ def test_means_of_any_size_and_dtype(nodes, engine, dtype):
         own, values = engine.allocate(own), own
         own.copy_(values)
         before = own.clone()
-        engine.mean(own, out, Scope.GLOBAL)
+        engine.mean(own, out, GLOBAL)
         assert torch.equal(own, before)
         assert torch.allclose(out.to(expected.dtype), expected, rtol=tolerance, atol=tolerance)
-        engine.mean(own, own[0], Scope.GLOBAL)  # in place: the same bits
+        engine.mean(own, own[0], GLOBAL)  # in place: the same bits
         assert torch.equal(own[0], out)
 
 
@@ -112,7 +112,7 @@ def test_all_engines_agree_to_two_ulp_at_any_size(world, numel, learners):
             rows = engine.allocate(values.clone())
             rows.copy_(values)
             out = torch.empty_like(rows[0])
-            engine.mean(rows, out, Scope.GLOBAL)
+            engine.mean(rows, out, GLOBAL)
             error = np.abs(out.numpy() - expected) / expected / np.finfo(np.float64).eps
             assert error.max(initial=0.0) <= max(2, nodes.num_learners * learners / 2), (name, layout)
         nodes.free()
@@ -123,8 +123,8 @@ def test_all_engines_agree_to_two_ulp_at_any_size(world, numel, learners):
 def test_chunks_reach_every_element(topology, chunk, dtype):
     for numel in SIZES:
         whole, parts = (rows_of(topology.rank, numel, dtype)[0] for _ in range(2))
-        MpiEngine(topology).mean(whole[None], whole, Scope.GLOBAL)
-        MpiEngine(topology, max_chunk_elements=chunk).mean(parts[None], parts, Scope.GLOBAL)
+        MpiEngine(topology).mean(whole[None], whole, GLOBAL)
+        MpiEngine(topology, max_chunk_elements=chunk).mean(parts[None], parts, GLOBAL)
         expected = everyone(topology, numel, dtype).mean(dim=0)
         tolerance = 4 * torch.finfo(dtype).eps
         assert torch.allclose(parts.double(), expected, rtol=tolerance, atol=tolerance)
@@ -136,10 +136,10 @@ def test_local_means_are_over_the_group_and_groups_do_not_meet(nodes, engine):
     members = nodes.local.allgather(nodes.rank)
     for repeat in range(5):
         rows.fill_(float(nodes.rank + repeat))
-        engine.mean(rows, rows[0], Scope.LOCAL)
+        engine.mean(rows, rows[0], LOCAL)
         assert (rows == sum(members) / len(members) + repeat).all()
         rows.fill_(float(nodes.rank + repeat))
-        engine.mean(rows, rows[0], Scope.GLOBAL)
+        engine.mean(rows, rows[0], GLOBAL)
         assert (rows == (nodes.num_learners - 1) / 2 + repeat).all()
 
 
@@ -152,7 +152,7 @@ def test_a_group_may_have_fewer_lanes_than_all(world, lanes, monkeypatch):
     rows = engine.allocate(torch.zeros(1, 300_007))
     members = nodes.local.allgather(nodes.rank)
     rows.fill_(float(nodes.rank))
-    engine.mean(rows, rows[0], Scope.LOCAL)
+    engine.mean(rows, rows[0], LOCAL)
     assert torch.allclose(rows, torch.full_like(rows, sum(members) / len(members)))
     nodes.free()
 
@@ -162,7 +162,7 @@ def test_several_learners_in_a_rank_count_each(nodes, engine):
     rows = engine.allocate(values.clone())
     rows.copy_(values)
     out = torch.empty(13, dtype=torch.float64)
-    engine.mean(rows, out, Scope.GLOBAL)
+    engine.mean(rows, out, GLOBAL)
     expected = everyone(nodes, 13, torch.float64, learners=3).mean(dim=0)
     assert torch.allclose(out, expected, rtol=1e-15, atol=1e-15)
 
@@ -172,7 +172,7 @@ def test_every_rank_gets_the_same_bits_and_repeats_do_not_change_them(nodes, eng
     results = []
     for _ in range(3):
         rows.copy_(rows_of(nodes.rank, 1009, torch.float32))
-        engine.mean(rows, rows[0], Scope.GLOBAL)
+        engine.mean(rows, rows[0], GLOBAL)
         results.append(rows.numpy().tobytes())
     assert len({*results, *world.allgather(results[0])}) == 1
 
@@ -181,7 +181,7 @@ def test_equal_values_have_themselves_as_mean_within_an_ulp(nodes, engine):
     values = rows_of(0, 1009, torch.float32)
     rows, before = engine.allocate(values.clone()), values.numpy()
     rows.copy_(values)
-    engine.mean(rows, rows[0], Scope.GLOBAL)
+    engine.mean(rows, rows[0], GLOBAL)
     assert (np.abs(rows.numpy() - before) <= np.spacing(np.abs(before)) * nodes.num_learners).all()
 
 
@@ -192,9 +192,9 @@ def test_an_unknown_engine_is_refused(topology):
 
 def test_shared_memory_leaves_no_name_behind(on_node):
     before = {path.name for path in Path("/dev/shm").glob("hpcavg-*")}
-    on_node.world.Barrier()
+    on_node.learner_ranks.Barrier()
     SharedEngine(on_node).allocate(torch.zeros(1, 1000))
-    on_node.world.Barrier()
+    on_node.learner_ranks.Barrier()
     assert {path.name for path in Path("/dev/shm").glob("hpcavg-*")} <= before
 
 
@@ -218,7 +218,7 @@ def test_without_room_to_share_auto_warns_and_shared_is_refused(on_node, monkeyp
         home = engine.allocate(array)
     assert home is array
     array.fill_(float(on_node.rank))
-    engine.mean(array, array[0], Scope.GLOBAL)
+    engine.mean(array, array[0], GLOBAL)
     assert array.tolist() == [[(on_node.num_learners - 1) / 2] * 5]
 
 
@@ -262,7 +262,7 @@ def test_where_copies_have_no_room_all_means_on_their_way_go_by_mpi(nodes, monke
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(3):
-            pending = engine.start(arrays, Scope.GLOBAL)
+            pending = engine.start(arrays, GLOBAL)
             for array in arrays:
                 array.fill_(-1.0)  # whatever becomes of the live values
             assert all((values == mean).all() for values in pending.wait())
@@ -271,12 +271,12 @@ def test_where_copies_have_no_room_all_means_on_their_way_go_by_mpi(nodes, monke
                 array.fill_(float(nodes.rank))
     is_alone = nodes.num_learners == 1
     assert len([each for each in caught if "engine='mpi'" in str(each.message)]) == (nodes.rank == 0 and not is_alone)
-    assert nodes.world.allreduce(room.num_asked) == (not is_alone)
-    engine.mean(arrays[0], arrays[0][0], Scope.GLOBAL)  # where they lie there is room
+    assert nodes.learner_ranks.allreduce(room.num_asked) == (not is_alone)
+    engine.mean(arrays[0], arrays[0][0], GLOBAL)  # where they lie there is room
     assert (arrays[0] == mean).all()
 
 
-@pytest.mark.parametrize("scope", [Scope.GLOBAL, Scope.LOCAL])
+@pytest.mark.parametrize("scope", [GLOBAL, LOCAL])
 @pytest.mark.parametrize("numel", [100, 200_000])
 def test_where_a_mean_beside_the_rows_has_no_room_it_goes_by_mpi(nodes, monkeypatch, numel, scope):
     engine, room = shares_memory(nodes), Room(monkeypatch, nodes)
@@ -303,9 +303,9 @@ def test_an_engine_that_was_asked_for_by_name_is_refused_when_room_runs_out(node
     room.fill()
     if nodes.num_learners > 1:
         with pytest.raises(InputError, match="more shared memory"):
-            engine.start([rows], Scope.GLOBAL)
+            engine.start([rows], GLOBAL)
         with pytest.raises(InputError, match="more shared memory"):
-            engine.mean(rows, torch.empty(200_000), Scope.GLOBAL)
+            engine.mean(rows, torch.empty(200_000), GLOBAL)
 
 
 def test_what_is_pickled_of_a_row_is_the_row(on_node):
@@ -316,8 +316,8 @@ def test_what_is_pickled_of_a_row_is_the_row(on_node):
 def test_what_two_start_in_the_background_is_in_no_order(topology):
     """The first rank is in the one's barrier and all others are in the other's, who must go on waiting."""
     first, second = MpiEngine(topology), MpiEngine(topology)
-    comms = [topology.background_comm(Scope.GLOBAL, each) for each in (first, second)]
-    assert topology.background_comm(Scope.GLOBAL, first) is comms[0]
+    comms = [topology.background_comm(GLOBAL, each) for each in (first, second)]
+    assert topology.background_comm(GLOBAL, first) is comms[0]
     if topology.rank:
         comms.reverse()
     requests = [comms[0].Ibarrier()]
@@ -334,7 +334,7 @@ WIRE_DTYPES = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 def compressed_means(nodes, wire_dtype, error_feedback, numel=200_003, rounds=6, change=0.01):
     """Return the relative errors of means of rows that change a little after each, and what this rank holds then."""
-    engine = TwoLevelEngine(nodes)
+    engine = TwoLevelEngine(nodes, wire_format(wire_dtype, error_feedback))
     rows = engine.allocate(torch.zeros(1, numel))
     rows.copy_(rows_of(0, numel, torch.float32))
     exact = rows.double()
@@ -343,7 +343,7 @@ def compressed_means(nodes, wire_dtype, error_feedback, numel=200_003, rounds=6,
         changes = [change * rows_of(17 * round + j, numel, torch.float64) for j in range(nodes.num_learners)]
         rows.add_(changes[nodes.rank].float())
         exact = exact + torch.stack(changes).mean(dim=0)
-        engine.mean(rows, rows[0], Scope.GLOBAL, wire_format(wire_dtype, error_feedback))
+        engine.mean(rows, rows[0], GLOBAL)
         errors.append(float((rows.double() - exact).norm() / (change * nodes.num_learners**-0.5 * numel**0.5)))
     return errors, rows.numpy().tobytes()
 
@@ -372,20 +372,19 @@ def test_error_feedback_keeps_errors_from_adding_up(nodes):
 
 @pytest.mark.parametrize("wire_dtype", WIRE_DTYPES)
 def test_what_no_learner_changed_is_exact_on_the_wire(nodes, wire_dtype):
-    engine = TwoLevelEngine(nodes)
+    engine = TwoLevelEngine(nodes, wire_format(wire_dtype, False))
     rows = engine.allocate(torch.zeros(1, 70_001))
     values = rows_of(0, 70_001, torch.float32)
     rows.copy_(values)
-    compressed = wire_format(wire_dtype, False)
-    engine.mean(rows, rows[0], Scope.GLOBAL, compressed)
+    engine.mean(rows, rows[0], GLOBAL)
     first = rows.clone()
     rows[:, ::2] += rows_of(nodes.rank, 35_001, torch.float32)
-    engine.mean(rows, rows[0], Scope.GLOBAL, compressed)
+    engine.mean(rows, rows[0], GLOBAL)
     # On one node nothing is written for the wire, and a sum of eight equal values is rounded as any other.
     tolerance = 1e-6 if nodes.num_nodes == 1 else 0.0
     assert torch.allclose(rows[:, 1::2], first[:, 1::2], rtol=tolerance, atol=0.0)
     second = rows.clone()
-    engine.mean(rows, rows[0], Scope.GLOBAL, compressed)
+    engine.mean(rows, rows[0], GLOBAL)
     assert torch.allclose(rows, second, rtol=tolerance, atol=0.0)
 
 
@@ -425,7 +424,7 @@ def test_the_crossing_does_not_change_the_bits(world, num_lanes, chunk_bytes):
         lanes = min(num_lanes, world.allreduce(nodes.node.Get_size(), MPI.MIN))
         placed.crossing = Crossing(lanes, chunk_bytes)
     rows.copy_(rows_of(nodes.rank, 150_001, torch.float32))
-    engine.mean(rows, rows[0], Scope.GLOBAL)
+    engine.mean(rows, rows[0], GLOBAL)
     members = dict.fromkeys(map(tuple, world.allgather(nodes.node.allgather(nodes.rank))))
     sums = [sum(rows_of(j, 150_001, torch.float32) for j in node) for node in members]
     assert torch.equal(rows, sum(sums) / world.Get_size())

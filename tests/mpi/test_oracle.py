@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hpcavg import Averager, Topology, algorithms
-from hpcavg.distributed.topology import wait_asleep
+from hpcavg.distributed.waiting import wait_asleep
 from tests.mpi.problems import PROBLEMS, values_of
 from tests.oracles import synchronous
 

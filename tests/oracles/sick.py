@@ -19,7 +19,7 @@ def healthy_group_means(u, group_size):
 
 
 class DaSgd(synchronous.DaSgd):
-    """Excluded when the mean starts: the mean takes the learner's place. Excluded later: nobody knows until the next."""
+    """Sick when the mean starts: the mean takes the learner's place. Sick later: nobody knows until the next."""
 
     was_sick = None
 

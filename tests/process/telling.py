@@ -14,7 +14,7 @@ from mpi4py import MPI
 
 from hpcavg import Topology
 from hpcavg.cli import parsers
-from hpcavg.distributed import topology
+from hpcavg.distributed import waiting
 from hpcavg.distributed import watchdog as watchdog_module
 from hpcavg.training import trainer
 
@@ -60,7 +60,7 @@ def noted(name):
 
 for name in WAITS.split():
     setattr(Noted, name, noted(name))
-split, wait_until, watch_over = Topology._split, topology.wait_until, watchdog_module.watch_over
+split, wait_until, watch_over = Topology._split, waiting.wait_until, watchdog_module.watch_over
 Topology._split = lambda self, everyone: split(self, Noted(everyone))
 
 
@@ -75,7 +75,7 @@ def watch_over_noted(*arguments):
     return watch
 
 
-topology.wait_until = wait_until_noted
+waiting.wait_until = wait_until_noted
 trainer.watch_over = watch_over_noted
 
 for options in RUNS:

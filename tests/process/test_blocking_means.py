@@ -13,14 +13,14 @@ PROGRAM = """
 import sys, torch
 from hpcavg import Topology
 from hpcavg.engines.gpu.cuda_aware import CudaAwareEngine
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import GLOBAL
 
 topology = Topology()
 engine = CudaAwareEngine(topology)
 array = torch.full((1, 1000), float(topology.rank))
 if topology.rank == 1 and sys.argv[1] == "fail":
     engine._average = None
-pending = [engine.start([array], Scope.GLOBAL) for _ in range(5)]
+pending = [engine.start([array], GLOBAL) for _ in range(5)]
 if sys.argv[1] == "wait":
     assert all((mean.wait()[0] == 0.5).all() for mean in pending)
 if sys.argv[1] == "fail":

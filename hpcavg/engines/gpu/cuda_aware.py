@@ -16,11 +16,10 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import Neighbours, Scope
 from hpcavg.distributed.topology import Topology
-from hpcavg.engines.compression import WireFormat
 from hpcavg.engines.gpu.cuda import Cuda
-from hpcavg.engines.mpi import MAX_CHUNK_ELEMENTS
+from hpcavg.engines.mpi import MAX_CHUNK_ELEMENTS, MpiEngine
 from hpcavg.engines.pending import CountWell
 from hpcavg.engines.staged import average_own
 
@@ -46,6 +45,7 @@ class CudaAwareEngine:
         self._max_chunk_elements = max_chunk_elements
         self.notes: list[str] = []
         self._cuda = cuda or Cuda()
+        self._mpi = MpiEngine(topology)
 
     def allocate(self, array: Tensor) -> Tensor:
         """Return `array`: MPI reduces it where it is."""
@@ -56,18 +56,22 @@ class CudaAwareEngine:
         rows: Tensor,
         out: Tensor,
         scope: Scope,
-        wire_format: WireFormat | None = None,
         num_well: int | None = None,
+        exact: bool = False,
     ) -> None:
         """Write the mean over the learners in `scope` to `out`; see `hpcavg.engines.base.Engine`."""
         average_own(rows, out)
         self._average(self._topology.comm(scope), out, num_well)
 
+    def mix(self, rows: Tensor, out: Tensor, scope: Neighbours) -> None:
+        """Write the weighted mean of its neighbours to this rank's row, through host memory."""
+        self._cuda.synchronize(rows.device)
+        self._mpi.mix(rows, out, scope)
+
     def start(
         self,
         arrays: Sequence[Tensor],
         scope: Scope,
-        wire_format: WireFormat | None = None,
         count_well: CountWell | None = None,
     ) -> BlockingMean:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.engines.base.Engine`."""
@@ -149,7 +153,7 @@ class BlockingMean:
 class _Worker:
     """The one thread that takes means in blocking calls, in the order in which they were started on all ranks.
 
-    What goes wrong in it ends the job, by the hook of `hpcavg.distributed.topology`.
+    What goes wrong in it ends the job, by the hook of `hpcavg.distributed.abort`.
     """
 
     def __init__(self) -> None:

@@ -14,10 +14,9 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcavg.algorithms.schedule import Scope
+from hpcavg.algorithms.scope import GLOBAL, LOCAL, Neighbours, Scope
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import Engine, PendingMean
-from hpcavg.engines.compression import WireFormat
 from hpcavg.engines.gpu.cuda import Cuda, Mark
 from hpcavg.engines.pending import CountWell
 from hpcavg.engines.staged import key_of
@@ -44,10 +43,10 @@ class _Placed:
 class CudaIpcEngine:
     """Means over learners that are all on one node, in each other's device memory.
 
-    Ranks may share a GPU or have one each, with peer access between them. Arrays that `allocate` did not place, and means
-    on their way, go to `otherwise`. Costs memory for a local and a global slice of the parameters.
+    Ranks may share a GPU or have one each, with peer access between them. `otherwise` takes the means of arrays that
+    `allocate` did not place, and those on their way. Costs memory for a local and a global slice of the parameters.
 
-    Raises `InputError` on every rank where ranks are on several nodes and, in `allocate`, where memory cannot be shared.
+    Raises `InputError` on every rank if ranks are on several nodes or, in `allocate`, if memory cannot be shared.
     """
 
     name = "cuda-ipc"
@@ -61,9 +60,7 @@ class CudaIpcEngine:
         self.notes = otherwise.notes
         self._cuda = cuda or Cuda()
         # Where the ranks of a scope are among the node's.
-        self._members = {
-            scope: topology.comm(scope).allgather(topology.peers.Get_rank()) for scope in (Scope.LOCAL, Scope.GLOBAL)
-        }
+        self._members = {scope: topology.comm(scope).allgather(topology.peers.Get_rank()) for scope in (LOCAL, GLOBAL)}
         self._placed: dict[object, _Placed] = {}
 
     def allocate(self, array: Tensor) -> Tensor:
@@ -87,14 +84,14 @@ class CudaIpcEngine:
         rows: Tensor,
         out: Tensor,
         scope: Scope,
-        wire_format: WireFormat | None = None,
         num_well: int | None = None,
+        exact: bool = False,
     ) -> None:
         """Write the mean over the learners in `scope` to `out`; see `hpcavg.engines.base.Engine`."""
         placed = self._placed.get(key_of(rows))
         members = self._members[scope]
         if placed is None or len(members) == 1:
-            self._otherwise.mean(rows, out, scope, wire_format, num_well)
+            self._otherwise.mean(rows, out, scope, num_well, exact)
             return
         comm, cuda, device = self._topology.comm(scope), self._cuda, rows.device
         bounds = _bounds(rows.shape[1], len(members))
@@ -114,15 +111,18 @@ class CudaIpcEngine:
             cuda.copy(out[start:end], slices[peer][: end - start])
         placed.fetched = cuda.mark(device)
 
+    def mix(self, rows: Tensor, out: Tensor, scope: Neighbours) -> None:
+        """Write the weighted mean of its neighbours to this rank's row, the way of `otherwise`."""
+        self._otherwise.mix(rows, out, scope)
+
     def start(
         self,
         arrays: Sequence[Tensor],
         scope: Scope,
-        wire_format: WireFormat | None = None,
         count_well: CountWell | None = None,
     ) -> PendingMean:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.engines.base.Engine`."""
-        return self._otherwise.start(arrays, scope, wire_format, count_well)
+        return self._otherwise.start(arrays, scope, count_well)
 
 
 def find_obstacle(topology: Topology, device: torch.device, cuda: Cuda | None = None) -> str | None:

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 
 from hpcavg import algorithms
-from hpcavg.algorithms.schedule import Progress, Run, Scope, every, hierarchical, in_seconds, never, restart_length
+from hpcavg.algorithms.schedule import Progress, Run, every, hierarchical, in_seconds, never, restart_length
+from hpcavg.algorithms.scope import GLOBAL, LOCAL
 from hpcavg.errors import InputError
 
-L, G = Scope.LOCAL, Scope.GLOBAL
+L, G = LOCAL, GLOBAL
 
 
 def dues(schedule, num_steps):

@@ -14,8 +14,8 @@ AWARE = {"is_cuda_aware": True, "how_known": "HPCAVG_CUDA_AWARE=1"}
 UNAWARE = {"is_cuda_aware": False, "how_known": "MPIX_Query_cuda_support says 0"}
 
 
-def cuda(num_nodes=1, ipc_obstacle=None, num_learners=4, aware=UNAWARE):
-    return Facts("cuda", num_learners, num_nodes, ipc_obstacle=ipc_obstacle, **aware)
+def cuda(num_nodes=1, ipc_obstacle=None, num_ranks=4, aware=UNAWARE):
+    return Facts("cuda", num_ranks, num_nodes, ipc_obstacle=ipc_obstacle, **aware)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def cuda(num_nodes=1, ipc_obstacle=None, num_learners=4, aware=UNAWARE):
         ("shared", Facts("cpu"), "shared", "shared", "on cpu"),
         ("auto", cuda(), "cuda-ipc", "auto", "read each other's device memory"),
         ("auto", cuda(aware=AWARE), "cuda-ipc", "auto", "on one node"),
-        ("auto", cuda(num_learners=1), "staged", "auto", "nothing to send"),
+        ("auto", cuda(num_ranks=1), "staged", "auto", "nothing to send"),
         ("auto", cuda(1, "no peer access"), "staged", "auto", "no peer access"),
         ("auto", cuda(1, "no peer access", aware=AWARE), "staged", "auto", "no peer access"),
         ("auto", cuda(2, "2 nodes"), "staged", "auto", "MPI takes host memory only (MPIX_Query_cuda_support says 0)"),
