@@ -24,8 +24,12 @@ DASGD = [
 ]
 
 
+GOSSIP = [Kill(1, "ring average: half", 20), Kill(3, "ring average: before", 60), Kill(2, "ring average: after", 80)]
+
+
 @pytest.mark.parametrize(
-    ("algorithm", "ranks", "group_size", "kills"), [("hier-avg", 4, 2, HIER_AVG), ("dasgd", 5, 3, DASGD)]
+    ("algorithm", "ranks", "group_size", "kills"),
+    [("hier-avg", 4, 2, HIER_AVG), ("dasgd", 5, 3, DASGD), ("gossip", 5, 2, GOSSIP)],
 )
 def test_survivors_go_on_and_agree(algorithm, ranks, group_size, kills, tmp_path, monkeypatch):
     for name, value in environment(MPIRUN=mpirun()).items():
