@@ -4,7 +4,7 @@
 # make test-cluster  needs root and iproute2: tests of the emulated cluster, MPI tests on nodes of 2,2 and 3,1 ranks
 # make test-slurm  needs root, and Debian to install Slurm: tests of the job scripts on a Slurm of two emulated nodes
 # make jobs   writes the scripts in jobs/ from their templates, hpcavg/cli/job_scripts
-# make pages  writes anew what the pages in docs/ tell of the program: --help, classes and functions
+# make pages  updates what pages in docs/ take from the program: --help and tables
 # make test-gpu  runs the tests that need a GPU
 
 PYTHON ?= python3
@@ -113,7 +113,7 @@ jobs: $(INSTALLED)
 	$(BIN)/python -c 'from pathlib import Path; from hpcavg.cli.job import shipped; \
 	    [Path("jobs", name).write_text(text) for name, text in shipped().items()]'
 
-# Those that tell of what has changed.
+# Those whose text has changed.
 pages: $(INSTALLED)
 	$(BIN)/python docs/fill.py
 

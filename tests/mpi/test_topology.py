@@ -9,7 +9,7 @@ from mpi4py import MPI
 from hpcavg import InputError, Topology
 from hpcavg.algorithms.scope import GLOBAL, LOCAL
 from hpcavg.distributed.shared_memory import share_array
-from hpcavg.machine.placement import num_threads
+from hpcavg.machine.cores import num_threads
 from tests.mpi.nodes import shared_files
 
 pytestmark = pytest.mark.mpi

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.launching import mpirun
-from hpcavg.results.metrics import read_view
+from hpcavg.results.view import read_view
 from tests.process import warm
 
 # An mpirun that is killed leaves a folder named after its process, over which the next one of that number stumbles

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcavg.results.metrics import COLUMNS, read_view
+from hpcavg.results.columns import COLUMNS
+from hpcavg.results.view import read_view
 from tests.process.launch import run, start
 
 # A model with BatchNorm, dropout and noise of all generators that a checkpoint knows, slow enough to be met in a step.

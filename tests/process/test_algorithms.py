@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from hpcavg.results.metrics import read_view
+from hpcavg.results.view import read_view
 from tests.process.launch import run, trained
 from tests.process.test_bad_input import refused
 

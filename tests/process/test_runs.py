@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from hpcavg.checkpoints.store import load_model
-from hpcavg.results.metrics import COLUMNS, read_view
+from hpcavg.results.columns import COLUMNS
+from hpcavg.results.view import read_view
 from tests.process.launch import pid_of_rank, run, start, steps_recorded, trained, wait_for
 
 pytestmark = pytest.mark.process

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcavg.results.metrics import read_view
+from hpcavg.results.view import read_view
 from tests.process.launch import pid_of_rank, run, start, steps_recorded, wait_for
 from tests.process.resuming import differences, kill_all, outcome, ranks_of, train, write_task
 

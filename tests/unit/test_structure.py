@@ -114,13 +114,21 @@ def test_files_of_a_run_need_no_mpi():
 
 
 def test_built_in_tasks_are_the_ones_the_options_name():
-    from hpcavg.config.options import BUILT_IN_TASKS
+    from hpcavg.config.components import TASKS
 
     found = {path.stem for path in (PACKAGE / "tasks").glob("*.py")}
-    assert found - {"__init__", "task"} == set(BUILT_IN_TASKS)
+    assert found - {"__init__", "task"} == set(TASKS)
 
 
 def test_no_collective_goes_on_a_communicator_that_nobody_can_revoke():
     """mpi4py reduces Python objects on a hidden duplicate: who waits there does not hear of a death."""
     pattern = re.compile(r"\.(all)?reduce\(|\.(ex)?scan\(")
     assert [path.name for path in PACKAGE.rglob("*.py") if pattern.search(path.read_text())] == []
+
+
+def test_the_package_needs_neither_benchmarks_nor_tests_and_benchmarks_need_no_tests():
+    wrong = []
+    for folder, above in (("hpcavg", "benchmarks|tests"), ("benchmarks", "tests")):
+        pattern = re.compile(rf"^\s*(from|import) ({above})\b", re.MULTILINE)
+        wrong += [path.name for path in (PACKAGE.parent / folder).rglob("*.py") if pattern.search(path.read_text())]
+    assert wrong == []
