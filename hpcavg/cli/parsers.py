@@ -38,7 +38,12 @@ DATASETS = {
 """The data sets of each action of ``data``."""
 FORMATS = ("binary", "python")
 
-LISTINGS: dict[str, Callable[[], str]] = {"--config": recipes.describe, "--model": models.describe}
+LISTINGS: dict[str, Callable[[], str]] = {
+    "--config": recipes.describe,
+    "--engine": lambda: components.describe(components.ENGINES),
+    "--model": models.describe,
+    "--task": lambda: components.describe(components.TASKS),
+}
 """The options that with the value ``help`` print a list of what they take."""
 
 
