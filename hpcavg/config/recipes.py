@@ -1,7 +1,8 @@
 """Recipes: the experiments of the papers as TOML files, in the folder ``papers``. Light to import.
 
-A recipe's name is ``paper/experiment``. The first line of its file is its title. A line ``# Vary: --k2 8, 16; --k1 2,
-4`` stands for one run with each combination of these values. Several such lines do not combine with each other.
+A recipe's name is ``paper/experiment``. The first line of its file is its title. A line such as
+``# Vary: --k2 8, 16; --k1 2, 4`` stands for one run with each combination of these values. Several such lines do not
+combine with each other.
 """
 
 from __future__ import annotations
