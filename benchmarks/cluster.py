@@ -1,17 +1,17 @@
-"""A cluster emulated on one Linux machine: nodes with names, addresses and cables of a limited rate.
+"""Emulate a cluster on one Linux machine: nodes with names, addresses and cables of a limited rate.
 
     python -m benchmarks.cluster --nodes 2 --slots 2 --rate 1gbit -- python -m benchmarks.mean
     python -m benchmarks.cluster --slots 3,1 --np 4 -- python -m hpcavg --algorithm hier-avg
     python -m benchmarks.cluster --plain -- jobs/restart.sh mpirun -host node0:2,node1:2 python -m hpcavg ...
 
-Starts the command under mpirun on node0, so that MPI sees separate hosts, and ends with its exit status; a `--plain`
-one starts mpirun itself. A node has a network interface, a host name and a /dev/shm of its own; cores, memory and all
-other files are the machine's. Every node hangs on a switch by a cable that carries `--rate` in each direction. Needs
-Linux, root, iproute2 and util-linux.
+Starts the command under mpirun on node0, so MPI sees separate hosts, and exits with its status. With `--plain` the
+command starts mpirun itself. A node has its own network interface, host name and /dev/shm; cores, memory and all other
+files are the machine's. A cable from every node to a switch carries `--rate` in each direction. Needs Linux, root,
+iproute2 and util-linux.
 
-Nothing has to be cleaned up. Process 1 of a fresh process namespace makes all the others inside its own; it dies with
-the process that started it, however that ends, the kernel then kills every process of the cluster, and with the last of
-them the namespaces, the cables and the files in memory are gone.
+Nothing has to be cleaned up. All processes of the cluster are in a new process namespace. Its process 1 dies with the
+process that started it, in any case. The kernel then kills every process of the cluster and removes namespaces, cables
+and files in memory with the last of them.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from benchmarks import launching
 from hpcavg.errors import InputError, UsageError, require_integer
 
 TOOLS = ("ip", "tc", "unshare", "setpriv", "mount")
-# What mpirun has after SIGINT or SIGTERM to end its ranks before the kernel does.
+# After SIGINT or SIGTERM mpirun has so long to end its ranks before the kernel does.
 GRACE_S = 10
-# A cable may send this much at once: less, and timers decide the rate; more, and short messages do not feel it.
+# A cable may send this much at once. With less, timers would limit the rate; with more, short messages feel no limit.
 _BURST_S = 0.002
 _MIN_BURST_BYTES = 2**18
 
-# A file system in memory that this cluster alone sees, over a folder that iproute2 uses for its names.
+# A file system in memory that only this cluster sees, mounted over the folder where iproute2 keeps its names.
 _FOLDER = "/run/netns"
 ON_NODE = f"{_FOLDER}/on-node"
-# As ssh: the first word is a host, a shell there gets the others joined. Every node has its own names and memory.
-# Its TCP is the one that all kernels have: where BBR is the default, pacing every packet would take much of the cores.
+# Like ssh: the first word is a host, and a shell there runs the others, joined. A node has its own names and memory.
+# TCP uses reno, which all kernels have: BBR, the default of some, takes much of the cores to pace every packet.
 _ON_NODE_SCRIPT = """#!/bin/sh
 node=$1
 shift
@@ -57,23 +57,31 @@ $*"
 
 
 class ClusterError(RuntimeError):
-    """A cluster cannot be emulated on this machine; the message says what it lacks."""
+    """A cluster cannot be emulated on this machine; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the cluster of one command looks like; it exists only while that command runs.
+    """The cluster of one command. It exists only while the command runs.
 
     Parameters
     ----------
-    slots : ranks of every node, node0 first.
-    rate : of every cable in each direction, as tc writes it: ``"1gbit"``, ``"200mbit"``; None sets no limit.
-    delay : from any node to any other, ``"1ms"`` or ``"50us"``; None adds none.
-    mtu : the largest packet in bytes, 9000 for jumbo frames.
-    yields : let ranks that wait inside MPI yield their core. Open MPI does so only where one node has more ranks than
-        cores, but these cores are every node's.
+    slots : tuple of int
+        Ranks of every node, node0 first.
+    rate : str, optional
+        Of every cable in each direction, in the form of tc: ``"1gbit"``, ``"200mbit"``. None: no limit.
+    delay : str, optional
+        From any node to any other: ``"1ms"``, ``"50us"``. None: no delay.
+    mtu : int
+        The largest packet in bytes; 9000 for jumbo frames.
+    yields : bool
+        Ranks that wait inside MPI yield their core. Open MPI does so only if a node has more ranks than cores, but here
+        all nodes share the cores.
 
-    Raises `InputError` for what cannot be.
+    Raises
+    ------
+    InputError
+        A value is not possible.
     """
 
     slots: tuple[int, ...] = (2, 2)
@@ -94,7 +102,7 @@ class Cluster:
 
     @property
     def bytes_per_s(self) -> float:
-        """What a cable carries in one direction, headers included; infinite without a limit."""
+        """The bytes per second of a cable in one direction, headers included; infinite without a limit."""
         if self.rate is None:
             return math.inf
         found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)bit", self.rate)
@@ -102,7 +110,7 @@ class Cluster:
 
     @property
     def burst_bytes(self) -> int:
-        """What a cable that was idle takes at once."""
+        """The bytes that an idle cable takes at once."""
         return max(_MIN_BURST_BYTES, round(self.bytes_per_s * _BURST_S))
 
     def command_line(
@@ -112,20 +120,28 @@ class Cluster:
         mpirun_flags: Sequence[str] = (),
         is_plain: bool = False,
     ) -> list[str]:
-        """Return the command that sets the cluster up and runs `program`, for a process in `environment`.
+        """Return the command that makes the cluster and runs `program`; it needs the variables of `environment`.
 
-        num_ranks : all slots when None. is_plain : run it once, on node0, without mpirun. A `program` that starts with
-        ``python`` runs under this interpreter.
+        Parameters
+        ----------
+        program : sequence of str
+            The command. A first word ``python`` means this interpreter.
+        num_ranks : int, optional
+            The number of ranks. Default: all slots.
+        mpirun_flags : sequence of str
+            More options of mpirun.
+        is_plain : bool
+            Run the program once on node0, without mpirun.
         """
         require_integer("np", sum(self.slots) if num_ranks is None else num_ranks, 1, sum(self.slots))
         if program[0] == "python":
             program = [sys.executable, *program[1:]]
         hosts = ",".join(f"node{node}:{slots}" for node, slots in enumerate(self.slots))
-        # More slots than cores are no reason to refuse. Bound, the ranks of all nodes would share the same first cores.
+        # There may be more slots than cores. Ranks are not bound, or those of all nodes would share the first cores.
         flags = ["-host", hosts, "--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"]
         mpirun = [_mpirun(), "-np", str(num_ranks or sum(self.slots)), *flags, *mpirun_flags]
         launched = [*program] if is_plain else [*mpirun, *program]
-        # The shell stays as process 1: it reaps, and the namespace lives as long as it does.
+        # The shell stays as process 1: it reaps children, and the namespace lives as long as it does.
         script = f"""
             failed=$({{ {" && ".join(self._setup())}; }} 2>&1) || {{
                 printf 'benchmarks.cluster: error: %s\\n' "$failed" >&2
@@ -139,7 +155,7 @@ class Cluster:
         return ["setpriv", "--pdeathsig", "KILL", "unshare", *namespaces, *script_words]
 
     def _setup(self) -> list[str]:
-        """Return the shell commands that make the switch, the nodes and the cables; the switch is where they run."""
+        """Return the shell commands that make the switch, the nodes and the cables, in the switch's namespace."""
         hosts = "127.0.0.1 localhost\n" + "".join(f"10.77.0.{n + 1} node{n}\n" for n in range(len(self.slots)))
         lines = [
             f"mkdir -p {_FOLDER}",
@@ -165,7 +181,7 @@ class Cluster:
         return lines
 
     def _limits(self, node: str) -> list[str]:
-        """Return the commands that limit a node's cable: out at its end, in at the switch's, delayed there."""
+        """Return the commands that limit a node's cable: outward at its end, inward and delayed at the switch's end."""
         lines, parent = [], "root"
         if self.delay is not None:
             refusal = f"--delay {self.delay}: must be left out, this kernel has no netem (module sch_netem)"
@@ -175,7 +191,7 @@ class Cluster:
         if self.rate is not None:
             shaped = f"tbf rate {self.rate} burst {self.burst_bytes} latency 300ms"
             lines.append(f"tc -n {node} qdisc add dev eth0 root {shaped}")
-            # Between two nodes the sender's limit is the receiver's, and each limit's timers take a core's time.
+            # Between two nodes the sender's limit suffices; the timers of each limit take processor time.
             if len(self.slots) > 2:
                 lines.append(f"tc qdisc add dev {node} {parent} {shaped}")
         return lines
@@ -189,24 +205,56 @@ class Cluster:
         is_plain: bool = False,
         **popen: Any,
     ) -> subprocess.Popen[Any]:
-        """Start `program` on the cluster; killing the returned process ends all of it.
+        """Start `program` on the cluster. To end the cluster, kill the returned process.
 
-        variables : added to the environment, which reaches every rank. is_plain : as in `command_line`. popen : passed
-        on to `subprocess.Popen`. To be called by a thread that lives as long as the cluster shall. Raises
-        `ClusterError` where something is missing.
+        The calling thread must live as long as the cluster.
+
+        Parameters
+        ----------
+        program : sequence of str
+            As for `command_line`.
+        num_ranks : int, optional
+            As for `command_line`.
+        mpirun_flags : sequence of str
+            As for `command_line`.
+        variables : mapping, optional
+            More environment variables for every rank.
+        is_plain : bool
+            As for `command_line`.
+        **popen
+            More arguments of `subprocess.Popen`.
+
+        Raises
+        ------
+        ClusterError
+            A program or a right is missing.
         """
         check_requirements()
         command = self.command_line(program, num_ranks, mpirun_flags, is_plain)
         variables = {**environment(self.yields), **(variables or {})}
-        # In a group of its own: Ctrl-C in a terminal then goes to the caller alone, who decides.
+        # In its own process group: Ctrl-C in a terminal goes only to the caller, which decides.
         return subprocess.Popen(command, env=variables, start_new_session=True, **popen)
 
     def run(
         self, program: Sequence[str], timeout_s: float, num_ranks: int | None = None, **options: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Run `program` on the cluster and return its status and output; options are those of `start`.
+        """Run `program` on the cluster and return its status and output.
 
-        Raises `subprocess.TimeoutExpired` with the output so far where it takes longer than `timeout_s`.
+        Parameters
+        ----------
+        program : sequence of str
+            As for `command_line`.
+        timeout_s : float
+            The seconds that it may take.
+        num_ranks : int, optional
+            As for `command_line`.
+        **options
+            More arguments of `start`.
+
+        Raises
+        ------
+        subprocess.TimeoutExpired
+            It takes longer. The exception has the output so far.
         """
         options = {"stdin": subprocess.DEVNULL, **options, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with self.start(program, num_ranks, text=True, **options) as process:
@@ -221,7 +269,7 @@ class Cluster:
 
 
 def environment(yields: bool) -> dict[str, str]:
-    """Return this process's environment with what Open MPI needs here; what the user has set counts."""
+    """Return this process's environment and what Open MPI needs on the cluster. The user's own variables win."""
     outside = ("OMPI_COMM", "PMIX", "SLURM")
     around = {key: value for key, value in launching.environment().items() if not key.startswith(outside)}
     usual = {
@@ -231,13 +279,13 @@ def environment(yields: bool) -> dict[str, str]:
     }
     needed = {
         "PRTE_MCA_plm_ssh_agent": ON_NODE,
-        "PRTE_MCA_prte_tmpdir_base": "/dev/shm",  # the node's own; clusters would meet in /tmp
+        "PRTE_MCA_prte_tmpdir_base": "/dev/shm",  # the node's own; all clusters share /tmp
     }
     return {**usual, **around, **needed}
 
 
 def check_requirements() -> None:
-    """Raise `ClusterError` unless this process may make namespaces and finds the programs it needs."""
+    """Raise `ClusterError` unless this process may make namespaces and finds the programs that it needs."""
     if os.geteuid() != 0:
         raise ClusterError("needs root: it makes network namespaces")
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
@@ -268,8 +316,8 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Cluster, argparse.Namespace
     )
     parser.add_argument("--nodes", type=int, metavar="N", help="number of nodes [as many as --slots lists, else 2]")
     parser.add_argument("--slots", default="2", metavar="S[,S...]", help="ranks of every node, or node by node [2]")
-    parser.add_argument("--rate", help="of every cable in each direction, such as 1gbit [no limit]")
-    parser.add_argument("--delay", help="from node to node, such as 1ms; needs the kernel's netem [none]")
+    parser.add_argument("--rate", help="rate of every cable in each direction, such as 1gbit [no limit]")
+    parser.add_argument("--delay", help="delay from node to node, such as 1ms; needs the kernel's netem [none]")
     parser.add_argument("--mtu", type=int, default=1500, help="largest packet in bytes [1500]")
     parser.add_argument("--yield", action="store_true", dest="yields", help="ranks that wait in MPI yield their core")
     parser.add_argument("--np", type=int, metavar="P", help="number of ranks [all slots]")
@@ -286,7 +334,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Cluster, argparse.Namespace
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: the command's, 2 for bad input, 128 + N after signal N."""
+    """Run the command line. Return the command's exit status, 2 for bad input, or 128 + N after signal N."""
     try:
         cluster, options = _parse(arguments)
         flags = shlex.split(options.mpirun_flags)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, timing, statistics, the record of where they ran, tables and JSON."""
+"""Shared by benchmarks under mpirun: options, timing, the record of the environment, tables and JSON."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ import torch
 from mpi4py import MPI
 
 from benchmarks import options
-from benchmarks.figures import interval as interval
-from benchmarks.options import chosen as chosen
-from benchmarks.options import run as run
+from benchmarks.figures import interval
 from hpcavg import Topology
 from hpcavg.errors import InputError
 from hpcavg.results.run_folder import git_revision
@@ -32,18 +30,18 @@ from hpcavg.training import eager
 
 
 class Parser(options.Parser):
-    """Options of a benchmark under mpirun."""
+    """The options of a benchmark under mpirun."""
 
     def __init__(self, text: str | None) -> None:
         super().__init__(text)
-        self.add_argument("--json", type=Path, metavar="FILE", help="write the figures and the environment to FILE too")
+        self.add_argument("--json", type=Path, metavar="FILE", help="write figures and environment to FILE, too")
 
 
 # -- time and statistics ------------------------------------------------------------------------------------------
 
 
 def slowest_s(comm: MPI.Comm, call: Callable[[], object]) -> float:
-    """Return the seconds that `call` takes on the slowest rank, from a common start. Collective."""
+    """Return the seconds that `call` takes on the slowest rank. All ranks start together. Collective."""
     comm.Barrier()
     started = time.perf_counter()
     call()
@@ -57,11 +55,23 @@ def in_turns(
     budget_s: float = math.inf,
     least: int = 3,
 ) -> dict[str, list[float]]:
-    """Return the slowest rank's seconds of every call, after one turn to warm up.
+    """Return the slowest rank's seconds of every call. Collective.
 
-    The calls take turns, so that a slow spell of the machine meets all of them, each turn in another order, so that
-    none always comes after one that leaves the caches in its way. There are `repeats` turns, or as many as begin within
-    `budget_s` seconds, but at least `least`.
+    The calls take turns, so a slow spell of the machine affects all of them. Each turn has another order, so no call
+    always follows one that fills the caches. The first turn warms up and is not counted.
+
+    Parameters
+    ----------
+    comm : MPI.Comm
+        The ranks that make the calls.
+    calls : mapping
+        By name.
+    repeats : int
+        The number of turns.
+    budget_s : float
+        No turn begins after this many seconds.
+    least : int
+        The number of turns that are made in any case.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     started = time.perf_counter()
@@ -79,7 +89,7 @@ def in_turns(
 
 
 def environment(topology: Topology) -> dict[str, Any]:
-    """Return where and with what a benchmark ran. Collective."""
+    """Return the machine, the ranks and the versions that a benchmark ran with. Collective."""
     nodes = topology.all_ranks.gather(platform.node())
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -109,15 +119,15 @@ def report(topology: Topology, options: argparse.Namespace, results: object) -> 
 
 
 def check_json(options: argparse.Namespace) -> None:
-    """Raise `InputError` where the JSON file could not be written, before anything is measured."""
+    """Raise `InputError` if the JSON file cannot be written; called before anything is measured."""
     if options.json and not os.access(options.json.absolute().parent, os.W_OK):
         raise InputError("json", options.json, "a file in a folder that can be written")
 
 
 def start(options: argparse.Namespace, group_size: int | None = None) -> Topology:
-    """Return the topology to measure on, with one torch thread a rank; check what all benchmarks take."""
+    """Return the topology to measure on, with one torch thread per rank; check the common options."""
     check_json(options)
-    eager.defer_compiler_import()  # 4 s a rank
+    eager.defer_compiler_import()  # saves 4 s per rank
     torch.set_num_threads(1)
     return Topology(group_size=group_size)
 
@@ -135,7 +145,7 @@ def _cpu_model() -> str:
 
 
 def show(topology: Topology, title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on rank 0: the title behind a #, then columns as wide as what is in them, the first to the left."""
+    """Print a table on rank 0: the title after a #, then aligned columns, the first one to the left."""
     if topology.rank != 0:
         return
     lines = [list(heads), *(list(row) for row in rows)]
@@ -154,12 +164,12 @@ def say(topology: Topology, text: str) -> None:
 
 
 def in_ms(values: Sequence[float]) -> tuple[str, str]:
-    """Return the median of `values`, in seconds, and its interval, as milliseconds for a table."""
+    """Return the median and its interval of `values` in seconds, as milliseconds for a table."""
     median, low, high = (value * 1e3 for value in interval(values))
     return f"{median:.3f}", f"{low:.3f} to {high:.3f}"
 
 
 def in_percent(values: Sequence[float]) -> tuple[str, str]:
-    """Return the median of `values` and its interval, as percentages for a table."""
+    """Return the median and its interval of `values`, as percentages for a table."""
     median, low, high = interval(values)
     return f"{median:.1f}", f"{low:.1f} to {high:.1f}"

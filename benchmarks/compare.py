@@ -1,10 +1,10 @@
-"""Two suites, or two JSON files of one benchmark, side by side.
+"""Compare two suites, or two JSON files of one benchmark.
 
     python -m benchmarks.compare A B [--output FOLDER or FILE.html]
 
-For every figure that both have: A, B and B/A, and whether the 95 % intervals of the medians are apart. If so, B is
-better or worse: chance alone would part them in less than one figure of a hundred. That is of these two runs only; the
-next allocation may differ more. Figures of fewer than 6 values have no interval, and are not judged.
+Shows A, B and B/A for every figure that both have. If the 95 % intervals of the medians do not overlap, B is better or
+worse: chance alone separates them in less than one figure of a hundred. This holds for these two runs only; another
+allocation may differ more. Figures of fewer than 6 values have no interval and are not judged.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from benchmarks.html import Content, element
 from benchmarks.options import Parser, run
 from benchmarks.results import ENVIRONMENT, Record, read_any
 from hpcavg.errors import InputError, why
-from hpcavg.results.summary import counted
 from hpcavg.utils import files
 from hpcavg.utils.progress import is_terminal
-from hpcavg.utils.text import printable
+from hpcavg.utils.text import counted, printable
 
-# What B can be, with its style on a terminal and on the page.
+# What B can be, and its style on a terminal and on the page.
 VERDICTS = {"better": ("green", "good"), "worse": ("red", "bad"), "same": ("", ""), "unjudged": ("dim", "soft")}
 _HEADS = ("benchmark", "", "figure", "A", "B", "B/A", "B is")
 
@@ -38,7 +37,16 @@ Records = Mapping[str, Record]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One figure in both: the name of the run, row and column, and what each has."""
+    """A figure that both have.
+
+    Attributes
+    ----------
+    name : the name of the run.
+    row : of the table.
+    column : of the table.
+    a : the figure of A.
+    b : the figure of B.
+    """
 
     name: str
     row: str
@@ -48,13 +56,13 @@ class Comparison:
 
     @property
     def ratio(self) -> float | None:
-        """B's median over A's; None where one of them is not positive and finite."""
+        """B's median over A's; None unless both are positive and finite."""
         a, b = self.a.median, self.b.median
         return b / a if 0 < a < float("inf") and 0 < b < float("inf") else None
 
     @property
     def verdict(self) -> str:
-        """A key of `VERDICTS`: whether B's median differs from A's, and for the better."""
+        """A key of `VERDICTS`: whether B's median differs from A's, and how."""
         if not (self.a.has_interval and self.b.has_interval):
             return "unjudged"
         (a_low, a_high), (b_low, b_high) = self.a.bounds, self.b.bounds
@@ -63,7 +71,7 @@ class Comparison:
         return "better" if (b_low > a_high) == (self.a.better == "more") else "worse"
 
     def cells(self) -> list[str]:
-        """Return the row of the table, as `_HEADS` has it."""
+        """Return the row of the table under `_HEADS`."""
         factor, unit = scale([self.a, self.b])
         sides = (texts(figure, factor) for figure in (self.a, self.b))
         a, b = (f"{median} ({spread})" if spread else median for median, spread in sides)
@@ -73,10 +81,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Compared:
-    """All there is to say.
+    """The result of a comparison.
 
-    sides : the names of A and B. figures : in both. differing : what else differs, with A's and B's. lacking : ``"A"``
-    or ``"B"``, and what only this one has.
+    Attributes
+    ----------
+    sides : the names of A and B.
+    figures : the figures that both have.
+    differing : what else differs, with A's and B's value.
+    lacking : ``"A"`` or ``"B"``, and what only that one has.
     """
 
     sides: dict[str, str]
@@ -95,10 +107,10 @@ class Compared:
 
 
 def main() -> None:
-    """Print the comparison, and write its page if asked for."""
+    """Print the comparison; write its page with ``--output``."""
     parser = Parser(__doc__)
     parser.add_argument("a", type=Path, metavar="A", help="folder of a suite, or a benchmark's JSON file")
-    parser.add_argument("b", type=Path, metavar="B", help="what is compared with it")
+    parser.add_argument("b", type=Path, metavar="B", help="the other folder or file")
     parser.add_argument("--output", type=Path, metavar="PATH", help="page to write: FILE.html, or a folder")
     options = parser.parse_args()
     (a, a_variables), (b, b_variables) = read_any(options.a), read_any(options.b)
@@ -127,7 +139,7 @@ def comparisons(a: Records, b: Records) -> Iterator[Comparison]:
 
 
 def differences(a: Records, b: Records) -> Iterator[tuple[str, str, str]]:
-    """Yield what differs in the environments and, for runs that both have, in the options: what, A's and B's."""
+    """Yield the differences of environments and, for runs that both have, of options: name, A's and B's value."""
     yield from differing("", *map(_environment, (a, b)))
     for name in a:
         if name in b:
@@ -144,7 +156,7 @@ def _options(record: Record) -> dict[str, object]:
 
 
 def differing(prefix: str, a: Mapping[str, object], b: Mapping[str, object]) -> Iterator[tuple[str, str, str]]:
-    """Yield the keys, after `prefix`, under which `a` and `b` have different values, and these as text."""
+    """Yield the keys, after `prefix`, whose values differ in `a` and `b`, and the values as text."""
     for key in dict.fromkeys((*a, *b)):
         if a.get(key) != b.get(key):
             yield prefix + key, _plain(a.get(key)), _plain(b.get(key))
@@ -157,7 +169,7 @@ def _plain(value: object) -> str:
 
 
 def lacking(a: Records, b: Records) -> Iterator[str]:
-    """Yield what A has and B does not: whole runs, and figures of the others."""
+    """Yield what A has and B lacks: runs, and figures of other runs."""
     for name in a:
         if name not in b:
             yield name

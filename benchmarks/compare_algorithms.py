@@ -1,9 +1,9 @@
-"""Every algorithm with its defaults on the embedded task, one run after the other: ``make compare``.
+"""Run every algorithm with its defaults on the embedded task, one after the other: ``make compare``.
 
     python -m benchmarks.compare_algorithms [--ranks 4] [--launcher TEMPLATE] [--json FILE] [options of hpcavg]
 
-Prints accuracy, loss, averages, bytes and the share of time spent waiting; ends with status 1 where an accuracy is
-below `--at-least`.
+Prints accuracy, loss, averages, bytes and the share of time spent waiting. The exit status is 1 if an accuracy is below
+`--at-least`.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ def _run(name: str, launcher: list[str], folder: Path, passed_on: list[str]) -> 
 
 
 def _environment(folder: Path, result: summary.Summary) -> dict[str, Any]:
-    """Return where a run went, as other benchmarks tell it."""
+    """Return the environment of a run, in the form of other benchmarks."""
     told = json.loads((folder / "environment.json").read_text())
     names = sorted(set(told.pop("nodes")))
     return {**told, "ranks": result["num_ranks"], "nodes": result["num_nodes"], "node_names": names}
 
 
 def _without_nan(result: summary.Summary) -> dict[str, Any]:
-    """Return the summary as JSON can hold it."""
+    """Return the summary with None in place of NaN, which JSON lacks."""
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in result.items()}
 
 

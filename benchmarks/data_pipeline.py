@@ -1,13 +1,13 @@
-"""Images per second from the arrays of CIFAR-10 to what a network takes, one core a rank; how often data are held.
+"""Images per second from CIFAR-10's arrays to a network's input, on one core per rank; copies of the data in memory.
 
     mpirun -np 1 python -m benchmarks.data_pipeline [--batch-sizes 32 64 128] [--json FILE]
     mpirun -np 4 python -m benchmarks.data_pipeline
 
-feed is a learner's: samples gathered, cropped, flipped, normalised. floor gathers and normalises only, as fast as
-NumPy and torch do: what is above it is the price of augmentation and of bookkeeping. one by one is the usual way: a
-loop over the images of a batch. All take turns, and what counts is the time that the rank's core was theirs: data are
-made ready without waiting for anything, and other processes of the machine do not matter. Then the proportional set
-size of the training images, over all ranks of a node, in copies of them: 1 means that they are held once.
+feed: a learner's batches, with samples gathered, cropped, flipped and normalised. floor: samples only gathered and
+normalised, by NumPy and torch; the rest is the price of augmentation and bookkeeping. one by one: the usual loop over
+the images of a batch. All take turns. The time is that of the rank's processor alone, so other processes do not matter.
+The last figure is the proportional set size of the training images over all ranks of a node, in copies of them: 1 means
+that they are held once.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from benchmarks import common
+from benchmarks.options import run
 from hpcavg import Topology
 from hpcavg.config.options import Config
 from hpcavg.errors import require_integer
-from hpcavg.results.summary import counted
 from hpcavg.tasks import Data, cifar10
-from hpcavg.training.loader import Feed
+from hpcavg.training.loader import BatchLoader
+from hpcavg.utils.text import counted
 
 IMAGES_A_TURN = 4096
 
 
-def make_feed(topology: Topology, num_images: int, batch_size: int) -> tuple[Feed, NDArray[np.uint8]]:
+def make_feed(topology: Topology, num_images: int, batch_size: int) -> tuple[BatchLoader, NDArray[np.uint8]]:
     """Return a feed, and its training images, of images of noise as the task cifar10 has it. Collective."""
     config = Config(task="cifar10", model="mlp", batch_size=batch_size)
 
@@ -45,12 +46,12 @@ def make_feed(topology: Topology, num_images: int, batch_size: int) -> tuple[Fee
         return Data(images, labels, images[:100], labels[:100])
 
     task = dataclasses.replace(cifar10.task(config), load_data=load_data)
-    feed = Feed(task, config, topology, torch.device("cpu"))
+    feed = BatchLoader(task, config, topology, torch.device("cpu"))
     return feed, cast(NDArray[np.uint8], feed.data.train_inputs)
 
 
 def one_by_one(images: NDArray[np.uint8], generator: torch.Generator) -> torch.Tensor:
-    """Return a batch as a loop over its images makes it."""
+    """Return a batch, made by a loop over its images."""
     made = []
     for image in torch.from_numpy(images):
         top, left = torch.randint(0, 9, (2,), generator=generator).tolist()
@@ -62,7 +63,7 @@ def one_by_one(images: NDArray[np.uint8], generator: torch.Generator) -> torch.T
 
 
 def measure(topology: Topology, num_images: int, batch_size: int, repeats: int) -> dict[str, list[float]]:
-    """Return the images per second of each way, on the slowest rank, a value a turn."""
+    """Return the images per second of each way, on the slowest rank, a value for each turn."""
     feed, images = make_feed(topology, num_images, batch_size)
     generator = torch.Generator()
     order = np.random.default_rng(topology.rank).permutation(num_images)
@@ -93,15 +94,15 @@ def measure(topology: Topology, num_images: int, batch_size: int, repeats: int) 
 
 
 def copies_held(topology: Topology, images: NDArray[np.uint8]) -> float:
-    """Return the proportional set size of `images`, read by all ranks, over the ranks of a node, in their own size."""
-    images.max()  # every page is there
+    """Return the proportional set size of `images`, summed over the ranks of a node, in copies of them. Collective."""
+    images.max()  # touches every page
     topology.node.Barrier()
     total = topology.node.allreduce(proportional_set_size(images.ctypes.data), MPI.SUM)
     return total / images.nbytes
 
 
 def proportional_set_size(address: int) -> int:
-    """Return the bytes, pages of n processes counting 1/n each, of this process's mapping that holds `address`."""
+    """Return the bytes of this process's mapping at `address`; a page of n processes counts 1/n."""
     is_it = False
     with open("/proc/self/smaps") as file:
         for line in file:
@@ -142,4 +143,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

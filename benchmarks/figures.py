@@ -1,4 +1,4 @@
-"""The figures in a benchmark's JSON record, by row and column of its table; imports neither torch nor MPI."""
+"""The figures in a benchmark's JSON record, by row and column of its table. Imports neither torch nor MPI."""
 
 from __future__ import annotations
 
@@ -9,14 +9,28 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 FEWEST = 6
-"""Values below which their median has no 95 % interval."""
+"""With fewer values than this, their median has no 95 % interval."""
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the median and its confidence interval of at least 95 %; with fewer than 6 values, their whole range.
+    """Return the median and its confidence interval of at least 95 %, or the whole range of fewer than 6 values.
 
     The j-th smallest and the j-th largest of n values enclose the median except with probability
-    2 P(Binomial(n, 1/2) < j); j is the largest for which that is at most 5 %.
+    2 P(Binomial(n, 1/2) < j). j is the largest number for which this is at most 5 %.
+
+    Returns
+    -------
+    median : float
+    low : float
+        The lower end of the interval.
+    high : float
+        The upper end of the interval.
+
+    Examples
+    --------
+    >>> from benchmarks.figures import interval
+    >>> interval([3, 1, 2])
+    (2, 1, 3)
     """
     ordered = sorted(values)
     n, cut, outside = len(ordered), 0, 0
@@ -28,9 +42,13 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Figure:
-    """What was measured of one thing: every value, not empty, infinite where it was never reached.
+    """Something that was measured.
 
-    unit : ``"s"`` for seconds, ``"%"``, ``"samples/s"`` and the like. better : which values are.
+    Attributes
+    ----------
+    values : every value, at least one. An infinite one means: never reached.
+    unit : such as ``"s"``, ``"%"`` or ``"samples/s"``.
+    better : whether less or more is better.
     """
 
     values: tuple[float, ...]
@@ -44,7 +62,7 @@ class Figure:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The median's 95 % interval; with fewer than 6 values, their whole range."""
+        """The median's 95 % interval, or the whole range of fewer than 6 values."""
         return interval(self.values)[1:]
 
     @property
@@ -58,7 +76,7 @@ Figures = dict[tuple[str, str], Figure]
 
 
 def figures(record: Mapping[str, Any]) -> Figures:
-    """Return the figures of a record as a benchmark wrote it; raise KeyError, TypeError or such where it is none."""
+    """Return the figures of a record as a benchmark wrote it. Raises `KeyError`, `TypeError` etc. for anything else."""
     return {
         key: figure
         for key, figure in _READERS[record["benchmark"]](record["results"]).items()
@@ -81,7 +99,7 @@ def _mean(results: Any) -> Figures:
 
 
 def _overlap(results: Any) -> Figures:
-    # Nothing can be said of the computation's own time: it is chosen to suit the mean.
+    # The computation's own time is no figure: it is chosen to suit the mean.
     columns: dict[str, tuple[str, str, Literal["less", "more"]]] = {
         "pure_s": ("mean alone", "s", "less"),
         "overlap_percent": ("overlap", "%", "more"),
@@ -138,7 +156,7 @@ def _memory(results: Any) -> Figures:
 def _own_pace(results: Any) -> Figures:
     found = {}
     for name, measured in results.items():
-        row = name.partition("(")[0]  # K-AVG's period is another one in every run
+        row = name.partition("(")[0]  # the period of K-AVG differs from run to run
         slow, *fast = measured["waited"]
         found[row, "fast ranks wait"] = Figure((100 * max(fast),), "%", "less")
         found[row, "slow rank waits"] = Figure((100 * slow,), "%", "less")
@@ -196,7 +214,7 @@ _READERS: dict[str, Callable[[Any], Figures]] = {
 
 
 def scale(figures: Sequence[Figure]) -> tuple[float, str]:
-    """Return what to multiply figures of one unit by and the unit this makes: seconds become ms or µs if short."""
+    """Return a factor for figures of one unit and the new unit: short times become ms or µs."""
     unit = figures[0].unit
     if unit != "s":
         return 1.0, unit
@@ -205,7 +223,7 @@ def scale(figures: Sequence[Figure]) -> tuple[float, str]:
 
 
 def number(value: float) -> str:
-    """Return `value` with three digits that count."""
+    """Return `value` with three significant digits."""
     if math.isinf(value):
         return "not reached"
     digits = 2 - math.floor(math.log10(abs(value))) if value else 0
@@ -213,7 +231,7 @@ def number(value: float) -> str:
 
 
 def texts(figure: Figure, factor: float = 1.0) -> tuple[str, str]:
-    """Return the median and the interval, empty where there is one value, both times `factor`, for a table."""
+    """Return median and interval times `factor`, for a table. The interval of one value is empty."""
     low, high = figure.bounds
     spread = f"{number(low * factor)} to {number(high * factor)}" if len(figure.values) > 1 else ""
     return number(figure.median * factor), spread

@@ -1,4 +1,4 @@
-"""Small pages of HTML: elements that escape what is in them, tables, and one style for light and dark."""
+"""HTML pages: elements that escape their text, tables, and a style for light and dark."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Content = str | Element
 
 
 def element(tag: str, *content: Content, **attributes: str) -> Element:
-    """Return an element; ``class_`` is its class. Texts are escaped, with characters that no page can show."""
+    """Return an element; ``class_`` is its class. Texts are escaped, unprintable characters too."""
     found = Element(tag, {name.rstrip("_"): value for name, value in attributes.items()})
     for part in content:
         if isinstance(part, Element):
@@ -57,9 +57,9 @@ def element(tag: str, *content: Content, **attributes: str) -> Element:
 
 
 def table(heads: Sequence[Content], rows: Iterable[Sequence[Content]], class_: str = "plain") -> Element:
-    """Return a table that scrolls where the page is too narrow for it; the first cell of a row is its head.
+    """Return a table that scrolls if the page is too narrow. The first cell of a row is its head.
 
-    A cell is a text, or an element of its own: ``td``, or what is put into one.
+    A cell is a text, a ``td`` element, or an element that is put into one.
     """
     head = element("thead", element("tr", *(_cell("th", text) for text in heads)))
     body = [element("tr", _cell("th", first), *(_cell("td", cell) for cell in rest)) for first, *rest in rows]
@@ -67,7 +67,7 @@ def table(heads: Sequence[Content], rows: Iterable[Sequence[Content]], class_: s
 
 
 def page(title: str, content: Iterable[Content]) -> bytes:
-    """Return a whole page."""
+    """Return a page as bytes."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -87,5 +87,5 @@ def _cell(tag: str, content: Content) -> Element:
 
 
 def _clean(text: str) -> str:
-    """Return `text` with its line ends, and any other character that cannot be printed as its escape."""
+    """Return `text` with unprintable characters escaped, except line ends."""
     return "\n".join(printable(line, 10_000) for line in text.split("\n"))

@@ -1,11 +1,11 @@
-"""How fast one core makes training batches of ImageNet, from prepared shards and, as usual, from JPEG files.
+"""Training batches of ImageNet per second on one core: from prepared shards, and from JPEG files as usual.
 
     python -m benchmarks.imagenet_pipeline [--images 256] [--batch-size 32] [--crop-size 224] [--data-dir DIR]
 
-Without --data-dir, images are made up and prepared in a temporary folder. All contenders take as many images in turns,
-so that a slow spell of the machine meets all alike. The peer decodes each file with Pillow, crops, resizes, changes
-colours, flips and normalises one image after the other. Files are in the system's cache, but for "cold", whose shards'
-pages are given up first. "test" resizes and crops the centre, without random changes.
+Without --data-dir, synthetic images are written and prepared in a temporary folder. All ways process the same images,
+in turns, so a slow spell of the machine affects all. The peer decodes each file with Pillow, crops, resizes, changes
+colours, flips and normalises, one image after the other. Files are in the page cache, except for "cold", which drops
+the pages of the shards first. "test" resizes and crops the centre, without random changes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import torch
 from PIL import Image, ImageEnhance
 
 from benchmarks import common
+from benchmarks.figures import interval
+from benchmarks.options import run
 from hpcavg import Topology
 from hpcavg.data import class_folders, gratings, imagenet, photo_augmentation, shards
 from hpcavg.data.partition import batches
@@ -32,7 +34,7 @@ PEER = "Pillow, JPEG files"
 
 
 def decoded(paths: list[Path], crop: int, generator: torch.Generator) -> torch.Tensor:
-    """Return the batch of these JPEG files, one image after the other, as a usual loader makes it."""
+    """Return a batch of these JPEG files, made one image after the other, as a usual loader does."""
     images = []
     for path in paths:
         with Image.open(path) as file:
@@ -51,8 +53,8 @@ def decoded(paths: list[Path], crop: int, generator: torch.Generator) -> torch.T
     return photo_augmentation.normalise(torch.stack(images))
 
 
-def give_up_pages(folder: Path) -> None:
-    """Let the system forget what it holds of the shards in `folder`."""
+def drop_pages(folder: Path) -> None:
+    """Drop the shards in `folder` from the page cache."""
     for path in folder.glob("*.bin"):
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
@@ -61,7 +63,7 @@ def give_up_pages(folder: Path) -> None:
 
 
 def contenders(source: Path, batch_size: int, crop: int, most: int) -> tuple[int, dict[str, Callable[[], object]]]:
-    """Return how many images a turn has, and what is timed: the same images in the same order."""
+    """Return the number of images of a turn, and the calls to time. All process the same images in the same order."""
     folder = shards.find(str(source))
     files = class_folders.find(source)[1]["train"]
     num_images = min(most, len(files), len(Photos(folder, "train")))
@@ -69,14 +71,14 @@ def contenders(source: Path, batch_size: int, crop: int, most: int) -> tuple[int
     held = [[photo.copy() for photo in Photos(folder, "train")[batch]] for batch in index]
     boxes = [photo_augmentation.random_boxes([photo.shape[:2] for photo in batch], seeded()) for batch in held]
 
-    # A turn maps the shards anew: pages that are mapped would not be given up.
+    # Each turn maps the shards again: the system would not drop mapped pages.
     def train() -> None:
         photos = Photos(folder, "train")
         for batch in index:
             photo_augmentation.augmented(photos[batch], crop, seeded())
 
     def train_cold() -> None:
-        give_up_pages(folder)
+        drop_pages(folder)
         train()
 
     def test() -> None:
@@ -109,14 +111,14 @@ def contenders(source: Path, batch_size: int, crop: int, most: int) -> tuple[int
 
 
 def seeded() -> torch.Generator:
-    """Return a generator that is always the same."""
+    """Return a generator with a fixed seed."""
     return torch.Generator().manual_seed(0)
 
 
 def prepare(folder: Path, num_images: int, size: int, topology: Topology) -> None:
-    """Make up at least `num_images` and prepare them; say how long each took."""
+    """Write at least `num_images` synthetic images and prepare them; print the time of each."""
     for what, call in {
-        "made up": lambda: gratings.synthesize(folder, num_images / gratings.NUM_TRAIN, 0),
+        "written": lambda: gratings.synthesize(folder, num_images / gratings.NUM_TRAIN, 0),
         "prepared": lambda: imagenet.prepare(folder, folder / "prepared", size, topology.learner_ranks),
     }.items():
         started = time.perf_counter()
@@ -130,8 +132,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256, help="images in a turn")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--crop-size", type=int, default=224)
-    parser.add_argument("--size", type=int, default=256, help="shorter side of prepared images, of those made up")
-    parser.add_argument("--data-dir", type=Path, help="class folders of JPEG files, prepared; unset: made up")
+    parser.add_argument("--size", type=int, default=256, help="shorter side of prepared synthetic images")
+    parser.add_argument("--data-dir", type=Path, help="prepared class folders of JPEG files [synthetic images]")
     parser.add_argument("--repeats", type=int, default=11, help="turns")
     options = parser.parse_args()
     for name in ("images", "batch_size", "crop_size", "repeats"):
@@ -139,8 +141,8 @@ def main() -> None:
     topology = common.start(options)
     if topology.num_learners > 1:
         raise InputError("data_dir", options.data_dir, "measured on one rank, without mpirun")
-    with tempfile.TemporaryDirectory() as made_up:
-        source = options.data_dir or Path(made_up)
+    with tempfile.TemporaryDirectory() as temporary:
+        source = options.data_dir or Path(temporary)
         if options.data_dir is None:
             prepare(source, options.images, options.size, topology)
         num_images, calls = contenders(source, options.batch_size, options.crop_size, options.images)
@@ -149,7 +151,7 @@ def main() -> None:
     for name, values in seconds.items():
         in_ms = [value / num_images * 1e3 for value in values]
         ratios = [peer / own for peer, own in zip(seconds[PEER], values, strict=True)]
-        median, low, high = common.interval(ratios)
+        median, low, high = interval(ratios)
         rate = statistics.median(num_images / value for value in values)
         rows.append(
             (name, f"{statistics.median(in_ms):.3f}", f"{rate:.0f}", f"{median:.1f}", f"{low:.1f} to {high:.1f}")
@@ -160,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

@@ -1,4 +1,4 @@
-"""How a benchmark that is no MPI program itself starts ranks, and ends them with all they have started."""
+"""Start ranks from a program that is not under MPI, and end them with all processes that they have started."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _WORKSTATION_FLAGS = "--oversubscribe --bind-to none"
 
 
 def mpirun() -> str:
-    """Return the mpirun that the variable ``MPIRUN`` names, else the one beside this interpreter, else the PATH's."""
+    """Return the mpirun in the variable ``MPIRUN``, else the one beside this interpreter, else that on the PATH."""
     beside = Path(sys.executable).parent / "mpirun"
     return os.environ.get("MPIRUN") or (str(beside) if beside.exists() else "mpirun")
 
 
 def job_ranks(variables: Mapping[str, str]) -> int | None:
-    """Return how many tasks the Slurm or LSF job has whose environment this is; None outside of one."""
+    """Return how many tasks a Slurm or LSF job has, from its environment variables; None outside of a job."""
     if "SLURM_JOB_ID" in variables:
         if variables.get("SLURM_NTASKS", "").isdecimal():
             return int(variables["SLURM_NTASKS"])
-        # 8(x2),4 is two nodes of 8 tasks and one of 4
+        # 8(x2),4 means two nodes of 8 tasks and one of 4.
         counts = re.findall(r"(\d+)(?:\(x(\d+)\))?", variables.get("SLURM_TASKS_PER_NODE", "1"))
         return sum(int(tasks) * int(nodes or 1) for tasks, nodes in counts)
     if "LSB_JOBID" in variables:
@@ -43,29 +43,41 @@ def job_ranks(variables: Mapping[str, str]) -> int | None:
 
 
 def default_ranks() -> int:
-    """Return the number of tasks of the job that this process is in, 4 outside of one."""
+    """Return the number of tasks of this job; 4 outside of a job."""
     return job_ranks(os.environ) or _WORKSTATION_RANKS
 
 
 def default_launcher() -> str:
-    """Return mpirun as a template: inside a job it is bare, elsewhere ranks may outnumber cores.
+    """Return the command mpirun as a template. Outside of a job its flags allow more ranks than cores.
 
-    The variable ``MPIRUN_FLAGS`` takes the place of the flags.
+    The variable ``MPIRUN_FLAGS`` replaces the flags.
     """
     flags = os.environ.get("MPIRUN_FLAGS", _WORKSTATION_FLAGS if job_ranks(os.environ) is None else "")
     return f"{shlex.quote(mpirun())} -np {RANKS} {flags}".strip()
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:
-    """Let `parser` take ``--launcher``."""
+    """Add the option ``--launcher`` to `parser`."""
     text = f"how to start ranks, {RANKS} for their number [{default_launcher()}]".replace("%", "%%")
     parser.add_argument("--launcher", default=default_launcher(), metavar="TEMPLATE", help=text)
 
 
 def launch(template: str, ranks: int, program: list[str]) -> list[str]:
-    """Return the command that starts `program` on `ranks` ranks; raise `InputError` where `template` cannot.
+    """Return the command that starts `program` on a number of ranks.
 
-    A template without `RANKS` has their number in it already.
+    Parameters
+    ----------
+    template : str
+        The launcher and its options. `RANKS` in it stands for the number of ranks.
+    ranks : int
+        The number of ranks.
+    program : list of str
+        What every rank runs.
+
+    Raises
+    ------
+    InputError
+        The template is not a command, or the command does not exist.
     """
     try:
         words = shlex.split(template)
@@ -79,8 +91,8 @@ def launch(template: str, ranks: int, program: list[str]) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment with what Open MPI needs; what the user has set counts."""
-    # The windows of UCX warn and are not used; to root it must be said twice, to both halves of Open MPI.
+    """Return this process's environment and what Open MPI needs. The user's own variables win."""
+    # UCX's windows warn and are not used. Open MPI and PRRTE each ask root to confirm by two variables.
     usual = {"OMP_NUM_THREADS": "1", "OMPI_MCA_osc": "^ucx"}
     if os.geteuid() == 0:
         usual |= {f"{half}_ALLOW_RUN_AS_ROOT{more}": "1" for half in ("OMPI", "PRTE") for more in ("", "_CONFIRM")}
@@ -88,10 +100,10 @@ def environment() -> dict[str, str]:
 
 
 def descendants(root: int) -> list[int]:
-    """Return the processes of this node that `root` has started, and those that they have, and so on."""
+    """Return all descendants of the process `root` on this node."""
     parents = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has just ended
+        with suppress(OSError):  # the process has just ended
             parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
     found = [root]
     for pid in found:
@@ -100,9 +112,9 @@ def descendants(root: int) -> list[int]:
 
 
 def end(process: subprocess.Popen[Any], grace_s: float = 10.0) -> int:
-    """End `process`, the first of its session, and all it has started; return its status.
+    """End `process`, the leader of its session, and all processes that it has started; return its status.
 
-    SIGTERM lets the launcher end the ranks of other nodes; who is still there after `grace_s` seconds gets SIGKILL.
+    SIGTERM lets the launcher end the ranks on other nodes. Processes that remain after `grace_s` seconds get SIGKILL.
     """
     running = descendants(process.pid)
     with suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Learners to measure: a workload, trained by an algorithm of hpcavg, by DistributedDataParallel, or alone."""
+"""Learners to measure: a workload trained by an algorithm of hpcavg, by DistributedDataParallel, or alone."""
 
 from __future__ import annotations
 
@@ -32,9 +32,13 @@ class Workload:
 
     Attributes
     ----------
-    name : for the table. build : returns a fresh model. learning_rate, momentum : of its SGD.
-    batches : yields the mini-batches of a learner, without end, from (learners, learner, batch size).
-    num_train, test : training samples, and the samples that accuracy is measured on; None where it has no meaning.
+    name : for the table.
+    build : returns a new model.
+    learning_rate : of SGD.
+    momentum : of SGD.
+    batches : takes (learners, learner, batch size) and yields the learner's mini-batches without end.
+    num_train : the number of training samples; None for noise.
+    test : the samples for the accuracy; None for noise.
     """
 
     name: str
@@ -47,7 +51,7 @@ class Workload:
 
 
 def digits_workload(topology: Topology, model: str = "cnn") -> Workload:
-    """Return the embedded digits task, its data held once per node. Collective."""
+    """Return the embedded task, digits, with its data held once per node. Collective."""
     own: Any = digits.load_data() if topology.node_rank == 0 else None
     fields = range(len(Data._fields))
     arrays = (share_array(topology.node, None if own is None else own[field]) for field in fields)
@@ -64,14 +68,14 @@ def digits_workload(topology: Topology, model: str = "cnn") -> Workload:
 
 
 def mlp(width: int) -> nn.Module:
-    """Return a perceptron of four square layers without bias: 4 width² parameters."""
+    """Return a perceptron of four square layers without bias, with 4 width² parameters."""
     return nn.Sequential(
         *itertools.chain.from_iterable((nn.Linear(width, width, bias=False), nn.ReLU()) for _ in range(4))
     )
 
 
 def mlp_workload(num_parameters: float) -> Workload:
-    """Return a perceptron of about that size on noise: for throughput only."""
+    """Return a perceptron of about `num_parameters` on noise, for throughput only."""
     width = max(1, round((num_parameters / 4) ** 0.5))
 
     def draw(learners: int, learner: int, batch_size: int) -> Iterator[Batch]:
@@ -84,10 +88,20 @@ def mlp_workload(num_parameters: float) -> Workload:
 
 
 class Learner:
-    """One rank's share of a training run.
+    """The learner of one rank.
 
-    rule : an algorithm of hpcavg; ``"ddp"`` for torch's DistributedDataParallel; None for plain SGD on this rank.
-    topology : its learners; with None as `rule` it is not communicated over.
+    Parameters
+    ----------
+    workload : Workload
+        What it learns.
+    rule : Rule, "ddp" or None
+        An algorithm of hpcavg, torch's DistributedDataParallel, or plain SGD on this rank alone.
+    topology : Topology
+        The ranks. Plain SGD does not communicate.
+    batch_size : int
+        Samples of a mini-batch.
+    engine : str
+        How means are taken.
     """
 
     def __init__(
@@ -133,12 +147,15 @@ class Learner:
 
 @dataclass(frozen=True)
 class Throughput:
-    """What a learner did over a whole number of global periods.
+    """What was measured over a whole number of global periods.
 
     Attributes
     ----------
-    samples_per_s : of all learners. steps, means : of one learner. blocked : share of the time blocked by averaging.
-    hidden : share of the time that delayed means were on their way in which learners were not blocked; else None.
+    samples_per_s : samples of all learners per second.
+    steps : steps of one learner.
+    means : global means.
+    blocked : the share of the time in which averaging blocked the learners.
+    hidden : the share of the flight time of delayed means in which learners were not blocked; None without such means.
     """
 
     samples_per_s: float
@@ -149,14 +166,14 @@ class Throughput:
 
 
 def check_rule(rule: Rule) -> Rule:
-    """Return `rule`; raise `InputError` where its learners take no common steps between means."""
+    """Return `rule`; raise `InputError` if its learners do not take the same steps between means."""
     if rule.server is not None or rule.own_pace:
         raise InputError("algorithms", rule.name, "algorithms whose learners take the same steps and have no servers")
     return rule
 
 
 def first_period(rule: Rule | str | None, num_learners: int) -> int:
-    """Return the steps up to the first global mean; 1 where there is none at all."""
+    """Return the steps up to the first global mean; 1 if there is none."""
     if not isinstance(rule, Rule) or rule.name in ("sgd", "one_shot"):
         return 1
     due = rule.when(Run(num_learners))
@@ -164,10 +181,10 @@ def first_period(rule: Rule | str | None, num_learners: int) -> int:
 
 
 def throughput(learner: Learner, rule: Rule | str | None, comm: MPI.Comm, seconds: float) -> Throughput:
-    """Train for about `seconds` of computation, a whole number of global periods, and return how it went. Collective.
+    """Train for about `seconds` of computation, a whole number of global periods, and return what was measured.
 
-    Any window of n periods holds n starts of a mean, and n merges if a delay has passed before it: what comes before
-    is warming up, and tells how long a step takes.
+    Collective. The first steps warm up and tell the time of a step. They are as many as a mean is delayed, so the
+    following n periods contain n starts and n merges.
     """
     warm_up = max(2, rule.delay_steps) if isinstance(rule, Rule) else 2
     step_s = common.slowest_s(comm, lambda: learner.train(warm_up)) / warm_up
@@ -190,7 +207,7 @@ def throughput(learner: Learner, rule: Rule | str | None, comm: MPI.Comm, second
 
 
 def build_rule(name: str, options: Mapping[str, object]) -> Rule:
-    """Return the rule of algorithm `name`, with those of `options` that it takes and that are set."""
+    """Return the rule of the algorithm `name`, with those of the `options` that it has and that are set."""
     if name not in algorithms.ALGORITHMS:
         raise InputError("algorithms", name, f"one of {', '.join(algorithms.ALGORITHMS)}")
     taken = {option: options[option] for option in algorithms.option_names(name) if options.get(option) is not None}

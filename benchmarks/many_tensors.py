@@ -1,6 +1,6 @@
-"""What a model of very many small tensors costs: making the averager, and a step with a mean over the optimizer's own.
+"""The cost of a model with very many small tensors: making the averager, and a step with a mean.
 
-The mean alone, of an array of the same size, is timed beside it: what is left is looking after the tensors.
+The optimizer's step and a mean of one array of the same size are timed, too. The rest is the overhead of the tensors.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import torch
 from torch import nn
 
 from benchmarks import common
+from benchmarks.options import run
 from hpcavg import Averager, algorithms
 from hpcavg.algorithms.scope import GLOBAL
 from hpcavg.engines.select import select_engine
 from hpcavg.errors import require_integer
-from hpcavg.results.summary import counted
+from hpcavg.utils.text import counted
 
 
 def main() -> None:
     """Measure and print the table on rank 0."""
     parser = common.Parser(__doc__)
     parser.add_argument("--tensors", type=int, default=100_000)
-    parser.add_argument("--elements", type=int, default=3, help="of every tensor")
+    parser.add_argument("--elements", type=int, default=3, help="elements of each tensor")
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
     for name in ("tensors", "elements", "repeats"):
@@ -38,7 +39,7 @@ def main() -> None:
     averager = Averager(model, optimizer, algorithms.k_avg(1), topology)
     made_s = topology.learner_ranks.allreduce(time.perf_counter() - started) / topology.num_learners
     engine = select_engine("auto", topology)
-    numel = sum(-(-parameter.numel() // 16) * 16 for parameter in model.parameters())  # a cache line each, at least
+    numel = sum(-(-parameter.numel() // 16) * 16 for parameter in model.parameters())  # each has at least a cache line
     rows = engine.allocate(torch.zeros(1, numel))
     calls: dict[str, Callable[[], object]] = {
         "optimizer.step": optimizer.step,
@@ -56,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

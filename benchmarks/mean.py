@@ -1,10 +1,10 @@
-"""How fast a mean over the learners is: our engines, MPI alone, PyTorch's own, and the floor of copying once.
+"""The time of a mean over the learners: our engines, MPI alone, PyTorch's averagers, and one copy as the floor.
 
     mpirun -np 4 python -m benchmarks.mean [--max-bytes 1e9] [--repeats 101] [--json FILE]
 
-All of them average the same float32 parameters on the same ranks in one run, in turns, so that a slow spell of the
-machine meets all alike. The figure is the slowest rank's time, its median over the repeats with a 95 % confidence
-interval. algbw is bytes over time; busbw is what a ring would have to move, 2 (P - 1)/P times that.
+All average the same float32 parameters on the same ranks, in turns, so a slow spell of the machine affects all. The
+figure is the slowest rank's time: the median over the repeats and its 95 % confidence interval. algbw is bytes over
+time; busbw is 2 (P - 1)/P times that, what a ring would have to move.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import torch
 from mpi4py import MPI
 
 from benchmarks import common, torch_peers
+from benchmarks.figures import interval
+from benchmarks.options import chosen, run
 from hpcavg import InputError, Topology
 from hpcavg.algorithms.scope import GLOBAL
 from hpcavg.engines.base import Engine
 from hpcavg.engines.select import ENGINES, select_engine
 from hpcavg.errors import require_integer, require_number
-from hpcavg.results.summary import counted
+from hpcavg.utils.text import counted
 
 RESNET_18 = 44_700_000
 SIZES = (*(2**exponent for exponent in range(10, 25, 2)), RESNET_18, 2**26, 2**28, 2**30)
@@ -32,7 +34,7 @@ FLOOR, REFERENCE = "copy once", "MPI Allreduce"
 
 
 def engine_of(name: str, topology: Topology) -> Engine | None:
-    """Return the engine called `name`, None where it refuses these ranks."""
+    """Return the engine called `name`; None if it cannot serve these ranks."""
     try:
         return topology.run_on_all_ranks(lambda: select_engine(name, topology))
     except InputError:
@@ -40,7 +42,7 @@ def engine_of(name: str, topology: Topology) -> Engine | None:
 
 
 def contenders(topology: Topology, numel: int, names: Sequence[str]) -> dict[str, Callable[[], object]]:
-    """Return what is timed, by name; every call takes one mean of `numel` elements per rank, which are all 1."""
+    """Return the calls to time, by name. Each takes one mean of `numel` elements per rank, all of them 1."""
     found: dict[str, Callable[[], object]] = {}
     values, target = torch.ones(numel), torch.ones(numel)
     found[FLOOR] = lambda: target.copy_(values)
@@ -62,24 +64,24 @@ def contenders(topology: Topology, numel: int, names: Sequence[str]) -> dict[str
 
 
 def memory_needed(num_bytes: int, num_engines: int, ranks_on_node: int) -> int:
-    """Return the bytes a node needs for one size: two arrays, a peer's copy, and a row and a mean for every engine."""
+    """Return the bytes that a node needs: two arrays, a peer's copy, and a row and a mean for each engine."""
     return (3 + 2 * num_engines) * num_bytes * ranks_on_node
 
 
 def memory_free() -> int:
-    """Return the bytes that a node can still give, a fifth kept in reserve; shared memory comes out of the same."""
+    """Return the free bytes of a node, less a fifth in reserve. Shared memory takes from the same."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     disk = os.statvfs("/dev/shm")
     return int(0.8 * min(int(fields["MemAvailable"].split()[0]) * 1024, disk.f_bavail * disk.f_frsize))
 
 
 def wire_s(num_bytes: int, num_nodes: int, gbit_per_s: float) -> float:
-    """Return the seconds that the wire alone needs: 2 (N - 1)/N of the bytes leave and enter every one of N nodes."""
+    """Return the seconds that the wire needs: 2 (N - 1)/N of the bytes leave and enter each of N nodes."""
     return 2 * (num_nodes - 1) / num_nodes * num_bytes * 8 / (gbit_per_s * 1e9)
 
 
 def auto_against_best(medians: Mapping[str, float]) -> str | None:
-    """Return a line on the fastest engine and what `auto` takes over it; None where there is nothing to compare."""
+    """Return a line on the fastest engine and the extra time of `auto`; None if there is nothing to compare."""
     engines = {name.split()[1]: value for name, value in medians.items() if name.startswith("hpcavg ")}
     auto = engines.pop("auto", None)
     if auto is None or not engines:
@@ -89,7 +91,7 @@ def auto_against_best(medians: Mapping[str, float]) -> str | None:
 
 
 def main() -> None:
-    """Sweep the sizes and print a table for each on rank 0."""
+    """Measure every size and print a table for each on rank 0."""
     names = (FLOOR, *(f"hpcavg {name}" for name in ("auto", *ENGINES)), REFERENCE)
     names += ("gloo all_reduce", "torch periodic", "torch hierarchical", "accelerate LocalSGD")
     parser = common.Parser(__doc__)
@@ -97,8 +99,8 @@ def main() -> None:
     parser.add_argument("--max-bytes", type=float, default=RESNET_18, help="largest size of the sweep, up to 2^30")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"what is timed, of: {', '.join(names)} [all]")
     parser.add_argument("--repeats", type=int, default=101)
-    parser.add_argument("--seconds", type=float, default=10, help="per size; repeats end then, at least 3 of them [10]")
-    parser.add_argument("--wire-gbit", type=float, help="bandwidth between nodes in Gbit/s, to compare with its limit")
+    parser.add_argument("--seconds", type=float, default=10, help="per size; later repeats are left out, except 3 [10]")
+    parser.add_argument("--wire-gbit", type=float, help="bandwidth between nodes in Gbit/s, to show its limit")
     parser.add_argument("--interface", help="network interface for gloo [that of the node's name]")
     options = parser.parse_args()
     require_integer("repeats", options.repeats, 1)
@@ -106,7 +108,7 @@ def main() -> None:
         require_integer("bytes", num_bytes, 4)
     if options.wire_gbit is not None:
         require_number("wire_gbit", options.wire_gbit, lambda rate: rate > 0, "a positive number")
-    timed = common.chosen("only", options.only, names)
+    timed = chosen("only", options.only, names)
     topology = common.start(options)
     num_engines = sum(name.startswith("hpcavg ") for name in timed)
     ranks_on_node = topology.all_ranks.allreduce(topology.node.Get_size(), MPI.MAX)
@@ -118,7 +120,7 @@ def main() -> None:
             needed = memory_needed(4 * numel, num_engines, ranks_on_node)
             free = topology.all_ranks.allreduce(memory_free(), MPI.MIN)
             if needed > free:
-                reason = f"{needed / 1e9:.1f} GB are needed on a node and {free / 1e9:.1f} GB are to be had"
+                reason = f"a node needs {needed / 1e9:.1f} GB and has {free / 1e9:.1f} GB"
                 common.say(topology, f"# mean of {4 * numel} bytes left out: {reason}; --only takes fewer at a time\n")
                 continue
             calls = contenders(topology, numel, timed)
@@ -132,7 +134,7 @@ def main() -> None:
 
 
 def _show(topology: Topology, num_bytes: int, seconds: dict[str, list[float]], wire: float | None) -> None:
-    medians = {name: common.interval(values)[0] for name, values in seconds.items()}
+    medians = {name: interval(values)[0] for name, values in seconds.items()}
     learners, nodes = topology.num_learners, topology.num_nodes
     limits = {f"/ {FLOOR}": medians.get(FLOOR)}
     if wire is not None:
@@ -155,4 +157,4 @@ def _show(topology: Topology, num_bytes: int, seconds: dict[str, list[float]], w
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

@@ -1,14 +1,13 @@
-"""Peak memory of a rank beyond what plain PyTorch holds, in copies of the parameters.
+"""Peak memory of a rank beyond that of plain PyTorch, in copies of the parameters.
 
     mpirun -np 2 python -m benchmarks.memory [--algorithms k_avg hier_avg dasgd] [--parameters 20e6] [--json FILE]
 
-A large model takes plain SGD steps until it holds its parameters and gradients: the baseline. Then an `Averager` takes
-it over, while a thread looks at the process's memory every 5 ms. A rank's memory is its private pages (Pss, so
-that pages held by several ranks count once) and its share of /dev/shm, which counts in full as soon as it is reserved.
-The peak is given for three parts: making the averager, its steps through several means, and `finish`. What MPI and
-the kernels of torch allocate on the way is in it. "plain" takes the same steps without an averager: the error of the
-method. held is what remains once nothing happens any more, left what remains when model and averager are gone: it
-falsifies the rows below, should they give it back.
+The baseline is a large model after some plain SGD steps: it holds parameters and gradients. Then an `Averager` is
+made, while a thread reads the process's memory every 5 ms. A rank's memory is its private pages (Pss: pages of several
+ranks count once) and its share of /dev/shm, which counts in full once it is reserved. What MPI and torch allocate
+meanwhile is included. There are three peaks: making the averager (setup), steps through several means, and `finish`.
+"plain" takes the same steps without an averager: the error of the method. held: what remains after that. left: what
+remains when model and averager are gone; if later rows release it, their figures are too small.
 """
 
 from __future__ import annotations
@@ -25,22 +24,32 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks import common
 from benchmarks.learners import build_rule, mlp_workload
+from benchmarks.options import run
 from hpcavg import Averager, Topology
 from hpcavg.algorithms.rule import Rule
 from hpcavg.errors import require_number
-from hpcavg.results.summary import counted
+from hpcavg.utils.text import counted
 
 RULE_OPTIONS = {"k": 2, "k1": 2, "k2": 4, "tau": 3, "delay": 2, "h": 2}
-STEPS = 6  # several global means, with the options above, and one on its way at the end where it is delayed
+STEPS = 6  # with these options: several global means, and a delayed one in flight at the end
 _LOOK_S = 0.005
 _LIBC = ctypes.CDLL(None)
 _M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 
 
 def memory_of(smaps_rollup: str, maps: str, ranks_on_node: int) -> int:
-    """Return the bytes that a process holds, from its two files in /proc, shared memory counted once among the ranks.
+    """Return the bytes that a process holds; the ranks of a node share the bytes in /dev/shm.
 
-    Of /dev/shm the whole of every mapping is counted, for it was reserved: pages that nobody has touched yet, too.
+    Mappings of /dev/shm count in full because they are reserved, even pages that are not touched yet.
+
+    Parameters
+    ----------
+    smaps_rollup : str
+        The contents of /proc/PID/smaps_rollup.
+    maps : str
+        The contents of /proc/PID/maps.
+    ranks_on_node : int
+        The ranks of this node.
     """
     fields = dict(line.split(":", 1) for line in smaps_rollup.splitlines()[1:])
     private = sum(int(fields[name].split()[0]) * sign for name, sign in (("Pss", 1), ("Pss_Shmem", -1)))
@@ -53,7 +62,7 @@ def memory_of(smaps_rollup: str, maps: str, ranks_on_node: int) -> int:
 
 
 class Watch:
-    """Follows this process's memory from a thread inside a ``with`` block; `peak` is the most that was seen."""
+    """Reads this process's memory from a thread, inside a ``with`` block; `peak` is the largest value."""
 
     def __init__(self, ranks_on_node: int) -> None:
         self._ranks_on_node = ranks_on_node
@@ -61,7 +70,7 @@ class Watch:
         self.peak = 0
 
     def now(self) -> int:
-        """Return the bytes held now."""
+        """Return the bytes that are held now."""
         process = Path("/proc/self")
         return memory_of((process / "smaps_rollup").read_text(), (process / "maps").read_text(), self._ranks_on_node)
 
@@ -81,14 +90,14 @@ class Watch:
 
 
 def settled(ranks_on_node: int) -> int:
-    """Return the bytes that this process holds once it has given back what it no longer needs."""
+    """Return the bytes that this process holds after it has released unused memory."""
     gc.collect()
     _LIBC.malloc_trim(0)
     return Watch(ranks_on_node).now()
 
 
 def measure(rule: Rule | None, topology: Topology, num_parameters: float, engine: str) -> dict[str, float]:
-    """Return the peaks of the parts in copies of the parameters, the most of all ranks; without a rule, plain steps."""
+    """Return the largest peaks of all ranks, in copies of the parameters. Without a rule steps are plain SGD."""
     workload = mlp_workload(num_parameters)
     model = workload.build()
     optimizer = torch.optim.SGD(model.parameters(), lr=workload.learning_rate)
@@ -134,7 +143,7 @@ def main() -> None:
     require_number("parameters", options.parameters, lambda n: n >= 4, "a number of at least 4")
     rules = {name.replace("-", "_"): build_rule(name.replace("-", "_"), RULE_OPTIONS) for name in options.algorithms}
     topology = common.start(options, options.group_size)
-    # Large arrays go back to the system as soon as they are freed, so that the peak is of what is in use.
+    # Large arrays go back to the system when they are freed, so the peak is of memory in use.
     _LIBC.mallopt(_M_MMAP_THRESHOLD, 2**20)
     measure(None, topology, options.parameters, "auto")  # warms up torch
     ways: list[tuple[str, Rule | None, str]] = [("plain", None, "auto")]
@@ -155,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

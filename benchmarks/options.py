@@ -1,4 +1,4 @@
-"""What the command lines of all benchmarks share; imports neither torch nor MPI."""
+"""Shared by the command lines of all benchmarks. Imports neither torch nor MPI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpcavg.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """Options of a benchmark. Every rank reads them; rank 0 alone prints help, and one line for what is wrong."""
+    """The options of a benchmark. Every rank parses them; only rank 0 prints help and errors."""
 
     def __init__(self, text: str | None) -> None:
         super().__init__(
@@ -33,9 +33,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run a benchmark and end with the status it returns, if any.
+    """Run a benchmark and exit with the status that it returns, if any.
 
-    An `InputError`, which all ranks have alike, becomes one line and exit status 2.
+    An `InputError`, which all ranks raise, becomes one line and exit status 2.
     """
     try:
         status = main()
@@ -48,7 +48,7 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def chosen(option: str, only: Sequence[str] | None, names: Iterable[str]) -> list[str]:
-    """Return those of `names` that the option's values list, all where it is None; raise for a name there is not."""
+    """Return the `names` that are in `only`, or all if it is None; raise `InputError` of `option` for unknown ones."""
     names = list(names)
     for name in only or ():
         if name not in names:

@@ -1,15 +1,15 @@
-"""How much of a mean disappears behind computation that goes on meanwhile: what DaSGD lives on.
+"""The share of a mean that is hidden behind computation, which DaSGD relies on.
 
     mpirun -np 2 python -m benchmarks.overlap [--bytes 11000000] [--compute-ratio 1.3] [--repeats 9] [--json FILE]
 
-By the formula of the OSU benchmarks for non-blocking collectives:
+The formula is that of the OSU benchmarks for non-blocking collectives:
 
     overlap % = 100 max(0, 1 - (t_total - t_compute) / t_pure)
 
-t_pure is starting a mean and waiting for it, t_compute a training step in torch, repeated so that it takes about
-`--compute-ratio` times t_pure, t_total both at once: start, compute, wait. Slower % is how much longer the computation
-took beside the mean than alone: a mean that hides but takes the core has hidden nothing. The last row is the floor
-where the wire is TCP: every rank sends and receives as many bytes, and does nothing with them.
+t_pure: start a mean and wait for it. t_compute: training steps in torch, so many that they take about
+`--compute-ratio` times t_pure. t_total: start, compute, wait. slower %: how much longer the computation takes beside a
+mean than alone; a mean that takes the core hides nothing. The last row is the floor for TCP: every rank sends and
+receives as many bytes and does nothing with them.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ from mpi4py import MPI
 from benchmarks import common
 from benchmarks.learners import mlp_workload
 from benchmarks.mean import engine_of
+from benchmarks.options import run
 from benchmarks.tcp import Ring
 from hpcavg import Topology
 from hpcavg.algorithms.scope import GLOBAL
 from hpcavg.engines.base import Engine
 from hpcavg.engines.select import ENGINES
 from hpcavg.errors import require_integer, require_number
-from hpcavg.results.summary import counted
+from hpcavg.utils.text import counted
 
 _PILOT_STEPS = 5
 Start = Callable[[], Callable[[], object]]
-"""Starts a mean of a copy of the parameters and returns what waits for it."""
+"""Starts a mean of a copy of the parameters and returns a function that waits for it."""
 
 
 def contenders(topology: Topology, numel: int, pool: ThreadPoolExecutor) -> dict[str, Start]:
-    """Return the ways to start a mean of `numel` elements per rank, which are all 1, by name."""
+    """Return functions that start a mean of `numel` elements per rank, all of them 1, by name."""
     found: dict[str, Start] = {}
     for name in ENGINES:
         engine = engine_of(name, topology)
@@ -50,7 +51,7 @@ def contenders(topology: Topology, numel: int, pool: ThreadPoolExecutor) -> dict
             rows.fill_(1.0)
             found[f"hpcavg {name}"] = functools.partial(_start, engine, rows)
     values, total = np.ones(numel, np.float32), np.empty(numel, np.float32)
-    comm = topology.learner_ranks.Dup()  # a thread must not meet another in one communicator
+    comm = topology.learner_ranks.Dup()  # for the thread: two threads must not use one communicator
 
     def scaled(wait: Callable[[], object]) -> Callable[[], object]:
         def wait_and_scale() -> None:
@@ -67,7 +68,7 @@ def contenders(topology: Topology, numel: int, pool: ThreadPoolExecutor) -> dict
         np.copyto(total, values)
         return scaled(pool.submit(comm.Allreduce, MPI.IN_PLACE, total).result)
 
-    # As many bytes as a rank sends and receives in a mean, if all are on nodes of their own.
+    # The bytes that a rank sends and receives in a mean, if each rank has its own node.
     ring = Ring(topology.learner_ranks, 2 * (topology.num_learners - 1) * 4 * numel // topology.num_learners)
 
     def tcp() -> Callable[[], object]:
@@ -82,7 +83,7 @@ def _start(engine: Engine, rows: torch.Tensor) -> Callable[[], object]:
 
 
 class Computation:
-    """Training steps on this rank of a perceptron with about as many parameters as the mean has."""
+    """Training steps of a perceptron with about as many parameters as the mean has."""
 
     def __init__(self, num_parameters: int, batch: int) -> None:
         workload = mlp_workload(num_parameters)
@@ -99,14 +100,14 @@ class Computation:
 
 
 def overlap_percent(total_s: float, compute_s: float, pure_s: float) -> float:
-    """Return the share of a mean, which takes `pure_s` alone, that `compute_s` of computation hides, in per cent."""
+    """Return the percentage of a mean that computation hides; the mean takes `pure_s` alone."""
     return 100 * max(0.0, 1 - (total_s - compute_s) / pure_s)
 
 
 def measure(
     topology: Topology, start: Start, compute: Computation, ratio: float, repeats: int
 ) -> dict[str, list[float]]:
-    """Return seconds of the slowest rank, one value a repeat, and what follows from them."""
+    """Return the slowest rank's seconds and the percentages that follow, a value for each repeat."""
     comm = topology.learner_ranks
     pilot = common.in_turns(comm, {"mean": lambda: start()(), "compute": lambda: compute(_PILOT_STEPS)}, 5)
     pure_s, steps_s = (statistics.median(values) for values in pilot.values())
@@ -128,11 +129,13 @@ def measure(
 
 
 def main() -> None:
-    """Measure every contender and print the table on rank 0."""
+    """Measure every kind of mean and print the table on rank 0."""
     parser = common.Parser(__doc__)
     parser.add_argument("--bytes", type=int, default=11_000_000, help="size of the parameters [11000000]")
-    parser.add_argument("--compute-ratio", type=float, default=1.3, help="computation over transfer [1.3]")
-    parser.add_argument("--batch-size", type=int, default=128, help="of the computation's training steps [128]")
+    parser.add_argument(
+        "--compute-ratio", type=float, default=1.3, help="time of computation over that of a mean [1.3]"
+    )
+    parser.add_argument("--batch-size", type=int, default=128, help="batch size of the training steps [128]")
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
     require_integer("bytes", options.bytes, 4)
@@ -159,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

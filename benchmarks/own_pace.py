@@ -1,10 +1,11 @@
-"""What a slow rank costs the others, with rounds of equal steps and with rounds at each learner's own pace.
+"""The cost of a slow rank, with rounds of equal steps and with rounds at each learner's own pace.
 
     mpirun -np 4 python -m benchmarks.own_pace [--slowdown 3] [--step-ms 5] [--seconds 12] [--json FILE]
 
-A step is a sleep, so that ranks that share cores do not slow each other; rank 0 sleeps `--slowdown` times as long. The
-share of time that fast ranks wait is measured for PR-SGD with a wall-clock budget, for PR-SGD with measured steps, and
-for K-AVG at the mean period of the first; for measured steps also how far they are from the true ratio of speeds.
+A step is a sleep, so ranks that share cores do not slow each other. Rank 0 sleeps `--slowdown` times as long. The
+figure is the share of time that fast ranks wait: for PR-SGD with a wall-clock budget, for PR-SGD with measured steps,
+and for K-AVG with the mean period of the first. For measured steps, their error against the true ratio of speeds
+follows.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import numpy as np
 import torch
 
 from benchmarks import common
+from benchmarks.options import run
 from hpcavg import Averager, InputError, Topology, algorithms
 from hpcavg.algorithms.rule import Rule
 from hpcavg.errors import require_number
 
 
 def measure(rule: Rule, topology: Topology, step_s: float, seconds: float) -> dict[str, list[float]]:
-    """Train for about `seconds` until a mean; return every rank's share of time waited, steps per round and steps."""
+    """Train for about `seconds`, up to a mean; return every rank's share of time waited, steps per round and speed."""
     parameter = torch.nn.Parameter(torch.zeros(10_000))
     averager = Averager(torch.nn.Module(), torch.optim.SGD([parameter], lr=0.1), rule, topology)
     parameter.grad = torch.zeros_like(parameter)
@@ -44,7 +46,7 @@ def measure(rule: Rule, topology: Topology, step_s: float, seconds: float) -> di
 
 
 def main() -> None:
-    """Run the three and print a table on rank 0."""
+    """Measure the three algorithms and print a table on rank 0."""
     parser = common.Parser(__doc__)
     parser.add_argument("--slowdown", type=float, default=3.0)
     parser.add_argument("--step-ms", type=float, default=5.0)
@@ -81,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

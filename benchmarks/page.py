@@ -1,4 +1,4 @@
-"""A suite's page: what was run where, how it went, and every figure with its unit and interval."""
+"""The HTML page of a suite: its runs, their environment and outcomes, and every figure with unit and interval."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def write(folder: Path, suite: Suite, records: Mapping[str, Record]) -> None:
-    """Write the page to `folder`, beside what the runs have left there; raises `OSError`."""
+    """Write the page to `folder`, beside the files of the runs. Raises `OSError`."""
     title = f"hpcavg benchmarks, {suite.preset}"
     content = [*_summary(suite), *_environment(suite, records)]
     for outcome in suite.outcomes:
@@ -45,9 +45,8 @@ def _summary(suite: Suite) -> Iterator[Element]:
     yield table(("benchmark", "", "wall time, s", ""), rows)
     yield element(
         "p",
-        "Figures are medians, with the 95 % interval of the median below; with fewer than ",
-        f"{FEWEST} values their whole range, and nothing where there is one value. ",
-        "The JSON files hold every value.",
+        "Figures are medians. Below each is the 95 % interval of the median, or the whole range of fewer than ",
+        f"{FEWEST} values. The JSON files hold every value.",
     )
 
 
@@ -71,7 +70,7 @@ def _section(folder: Path, outcome: Outcome, record: Record | None) -> Iterator[
     about = _about(outcome)
     if about:
         yield element("p", about)
-    words = [element("span", shlex.quote(word)) for word in outcome.command]  # lines break between them only
+    words = [element("span", shlex.quote(word)) for word in outcome.command]  # lines break only between words
     yield element("pre", *(part for word in words for part in (word, " ")), class_="command")
     output = folder / f"{outcome.name}.txt"
     if outcome.state == "failed":
@@ -89,7 +88,7 @@ def _section(folder: Path, outcome: Outcome, record: Record | None) -> Iterator[
 
 
 def figures_table(figures: Figures) -> Element:
-    """Return the figures as a table, units in its heads."""
+    """Return the figures as a table with units in its heads."""
     columns = list(dict.fromkeys(column for _, column in figures))
     scales = {name: scale([found for (_, column), found in figures.items() if column == name]) for name in columns}
     heads = [f"{name}, {unit}" if unit else name for name, (_, unit) in scales.items()]
@@ -111,7 +110,7 @@ def _picture(name: str) -> Element:
 
 
 def _about(outcome: Outcome) -> str:
-    """Return the first line of what the benchmark's module says of itself, which importing it would cost seconds."""
+    """Return the first line of the docstring of the benchmark's module, without importing it, which takes seconds."""
     modules = (word.partition(".")[2] for word in outcome.command if word.startswith("benchmarks."))
     path = Path(__file__).with_name(f"{next(modules, '')}.py")
     text = ast.get_docstring(ast.parse(path.read_text())) if path.is_file() else None
@@ -119,7 +118,7 @@ def _about(outcome: Outcome) -> str:
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the lines of a program's output without what colours them; none where there is no file."""
+    """Return the lines of a program's output without colours; none if there is no file."""
     if not path.is_file():
         return []
     text = _ESCAPES.sub("", path.read_text(errors="replace")).replace("\0", "").replace("\r", "\n")

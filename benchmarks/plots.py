@@ -1,4 +1,4 @@
-"""One plot for each benchmark of a suite, as SVG for light and for dark pages."""
+"""A plot for each benchmark of a suite, as SVG for light and for dark pages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 
 STYLES = {"light": "default", "dark": "dark_background"}
 _MARKERS = "osv^D<>pXP*h"
-# What is drawn of a benchmark as bars: the columns, a panel each.
+# The columns of a benchmark that are drawn as bars, a panel for each.
 _BARS = {
     "overlap": ["overlap", "computation slower"],
     "training": ["rate", "to target"],
@@ -30,7 +30,7 @@ _BARS = {
 
 
 def draw(record: Record, name: str, folder: Path) -> None:
-    """Write ``name-light.svg`` and ``name-dark.svg`` to `folder`; a record without figures gets none."""
+    """Write ``name-light.svg`` and ``name-dark.svg`` to `folder`, unless the record has no figures."""
     if not record.figures:
         return
     plot: Callable[[Figures], Any] = {"mean": _mean, "scaling": _scaling}.get(
@@ -47,7 +47,7 @@ def draw(record: Record, name: str, folder: Path) -> None:
 
 
 def _mean(figures: Figures) -> Any:
-    """Draw the time of a mean over its size, a line for each engine."""
+    """Draw the time of a mean against its size, a line for each engine."""
     figure, axes = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
     for index, name in enumerate(dict.fromkeys(row for row, _ in figures)):
         of_size = {_bytes(column): found for (row, column), found in figures.items() if row == name}
@@ -63,7 +63,7 @@ def _bytes(column: str) -> int:
 
 
 def _scaling(figures: Figures) -> Any:
-    """Draw samples per second over ranks: weak scaling on the left, strong on the right."""
+    """Draw samples per second against ranks: weak scaling on the left, strong scaling on the right."""
     figure, panels = plt.subplots(1, 2, figsize=(8.5, 4), layout="constrained", sharey=True)
     parts = {(*row.split(", "),): found for (row, column), found in figures.items() if column == "rate"}
     for axes, kind in zip(panels, ("weak", "strong"), strict=True):
@@ -89,7 +89,7 @@ def _line(axes: Any, by_position: dict[int, Figure], factor: float, label: str, 
 
 
 def _bars(figures: Figures, columns: list[str]) -> Any:
-    """Draw a panel of horizontal bars for every column that there is."""
+    """Draw a panel of horizontal bars for each of the `columns` that has figures."""
     found = [column for column in columns if any(key[1] == column for key in figures)]
     rows = list(dict.fromkeys(row for row, column in figures if column in found))
     size = (8.5, 1.1 + 0.3 * len(rows))
@@ -113,7 +113,7 @@ def _bars(figures: Figures, columns: list[str]) -> Any:
 
 
 def _errors(figure: Figure, factor: float) -> tuple[float, float]:
-    """Return how far the interval reaches below and above the median; one value has none, which is not drawn."""
+    """Return the distances from the median down and up to the ends of its interval; NaN for one value."""
     if len(figure.values) == 1:
         return math.nan, math.nan
     low, high = figure.bounds

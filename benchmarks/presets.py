@@ -1,4 +1,4 @@
-"""What the suite runs: for every preset a table of benchmarks and their options."""
+"""The presets of the suite: each is a table of benchmarks and their options."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class Preset:
 
     Attributes
     ----------
-    deadline_s : seconds after which a benchmark is ended. runs : by the name of a run, which its files have too, the
-        module of ``benchmarks`` and its options.
+    deadline_s : a benchmark is ended after this many seconds.
+    runs : for each run the module of ``benchmarks`` and its options. Files have the name of the run.
     """
 
     deadline_s: float
@@ -20,7 +20,7 @@ class Preset:
 
 
 PRESETS = {
-    # A minute: whether everything runs here. Its figures mean nothing.
+    # A minute: does everything run here? Its figures mean nothing.
     "tiny": Preset(
         deadline_s=300,
         runs={
@@ -36,7 +36,7 @@ PRESETS = {
             "compare_algorithms": "compare_algorithms --only k_avg --at-least 0.1 --epochs 1",
         },
     ),
-    # Some minutes on a workstation: shows that all is well, and large differences.
+    # Some minutes on a workstation: shows large differences.
     "quick": Preset(
         deadline_s=300,
         runs={
@@ -51,7 +51,7 @@ PRESETS = {
             "compare_algorithms": "compare_algorithms --only sync_sgd hier_avg dasgd --at-least 0.9 --epochs 5",
         },
     ),
-    # What one would publish: about an hour on a cluster.
+    # For publication: about an hour on a cluster.
     "full": Preset(
         deadline_s=3600,
         runs={
@@ -70,16 +70,16 @@ PRESETS = {
     ),
 }
 
-# Options of the suite that it hands on, and the modules that take them.
+# Options of the suite that it passes on, and the modules that take them.
 HANDED_ON = {"wire_gbit": ("mean",), "interface": ("mean", "training")}
 
 LEFT_OUT = {
     "soak": "kills ranks and checks the survivors: it measures recoveries, not speed",
-    "imagenet_pipeline": "measures how one core makes batches, which has nothing to do with ranks",
+    "imagenet_pipeline": "measures how one core makes batches; ranks do not matter",
     "cluster": "emulates the nodes that a benchmark runs on",
-    "suite": "is what runs the others",
-    "compare": "compares what they have left",
-    "many_tensors": "looks for what looking after 100,000 tensors costs, which is no way that models are",
-    "recipes": "shows that the recipes run, for two steps each: it measures nothing",
+    "suite": "runs the others",
+    "compare": "compares the results of suites",
+    "many_tensors": "measures the cost of 100,000 tensors, which no usual model has",
+    "recipes": "shows that the recipes run, for two steps each; it measures nothing",
 }
-"""Modules that can be run and are no part of the suite, and why."""
+"""Modules that can be run but are not in the suite, and why."""

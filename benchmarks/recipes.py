@@ -1,9 +1,10 @@
-"""Every recipe for a few steps, one after the other, to see that they run: on few ranks, with options that scale down.
+"""Run every recipe for a few steps on few ranks, to see that it works.
 
     python -m benchmarks.recipes --data FOLDER [--ranks 2] [--steps 2] [--only RECIPE ...] [options of hpcavg]
 
-FOLDER has the data of each task in a folder of its name: cifar10, imagenet, epsilon. A group size above the number of
-learners becomes that number. Prints what was run, for how long, and the error where it failed; ends with status 1 then.
+FOLDER has the data of each task in a folder of the task's name: cifar10, imagenet, epsilon. A group size above the
+number of learners is reduced to it. Prints each run with its time and, if it failed, its error; the exit status is then
+1.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=2, help="[2]")
     parser.add_argument("--steps", type=int, default=2, help="[2]")
     parser.add_argument("--only", nargs="+", metavar="RECIPE", help="recipes to run [all]")
-    parser.add_argument("--varied", action="store_true", help="also with the values that their lines # Vary: name")
-    parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds for one of them [600]")
+    parser.add_argument("--varied", action="store_true", help="also run the variations in their lines # Vary:")
+    parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds for one run [600]")
     launching.add_option(parser)
     options, passed_on = parser.parse_known_args()
     launcher = launching.launch(options.launcher, options.ranks, [])
@@ -56,13 +57,13 @@ def main() -> int:
 
 
 def _fitting(config: Config, ranks: int) -> list[str]:
-    """Return the options without which the recipe does not fit on `ranks` ranks."""
+    """Return the options with which the recipe fits on `ranks` ranks."""
     learners = ranks - config.servers
     return [f"--group-size={learners}"] if (config.group_size or 0) > learners else []
 
 
 def _run(launcher: list[str], arguments: list[str], timeout_s: float) -> tuple[float, str, str]:
-    """Return how long the run took, its status, and the last line that it wrote to standard error."""
+    """Return the seconds and the status of a run, and the last line of its standard error."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         program = [sys.executable, "-m", "hpcavg", *arguments, "--output", f"{folder}/run"]

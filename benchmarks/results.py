@@ -1,4 +1,4 @@
-"""What benchmarks leave behind: JSON records, and the folder of a suite with one of them for each of its runs."""
+"""The files of benchmarks: a JSON record for each run, and the folder of a suite with the records of its runs."""
 
 from __future__ import annotations
 
@@ -29,14 +29,20 @@ ENVIRONMENT = {
     "python": "Python",
     "git_revision": "git revision",
 }
-"""What a record tells of where it was taken, and how a page calls it."""
+"""The entries of a record's environment, and their names on a page."""
 
 
 @dataclass(frozen=True)
 class Record:
     """A benchmark's JSON record.
 
-    path : of the file. benchmark : its module. environment, options : as it wrote them. figures : by row and column.
+    Attributes
+    ----------
+    path : the file.
+    benchmark : the module of ``benchmarks``.
+    environment : where it ran.
+    options : its options.
+    figures : by row and column.
     """
 
     path: Path
@@ -48,9 +54,15 @@ class Record:
 
 @dataclass
 class Outcome:
-    """What became of one run of a suite.
+    """The outcome of one run of a suite.
 
-    name : of its files. command : that was started. reason : why it has failed or was not run, in one line.
+    Attributes
+    ----------
+    name : the name of the run and of its files.
+    command : what was started.
+    state : how it ended.
+    reason : why it failed or was not run, in one line.
+    wall_s : the seconds that it took.
     """
 
     name: str
@@ -62,9 +74,17 @@ class Outcome:
 
 @dataclass
 class Suite:
-    """A suite: its preset, its own command and the folder that was started in, when it was and under which load.
+    """A suite.
 
-    variables : of its environment, those that MPI and its networks take. outcomes : of all its runs, in their order.
+    Attributes
+    ----------
+    preset : the name of its preset.
+    command : its command line.
+    started_in : the folder that it was started in.
+    date : when it was started.
+    load : the machine's load averages before it, over 1, 5 and 15 minutes.
+    variables : the environment variables that MPI and its networks read.
+    outcomes : of all runs, in their order.
     """
 
     preset: str
@@ -76,17 +96,17 @@ class Suite:
     outcomes: list[Outcome] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
-        """Write it to `folder`; raises `OSError`."""
+        """Write this suite to `folder`. Raises `OSError`."""
         files.replace_file(folder / SUITE_FILE, [(json.dumps(asdict(self), indent=2) + "\n").encode()])
 
 
 def read_record(path: Path) -> Record:
-    """Return the record in the file `path`; raises `UsageError` where it holds none."""
+    """Return the record in the file `path`; raise `UsageError` if it is not one."""
     return _record(path, _json(path, "the JSON file of a benchmark"))
 
 
 def read_suite(folder: Path) -> Suite:
-    """Return the suite that has written to `folder`; raises `UsageError` where none has."""
+    """Return the suite in `folder`; raise `UsageError` if there is none."""
     allowed = "the folder of a suite"
     values = _json(folder / SUITE_FILE, allowed)
     try:
@@ -97,15 +117,15 @@ def read_suite(folder: Path) -> Suite:
 
 
 def records(folder: Path, suite: Suite) -> dict[str, Record]:
-    """Return the records in a suite's folder by the names of the runs; those of failed runs, too, that left one."""
+    """Return the records in a suite's folder by the names of the runs, those of failed runs included."""
     paths = {outcome.name: folder / f"{outcome.name}.json" for outcome in suite.outcomes}
     return {name: read_record(path) for name, path in paths.items() if path.exists()}
 
 
 def read_any(path: Path) -> tuple[dict[str, Record], dict[str, str]]:
-    """Return the records of a suite's folder by name, or the one of a file, and the suite's variables, if any.
+    """Return the records of a suite's folder or of one file, by name, and the suite's variables, if any.
 
-    Raises `UsageError` for anything else.
+    Raises `UsageError` if `path` is neither.
     """
     if path.is_dir():
         suite = read_suite(path)

@@ -1,10 +1,10 @@
-"""Weak and strong scaling of training over 1, 2, 4, ... ranks, in one mpirun.
+"""Weak and strong scaling of training over 1, 2, 4, ... ranks, under one mpirun.
 
     mpirun -np 4 python -m benchmarks.scaling [--algorithms hier_avg dasgd] [--batch-size 32] [--json FILE]
 
-The first n ranks train while the others sleep. Weak: every learner has a batch of `--batch-size`. Strong: a batch of
-`--batch-size` times the number of all ranks is shared evenly by the n learners. Efficiency is samples per second over
-n times those of one learner, in the same turn. Where ranks outnumber cores it cannot reach 100 %.
+The first n ranks train while the others sleep. Weak: every learner has a batch of `--batch-size`. Strong: the n
+learners share a batch of `--batch-size` times the number of all ranks. Efficiency is samples per second over n times
+those of one learner in the same turn. It cannot reach 100 % if there are more ranks than cores.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from typing import Any
 from mpi4py import MPI
 
 from benchmarks import common
+from benchmarks.figures import interval
 from benchmarks.learners import Learner, Workload, build_rule, mlp_workload, throughput
+from benchmarks.options import run
 from hpcavg import Topology
 from hpcavg.algorithms.rule import Rule
 from hpcavg.distributed.waiting import wait_asleep
 from hpcavg.errors import require_integer, require_number
-from hpcavg.results.summary import counted
+from hpcavg.utils.text import counted
 
 RULE_OPTIONS = {"k": 16, "k1": 4, "k2": 16, "tau": 16, "delay": 8}
 
@@ -33,30 +35,30 @@ def rank_counts(num_ranks: int) -> list[int]:
 
 
 def batch_of(kind: str, batch_size: int, num_ranks: int, learners: int) -> int:
-    """Return a learner's batch: the same for any number of learners, or an even share of all ranks' together."""
+    """Return the batch size of a learner: the same for any number of learners, or its share of a fixed total."""
     return batch_size if kind == "weak" else max(1, batch_size * num_ranks // learners)
 
 
 def first_ranks(topology: Topology, count: int) -> Topology | None:
-    """Return the topology of the first `count` ranks on these, None on the others. Collective."""
+    """Return the topology of the first `count` ranks; None on the others. Collective."""
     comm = topology.learner_ranks.Split(int(topology.rank >= count), topology.rank)
     assert isinstance(comm, MPI.Intracomm)
     return Topology(comm) if topology.rank < count else None
 
 
 def measure(workload: Workload, rule: Rule, subset: Topology | None, batch_size: int, seconds: float) -> float | None:
-    """Return the samples per second of the learners of `subset`; None on ranks that are none of them."""
+    """Return the samples per second of the learners of `subset`; None on other ranks."""
     if subset is None:
         return None
     learner = Learner(workload, rule, subset, batch_size)
     found = throughput(learner, rule, subset.learner_ranks, seconds).samples_per_s
     del learner
-    gc.collect()  # before the next takes its memory
+    gc.collect()  # before the next learner takes memory
     return found
 
 
 def main() -> None:
-    """Measure all numbers of ranks in turns and print a table for each kind of scaling on rank 0."""
+    """Measure all numbers of ranks, in turns, and print a table for each kind of scaling on rank 0."""
     parser = common.Parser(__doc__)
     parser.add_argument("--algorithms", nargs="+", default=["sgd", "hier_avg", "dasgd"])
     parser.add_argument("--parameters", type=float, default=1e6, help="size of the mlp [1e6]")
@@ -79,7 +81,7 @@ def main() -> None:
     rates: dict[str, dict[str, dict[str, list[float]]]] = {
         kind: {name: {str(count): [] for count in counts} for name in rules} for kind in kinds
     }
-    for _ in range(options.repeats):  # in turns: a slow spell of the machine meets all of them
+    for _ in range(options.repeats):  # in turns: a slow spell of the machine affects all
         for kind in kinds:
             for name, rule in rules.items():
                 for count in counts:
@@ -99,7 +101,7 @@ def _show(topology: Topology, title: str, rates: dict[str, dict[str, list[float]
     rows: list[list[Any]] = []
     for name, by_count in rates.items():
         for count, values in by_count.items():
-            rate, low, high = common.interval(values)
+            rate, low, high = interval(values)
             efficiency = statistics.median(
                 value / (int(count) * first) for value, first in zip(values, by_count["1"], strict=True)
             )
@@ -108,4 +110,4 @@ def _show(topology: Topology, title: str, rates: dict[str, dict[str, list[float]
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

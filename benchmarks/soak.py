@@ -1,11 +1,11 @@
-"""A soak of ``--on-failure shrink``: run after run in which ranks are killed, until enough have been.
+"""A soak test of ``--on-failure shrink``: run after run in which ranks are killed.
 
     python -m benchmarks.soak [--kills 100] [--seed N] [--json FILE]
 
-Each run trains digits on 4 to 8 ranks with one of the algorithms, and kills all but one or two of the ranks, each at a
-place of its own (`benchmarks.soak_task.PLACES`), some two at once, some while the death of another is dealt with. A run
-is good if it ends with status 0 and one loss for every kill, if the survivors hold the same parameters bit for bit and
-have recorded every one of their steps once, and if the model is as accurate as usual. Ends with status 1 if one is not.
+Each run trains digits on 4 to 8 ranks with one of the algorithms and kills all but one or two of the ranks. Each dies
+at its own place (`benchmarks.soak_task.PLACES`), some two at once, some during the recovery from another death. A run
+is good if it ends with status 0, reports each death, leaves survivors with the same parameters bit for bit that have
+recorded each of their steps once, and has the usual accuracy. The exit status is 1 if any run is not good.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from rich.table import Table
 
 from benchmarks import launching
 from benchmarks.soak_task import LEAVING, PLACES, PLAN
-from hpcavg.results import metrics, summary
+from hpcavg.results import summary, view
 
 STEPS = 500
 _CHECKPOINT_STEPS = 50
-# Steps that the places of one event may be apart: the first mean after any step is due within so many.
+# How many steps the places of one event may be apart: after any step, a mean is due within so many steps.
 _REACH_STEPS = 32
 _ALL = dict.fromkeys(("computation", "mean for an evaluation", "evaluation", "flush of records", "checkpoint"), 1)
 _BLOCKING = {**_ALL, "global average": 3}
 _LATE = ("final average", "summary")
-# Options of each algorithm, and what its runs go through, with how much of it there shall be.
+# The options of each algorithm, the phases of its runs, and the weight of each phase.
 ALGORITHMS: dict[str, tuple[str, dict[str, int]]] = {
     "hier-avg": ("--k1 4 --k2 32", {**_BLOCKING, "local average": 3}),
     "dasgd": (
@@ -56,7 +56,7 @@ ALGORITHMS: dict[str, tuple[str, dict[str, int]]] = {
     "slowmo": ("--k 8", _BLOCKING),
     "diloco": ("--h 16", _BLOCKING),
     "ada-lupa": ("--tau0 4 --growth loss", {**_BLOCKING, "agreement on a round": 1}),
-    # It evaluates where the learners have just met.
+    # An evaluation follows a mean, so it needs none of its own.
     "pr-sgd-hetero": ("--base-steps 8", {**_BLOCKING, "mean for an evaluation": 0, "agreement on a round": 1}),
     "sync-sgd": ("--variant gradients", _BLOCKING),
 }
@@ -64,7 +64,7 @@ ALGORITHMS: dict[str, tuple[str, dict[str, int]]] = {
 
 @dataclass
 class Kill:
-    """A rank, numbered as at the start, that dies at the first passage of `place` at `step` or later."""
+    """A rank that dies at the first passage of `place` at `step` or later; `rank` is its number at the start."""
 
     rank: int
     place: str
@@ -73,13 +73,21 @@ class Kill:
 
 @dataclass
 class Outcome:
-    """A run and what became of it.
+    """A run and its outcome.
 
     Attributes
     ----------
-    kills : those planned. faults : what is not as it must be. wall_s : of the training, mean over the survivors.
-    recovery_s : of every survivor, for every time that it lost ranks. lost_s : all of that and the collectives that
-        were interrupted, mean over the survivors. steps, steps_due : that survivors have recorded, and should have.
+    algorithm : its name.
+    arguments : the options of hpcavg.
+    num_ranks : at the start.
+    kills : the planned deaths.
+    faults : what is wrong with the run.
+    accuracy : on the test samples.
+    wall_s : seconds of training, mean over the survivors.
+    recovery_s : seconds of recovery, of every survivor and every loss.
+    lost_s : seconds of recovery and of interrupted collectives, mean over the survivors.
+    steps : the steps that survivors have recorded.
+    steps_due : the steps that they should have recorded.
     """
 
     algorithm: str
@@ -96,7 +104,7 @@ class Outcome:
 
     @property
     def num_survivors(self) -> int:
-        """How many ranks are to be left."""
+        """How many ranks should survive."""
         return self.num_ranks - len(self.kills)
 
 
@@ -106,16 +114,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=100, help="ranks to kill, in all runs together [100]")
-    parser.add_argument("--seed", type=int, default=0, help="of the plan [0]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the plan [0]")
     parser.add_argument("--only", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS), metavar="ALGORITHM")
     parser.add_argument("--ranks", type=int, nargs="+", choices=range(3, 17), default=[4, 5, 6, 7, 8], metavar="N")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of every learner [{STEPS}]")
     parser.add_argument("--at-least", type=float, default=0.95, help="accuracy that every run must reach [0.95]")
-    parser.add_argument("--deadline", type=float, default=240.0, help="seconds after which a run hangs [240]")
-    parser.add_argument("--undisturbed", action="store_true", help="run every algorithm without kills, too")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what bad runs left, in FOLDER")
+    parser.add_argument("--deadline", type=float, default=240.0, help="a run that takes longer hangs [240]")
+    parser.add_argument("--undisturbed", action="store_true", help="also run every algorithm without kills")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the files of bad runs in FOLDER")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all outcomes to FILE, after every run")
-    parser.add_argument("--show", type=Path, nargs="+", metavar="FILE", help="show what such files tell instead")
+    parser.add_argument("--show", type=Path, nargs="+", metavar="FILE", help="show the outcomes in such files instead")
     options = parser.parse_args(arguments)
     if options.show:
         show([_outcome(each) for path in options.show for each in json.loads(path.read_text())])
@@ -125,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outcomes: list[Outcome] = []
     for run in plans(options):
         with tempfile.TemporaryDirectory() as folder:
-            run_collective(run, Path(folder), options)
+            run_one(run, Path(folder), options)
             if run.faults and options.keep:
                 shutil.copytree(folder, options.keep / Path(folder).name)
         outcomes.append(run)
@@ -140,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def plans(options: argparse.Namespace) -> Iterator[Outcome]:
-    """Yield runs until they kill as many as there shall be, after one of each algorithm without kills if asked for."""
+    """Yield runs until they kill enough ranks; with ``--undisturbed``, first one of each algorithm without kills."""
     if options.undisturbed:
         for name in options.only:
             yield Outcome(name, arguments(name, 2, "auto", options.steps), 6, [])
@@ -178,9 +186,9 @@ def _kills(
     deck: list[str],
     choice: random.Random,
 ) -> list[Kill]:
-    """Return `number` kills, some of them two at once or one during the recovery from another, all over the run."""
+    """Return `number` kills, spread over the run; some are two at once, some during a recovery."""
     alive = list(range(num_ranks))
-    events: list[list[str]] = []  # the places of those that die together
+    events: list[list[str]] = []  # the places of ranks that die together
     while number:
         places = [_deal(name, deck, choice)]
         if number > 1 and choice.random() < 0.4:
@@ -213,7 +221,7 @@ def _kills(
 
 
 def _deal(name: str, deck: list[str], choice: random.Random) -> str:
-    """Return the next place of the algorithm's deck, which has all that its runs go through."""
+    """Return the next place of the algorithm's deck; a deck has all places of its runs, by weight."""
     if not deck:
         _, shares = ALGORITHMS[name]
         deck.extend(f"{what}: {place}" for what, share in shares.items() for place in PLACES[what] * share)
@@ -232,8 +240,8 @@ def _pick(what: str, choice: random.Random) -> str:
 # -- runs -----------------------------------------------------------------------------------------------------------
 
 
-def run_collective(run: Outcome, folder: Path, options: argparse.Namespace) -> None:
-    """Do the run in `folder` and look at what it left."""
+def run_one(run: Outcome, folder: Path, options: argparse.Namespace) -> None:
+    """Run one run in `folder` and check what it has left."""
     plan = folder / "plan.json"
     plan.write_text(json.dumps([asdict(kill) for kill in run.kills]))
     task = f"{Path(__file__).with_name('soak_task.py')}:task"
@@ -264,7 +272,7 @@ def run_collective(run: Outcome, folder: Path, options: argparse.Namespace) -> N
 
 
 def _check(run: Outcome, folder: Path, options: argparse.Namespace) -> None:
-    """Compare what survivors left with what they should have."""
+    """Compare what the survivors have left with what they should have."""
     left = summary.read(folder / "run")
     survivors = [json.loads(path.read_text()) for path in sorted(folder.glob("survivor-*.json"))]
     expected = sorted(set(range(run.num_ranks)) - {kill.rank for kill in run.kills})
@@ -283,7 +291,7 @@ def _check(run: Outcome, folder: Path, options: argparse.Namespace) -> None:
     run.accuracy, run.wall_s = left["test_accuracy"], left["wall_s"]
     if run.accuracy < options.at_least:
         run.faults.append(f"accuracy {run.accuracy:.4f}")
-    recorded = metrics.read_view(folder / "run" / "metrics", "step")["step"]
+    recorded = view.read_view(folder / "run" / "metrics", "step")["step"]
     for rank in ranks:
         own = [step for step in recorded[rank].tolist() if step >= 0]
         due = options.steps if "hetero" not in run.algorithm else max(own)  # at their own pace
@@ -294,7 +302,7 @@ def _check(run: Outcome, folder: Path, options: argparse.Namespace) -> None:
 
 
 def _stacks(root: int) -> str:
-    """Return where the ranks of a job are, if py-spy is there to tell."""
+    """Return the stacks of a job's ranks, if py-spy is installed."""
     tool = shutil.which("py-spy")
     if tool is None:
         return "(py-spy would show where)"
@@ -312,7 +320,7 @@ def _outcome(values: dict[str, Any]) -> Outcome:
 
 
 def _tell(run: Outcome) -> None:
-    """Print a line on a run, and what is wrong with it."""
+    """Print a run, its kills and its faults."""
     places = ", ".join(f"{kill.rank} in {kill.place} from {kill.step}" for kill in run.kills)
     took = f"{run.wall_s:.1f} s, recovery {sum(run.recovery_s) / max(1, run.num_survivors):.2f} s"
     print(f"{time.strftime('%H:%M:%S')} {run.algorithm} on {run.num_ranks}: accuracy {run.accuracy:.4f}, {took};")
@@ -360,7 +368,7 @@ def _row(runs: Sequence[Outcome]) -> list[str]:
 
 
 def _quantiles(ordered: Sequence[float]) -> list[float]:
-    """Return the median, the 95 % quantile and the largest of what is sorted; nothing of nothing."""
+    """Return the median, the 95 % quantile and the largest of sorted values; nothing if there are none."""
     if not ordered:
         return []
     return [statistics.median(ordered), ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))], ordered[-1]]

@@ -1,8 +1,8 @@
 """The digits task for `benchmarks.soak`, with ranks that die at a chosen place of a chosen step.
 
-``PLAN`` in the environment names a JSON file: a list of ``{"rank", "place", "step"}``, the rank as numbered at the
-start. At the first passage of the place at that step or a later one the rank kills itself with SIGKILL. Survivors
-leave ``survivor-RANK.json`` beside the plan: a hash of their parameters, their losses of ranks, and the time it cost.
+The environment variable `PLAN` names a JSON file: a list of ``{"rank", "place", "step"}`` with ranks as at the start. A
+rank kills itself with SIGKILL when it first passes its place at its step or later. Survivors write
+``survivor-RANK.json`` beside the plan: a hash of their parameters, the ranks lost, and the time that it cost.
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ from hpcavg.averaging.replica import Replica
 from hpcavg.averaging.rounds import Rounds
 from hpcavg.averaging.synchronous import Averaging
 from hpcavg.checkpoints import store
-from hpcavg.checkpoints.manager import Checkpointer
+from hpcavg.checkpoints.manager import CheckpointManager
 from hpcavg.config.options import Config
 from hpcavg.distributed.shrinking import SurvivingTopology
 from hpcavg.engines import mpi as mpi_engine
 from hpcavg.engines import pending, shared
 from hpcavg.tasks import Task, digits
-from hpcavg.training.run_recorder import Record
+from hpcavg.training.loop import Loop
+from hpcavg.training.run_recorder import RunRecorder
 from hpcavg.training.trainer import Trainer
 
 PLAN = "HPCAVG_SOAK_PLAN"
 
-# What a rank is in, and where it may die there. A collective: before it, when its result is there but others may not
-# have theirs, and when all have it and nobody has used it. A mean: with half of the own slice written, too.
+# The phases of a run, and the places in each where a rank may die. In a collective: before it; after it, when others
+# may not have their result yet; and told, when all have it and none has used it. In a mean also half: half of the
+# rank's slice is written.
 _COLLECTIVE = ("before", "after", "told")
 _MEAN = ("before", "half", "after", "told")
 PLACES: dict[str, tuple[str, ...]] = {
@@ -59,23 +61,24 @@ PLACES: dict[str, tuple[str, ...]] = {
     "final average": _MEAN,
     "summary": (*_COLLECTIVE, "leaving"),
 }
-# Nobody need learn of this one.
+# The survivors need not notice this death.
 LEAVING = "summary: leaving"
 
 
 class Reaper:
-    """Kills this process when it passes by the place that the plan says, and keeps account of what others' deaths cost.
+    """Kills this process at its place in the plan, and measures what the deaths of others cost.
 
     Attributes
     ----------
-    step : the step that is being taken. interrupted_s : seconds in collectives up to the deaths that interrupted them.
+    step : the current step.
+    interrupted_s : seconds in collectives before a death interrupted them.
     """
 
     def __init__(self, plan: Path) -> None:
         self._folder = plan.parent
         self._plan: list[dict[str, Any]] = json.loads(plan.read_text())
         self._own: list[tuple[str, int]] | None = None
-        self._is_in = threading.local()  # means on their way are another thread's
+        self._is_in = threading.local()  # another thread takes delayed means
         self.model: nn.Module | None = None
         self.topology: SurvivingTopology | None = None
         self.step = 0
@@ -83,17 +86,17 @@ class Reaper:
         self._met_s = 0.0
 
     def meet(self) -> None:
-        """Keep in mind when a death was met."""
+        """Remember the time at which a death was noticed."""
         self._met_s = time.perf_counter()
 
     @property
     def what(self) -> str:
-        """What the thread is in."""
+        """The phase that this thread is in."""
         return getattr(self._is_in, "what", "")
 
     @contextmanager
     def within(self, what: str) -> Iterator[None]:
-        """Be in `what`, for the time of the block."""
+        """Set the phase of this thread inside the block."""
         outer, self._is_in.what = self.what, what
         try:
             yield
@@ -101,7 +104,7 @@ class Reaper:
             self._is_in.what = outer
 
     def pass_by(self, place: str, what: str | None = None) -> None:
-        """Die if this is the place."""
+        """Die if the plan names this place and step."""
         if self.topology is None:
             return
         name = f"{self.what if what is None else what}: {place}"
@@ -110,7 +113,7 @@ class Reaper:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def is_due(self, place: str) -> bool:
-        """Return whether `pass_by` would kill."""
+        """Return whether `pass_by` would kill this process."""
         name = f"{self.what}: {place}"
         topology = self.topology
         return topology is not None and any(
@@ -123,7 +126,7 @@ class Reaper:
         return self._own
 
     def collective(self, run_collective: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `run_collective` or `run_retryable` with places before, at and after what it does."""
+        """Wrap `run_collective` or `run_retryable` with the places of a collective."""
 
         @functools.wraps(run_collective)
         def wrapped(topology: SurvivingTopology, action: Callable[[], Any], *rest: Any, **more: Any) -> Any:
@@ -136,7 +139,7 @@ class Reaper:
             entered_s, num_losses = time.perf_counter(), len(topology.losses)
             result = run_collective(topology, act, *rest, **more)
             if len(topology.losses) > num_losses:
-                # Of several deaths in one collective the last counts: what lies before is recovery, too, or waiting.
+                # Of several deaths in one collective the last counts; the time before it is recovery or waiting.
                 recovered_s = sum(loss.recovery_s for loss in topology.losses[num_losses:-1])
                 self.interrupted_s += self._met_s - entered_s - recovered_s
             self.pass_by("told")
@@ -145,7 +148,7 @@ class Reaper:
         return wrapped
 
     def inside(self, function: Callable[..., Any], what: Callable[..., str] | str) -> Callable[..., Any]:
-        """Return `function`, in which this rank is in `what`, or in what that returns for the arguments."""
+        """Wrap `function` in the phase `what`, or in the one that `what` returns for the arguments."""
 
         @functools.wraps(function)
         def wrapped(*arguments: Any, **more: Any) -> Any:
@@ -155,7 +158,7 @@ class Reaper:
         return wrapped
 
     def before(self, function: Callable[..., Any], place: str, what: str | None = None) -> Callable[..., Any]:
-        """Return `function` with a place before it."""
+        """Wrap `function` with a place before it."""
 
         @functools.wraps(function)
         def wrapped(*arguments: Any, **more: Any) -> Any:
@@ -165,7 +168,7 @@ class Reaper:
         return wrapped
 
     def after(self, function: Callable[..., Any], place: str, what: str | None = None) -> Callable[..., Any]:
-        """Return `function` with a place after it."""
+        """Wrap `function` with a place after it."""
 
         @functools.wraps(function)
         def wrapped(*arguments: Any, **more: Any) -> Any:
@@ -176,7 +179,7 @@ class Reaper:
         return wrapped
 
     def install(self) -> None:
-        """Put the places into the classes of hpcavg, in this process."""
+        """Patch the places into the classes of hpcavg, in this process."""
         patch = _Patch(self)
         patch.collectives()
         patch.means()
@@ -184,7 +187,7 @@ class Reaper:
         atexit.register(self.leave)
 
     def leave(self) -> None:
-        """Leave what the soak checks of a survivor."""
+        """Write the file of a survivor."""
         topology, model = self.topology, self.model
         if topology is None or model is None:
             return
@@ -202,7 +205,7 @@ class Reaper:
 
 
 class _Patch:
-    """The places, one method for each kind."""
+    """Patches the places into hpcavg, a method for each kind."""
 
     def __init__(self, reaper: Reaper) -> None:
         self.reaper = reaper
@@ -217,14 +220,14 @@ class _Patch:
         _replace(owner, name, self.reaper.after(getattr(owner, name), place, what))
 
     def collectives(self) -> None:
-        """Whatever goes through the topology, and what it is."""
+        """Patch all collectives of the topology, and name their phases."""
         reaper, step = self.reaper, Averager.step
         for name in ("run_collective", "run_retryable"):
             _replace(SurvivingTopology, name, reaper.collective(getattr(SurvivingTopology, name)))
 
         def counted(averager: Averager, *arguments: Any, **more: Any) -> None:
             reaper.topology = averager.topology  # type: ignore[assignment]
-            # Where learners go at their own pace a slow one gets as far as all do on average.
+            # At their own pace, slow learners get as far as the mean of all.
             reaper.step = max(averager.progress.step + 1, round(averager.progress.mean_step))
             reaper.pass_by("step", "computation")
             step(averager, *arguments, **more)
@@ -236,16 +239,16 @@ class _Patch:
         self._in(Delayed, "start", "start of a delayed average")
         self._in(Delayed, "collect", "merge of a delayed average")
         self._in(Rounds, "_agree", "agreement on a round")
-        self._in(Trainer, "_evaluate", "evaluation")
+        self._in(Loop, "_evaluate", "evaluation")
         self._in(Trainer, "_conclude", "summary")
-        self._in(Record, "flush", "flush of records")
-        self._in(Checkpointer, "write", "checkpoint")
+        self._in(RunRecorder, "flush", "flush of records")
+        self._in(CheckpointManager, "write", "checkpoint")
         self._before(SurvivingTopology, "free", "leaving", "summary")
         self._before(store, "write_rank", "file")
         self._before(store, "commit", "manifest")
 
     def means(self) -> None:
-        """In the middle of a mean: half of the slice is written, or MPI has summed the first of the arrays."""
+        """Patch the middle of a mean: half of the slice is written, or MPI has summed the first array."""
         reaper, average, step = self.reaper, shared.average, pending.Pending.step
 
         def half(rows: Any, targets: Any, start: int, end: int, count: int) -> None:
@@ -266,7 +269,7 @@ class _Patch:
         self._before(mpi_engine, "divide", "half")
 
     def recovery(self) -> None:
-        """While others' deaths are dealt with."""
+        """Patch the recovery from others' deaths."""
         reaper, recover, split = self.reaper, SurvivingTopology.recover, SurvivingTopology._split
 
         def recovering(topology: SurvivingTopology, error: Any) -> None:

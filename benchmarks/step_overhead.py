@@ -1,7 +1,7 @@
-"""What `Averager.step` costs over ``optimizer.step`` at a step where no mean is due.
+"""The overhead of `Averager.step` over ``optimizer.step`` in a step without a mean.
 
-Both are timed in turn on the same parameters, many short rounds each; the figure is the median over the rounds of their
-difference, so that a slow spell of the machine meets both alike, on the rank where it is largest.
+Both are timed in turns on the same parameters, in many short rounds, so a slow spell of the machine affects both. The
+figure is the median difference over the rounds, of the rank on which it is largest.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks import common
+from benchmarks.figures import interval
+from benchmarks.options import run
 from hpcavg import Averager, Topology, algorithms
 from hpcavg.algorithms.rule import Rule
 from hpcavg.errors import require_integer
 from hpcavg.models import build
-from hpcavg.results.summary import counted
+from hpcavg.utils.text import counted
 
 NEVER = 10**9
 RULES: dict[str, Rule] = {
@@ -32,7 +34,7 @@ RULES: dict[str, Rule] = {
 
 
 def seconds_per_call(call: Callable[[], object], calls: int) -> float:
-    """Return the mean seconds of one of `calls` calls."""
+    """Return the mean seconds of a call, over `calls` calls."""
     started = time.perf_counter()
     for _ in range(calls):
         call()
@@ -40,7 +42,7 @@ def seconds_per_call(call: Callable[[], object], calls: int) -> float:
 
 
 def measure(rule: Rule, topology: Topology, rounds: int, calls: int) -> dict[str, list[float]]:
-    """Return the microseconds of both steps, a value a round, of the rank with the largest median difference."""
+    """Return the microseconds of both steps, a value per round, of the rank with the largest median difference."""
     model = build("cnn", (1, 8, 8), 10)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -56,7 +58,7 @@ def measure(rule: Rule, topology: Topology, rounds: int, calls: int) -> dict[str
 
 
 def differences(plain: Sequence[float], ours: Sequence[float]) -> list[float]:
-    """Return how much longer each of `ours` took than its neighbour in `plain`."""
+    """Return how much longer each of `ours` took than the same round of `plain`."""
     return [b - a for a, b in zip(plain, ours, strict=True)]
 
 
@@ -74,7 +76,7 @@ def main() -> None:
     title = f"step overhead, {ranks}, {options.rounds} rounds of {options.calls} calls, us"
     rows = []
     for name, (plain, ours) in ((name, found.values()) for name, found in results.items()):
-        overhead, low, high = common.interval(differences(plain, ours))
+        overhead, low, high = interval(differences(plain, ours))
         steps = (f"{statistics.median(values):.2f}" for values in (plain, ours))
         rows.append((name, *steps, f"{overhead:.2f}", f"{low:.2f} to {high:.2f}"))
     common.show(topology, title, ("", "optimizer.step", "averager.step", "overhead", "95 % interval"), rows)
@@ -82,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

@@ -1,11 +1,11 @@
-"""Every benchmark that measures, one after the other, and one folder with a page of what they have found.
+"""Run the benchmarks of a preset, one after the other, and write one folder with a page of their results.
 
     python -m benchmarks.suite --preset quick [--output FOLDER] [--ranks N] [--launcher TEMPLATE] [--only NAME ...]
 
-Not under mpirun: it starts mpirun, or what `--launcher` says, for each of them. Inside a Slurm or LSF job there are as
-many ranks as the job has tasks. A benchmark that fails, or takes too long, is on the page as failed, and the exit
-status is then 1. SIGINT (Ctrl-C), SIGTERM and SIGHUP end the one that runs; the page tells of those before it, and the
-exit status is 128 + the signal's number. `benchmarks.compare` sets two such folders side by side.
+Do not start it under mpirun: it starts mpirun, or `--launcher`, for each benchmark. Inside a Slurm or LSF job there are
+as many ranks as the job has tasks. A benchmark that fails or takes too long is marked on the page, and the exit status
+is 1. SIGINT (Ctrl-C), SIGTERM and SIGHUP end the benchmark that runs; the page shows those before it, and the exit
+status is 128 + the signal's number. `benchmarks.compare` compares two such folders.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _VARIABLES = ("OMPI_", "PRTE_", "PMIX_", "UCX_", "FI_", "GLOO_", "MPICH_", "OMP_
 
 
 class Stop:
-    """Whether a signal has asked the suite to end: `number` is then the signal's, else None."""
+    """Remembers the signal that asks the suite to end; `number` is None until then."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=launching.default_ranks(), help="[those of the job, or 4]")
     launching.add_option(parser)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="benchmarks of the preset to run [all]")
-    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="that a benchmark may take [the preset's]")
+    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="for one benchmark [the preset's]")
     parser.add_argument("--wire-gbit", type=float, help="bandwidth between nodes in Gbit/s, for benchmarks.mean")
     parser.add_argument("--interface", help="network interface for gloo, for benchmarks.mean and benchmarks.training")
     options = parser.parse_args()
@@ -83,7 +83,7 @@ def main() -> int:
     stop = Stop()
     console = Console(force_terminal=is_terminal(), soft_wrap=True, highlight=False, markup=False)
     try:
-        _carry_out(suite, folder, options.ranks, deadline_s, stop, console)
+        _run_all(suite, folder, options.ranks, deadline_s, stop, console)
     except OSError as error:
         raise InputError("output", folder, f"a folder that can be written ({why(error)})") from error
     states = [outcome.state for outcome in suite.outcomes]
@@ -94,7 +94,7 @@ def main() -> int:
 
 
 def _variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return those that MPI and its networks take."""
+    """Return the variables that MPI and its networks read."""
     return {
         name: value
         for name, value in environment.items()
@@ -103,7 +103,7 @@ def _variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def command(words: list[str], launcher: str, ranks: int, json_file: Path) -> list[str]:
-    """Return what starts the module and options in `words`; `compare_algorithms` starts its ranks itself."""
+    """Return the command for the module and options in `words`; `compare_algorithms` starts its ranks itself."""
     program = [sys.executable, "-m", f"benchmarks.{words[0]}", *words[1:], "--json", str(json_file)]
     if words[0] == "compare_algorithms":
         return [*program, "--ranks", str(ranks), "--launcher", launcher]
@@ -111,7 +111,7 @@ def command(words: list[str], launcher: str, ranks: int, json_file: Path) -> lis
 
 
 def _check_alone() -> None:
-    """Raise `InputError` where a launcher has started several of this process."""
+    """Raise `InputError` if a launcher has started several processes of the suite."""
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
         if os.environ.get(name, "1") != "1":
             raise InputError(name, os.environ[name], "1 or unset: the suite starts mpirun itself")
@@ -129,13 +129,13 @@ def _make_folder(path: Path) -> Path:
     return path
 
 
-def _carry_out(suite: Suite, folder: Path, ranks: int, deadline_s: float, stop: Stop, console: Console) -> None:
-    """Run all; the folder tells of them after each."""
-    from benchmarks import plots  # with matplotlib, which bad input need not wait for
+def _run_all(suite: Suite, folder: Path, ranks: int, deadline_s: float, stop: Stop, console: Console) -> None:
+    """Run all benchmarks; update the folder after each."""
+    from benchmarks import plots  # imports matplotlib, which takes seconds
 
     records: dict[str, Record] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Once a second: what is measured needs the cores.
+    # Once a second: the benchmark needs the cores.
     bar = Progress(*columns, console=console, refresh_per_second=1, disable=not is_terminal())
     with bar as progress:
         task = progress.add_task("", total=len(suite.outcomes))
@@ -144,7 +144,7 @@ def _carry_out(suite: Suite, folder: Path, ranks: int, deadline_s: float, stop: 
                 outcome.reason = f"{signal.Signals(stop.number).name} ended the suite"
                 continue
             progress.update(task, description=outcome.name)
-            run_collective(outcome, folder / f"{outcome.name}.txt", deadline_s, stop)
+            run_one(outcome, folder / f"{outcome.name}.txt", deadline_s, stop)
             record = take_record(outcome, folder / f"{outcome.name}.json", ranks)
             if record is not None:
                 records[outcome.name] = record
@@ -156,8 +156,8 @@ def _carry_out(suite: Suite, folder: Path, ranks: int, deadline_s: float, stop: 
     _write(suite, folder, records)
 
 
-def run_collective(outcome: Outcome, output: Path, deadline_s: float, stop: Stop) -> None:
-    """Run one benchmark, what it prints into the file `output`, and note in `outcome` how it went."""
+def run_one(outcome: Outcome, output: Path, deadline_s: float, stop: Stop) -> None:
+    """Run one benchmark with its output in the file `output`, and set its `outcome`."""
     started = time.monotonic()
     with output.open("wb") as out:
         process = subprocess.Popen(
@@ -183,7 +183,7 @@ def run_collective(outcome: Outcome, output: Path, deadline_s: float, stop: Stop
 
 
 def take_record(outcome: Outcome, path: Path, ranks: int) -> Record | None:
-    """Return the record that a run has left, if any; a run without one, or on other ranks, has failed."""
+    """Return the record of a run, if there is one. A run without one, or on another number of ranks, has failed."""
     if not path.exists():
         outcome.state, outcome.reason = "failed", outcome.reason or "it has left no figures"
         return None
@@ -193,7 +193,7 @@ def take_record(outcome: Outcome, path: Path, ranks: int) -> Record | None:
         outcome.state, outcome.reason = "failed", outcome.reason or str(error)
         return None
     seen = record.environment.get("ranks")
-    if seen != ranks:  # each rank alone, under a launcher that MPI does not know
+    if seen != ranks:  # the launcher is not of this MPI: each rank saw itself alone
         outcome.state, outcome.reason = "failed", f"MPI saw {seen} ranks, not {ranks}; see --launcher"
     return record
 

@@ -1,4 +1,4 @@
-"""Bytes between ranks over TCP and nothing else: what the kernel and the wire take for them, whoever sends them."""
+"""Send bytes between ranks over TCP and nothing else: the time that kernel and wire take for any sender."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from mpi4py import MPI
 
 
 class Ring:
-    """Every rank sends `num_bytes` to the next one and receives as many from the one before, over one connection each.
+    """Every rank sends `num_bytes` to the next rank and receives as many from the one before. Collective.
 
-    Two threads of a rank sit in the kernel meanwhile, one sending and one receiving: the least that a rank can do.
+    Two threads of a rank do it, one for each connection. They stay in the kernel: the least work that a rank can do.
     """
 
     def __init__(self, comm: MPI.Comm, num_bytes: int) -> None:
@@ -24,7 +24,7 @@ class Ring:
         self._pool = ThreadPoolExecutor(2)
 
     def start(self) -> tuple[Future[None], Future[None]]:
-        """Start an exchange; it is over when both futures are done."""
+        """Start an exchange. It ends when both futures are done."""
         return self._pool.submit(self._next.sendall, self._sent), self._pool.submit(self._receive)
 
     def _receive(self) -> None:

@@ -1,4 +1,4 @@
-"""What PyTorch and accelerate bring along for the mean of a model, over gloo on the ranks of an MPI run."""
+"""The averagers of PyTorch and accelerate, over gloo on the ranks of an MPI run."""
 
 from __future__ import annotations
 
@@ -17,22 +17,28 @@ from torch.distributed.algorithms.model_averaging.hierarchical_model_averager im
 
 from hpcavg import Topology
 
-PARAMETER_ELEMENTS = 2**18  # the size of a parameter tensor where an averager works tensor by tensor
+PARAMETER_ELEMENTS = 2**18  # of a parameter tensor, for averagers that work tensor by tensor
 
 
 @contextlib.contextmanager
 def gloo(topology: Topology, interface: str | None = None) -> Iterator[None]:
-    """Let torch.distributed run over gloo on the learners inside the block. Collective.
+    """Run torch.distributed over gloo on the learners, inside the block. Collective.
 
-    The ranks meet at a port of rank 0's node, under ``MASTER_ADDR`` where it is set, else by the node's name; on a
-    single node by the loopback address. interface : the network interface gloo is to use; by default the one that the
-    node's name belongs to.
+    The ranks meet at a port of rank 0's node. Its address is the variable ``MASTER_ADDR``, or the loopback address on a
+    single node, or else the node's name.
+
+    Parameters
+    ----------
+    topology : Topology
+        The learners.
+    interface : str, optional
+        The network interface for gloo. Default: the one of the node's name.
     """
     if interface:
         os.environ["GLOO_SOCKET_IFNAME"] = interface
     here = "127.0.0.1" if topology.num_nodes == 1 else socket.gethostname()
     host = topology.learner_ranks.bcast(os.environ.setdefault("MASTER_ADDR", here))
-    os.environ["MASTER_ADDR"] = host  # accelerate asks for it on several nodes
+    os.environ["MASTER_ADDR"] = host  # accelerate reads it
     store = None
     if topology.rank == 0:
         store = distributed.TCPStore(host, 0, topology.num_learners, is_master=True, wait_for_workers=False)
@@ -48,7 +54,7 @@ def gloo(topology: Topology, interface: str | None = None) -> Iterator[None]:
 
 
 def means(topology: Topology, values: Tensor) -> dict[str, Callable[[], object]]:
-    """Return calls that put the mean over all learners into `values`, shape (numel,), each by its peer's name."""
+    """Return calls that put the mean over all learners into `values`, shape (numel,), by the name of the peer."""
 
     def all_reduce() -> None:
         distributed.all_reduce(values)
@@ -56,7 +62,7 @@ def means(topology: Topology, values: Tensor) -> dict[str, Callable[[], object]]
 
     parameters = [torch.nn.Parameter(part) for part in values.split(PARAMETER_ELEMENTS)]
     no_gradient = torch.zeros(PARAMETER_ELEMENTS)
-    for parameter in parameters:  # torch's averagers leave out parameters that have none
+    for parameter in parameters:  # torch's averagers skip parameters without a gradient
         parameter.grad = no_gradient[: parameter.numel()]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "When period is 1")
@@ -70,7 +76,7 @@ def means(topology: Topology, values: Tensor) -> dict[str, Callable[[], object]]
         hierarchical = HierarchicalModelAverager(OrderedDict([(1, group_size), (2, topology.num_learners)]))
 
         def average() -> None:
-            hierarchical.step = 0  # a step at which the mean over all is due
+            hierarchical.step = 0  # at this step the global mean is due
             hierarchical.average_parameters(parameters)
 
         found["torch hierarchical"] = average
@@ -80,7 +86,7 @@ def means(topology: Topology, values: Tensor) -> dict[str, Callable[[], object]]
 
 
 def _group_size(topology: Topology) -> int | None:
-    """Return the size of the lower level of torch's hierarchy: a node's ranks, or 2; None where there are no two."""
+    """Return the group size of torch's lower level: a node's ranks, or 2; None if there cannot be two levels."""
     sizes = set(topology.group_sizes.values())
     size = sizes.pop() if len(sizes) == 1 and topology.num_groups > 1 else 2
     return size if 1 < size < topology.num_learners and topology.num_learners % size == 0 else None
@@ -90,6 +96,6 @@ def _local_sgd(values: Tensor) -> Callable[[], object]:
     from accelerate import Accelerator
     from accelerate.local_sgd import LocalSGD
 
-    # Parameters of its own: it gives them new memory at every mean.
+    # It needs its own parameters: it gives them new memory at every mean.
     model = torch.nn.ParameterList(torch.nn.Parameter(part) for part in values.split(PARAMETER_ELEMENTS))
     return LocalSGD(Accelerator(cpu=True), model, local_sgd_steps=1).step

@@ -1,6 +1,25 @@
 """hpcavg: training neural networks by model averaging over MPI.
 
-The names below are imported when they are first used, so that ``python -m hpcavg --help`` needs neither torch nor MPI.
+The names below are imported when they are first used, so ``python -m hpcavg --help`` needs neither torch nor MPI.
+
+Examples
+--------
+One process is one learner, and averages with nobody; ``mpirun -np 4 python script.py`` starts four of them.
+
+>>> import torch
+>>> from hpcavg import Averager, Topology, algorithms
+>>> model = torch.nn.Linear(4, 2)
+>>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+>>> topology = Topology()
+>>> averager = Averager(model, optimizer, algorithms.k_avg(k=8), topology)
+>>> for _ in range(16):
+...     optimizer.zero_grad()
+...     model(torch.ones(1, 4)).sum().backward()
+...     averager.step()
+>>> averager.finish()
+>>> averager.totals.global_averages
+2
+>>> topology.free()
 """
 
 from __future__ import annotations

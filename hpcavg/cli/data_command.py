@@ -1,4 +1,4 @@
-"""What ``python -m hpcavg data`` does: files of data sets made ready for training, checked, or made up."""
+"""``python -m hpcavg data``: prepare data sets for training, check them, or write synthetic ones."""
 
 from __future__ import annotations
 
@@ -14,10 +14,21 @@ from hpcavg.errors import InputError, reason
 
 
 def run(options: argparse.Namespace, connect: Callable[[], Any], rank: int) -> None:
-    """Do what `options`, those of ``cli.parse_data``, say.
+    """Run the command. All ranks prepare and check imagenet; rank 0 alone does the rest.
 
-    All ranks prepare and check imagenet; the rest is the work of rank 0. `connect` returns the communicator of all
-    ranks; MPI is started by nothing else. Raises `InputError`, on all ranks where they work together.
+    Parameters
+    ----------
+    options : argparse.Namespace
+        The options, as ``cli.parsers.parse_data`` returns them.
+    connect : callable
+        Returns the communicator of all ranks. Nothing else starts MPI.
+    rank : int
+        This rank.
+
+    Raises
+    ------
+    InputError
+        The data cannot be read or written. For imagenet all ranks raise it.
     """
     folder = Path(options.data_dir)
     output = folder if getattr(options, "output", None) is None else Path(options.output)
@@ -40,12 +51,12 @@ def run(options: argparse.Namespace, connect: Callable[[], Any], rank: int) -> N
 def _prepare_epsilon(folder: Path, output: Path) -> None:
     epsilon = _module("epsilon")
     counts = epsilon.prepare(folder, output)
-    print(f"{output / epsilon.FILE}: {_told(counts)}")
+    print(f"{output / epsilon.FILE}: {_samples(counts)}")
     if counts != epsilon.NUM_SAMPLES:
-        print(f"the original has {_told(epsilon.NUM_SAMPLES)}")
+        print(f"the original has {_samples(epsilon.NUM_SAMPLES)}")
 
 
-def _told(counts: dict[str, int]) -> str:
+def _samples(counts: dict[str, int]) -> str:
     return f"{counts['train']:,} training and {counts['test']:,} test samples"
 
 
@@ -57,14 +68,14 @@ def _synthesize(options: argparse.Namespace, folder: Path) -> None:
         more = (options.compress,)
     with _nothing_left(folder):
         _module(options.dataset).synthesize(folder, options.scale, options.seed, *more)
-    print(f"{folder}: {options.dataset}, {options.scale:g} of the original's size, made up with seed {options.seed}")
+    print(f"{folder}: {options.dataset}, {options.scale:g} of the original's size, synthetic, seed {options.seed}")
     if options.dataset != "cifar10":
         print(f"next: python -m hpcavg data prepare {options.dataset} --data-dir {folder}")
 
 
 @contextmanager
 def _nothing_left(folder: Path) -> Iterator[None]:
-    """Remove what came into `folder` meanwhile, and the folder itself, where what is done here fails."""
+    """If the work inside fails, remove what it has written to `folder`, and the folder if it is new."""
     before = set(folder.iterdir()) if folder.is_dir() else None
     try:
         yield
@@ -76,5 +87,5 @@ def _nothing_left(folder: Path) -> Iterator[None]:
 
 
 def _module(dataset: str) -> Any:
-    """Return the module of a data set; what it imports, the others do without."""
+    """Return the module of a data set. It is imported only if it is needed."""
     return importlib.import_module(f"hpcavg.data.{dataset}")

@@ -1,4 +1,4 @@
-"""``python -m hpcavg info``: where ranks run, how means would be taken there and why, and what will hurt."""
+"""``python -m hpcavg info``: what the ranks have, which engine they get and why, and what will hurt a run."""
 
 from __future__ import annotations
 
@@ -16,44 +16,43 @@ from hpcavg.engines.base import Engine
 from hpcavg.engines.gpu.cuda_support import find_cuda_awareness
 from hpcavg.engines.select import select_engine
 from hpcavg.errors import InputError
-from hpcavg.machine import mpi_library, placement, survey
-from hpcavg.machine.advice import warnings
-from hpcavg.machine.place import Place, by_node
-from hpcavg.results.summary import counted
+from hpcavg.machine import cores, devices, inspection, mpi_library
+from hpcavg.machine.inventory import RankInventory, by_node
+from hpcavg.machine.warnings import find_warnings
 from hpcavg.training import failures
-from hpcavg.utils.text import fold_names, fold_numbers
+from hpcavg.utils.text import counted, fold_names, fold_numbers
 
-# About the size of a ResNet-18: what engines are tried with, where a node has room for it.
+# Engines are tried with an array of this size, about a ResNet-18, or a smaller one if a node has less room.
 _TRIAL_ELEMENTS = 11 * 10**6
 
 HEADS = ("node", "ranks", "local groups", "cores", "NUMA nodes", "threads per rank", "device", "free to share")
 
 
 def main(config: Config) -> None:
-    """Print one table of all nodes and the engine that `config` gets there, on rank 0. Collective over all ranks."""
+    """Print a table of all nodes and the engine that `config` gets there, on rank 0. Collective over all ranks."""
     wait_asleep(MPI.COMM_WORLD)
     topology = Topology(failures.all_ranks(config), group_size=config.group_size, num_servers=config.servers)
-    device = topology.run_on_all_ranks(lambda: placement.choose_device(config.device, topology.node_rank))
-    threads = config.threads or placement.num_threads(topology.node)
-    place = survey.find_place(topology, device, threads)
+    device = topology.run_on_all_ranks(lambda: devices.choose_device(config.device, topology.node_rank))
+    threads = config.threads or cores.num_threads(topology.node)
+    own = inspection.take_inventory(topology, device, threads)
     engine = topology.run_on_all_ranks(lambda: select_engine(config.engine, topology, device))
-    _try(engine, topology, device, place.shared_bytes)
+    _try(engine, topology, device, own.free_shared_bytes)
     is_cuda_aware, how_known = find_cuda_awareness(topology)
-    places = topology.all_ranks.gather(place)
-    if places is None:
+    ranks = topology.all_ranks.gather(own)
+    if ranks is None:
         return
     num_bytes, size = _model_size(config)
     lines = [
-        *_of_software(places[0]),
+        *_of_software(ranks[0]),
         f"CUDA-aware: {'yes' if is_cuda_aware else 'no'} ({how_known})",
         f"{counted(topology.num_learners, 'learner')}, {counted(topology.num_servers, 'server')},"
         f" {counted(topology.num_nodes, 'node')}, {counted(topology.num_groups, 'local group')};"
         f" model of {size}",
         f"engine {engine.name}",
         *(f"  {note}" for note in engine.notes),
-        *(f"warning: {text}" for text in warnings(places, survey.find_plan(config, num_bytes))),
+        *(f"warning: {text}" for text in find_warnings(ranks, inspection.find_needs(config, num_bytes))),
     ]
-    _print(places, lines)
+    _print(ranks, lines)
 
 
 def _try(engine: Engine, topology: Topology, device: torch.device, shared_bytes: int) -> None:
@@ -64,66 +63,69 @@ def _try(engine: Engine, topology: Topology, device: torch.device, shared_bytes:
 
 
 def _model_size(config: Config) -> tuple[int, str]:
-    """Return the size of the model in bytes, 0 where it cannot be found out, and the same in words, with why."""
+    """Return the size of the model in bytes, 0 if it is unknown, and the size in words, or why it is unknown."""
     try:
-        num_bytes = survey.model_bytes(config)
+        num_bytes = inspection.model_bytes(config)
     except InputError as error:
         return 0, f"unknown size: {error.as_option()}"
     return num_bytes, f"{num_bytes / 1e6:.3g} MB"
 
 
-def table(places: Sequence[Place]) -> list[tuple[str, ...]]:
-    """Return the rows under `HEADS`: one for the ranks of a node that have the same; nodes that are alike share theirs.
+def table(ranks: Sequence[RankInventory]) -> list[tuple[str, ...]]:
+    """Return the rows under `HEADS`: one for the ranks of a node that have the same. Nodes that are alike share rows.
 
-    places : those of all ranks, in their order.
+    Parameters
+    ----------
+    ranks : sequence of RankInventory
+        All ranks, in their order.
     """
-    alike: dict[tuple[tuple[str, ...], ...], list[list[Place]]] = {}
-    for members in by_node(places).values():
-        kinds: dict[tuple[object, ...], list[Place]] = {}
-        for place in members:
-            kinds.setdefault((len(place.cores), place.threads, place.device, place.group is None), []).append(place)
+    alike: dict[tuple[tuple[str, ...], ...], list[list[RankInventory]]] = {}
+    for members in by_node(ranks).values():
+        kinds: dict[tuple[object, ...], list[RankInventory]] = {}
+        for rank in members:
+            kinds.setdefault((len(rank.cores), rank.threads, rank.device, rank.group is None), []).append(rank)
         shape = tuple((str(len(kind)), *_what_they_have(kind)) for kind in kinds.values())
         rows = alike.setdefault(shape, [[] for _ in kinds])
         for row, kind in zip(rows, kinds.values(), strict=True):
             row.extend(kind)
     return [
-        (*_who_they_are(row, int(number)), *has, f"{min(place.shared_bytes for place in row) / 2**30:.1f} GiB")
+        (*_who_they_are(row, int(number)), *has, f"{min(rank.free_shared_bytes for rank in row) / 2**30:.1f} GiB")
         for shape, rows in alike.items()
         for (number, *has), row in zip(shape, rows, strict=True)
     ]
 
 
-def _who_they_are(row: Sequence[Place], number: int) -> tuple[str, str, str]:
-    nodes = {place.node for place in row}
+def _who_they_are(row: Sequence[RankInventory], number: int) -> tuple[str, str, str]:
+    nodes = {rank.node for rank in row}
     is_many = len(nodes) > 1
-    groups = fold_numbers(place.group for place in row if place.group is not None)
+    groups = fold_numbers(rank.group for rank in row if rank.group is not None)
     return (
-        f"{fold_names(place.node for place in row)}{f': {len(nodes)}' if is_many else ''}",
-        f"{fold_numbers(place.rank for place in row)}{f' ({number} each)' if is_many else ''}",
+        f"{fold_names(rank.node for rank in row)}{f': {len(nodes)}' if is_many else ''}",
+        f"{fold_numbers(rank.number for rank in row)}{f' ({number} each)' if is_many else ''}",
         groups or "servers",
     )
 
 
-def _what_they_have(kind: Sequence[Place]) -> tuple[str, str, str, str]:
-    """Return the same for all ranks of a node that have as many cores and threads and are on devices of one kind."""
-    cores, own = frozenset[int]().union(*(place.cores for place in kind)), len(kind[0].cores)
-    given = kind[0].given
+def _what_they_have(kind: Sequence[RankInventory]) -> tuple[str, str, str, str]:
+    """Return cores, NUMA nodes, threads and device of the ranks of a node that have the same."""
+    cores, own = frozenset[int]().union(*(rank.cores for rank in kind)), len(kind[0].cores)
+    given = kind[0].cores_given
     texts = [str(len(cores))]
     if own < len(cores):
         texts.append(f"{own} each")
     if given is not None and given < len(cores):
         texts.append(f"{given} given")
-    indices = [place.gpu_index for place in kind if place.gpu_index is not None]
+    indices = [rank.gpu_index for rank in kind if rank.gpu_index is not None]
     return (
         ", ".join(texts),
-        fold_numbers(number for place in kind for number in place.numa_nodes),
+        fold_numbers(number for rank in kind for number in rank.numa_nodes),
         str(kind[0].threads),
         f"{kind[0].device}{f' ({fold_numbers(indices)})' if indices else ''}",
     )
 
 
-def _of_software(first: Place) -> Iterator[str]:
-    """Yield what rank 0 knows of the libraries and of who started it."""
+def _of_software(first: RankInventory) -> Iterator[str]:
+    """Yield lines on the libraries and the launcher of rank 0."""
     versions = dict(first.versions)
     mpi, messages_by, ucx_version = (versions.pop(name) for name in ("MPI", "messages by", "UCX"))
     yield ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -150,12 +152,12 @@ def _fault_tolerance(mpi: str, has: bool, is_on: bool) -> str:
     return f"fault tolerance: the library {'has' if has else 'lacks'} it; {on}"
 
 
-def _print(places: Sequence[Place], lines: Sequence[str]) -> None:
+def _print(ranks: Sequence[RankInventory], lines: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     shown = Table(*HEADS)
-    for row in table(places):
+    for row in table(ranks):
         shown.add_row(*row)
     console = Console(width=120, force_terminal=False, markup=False)
     console.print(shown)

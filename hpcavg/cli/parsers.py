@@ -21,7 +21,7 @@ from hpcavg.config.section import Option
 from hpcavg.config.sources import from_sources
 from hpcavg.distributed.job_environment import check_sizes
 from hpcavg.errors import InputError, UsageError, require_integer, require_number
-from hpcavg.machine import advice
+from hpcavg.machine.warnings import warn_of_learners
 from hpcavg.utils.text import printable
 
 COMMANDS = {
@@ -203,7 +203,7 @@ def write_job(arguments: Sequence[str]) -> None:
         config = parse_train([*options, "--output", wanted.output or "runs", "--resume", wanted.resume])
         num_ranks = wanted.nodes * wanted.ranks_per_node
         check_sizes(num_ranks, config.topology.group_size, config.servers)
-        for text in advice.of_learners(config.run.intended_learners, num_ranks - config.servers):
+        for text in warn_of_learners(config.run.intended_learners, num_ranks - config.servers):
             print(f"hpcavg: warning: {text}", file=sys.stderr)
     job.write(wanted, options, script)
 

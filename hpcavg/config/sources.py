@@ -14,13 +14,16 @@ from hpcavg.config.options import CONFIG_FILE, OPTIONS, Config, underscored
 from hpcavg.config.section import UNSET
 from hpcavg.config.sections.method import ARGUMENTS
 from hpcavg.errors import InputError, reason
-from hpcavg.utils import files
+from hpcavg.utils import files, format_version
 from hpcavg.utils.text import printable
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+FORMAT = 1
+"""The newest format of ``config.toml`` that this version can read."""
 
 
 def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
@@ -71,8 +74,10 @@ def run_of(path: Path) -> Path | None:
 
 
 def read_toml(path: Path | str) -> dict[str, Any]:
-    """Return the content of a TOML file. Raises `OSError`, `ValueError` or `RecursionError` if it is none."""
-    return tomllib.loads(files.read_small(path).decode("utf-8-sig"))
+    """Return the options in the TOML file `path`. Raises `OSError`, `ValueError` or `RecursionError` if it has none."""
+    values = tomllib.loads(files.read_small(path).decode("utf-8-sig"))
+    format_version.check(values.pop("format", format_version.FIRST), FORMAT)
+    return values
 
 
 def _read_options(path: str) -> dict[str, Any]:
@@ -87,8 +92,8 @@ def _read_options(path: str) -> dict[str, Any]:
     for key, value in read.items():
         name = underscored(key)
         if name not in OPTIONS:
-            known = ", ".join(OPTIONS)
-            raise InputError("config", path, f"a file of known options; {printable(repr(name))} is none of {known}")
+            unknown = f"{printable(repr(name))} is none of {', '.join(OPTIONS)}, {format_version.NEWER}"
+            raise InputError("config", path, f"a file of known options; {unknown}")
         if name in values:
             raise InputError("config", path, f"a file that sets {name} once")
         values[name] = value

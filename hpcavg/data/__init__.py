@@ -1,1 +1,1 @@
-"""Samples, their partitions, formats and augmentations."""
+"""Data: samples, their partitions among learners, file formats and augmentations."""

@@ -1,14 +1,16 @@
-"""CIFAR-10 (Krizhevsky, 2009): 32 x 32 colour images of ten classes, in its binary or its python version."""
+"""CIFAR-10 (Krizhevsky, 2009): colour images of 32 x 32 pixels in ten classes, in its binary or python version."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import pickle
+import pickletools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcavg.data import array_pickle
 from hpcavg.errors import InputError, reason
 from hpcavg.utils import files
 
@@ -22,17 +24,65 @@ WHERE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 _PIXELS = 3072
 _RECORD = 1 + _PIXELS
-_MAX_BYTES = 2**26  # of a file; the originals have 31 MB
+_MAX_BYTES = 2**26  # in a file; the original files have 31 MB
+
+# A pickled batch: the keys of the dict, as texts of Python 2 or 3, and the instructions that hold numbers and texts.
+_KEYS = ("batch_label", "labels", "data", "filenames")
+_KEY_OF = {form: key for key in _KEYS for form in (key, key.encode())}
+_LITERALS = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"),
+    *("BINBYTES8", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+}
+_CONSTANTS = {"NEWTRUE": True, "NEWFALSE": False}
+_NUMPY_NAMES = {
+    "numpy.core.multiarray",
+    "numpy._core.multiarray",
+    "_reconstruct",
+    "numpy",
+    "ndarray",
+    "dtype",
+    "latin1",
+}
+_MAX_INSTRUCTIONS = 2**18  # one byte in the file may become a hundred in memory
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
 
 def load(folder: Path) -> tuple[Images, Labels, Images, Labels]:
-    """Return training images of shape (n, 3, 32, 32), their labels 0..9, and the same for testing.
+    """Read the training and the test images.
 
-    `folder` holds the six files of either version, or the folder that the archive unpacks to. They may have any number
-    of images. Raises `InputError` that names the file and says what was expected.
+    Parameters
+    ----------
+    folder : Path
+        The folder with the six files of either version, or its parent. The files may have any number of images.
+
+    Returns
+    -------
+    train_images : array of uint8
+        Shape (n, 3, 32, 32).
+    train_labels : array of int64
+        Shape (n,), 0 to 9.
+    test_images : array of uint8
+        The same for testing.
+    test_labels : array of int64
+        The same for testing.
+
+    Raises
+    ------
+    InputError
+        A file is missing, cannot be read, or is not of CIFAR-10. The message names it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from hpcavg.data import cifar10
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = cifar10.synthesize(Path(folder), scale=0.002, seed=0)
+    ...     images, labels, *_ = cifar10.load(path)
+    >>> images.shape, labels.shape
+    ((100, 3, 32, 32), (100,))
     """
     found, version = _find(folder)
     read = _read_binary if version == "binary" else _read_python
@@ -42,12 +92,12 @@ def load(folder: Path) -> tuple[Images, Labels, Images, Labels]:
 
 
 def file_name(batch: str, version: str) -> str:
-    """Return what the file of a batch is called in the ``binary`` or the ``python`` version."""
+    """Return the name of a batch's file; `version` is ``binary`` or ``python``."""
     return f"{batch}.bin" if version == "binary" else batch
 
 
 def _find(folder: Path) -> tuple[Path, str]:
-    """Return the folder that holds files of the data set, and in which version."""
+    """Return the folder that holds files of the data set, and their version."""
     for version, name in FOLDERS.items():
         for candidate in (folder, folder / name):
             if any((candidate / file_name(batch, version)).exists() for batch in (*TRAIN, TEST)):
@@ -62,27 +112,45 @@ def _read_binary(path: Path) -> tuple[Images, Labels]:
     if not data or len(data) % _RECORD:
         raise _wrong(path, f"it has {len(data)} bytes")
     records = np.frombuffer(data, np.uint8).reshape(-1, _RECORD)
-    return _checked(path, records[:, 1:], records[:, 0])
+    return _checked(path, records[:, 1:], records[:, 0].tolist())
 
 
 def _read_python(path: Path) -> tuple[Images, Labels]:
-    data = _bytes_of(path)
+    """Return the images and labels of a pickled batch, without unpickling it: nothing is imported or called.
+
+    ``pickletools`` lists the pickle's instructions and checks lengths. The numbers and texts after a key are its value.
+    """
+    values: dict[str, list[Any]] = {key: [] for key in _KEYS}
+    key = _KEYS[0]
     try:
-        batch = array_pickle.read(data)
-    except (ValueError, RecursionError, OverflowError, MemoryError) as error:
+        for count, (opcode, value, _) in enumerate(pickletools.genops(_bytes_of(path))):
+            if count == _MAX_INSTRUCTIONS:
+                raise ValueError(f"more than {count} instructions")
+            if opcode.name in _CONSTANTS:
+                values[key].append(_CONSTANTS[opcode.name])
+            elif opcode.name in _LITERALS and value not in _NUMPY_NAMES:
+                if value in _KEY_OF:
+                    key = _KEY_OF[value]
+                else:
+                    values[key].append(value)
+    except ValueError as error:
         raise _wrong(path, f"it cannot be read safely: {reason(error)}") from error
-    if not isinstance(batch, dict) or not {"data", "labels"} <= set(batch):
+    labels = values["labels"]
+    if not labels or not values["data"]:
         raise _wrong(path, "it has no data or no labels")
-    pixels, labels = batch["data"], batch["labels"]
-    is_images = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
-    if not is_images or pixels.ndim != 2 or pixels.shape[1] != _PIXELS or not len(pixels):
-        form = f"of {pixels.dtype} and shape {pixels.shape}" if isinstance(pixels, np.ndarray) else "no array"
-        raise _wrong(path, f"its data are {form}")
-    if not isinstance(labels, (list, np.ndarray)) or len(labels) != len(pixels):
-        raise _wrong(path, "its labels are not one for each image")
-    if isinstance(labels, list) and not all(type(label) is int for label in labels):
+    match values["data"]:
+        # NumPy writes: an empty array of type "b"; version 1, shape, dtype, whether the order is Fortran's, the bytes.
+        case [0, "b" | b"b", 1, int(num_images), int(num_bytes), "u1", *_, False, (str() | bytes()) as content]:
+            pixels = content.encode("latin-1", "replace") if isinstance(content, str) else content
+        case _:
+            raise _wrong(path, "its data are not a uint8 array of two axes in C order")
+    if num_images < 1 or num_bytes != _PIXELS or len(pixels) != num_images * num_bytes:
+        raise _wrong(path, f"its data are {len(pixels)} bytes of shape {(num_images, num_bytes)}")
+    if not all(type(label) is int for label in labels):
         raise _wrong(path, "its labels are no integers")
-    return _checked(path, pixels, np.asarray(labels))
+    if len(labels) != num_images:
+        raise _wrong(path, "its labels are not one for each image")
+    return _checked(path, np.frombuffer(pixels, np.uint8).reshape(-1, _PIXELS), labels)
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -96,10 +164,10 @@ def _bytes_of(path: Path) -> bytes:
     return data
 
 
-def _checked(path: Path, pixels: NDArray[np.uint8], labels: NDArray[np.generic]) -> tuple[Images, Labels]:
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= NUM_CLASSES:
+def _checked(path: Path, pixels: NDArray[np.uint8], labels: Sequence[int]) -> tuple[Images, Labels]:
+    if min(labels) < 0 or max(labels) >= NUM_CLASSES:
         raise _wrong(path, "some of its labels are not 0 to 9")
-    return pixels.reshape(-1, *SHAPE), labels.astype(np.int64)
+    return pixels.reshape(-1, *SHAPE), np.array(labels, np.int64)
 
 
 def _wrong(path: Path, but: str) -> InputError:
@@ -112,10 +180,32 @@ def _wrong(path: Path, but: str) -> InputError:
 
 
 def synthesize(folder: Path, scale: float, seed: int, version: str = "binary") -> Path:
-    """Write the six files with images that can be learned, `scale` times as many as the original's; return where.
+    """Write the six files with synthetic images that can be learned.
 
-    An image is the smooth pattern of its class, moved by a few pixels, and noise. At least 20 images go to a file.
-    Raises `InputError` where the data set is there already, `OSError` where it cannot be written.
+    An image is the smooth pattern of its class, shifted by a few pixels, and noise.
+
+    Parameters
+    ----------
+    folder : Path
+        The data set becomes a folder in it, named as in the original archive.
+    scale : float
+        The number of images, as a multiple of the original's; a file has at least 20.
+    seed : int
+        The same seed gives the same files.
+    version : {"binary", "python"}
+        The form of the files.
+
+    Returns
+    -------
+    Path
+        The folder with the files.
+
+    Raises
+    ------
+    InputError
+        The data set is there already.
+    OSError
+        The files cannot be written.
     """
     target = folder / FOLDERS[version]
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -136,7 +226,7 @@ def synthesize(folder: Path, scale: float, seed: int, version: str = "binary") -
 
 
 def _images(patterns: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.uint8]:
-    """Return noisy images, shape (n, 3072), of these patterns of shape (n, 3, 32, 32)."""
+    """Return noisy images, shape (n, 3072), of the `patterns`, shape (n, 3, 32, 32)."""
     moved = [np.roll(pattern, generator.integers(-2, 3, 2), axis=(1, 2)) for pattern in patterns]
     noise = generator.standard_normal(patterns.shape)
     return (128 + 40 * np.stack(moved) + 40 * noise).clip(0, 255).astype(np.uint8).reshape(-1, _PIXELS)
@@ -147,9 +237,7 @@ def _binary(pixels: NDArray[np.uint8], labels: Labels) -> Iterator[bytes]:
 
 
 def _pickled(pixels: NDArray[np.uint8], labels: Labels, name: str) -> Iterator[bytes]:
-    """Yield the pickle of a batch with what Python 2 wrote of it: keys and texts are bytes."""
-    import pickle  # to write with; reading is another matter
-
+    """Yield the pickle of a batch. Keys and texts are bytes, as Python 2 wrote them."""
     names = [b"synthetic_%06d.png" % number for number in range(len(labels))]
     values = {b"batch_label": name.encode(), b"labels": labels.tolist(), b"data": pixels, b"filenames": names}
     yield pickle.dumps(values, protocol=2)

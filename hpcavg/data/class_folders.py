@@ -1,4 +1,4 @@
-"""ImageNet's own layout: JPEG files in a folder per class, ``train/CLASS/*.JPEG`` and ``val/CLASS/*.JPEG``."""
+"""Images in ImageNet's layout: a folder of JPEG files per class, ``train/CLASS/*.JPEG`` and ``val/CLASS/*.JPEG``."""
 
 from __future__ import annotations
 
@@ -14,24 +14,33 @@ from hpcavg.errors import InputError, reason
 WHERE = "https://www.image-net.org"
 SUFFIXES = (".jpeg", ".jpg")
 MAX_ASPECT = 32
-"""Longer images are no photographs, and grow large where their shorter side does."""
+"""The largest ratio of sides. Longer images are not photographs and would become huge when they are scaled up."""
 
 
 class File(NamedTuple):
-    """An image's path below the source folder and the number of its class."""
+    """An image file.
+
+    Attributes
+    ----------
+    path : relative to the source folder.
+    label : the number of its class.
+    """
 
     path: str
     label: int
 
 
 class BadImageError(ValueError):
-    """A file that is no whole image; the message says why in a few words."""
+    """A file is not a whole image; the message says why in a few words."""
 
 
 def find(source: Path) -> tuple[list[str], dict[str, list[File]]]:
-    """Return the classes, sorted, and the files of every part, sorted by path.
+    """Return the sorted names of the classes, and the files of each part, sorted by path.
 
-    Raises `InputError` naming the folder that is not as it should be: missing, empty, or with other classes.
+    Raises
+    ------
+    InputError
+        A folder is missing or empty, or has other classes than the other part. The message names it.
     """
     if not any((source / part).is_dir() for part in PARTS):
         raise InputError("data_dir", source, f"a folder with train/CLASS/*.JPEG and val/CLASS/*.JPEG, from {WHERE}")
@@ -75,10 +84,30 @@ def _is_image(name: str) -> bool:
 
 
 def decode(path: Path, size: int) -> tuple[int, int, bytes]:
-    """Return height, width and the rows of red, green and blue bytes of an image whose shorter side is made `size`.
+    """Read an image and scale it.
 
-    Grey and CMYK images are converted. Raises `BadImageError` for what is no whole image, and `InputError` for a file
-    that cannot be read at all.
+    Parameters
+    ----------
+    path : Path
+        A JPEG file, grey, RGB or CMYK.
+    size : int
+        The length of the shorter side in pixels, after scaling.
+
+    Returns
+    -------
+    height : int
+        In pixels.
+    width : int
+        In pixels.
+    pixels : bytes
+        Red, green and blue of each pixel, row by row.
+
+    Raises
+    ------
+    BadImageError
+        The file is not a whole image.
+    InputError
+        The file cannot be read.
     """
     try:
         data = path.read_bytes()
@@ -87,13 +116,13 @@ def decode(path: Path, size: int) -> tuple[int, int, bytes]:
     from PIL import Image, UnidentifiedImageError
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about metadata, of which nothing is used
+        warnings.simplefilter("ignore")  # on metadata, which is not used
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            # PNG, because ImageNet has one under the name of a JPEG.
+            # One of ImageNet's files is a PNG in spite of its name.
             with Image.open(BytesIO(data), formats=("JPEG", "PNG")) as image:
                 width, height = scaled(image.width, image.height, size)
-                # A large JPEG is decoded at a half, a quarter or an eighth, as long as that is twice what is needed.
+                # Pillow decodes a large JPEG at a half, a quarter or an eighth, if that is still twice the size needed.
                 drafted = image.draft("RGB", (2 * width, 2 * height))
                 box = drafted[1] if drafted else None
                 pixels = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, box)
@@ -107,7 +136,7 @@ def decode(path: Path, size: int) -> tuple[int, int, bytes]:
 
 
 def scaled(width: int, height: int, size: int) -> tuple[int, int]:
-    """Return width and height in the same proportion, the shorter of them `size`."""
+    """Return width and height, scaled so that the shorter of them is `size`."""
     shorter, longer = sorted((width, height))
     if longer > MAX_ASPECT * shorter:
         raise BadImageError(f"{width}x{height} pixels, one side more than {MAX_ASPECT} times the other")

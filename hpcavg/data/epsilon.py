@@ -1,7 +1,7 @@
-"""epsilon (Pascal large-scale learning challenge, 2008): 2000 features, two classes, as libsvm text made into HDF5.
+"""epsilon (Pascal large-scale learning challenge, 2008): 2000 features, two classes.
 
-The text of 400,000 training and 100,000 test samples takes minutes to read, so `prepare` reads it once, in bounded
-memory, and writes ``epsilon.h5``: contiguous, uncompressed arrays that every rank of a node maps (`data.mapped`).
+The original is libsvm text of 400,000 training and 100,000 test samples, which takes minutes to read. `prepare` reads
+it once, in bounded memory, and writes ``epsilon.h5``: contiguous arrays that every rank of a node maps (`data.mapped`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ NUM_FEATURES = 2000
 FILE = "epsilon.h5"
 TEXTS = {"train": "epsilon_normalized", "test": "epsilon_normalized.t"}
 NUM_SAMPLES = {"train": 400_000, "test": 100_000}
-"""Of the original."""
+"""The numbers of samples of the original."""
 WHERE = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary.html"
 
 _FORMAT = "hpcavg epsilon 1"
-_ROWS = 1024  # read, and written, at a time: 8 MB
-_HDF5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)  # over files that are damaged
+_ROWS = 1024  # are read and written at a time: 8 MB
+_HDF5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)  # of damaged files
 _MAX_LINE = 2**20  # bytes; the original's lines have 31 KB
 _INDICES = [b"%d" % index for index in range(1, NUM_FEATURES + 1)]
 _MISSING = f"{' and '.join(TEXTS.values())}, each with or without .bz2, from {WHERE}"
@@ -44,11 +44,29 @@ _MISSING = f"{' and '.join(TEXTS.values())}, each with or without .bz2, from {WH
 
 
 def prepare(source: Path, destination: Path) -> dict[str, int]:
-    """Make `destination`/epsilon.h5 of the texts in `source`; return how many ``train`` and ``test`` samples it has.
+    """Convert the libsvm text in a folder to ``epsilon.h5``.
 
-    Nothing is done where it is there already, made of texts of these sizes. It has its name only once it is complete;
-    what a killed conversion leaves is overwritten by the next. Raises `InputError` that names the file and the line for
-    text that is not as it should be, and where another process is at the same work; `OSError` where there is no room.
+    A file that was made from texts of the same sizes is kept. The file gets its name when it is complete; the next
+    call overwrites what a killed one has left.
+
+    Parameters
+    ----------
+    source : Path
+        The folder with the texts, plain or compressed.
+    destination : Path
+        The folder for ``epsilon.h5``.
+
+    Returns
+    -------
+    dict
+        The numbers of ``train`` and ``test`` samples.
+
+    Raises
+    ------
+    InputError
+        A text is missing or damaged (the message names file and line), or another process converts into this folder.
+    OSError
+        The file cannot be written.
     """
     texts = {part: _text(source, name) for part, name in TEXTS.items()}
     sizes = {part: path.stat().st_size for part, path in texts.items()}
@@ -72,7 +90,7 @@ def prepare(source: Path, destination: Path) -> dict[str, int]:
 
 
 def _text(folder: Path, name: str) -> Path:
-    """Return the text of that name in `folder`, plain or compressed."""
+    """Return the path of the text `name` in `folder`, plain or compressed."""
     for path in (folder / name, folder / f"{name}.bz2"):
         if path.exists():
             if not path.is_file():
@@ -82,7 +100,7 @@ def _text(folder: Path, name: str) -> Path:
 
 
 def _counts(path: Path, sizes: dict[str, int]) -> dict[str, int] | None:
-    """Return the numbers of samples in the file at `path`; None unless it was made of texts of these sizes."""
+    """Return the numbers of samples in the file `path`; None unless it was made from texts of these sizes."""
     with suppress(*_HDF5_ERRORS), h5py.File(path, "r", locking=False) as file:
         if file.attrs["format"] == _FORMAT and all(file[part].attrs["source_bytes"] == sizes[part] for part in TEXTS):
             return {part: len(file[part]["targets"]) for part in TEXTS}
@@ -91,7 +109,7 @@ def _counts(path: Path, sizes: dict[str, int]) -> dict[str, int] | None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[Path]:
-    """Yield `path`, a file that no other process is given meanwhile; it is removed where the work on it fails."""
+    """Yield `path`, a file that is locked for this process; remove it if the work on it fails."""
     while True:
         with open(path, "ab") as file:
             try:
@@ -104,7 +122,7 @@ def _locked(path: Path) -> Iterator[Path]:
                 path = path.with_name(f"{path.name}-{platform.node()}-{os.getpid()}")
             else:
                 if not _is_still(path, os.fstat(file.fileno())):
-                    continue  # the process that had it has just finished: what is open here is the data set
+                    continue  # another process has just finished: the open file is the data set now
             try:
                 yield path
             except BaseException:
@@ -114,7 +132,7 @@ def _locked(path: Path) -> Iterator[Path]:
 
 
 def _is_still(path: Path, opened: os.stat_result) -> bool:
-    """Return whether the file that was `opened` has the name `path`."""
+    """Return whether `path` still names the file that was `opened`."""
     try:
         return os.path.samestat(path.stat(), opened)
     except FileNotFoundError:
@@ -122,10 +140,10 @@ def _is_still(path: Path, opened: os.stat_result) -> bool:
 
 
 def _convert(path: Path, num_bytes: int, folder: Path, group: h5py.Group) -> None:
-    """Write the samples of the text at `path` to the arrays ``inputs`` and ``targets`` of `group`.
+    """Write the samples of the text `path` to the arrays ``inputs`` and ``targets`` of `group`.
 
-    How many they are is known at the end only, and contiguous arrays cannot grow: until then they are in a file without
-    a name, which is gone with this process.
+    Contiguous arrays cannot grow, and the number of samples is known only at the end of the text. Until then the inputs
+    are in a temporary file without a name, which ends with this process.
     """
     targets: list[NDArray[np.int64]] = []
     with tempfile.TemporaryFile(dir=folder) as spool:
@@ -150,7 +168,7 @@ def _convert(path: Path, num_bytes: int, folder: Path, group: h5py.Group) -> Non
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[IO[bytes], BinaryIO]]:
-    """Open the text at `path`, and the file that it is read from."""
+    """Open the text `path`; yield it, and the file that it is read from."""
     with files.open_file(path) as raw:
         if path.suffix == ".bz2":
             with bz2.open(raw) as text:
@@ -160,7 +178,7 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], BinaryIO]]:
 
 
 def _read(path: Path, text: IO[bytes]) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """Yield inputs and targets, 0 and 1, of `_ROWS` samples at a time. The inputs' memory is used again."""
+    """Yield inputs and targets (0 or 1) of `_ROWS` samples at a time. The next inputs overwrite the last."""
     rows = np.empty((_ROWS, NUM_FEATURES), np.float32)
     targets = np.empty(_ROWS, np.int64)
     filled = number = idle = 0
@@ -171,7 +189,7 @@ def _read(path: Path, text: IO[bytes]) -> Iterator[tuple[NDArray[np.float32], ND
                 raise ValueError(f"it is longer than {_MAX_LINE} bytes" if len(line) == _MAX_LINE else "it has no end")
             label = libsvm.read_line(line, rows[filled], _INDICES)
             idle = 0 if label is not None else idle + len(line)
-            if idle > _MAX_LINE:  # a few bytes of .bz2 hold gigabytes of them
+            if idle > _MAX_LINE:  # a few bytes of .bz2 may hold gigabytes of empty lines
                 raise ValueError(f"more than {_MAX_LINE} bytes up to its end hold no sample")
             if label is None:
                 continue
@@ -200,11 +218,18 @@ def _sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-# -- what was prepared --------------------------------------------------------------------------------------------
+# -- prepared data -----------------------------------------------------------------------------------------------
 
 
 class Part(NamedTuple):
-    """Samples in a file: inputs, float32, of shape (n, 2000), in C order, begin at the byte `offset` of `path`."""
+    """Samples in a file.
+
+    Attributes
+    ----------
+    path : the file.
+    offset : the byte at which the inputs begin: float32, shape (n, 2000), C order.
+    targets : 0 or 1, int64, shape (n,).
+    """
 
     path: Path
     offset: int
@@ -214,7 +239,10 @@ class Part(NamedTuple):
 def locate(folder: Path) -> dict[str, Part]:
     """Return the parts ``train`` and ``test`` of the prepared file in `folder`.
 
-    Raises `InputError` where there is none, or it is not what `prepare` writes.
+    Raises
+    ------
+    InputError
+        There is no file, or not one that `prepare` has written.
     """
     path = folder / FILE
     if not path.exists():
@@ -252,14 +280,46 @@ def _wrong(path: Path, why: str) -> InputError:
     return InputError("data_dir", str(path), f"an HDF5 file as python -m hpcavg data prepare epsilon makes it; {why}")
 
 
-# -- made up ------------------------------------------------------------------------------------------------------
+# -- synthetic ----------------------------------------------------------------------------------------------------
 
 
 def synthesize(folder: Path, scale: float, seed: int, compress: bool = False) -> list[Path]:
-    """Write both texts, `scale` times as long as the original's and at least 100 lines; return where.
+    """Write both texts with synthetic samples that can be learned.
 
-    Rows have unit length, as the original's, and a random plane separates their classes but for noise. Raises
-    `InputError` where one of the files is there already, `OSError` where it cannot be written.
+    Rows have unit length, as the original's. A random plane separates the classes, except for noise.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder for the texts.
+    scale : float
+        The number of samples, as a multiple of the original's; a text has at least 100.
+    seed : int
+        The same seed gives the same texts.
+    compress : bool
+        Write the texts as .bz2.
+
+    Returns
+    -------
+    list of Path
+        The texts.
+
+    Raises
+    ------
+    InputError
+        One of the files is there already.
+    OSError
+        A file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from hpcavg.data import epsilon
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     texts = epsilon.synthesize(Path(folder), scale=1e-4, seed=0)
+    >>> [text.name for text in texts]
+    ['epsilon_normalized', 'epsilon_normalized.t']
     """
     names = [name + end for name in TEXTS.values() for end in ("", ".bz2")]
     for name in (*names, FILE):

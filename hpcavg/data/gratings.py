@@ -1,4 +1,4 @@
-"""Made-up photographs in ImageNet's layout, with something in them to learn."""
+"""Synthetic photographs in ImageNet's layout that can be learned."""
 
 from __future__ import annotations
 
@@ -10,17 +10,30 @@ from numpy.typing import NDArray
 from hpcavg.errors import InputError, reason, require_integer, require_number
 
 NUM_TRAIN, NUM_VAL, NUM_CLASSES = 1_281_167, 50_000, 1000
-"""Those of ImageNet-1K."""
+"""The sizes of ImageNet-1K."""
 _LEAST_TRAIN, _LEAST_VAL = 8, 2
 _NOISE = 50
 
 
 def synthesize(folder: Path, scale: float, seed: int) -> None:
-    """Write JPEG files in ImageNet's layout and about its sizes into `folder`, which is new or empty.
+    """Write synthetic JPEG files in ImageNet's layout, of about its sizes.
 
-    A class has a grating of its own colours, direction and wavelength, under noise. A smaller `scale` (1: as many
-    images as ImageNet-1K) means fewer images a class, down to 8 for training and 2 for validation, and then fewer
-    classes, down to 2. Raises `InputError` where the folder holds something or cannot be written.
+    A class has a grating of its own colours, direction and wavelength, under noise.
+
+    Parameters
+    ----------
+    folder : Path
+        A new or empty folder.
+    scale : float
+        The number of images, as a multiple of ImageNet-1K's. A smaller scale first means fewer images per class, down
+        to 8 for training and 2 for validation, and then fewer classes, down to 2.
+    seed : int
+        The same seed gives the same files.
+
+    Raises
+    ------
+    InputError
+        The folder is not empty or cannot be written.
     """
     require_number("scale", scale, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
     require_integer("seed", seed, 0, 2**63 - 1)
@@ -38,7 +51,7 @@ def synthesize(folder: Path, scale: float, seed: int) -> None:
 
 
 def counts(scale: float) -> tuple[list[int], list[int]]:
-    """Return the training and the validation images of every class."""
+    """Return the number of training and of validation images of every class."""
     total = round(scale * NUM_TRAIN)
     num_classes = min(NUM_CLASSES, max(2, total // _LEAST_TRAIN))
     train = [max(_LEAST_TRAIN, (total + label) // num_classes) for label in range(num_classes)]
@@ -46,7 +59,7 @@ def counts(scale: float) -> tuple[list[int], list[int]]:
 
 
 def _write_class(folder: Path, prefix: str, num_images: int, seed: list[int]) -> None:
-    from PIL import Image  # slow to import, and training needs it nowhere
+    from PIL import Image  # slow to import; training does not need it
 
     folder.mkdir(parents=True)
     for i in range(num_images):

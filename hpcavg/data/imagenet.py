@@ -1,6 +1,6 @@
 """ImageNet-1K on disk: from class folders of JPEG files to shards that ranks can map.
 
-Light to import: neither torch nor Pillow.
+Importing this module imports neither torch nor Pillow.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from hpcavg.utils.files import fault, replace_file
 from hpcavg.utils.progress import Display, display
 
 IMAGES_PER_SHARD, MAX_SHARDS = 2048, 512
-"""Large enough that a rank can keep all shards mapped, each for a file descriptor."""
+"""Every mapped shard takes a file descriptor; a rank can keep this many mapped."""
 MIN_SIZE, MAX_SIZE = 16, 4096
 _SHUFFLE_SEED = 2012
 
-if TYPE_CHECKING:  # importing it starts MPI, which is up to whoever has all ranks at hand
+if TYPE_CHECKING:  # the import would start MPI, which only the caller may do
     from mpi4py import MPI
 
 _T = TypeVar("_T")
@@ -38,7 +38,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class _Shard:
-    """A shard to write: of which part, its number there, and its files in order."""
+    """A shard to write.
+
+    Attributes
+    ----------
+    part : ``train`` or ``val``.
+    number : its number in the part.
+    files : its images in order.
+    """
 
     part: str
     number: int
@@ -47,7 +54,15 @@ class _Shard:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What rank 0 knows: the settings, the number of shards of every part, and those that are missing."""
+    """What is to be done, known to rank 0.
+
+    Attributes
+    ----------
+    settings : what the shards depend on.
+    num_shards : by part.
+    missing : the shards to write.
+    is_done : the folder is finished already.
+    """
 
     settings: dict[str, Any]
     num_shards: dict[str, int]
@@ -56,11 +71,26 @@ class _Plan:
 
 
 def prepare(source: Path, destination: Path, size: int, comm: MPI.Comm) -> None:
-    """Decode the JPEG files in `source` into shards in `destination`, the shorter side of every image made `size`.
+    """Decode class folders of JPEG files into shards. Collective: the ranks of `comm` share the work.
 
-    Collective: the ranks of `comm` share the work, and the files are the same for any number of them. Shards
-    that are whole are kept, so an interrupted run goes on, and a finished folder is left as it is. Images that are
-    damaged are left out, and reported at the end. Raises `InputError` on every rank where the folders cannot be used.
+    The shards are the same for any number of ranks. Whole shards are kept, so an interrupted call can be continued and
+    a finished folder stays as it is. Damaged images are left out and reported at the end.
+
+    Parameters
+    ----------
+    source : Path
+        The folder with ``train`` and ``val``.
+    destination : Path
+        The folder for the shards: new, empty, or of an earlier call.
+    size : int
+        The length of an image's shorter side in pixels, after scaling.
+    comm : MPI.Comm
+        The ranks that share the work.
+
+    Raises
+    ------
+    InputError
+        A folder cannot be used. All ranks raise it.
     """
     rank, num_ranks = comm.Get_rank(), comm.Get_size()
     plan = _together(comm, lambda: _plan(source, destination, size) if rank == 0 else None)
@@ -71,10 +101,21 @@ def prepare(source: Path, destination: Path, size: int, comm: MPI.Comm) -> None:
 
 
 def check(data_dir: str, comm: MPI.Comm) -> None:
-    """Read every file of the finished folder `data_dir`, or ``prepared`` in it; print a line for each damaged one.
+    """Read every file of a prepared folder and print a line for each damaged one. Collective.
 
-    Collective: the ranks of `comm` share the work. A shard is damaged where its SHA-256 is another than when it was
-    written. Raises `InputError` on every rank where any file is damaged.
+    A shard is damaged if its SHA-256 differs from the one at the time of writing.
+
+    Parameters
+    ----------
+    data_dir : str
+        The folder, or its parent if it is called ``prepared``.
+    comm : MPI.Comm
+        The ranks that share the work.
+
+    Raises
+    ------
+    InputError
+        A file is damaged. All ranks raise it.
     """
     rank, num_ranks = comm.Get_rank(), comm.Get_size()
     folder = _together(comm, lambda: shards.find(data_dir))
@@ -106,13 +147,13 @@ def _index_fault(folder: Path, meta: shards.Meta, part: str) -> str | None:
 
 
 def _display(comm: MPI.Comm, total: int, what: str) -> tuple[Display, str]:
-    """Return what rank 0 shows of its share of the work, `total` of `what`; and, for its lines, whose share it is."""
+    """Return the display of this rank's share of the work, `total` of `what`, and the end of its lines."""
     of_rank, on_every = (" of rank 0", " on every rank") if comm.Get_size() > 1 else ("", "")
     return display(comm.Get_rank(), total, what=f"{what}{of_rank}"), on_every
 
 
 def _together(comm: MPI.Comm, action: Callable[[], _T]) -> _T:
-    """Return what `action` returns on this rank; an `InputError` on any rank is raised on all."""
+    """Run `action` and return its result. An `InputError` on any rank is raised on all. Collective."""
     result, error = None, None
     try:
         result = action()
@@ -121,14 +162,14 @@ def _together(comm: MPI.Comm, action: Callable[[], _T]) -> _T:
     for first in comm.allgather(error):
         if first is not None:
             raise first
-    return result  # type: ignore[return-value]  # it is set where there is no error
+    return result  # type: ignore[return-value]  # it is set unless there is an error
 
 
 # -- the plan -----------------------------------------------------------------------------------------------------
 
 
 def _plan(source: Path, destination: Path, size: int) -> _Plan:
-    """Return what is to be done; `destination` then exists and says for what it is."""
+    """Return what is to be done. `destination` then exists and holds the settings."""
     require_integer("size", size, MIN_SIZE, MAX_SIZE)
     classes, found = class_folders.find(source)
     parts = {part: _shuffled(files) for part, files in found.items()}
@@ -156,7 +197,7 @@ def _plan(source: Path, destination: Path, size: int) -> _Plan:
 
 
 def _shuffled(files: list[File]) -> list[File]:
-    """Return the files in a random order, always the same, so that every shard holds all classes."""
+    """Return the files in a random order, always the same, so that every shard has images of all classes."""
     return [files[i] for i in np.random.default_rng(_SHUFFLE_SEED).permutation(len(files))]
 
 
@@ -165,7 +206,7 @@ def _digest(files: list[File]) -> str:
 
 
 def _claim(destination: Path, settings: dict[str, Any]) -> bool:
-    """Write into a new folder what it is for; return whether the folder is finished."""
+    """Write the settings into a new folder, or compare them with an old one's; return whether it is finished."""
     meta = destination / shards.META
     try:
         destination.mkdir(parents=True, exist_ok=True)
@@ -217,7 +258,7 @@ def _write_shards(own: list[_Shard], source: Path, destination: Path, size: int,
 
 
 def _write_shard(shard: _Shard, source: Path, destination: Path, size: int, shown: Display) -> None:
-    """Write one shard, and then, as what says that it is whole, the account of what is in it."""
+    """Write one shard, and then its account: a JSON file with its contents, which tells that the shard is whole."""
     rows: list[tuple[int, ...]] = []
     skipped: list[dict[str, str]] = []
 
@@ -245,7 +286,7 @@ def _account_path(destination: Path, part: str, number: int) -> Path:
 
 
 def _read_account(destination: Path, part: str, number: int) -> dict[str, Any] | None:
-    """Return what a finished shard's account says, None where there is none, or the shard is of another size."""
+    """Return a finished shard's account; None if there is none or the shard has another size."""
     try:
         account = json.loads(_account_path(destination, part, number).read_bytes())
         num_bytes = (destination / account["shard"]["name"]).stat().st_size
@@ -262,7 +303,7 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def _finish(plan: _Plan, destination: Path) -> None:
-    """Write the indices and then ``meta.json``, with which the folder is finished; say what was done."""
+    """Write the indices and then ``meta.json``, which finishes the folder; print what was done."""
     if plan.is_done:
         print(f"{destination} holds these images already", flush=True)
         return

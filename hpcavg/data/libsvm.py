@@ -12,20 +12,36 @@ _OF_NUMBERS = b"0123456789+-.eE"
 
 
 def read_line(line: bytes, row: NDArray[np.float32], indices: list[bytes]) -> float | None:
-    """Write the values of `line` to `row`, shape (features,), and return the label; None where the line is empty.
+    """Read a line.
 
-    `indices` are the texts of 1, 2, ...: a line that has them all, as those of dense data do, is not searched for
-    where its values belong. Raises `ValueError` that says what is wrong with the line.
+    Parameters
+    ----------
+    line : bytes
+        The line.
+    row : array of float32
+        Shape (features,). The values are written to it.
+    indices : list of bytes
+        The texts of 1, 2, ..., features. A line that has them all, as in dense data, is read faster.
+
+    Returns
+    -------
+    float or None
+        The label; None if the line is empty.
+
+    Raises
+    ------
+    ValueError
+        The line is not in this format. The message says why.
     """
     line = line.partition(b"#")[0].strip()
     if not line:
         return None
     tokens = line.translate(_SEPARATED).split()
     num_values = len(tokens) // 2
-    # One space and one colon for every value, in turn, and something between any two of them.
+    # What remains without numbers: a space and a colon for every value.
     form = b" :" * num_values
     if line.translate(None, _OF_NUMBERS) != form:
-        line = b" ".join(line.split())  # it may have other blanks
+        line = b" ".join(line.split())  # it may have more or other blanks
     if line.translate(None, _OF_NUMBERS) != form or len(tokens) != 2 * num_values + 1:
         raise ValueError("it is not: label index:value index:value ...")
     label = float(_numbers(tokens[:1], float)[0])

@@ -1,4 +1,4 @@
-"""Arrays that stay in files: every rank maps them, and the pages that are read lie once in a node's memory."""
+"""Arrays that stay in files. Every rank of a node maps them; the page cache holds them once."""
 
 from __future__ import annotations
 
@@ -14,9 +14,20 @@ from hpcavg.errors import InputError, reason
 
 
 class MappedArray(Samples):
-    """An array that begins at the byte `offset` of the file `path`, in C order; mapped when it is first read.
+    """An array in a file, in C order. It is mapped when it is first read; a pickle holds only its position.
 
-    Only its place is pickled. Raises `InputError`, when it is first read, where the file ends before the array does.
+    The first read raises `InputError` if the file is truncated.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    offset : int
+        The byte at which the array begins.
+    shape : tuple of int
+        The shape of the array; the first axis counts the samples.
+    dtype : str
+        The dtype of the array.
     """
 
     def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> None:

@@ -1,7 +1,7 @@
-"""What is done to photographs on their way to a model: random crops, colours and flips, as in Hier-AVG, section 4.4.
+"""Augmentation of photographs: random crops, colours and flips (Hier-AVG, section 4.4).
 
-Photographs are lists of uint8 arrays of shape (height, width, 3); what comes out are float32 tensors of shape
-(n, 3, crop, crop). Every choice is drawn from the generator that is passed in, for all images at once.
+Photographs are lists of uint8 arrays of shape (height, width, 3). Results are float32 tensors of shape
+(n, 3, crop, crop). All random numbers come from the given generator, for all images at once.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 AREA, ASPECT, JITTER = (0.08, 1.5), (3 / 4, 4 / 3), 0.4
 RESIZED = 256 / 224
-"""The shorter side of a test image before its central crop, as a multiple of the crop."""
+"""The shorter side of a test image before its central crop, as a multiple of the crop's side."""
 _ATTEMPTS = 10
 _AT_A_TIME = 8
-"""Images that are changed together: few enough to stay in the processor's cache, which makes it twice as fast."""
+"""How many images are processed together: few enough for the processor's cache, which is twice as fast."""
 _GREY = (0.299, 0.587, 0.114)
 
 Photos = Sequence[NDArray[np.uint8]]
@@ -38,7 +38,7 @@ def augmented(photos: Photos, crop: int, generator: Generator) -> Tensor:
     for start in range(0, len(photos), _AT_A_TIME):
         part = slice(start, start + _AT_A_TIME)
         crops = cropped(photos[part], boxes[part], crop)
-        # Colours do not know left from right, so flipping the bytes first gives the same for less.
+        # A flip of the bytes before the change of colours gives the same as one of the floats after it, for less.
         for i in is_flipped[part].nonzero().flatten().tolist():
             crops[i] = crops[i].flip(2)
         normalise(jitter(crops, factors[:, part], batch[part]))
@@ -46,7 +46,7 @@ def augmented(photos: Photos, crop: int, generator: Generator) -> Tensor:
 
 
 def centred(photos: Photos, crop: int) -> Tensor:
-    """Return the central crops of images resized so that their shorter side is 256/224 of `crop`, normalised."""
+    """Return normalised central crops of images whose shorter side is resized to 256/224 of `crop`."""
     shorter = round(crop * RESIZED)
     batch = torch.empty(len(photos), 3, crop, crop, dtype=torch.uint8)
     for i, photo in enumerate(photos):
@@ -57,7 +57,7 @@ def centred(photos: Photos, crop: int) -> Tensor:
 
 
 def cropped(photos: Photos, boxes: Sequence[Box], crop: int) -> Tensor:
-    """Return the boxes (top, left, height, width) of the photographs, one of each, resized; uint8."""
+    """Return a box of each photograph, resized to `crop` x `crop`: uint8, shape (n, 3, crop, crop)."""
     batch = torch.empty(len(photos), 3, crop, crop, dtype=torch.uint8, memory_format=torch.channels_last)
     for i, (photo, (top, left, height, width)) in enumerate(zip(photos, boxes, strict=True)):
         batch[i] = _resized(photo[top : top + height, left : left + width], crop, crop)
@@ -65,11 +65,18 @@ def cropped(photos: Photos, boxes: Sequence[Box], crop: int) -> Tensor:
 
 
 def random_boxes(sizes: Sequence[tuple[int, ...]], generator: Generator) -> list[Box]:
-    """Return top, left, height and width of a random crop of an image of each of the `sizes`, (height, width).
+    """Return a random box for each image: top, left, height and width in pixels.
 
-    The area is uniform in `AREA` of the image's, the logarithm of width over height uniform in those of `ASPECT`, and
-    the place uniform. A box that does not fit in the image, as none of a larger area does, is drawn anew; after ten of
-    them it is the largest central one of an allowed aspect.
+    The box's area, as a share of the image's, is uniform in `AREA`; the logarithm of width over height is uniform
+    between those of `ASPECT`; the position is uniform. A box that does not fit in the image is drawn again, at most ten
+    times; then the box is `central_box`.
+
+    Parameters
+    ----------
+    sizes : sequence of tuples of int
+        Height and width of each image.
+    generator : torch.Generator
+        On the CPU.
     """
     shape = torch.tensor([size[:2] for size in sizes], dtype=torch.float64)
     draws = torch.rand(4, len(sizes), _ATTEMPTS, generator=generator, dtype=torch.float64)
@@ -90,21 +97,34 @@ def random_boxes(sizes: Sequence[tuple[int, ...]], generator: Generator) -> list
 
 
 def central_box(height: int, width: int) -> Box:
-    """Return top, left, height and width of the largest central crop whose aspect is within `ASPECT`."""
+    """Return top, left, height and width of the largest central box whose aspect is within `ASPECT`."""
     box_height = min(height, round(width / ASPECT[0]))
     box_width = min(width, round(height * ASPECT[1]))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 def jitter(crops: Tensor, factors: Tensor, out: Tensor) -> Tensor:
-    """Write the uint8 `crops`, shape (n, 3, h, w), with changed colours into `out`, as floats in 0..1; return `out`.
+    """Change the colours of images.
 
-    `factors`, shape (3, n), are those of brightness, contrast and saturation; 1 changes nothing. In this order, each
-    clipped to 0..1: times brightness; contrast times the distance from the image's mean grey; saturation times the
-    distance from the pixel's own grey.
+    Three changes in this order, each clipped to 0..1: colours times brightness; distance from the image's mean grey
+    times contrast; distance from the pixel's own grey times saturation.
+
+    Parameters
+    ----------
+    crops : Tensor
+        uint8, shape (n, 3, h, w).
+    factors : Tensor
+        Shape (3, n): brightness, contrast and saturation; 1 changes nothing.
+    out : Tensor
+        float32, shape (n, 3, h, w). The result, in 0..1, is written to it.
+
+    Returns
+    -------
+    Tensor
+        `out`.
     """
     brightness, contrast, saturation = factors[:, :, None, None, None]
-    out.copy_(crops).mul_(brightness / 255).clamp_(max=1)  # torch multiplies bytes by floats four times as slowly
+    out.copy_(crops).mul_(brightness / 255).clamp_(max=1)  # torch multiplies bytes and floats four times as slowly
     mean = _grey(out).mean((2, 3), keepdim=True)
     out.mul_(contrast).add_(mean.mul_(1 - contrast)).clamp_(0, 1)
     grey = _grey(out).mul_(1 - saturation)
@@ -112,7 +132,7 @@ def jitter(crops: Tensor, factors: Tensor, out: Tensor) -> Tensor:
 
 
 def normalise(colours: Tensor) -> Tensor:
-    """Take from `colours`, in 0..1, their mean over ImageNet and divide by its standard deviation, in place."""
+    """Subtract ImageNet's mean from `colours`, in 0..1, and divide by its standard deviation, in place."""
     return colours.sub_(MEAN).div_(STD)
 
 
@@ -122,9 +142,9 @@ def _grey(colours: Tensor) -> Tensor:
 
 
 def _resized(pixels: NDArray[np.uint8], height: int, width: int) -> Tensor:
-    """Return an image or a part of it, shape (h, w, 3), as a tensor (3, height, width)."""
-    # The copy is packed and may be written to, as torch wants it; and the first axis must come before the others move,
-    # for torch to see channels that are last, which it resizes twice as fast.
+    """Return `pixels`, shape (h, w, 3), as a tensor of shape (3, height, width)."""
+    # The copy is contiguous and writable, as torch requires. The first axis comes before the permutation, or torch
+    # would not recognise the channels-last format, which it resizes twice as fast.
     image = torch.from_numpy(pixels.copy())[None].permute(0, 3, 1, 2)
     if (height, width) == pixels.shape[:2]:
         return image[0]

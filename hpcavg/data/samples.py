@@ -1,4 +1,4 @@
-"""Training and test samples: arrays, or what stays in files."""
+"""Training and test samples: in arrays or in files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from hpcavg.errors import InputError
 
 
 class Samples(ABC):
-    """Inputs that stay in files, which every rank reads by itself; small to pickle."""
+    """Inputs that stay in files. Every rank reads them by itself. A pickle of them is small.
+
+    Derive a class from it for a format of your own, and put it in place of an array of inputs in `Data`.
+    """
 
     @abstractmethod
     def __len__(self) -> int:
@@ -20,11 +23,19 @@ class Samples(ABC):
 
     @abstractmethod
     def __getitem__(self, index: NDArray[np.int64]) -> Any:
-        """Return the samples with these numbers: an array whose first axis counts them, or what the transform takes."""
+        """Return the samples with these numbers: an array whose first axis counts them, or the transform's input."""
 
 
 class Data(NamedTuple):
-    """Training and test samples: arrays whose first axis counts samples, held once per node; inputs may be in files."""
+    """Training and test samples. Arrays are held once per node; their first axis counts the samples.
+
+    Attributes
+    ----------
+    train_inputs : array or `Samples`, which stay in files.
+    train_targets : array, one target for each input.
+    test_inputs : array or `Samples`.
+    test_targets : array.
+    """
 
     train_inputs: NDArray[Any] | Samples
     train_targets: NDArray[Any]
@@ -32,7 +43,7 @@ class Data(NamedTuple):
     test_targets: NDArray[Any]
 
     def check(self, name: str) -> None:
-        """Raise `InputError` unless inputs and targets are arrays of the same, non-zero number of samples."""
+        """Raise `InputError` unless there is a target for each input, and at least one; `name` is the task's."""
         for field, array in self._asdict().items():
             if isinstance(array, Samples) and field.endswith("inputs") and len(array) > 0:
                 continue

@@ -1,7 +1,8 @@
-"""Images in shards: files of decoded pixels that many ranks map into memory and read in parallel.
+"""Images in shards: files of decoded pixels that many ranks map and read in parallel.
 
-A folder holds ``meta.json`` and for each part, ``train`` and ``val``, an index ``PART.npy``, a row of `ROW` per image,
-and shards ``PART-00000.bin``, ...: `MAGIC`, then image after image the rows of red, green and blue bytes.
+A folder holds ``meta.json`` and, for each part (``train`` and ``val``), an index and shards. The index ``PART.npy`` has
+a row of type `ROW` for each image. A shard ``PART-00000.bin`` holds `MAGIC`, then the pixels of one image after the
+other: red, green and blue of each pixel, row by row.
 """
 
 from __future__ import annotations
@@ -23,14 +24,22 @@ MAGIC = b"hpcavg images 1\n"
 PARTS = ("train", "val")
 _PREPARE = "python -m hpcavg data prepare imagenet --data-dir"
 ROW = np.dtype([("shard", "<i4"), ("offset", "<i8"), ("height", "<i4"), ("width", "<i4"), ("label", "<i8")])
-"""Of an image: its shard's number, the place of its first byte there, its size in pixels and its class's number."""
+"""An image: the number of its shard, the offset of its first byte there, its size in pixels, its class."""
 
 Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Meta:
-    """What ``meta.json`` says of a finished folder: its classes, and the images and shards of every part."""
+    """The contents of ``meta.json`` in a finished folder.
+
+    Attributes
+    ----------
+    size : the shorter side of every image in pixels.
+    classes : the names of the classes.
+    num_images : by part.
+    shards : the files, by part.
+    """
 
     size: int
     classes: list[str]
@@ -39,17 +48,17 @@ class Meta:
 
 
 def shard_name(part: str, number: int) -> str:
-    """Return the name of a shard."""
+    """Return the file name of a shard of `part`."""
     return f"{part}-{number:05d}.bin"
 
 
 def index_name(part: str) -> str:
-    """Return the name of the index of `part`."""
+    """Return the file name of the index of `part`."""
     return f"{part}.npy"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return what is in the ``meta.json`` at `path`; raises `InputError` where it is of another format or version."""
+    """Return the contents of the ``meta.json`` file `path`; raise `InputError` for another format or version."""
     try:
         values = json.loads(read_small(path))
         found = (values["format"], values["version"]) if isinstance(values, dict) else type(values).__name__
@@ -63,7 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_meta(folder: Path) -> Meta:
-    """Return what ``meta.json`` in the finished `folder` says; raises `InputError` where it is not finished."""
+    """Return the contents of ``meta.json`` in `folder`; raise `InputError` if the folder is not finished."""
     values = read_json(folder / META)
     if "parts" not in values:
         raise _wrong(folder / META, "that of a finished folder: start `python -m hpcavg data prepare imagenet` again")
@@ -79,7 +88,7 @@ def read_meta(folder: Path) -> Meta:
 
 
 def find(data_dir: str | None) -> Path:
-    """Return the folder with the shards: `data_dir`, or ``prepared`` in it. Raises `InputError` where it is neither."""
+    """Return the folder with the shards: `data_dir` or ``prepared`` in it. Raise `InputError` if there are none."""
     if data_dir is None:
         raise InputError("data_dir", "unset", f"the folder that `{_PREPARE} FOLDER` has prepared")
     given = Path(data_dir)
@@ -94,7 +103,7 @@ def find(data_dir: str | None) -> Path:
 
 
 def check(folder: Path) -> None:
-    """Raise `InputError` that names the first file which is missing, of another size, or of another form."""
+    """Raise `InputError` for the first file that is missing or has another size or format."""
     meta = read_meta(folder)
     for part in PARTS:
         for shard in meta.shards[part]:
@@ -103,7 +112,7 @@ def check(folder: Path) -> None:
 
 
 def read_index(path: Path) -> NDArray[np.void]:
-    """Return the index `path`, mapped into memory; raises `InputError` where it cannot be."""
+    """Return the index file `path`, mapped into memory; raise `InputError` if it is damaged."""
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
@@ -116,7 +125,7 @@ def read_index(path: Path) -> NDArray[np.void]:
 
 
 class ShardedImages:
-    """The images of one part of a folder. Files are mapped when they are first used; small to pickle."""
+    """The images of one part of a folder. Files are mapped when they are first used. A pickle of it is small."""
 
     def __init__(self, folder: Path, part: str) -> None:
         self._folder, self._part = folder, part
@@ -127,9 +136,9 @@ class ShardedImages:
         return len(self._rows)
 
     def __getitem__(self, index: NDArray[np.int64]) -> list[Image]:
-        """Return images, shape (height, width, 3), as read-only views of the files."""
+        """Return images, each of shape (height, width, 3), as read-only views of the files."""
         places = [(self._map(int(row["shard"])), row) for row in self._rows[index]]
-        for pages, row in places:  # all are on their way from the disk before the first is waited for
+        for pages, row in places:  # request all images from the disk before the first is read
             start = int(row["offset"]) // mmap.PAGESIZE * mmap.PAGESIZE
             pages.madvise(mmap.MADV_WILLNEED, start, int(row["offset"]) - start + _num_bytes(row))
         return [
@@ -168,7 +177,7 @@ def _check_shard(path: Path, num_bytes: int) -> None:
 
 
 def check_index(path: Path, meta: Meta, part: str) -> None:
-    """Raise `InputError` where the index `path` is not of what `meta` says is in `part`."""
+    """Raise `InputError` if the index file `path` does not match the images and shards of `part` in `meta`."""
     rows = read_index(path)
     if len(rows) != meta.num_images[part]:
         raise _wrong(path, f"the index of {meta.num_images[part]} images, not {len(rows)}")

@@ -119,6 +119,11 @@ def started_ticks(pid: int) -> int:
     return _state_and_start(pid)[1]
 
 
+def process_age_s() -> float:
+    """Return the seconds since this process was started; interpreter and imports are included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks(os.getpid()) / os.sysconf("SC_CLK_TCK")
+
+
 def _state_and_start(pid: int) -> tuple[str, int]:
     with open(f"/proc/{pid}/stat") as file:
         fields = file.read().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""What the MPI library in this process is and can do, as far as it can be known, and how it is."""
+"""What the MPI library in this process is and can do."""
 
 from __future__ import annotations
 
@@ -15,32 +15,36 @@ THREAD_LEVELS = {
     MPI.THREAD_SERIALIZED: "serialized",
     MPI.THREAD_MULTIPLE: "multiple",
 }
-# What changes how messages travel; mpirun sets many more variables that do not.
+# The variables that change how messages travel. mpirun sets many more that do not.
 _SETTINGS = re.compile(
     r"UCX_\w+|OMPI_MCA_(pml|btl|mtl|osc|coll|smsc|accelerator)(_\w+)?|HPCAVG_\w+"
     r"|(MPIR_CVAR|FI)_\w+|I_MPI_(FABRICS|OFI|SHM)\w*|MPICH_(CH4|OFI|UCX|GPU|SMP)_\w+"
 )
-# Of MPICH and its kin: what sends messages, in the order in which it is preferred, and what chooses another.
+# Open MPI: the components that can send messages ("pml"). The library selects one at its start.
+_PMLS = ("ob1", "ucx", "cm")
+# MPICH and its relatives: the device they were built with, and the variables that select another network module.
 _DEVICE = re.compile(r"^\w+ Device\s*:\s*(ch[34]:(\w+).*?)\s*$", re.MULTILINE)
 _NETMODS = ("MPIR_CVAR_CH4_NETMOD", "MPIR_PARAM_CH4_NETMOD", "MPICH_CH4_NETMOD")
-# Where Open MPI keeps a component's type and name: `mca_base_component_t`, the same since 2012.
-_TYPE, _NAME, _COMPONENT_BYTES = 40, 84, 148
+_MPI_SUCCESS = 0
 
 
 def version(text: str | None = None) -> str:
-    """Return the library's name and version, of the same length on all that are alike.
+    """Return the library's name and version in a few words.
 
-    text : what it says of itself, which is asked for where it is None.
+    Parameters
+    ----------
+    text : str, optional
+        The library's description of itself. Default: the one of the library in this process.
     """
     text = MPI.Get_library_version() if text is None else text
     first, *_ = text.partition("\0")[0].strip().splitlines() or ["unknown"]
-    if named := re.fullmatch(r"(\w+) Version\s*:\s*(.*)", first):  # MPICH's kin, which tell how they were built, too
+    if named := re.fullmatch(r"(\w+) Version\s*:\s*(.*)", first):  # MPICH; the lines after it tell how it was built
         return f"{named[1]} {named[2]}"
     return " ".join(first.partition(",")[0].removeprefix("MPI VERSION").strip(" :").split())
 
 
 def is_open_mpi(version: str) -> bool:
-    """Return whether `version`, as above, is of Open MPI, whose options others do not know."""
+    """Return whether `version`, as `version()` returns it, is Open MPI's. Other libraries have other options."""
     return version.startswith("Open MPI")
 
 
@@ -50,14 +54,26 @@ def thread_level() -> str:
 
 
 def messages_by(environ: Mapping[str, str], text: str | None = None) -> tuple[str | None, str]:
-    """Return what sends messages, None where the library does not tell, and how that is known.
+    """Return what sends messages, and how that is known.
 
-    That is a component of Open MPI (ob1, ucx or cm), read from the library's memory, whatever was asked for; or MPICH's
-    network module (ucx or ofi), the first of its device or the one that `environ` asks for. text : as in `version`.
+    Parameters
+    ----------
+    environ : Mapping
+        The environment variables.
+    text : str, optional
+        The library's description of itself, as for `version`. A text replaces all other sources.
+
+    Returns
+    -------
+    sender : str or None
+        Open MPI: the selected component (ob1, ucx or cm). MPICH: the network module (ucx, ofi, ...), which is the one
+        that `environ` selects or else the first of the device. None: the library does not tell.
+    source : str
+        How the sender is known, in a few words.
     """
-    component = _pml_component()
-    if component is not None and text is None:
-        return component, "the library's choice, read from its memory"
+    component = _selected_pml() if text is None else None
+    if component is not None:
+        return component, "the library's choice, by its control variables"
     device = _DEVICE.search(MPI.Get_library_version() if text is None else text)
     if device is None:
         return None, "the library does not tell"
@@ -67,19 +83,32 @@ def messages_by(environ: Mapping[str, str], text: str | None = None) -> tuple[st
     return device[2], f"the library's device is {device[1]}"
 
 
-def _pml_component() -> str | None:
-    try:
-        component = bytes((ctypes.c_char * _COMPONENT_BYTES).in_dll(_library(), "mca_pml_base_selected_component"))
-    except ValueError:  # no such symbol
+def _selected_pml() -> str | None:
+    """Return the component of Open MPI that sends messages; None for another library.
+
+    Open MPI closes the components that it does not select, and then their control variables are gone. The MPI tools
+    interface (MPI 4.1, section 15.3) tells which variables there are.
+    """
+    library, level, index = _library(), ctypes.c_int(), ctypes.c_int()
+    if library.MPI_T_init_thread(MPI.THREAD_MULTIPLE, ctypes.byref(level)) != _MPI_SUCCESS:
         return None
-    kind, name = (component[start:].partition(b"\0")[0] for start in (_TYPE, _NAME))
-    return name.decode(errors="replace") if kind == b"pml" else None
+    names = {pml: f"pml_{pml}_priority".encode() for pml in _PMLS}
+    found = [
+        pml for pml, name in names.items() if library.MPI_T_cvar_get_index(name, ctypes.byref(index)) == _MPI_SUCCESS
+    ]
+    library.MPI_T_finalize()
+    return found[0] if len(found) == 1 else None
 
 
 def ucx(maps: Path = Path("/proc/self/maps")) -> tuple[str, list[str]] | None:
-    """Return the version of UCX and the transports that it has loaded; None where UCX is not in this process.
+    """Return the version of UCX and its loaded transports; None if UCX is not in this process.
 
-    That it is there says nothing of whether it is used; see `messages_by`. maps : the file that lists what is.
+    A loaded UCX need not send the messages; see `messages_by`.
+
+    Parameters
+    ----------
+    maps : Path
+        The file that lists what is mapped into this process.
     """
     paths = {line.split(maxsplit=5)[5].strip() for line in maps.read_text().splitlines() if "/libuc" in line}
     library = next((path for path in sorted(paths) if re.search(r"/libucp[-.\w]*\.so", path)), None)
@@ -90,7 +119,7 @@ def ucx(maps: Path = Path("/proc/self/maps")) -> tuple[str, list[str]] | None:
 
 
 def _ucx_version(path: str) -> str:
-    """Return what the library that is already loaded from `path` says."""
+    """Return the version that the loaded library `path` reports."""
     numbers = [ctypes.c_uint() for _ in range(3)]
     try:
         ctypes.CDLL(path).ucp_get_version(*map(ctypes.byref, numbers))
@@ -100,15 +129,15 @@ def _ucx_version(path: str) -> str:
 
 
 def has_fault_tolerance() -> bool:
-    """Return whether the library has Open MPI's ULFM; `shrinking.is_enabled` tells whether it is on."""
+    """Return whether the library has Open MPI's ULFM; `shrinking.is_enabled` tells whether it is switched on."""
     return is_open_mpi(version()) and hasattr(_library(), "MPIX_Comm_revoke")
 
 
 def settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables in `environ` that have a say in how messages travel."""
+    """Return the variables in `environ` that change how messages travel."""
     return {name: environ[name] for name in sorted(environ) if _SETTINGS.fullmatch(name)}
 
 
 def _library() -> ctypes.CDLL:
-    """Return the MPI library, through mpi4py, which is linked to it."""
+    """Return the MPI library. mpi4py's module is linked to it, so its functions are found there."""
     return ctypes.CDLL(MPI.__file__)

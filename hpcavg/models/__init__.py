@@ -1,4 +1,4 @@
-"""Reference networks, by name. Light to import: a network's own module, and torch, are imported when it is built."""
+"""Reference networks, by name. torch and a network's own module are imported when the network is built."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ _DIGITS, _CIFAR, _IMAGENET = (1, 8, 8), (3, 32, 32), (3, 224, 224)
 
 @dataclass(frozen=True)
 class Network:
-    """What there is to know of a network before it is built.
+    """What is known of a network before it is built.
 
     Attributes
     ----------
-    family : the module of this package whose function builds it; that has the network's name, with underscores.
-    text : what it is and where it comes from, in a few words.
-    input_shape, num_classes : those it was published for, or that it is mostly given.
-    num_parameters, multiply_adds : for these; `counting` says what counts.
-    min_pixels : height and width of the smallest images it takes; None where inputs of any shape will do.
+    family : the module of this package that builds it, by a function of the network's name with underscores.
+    text : what the network is, and its paper.
+    input_shape : the shape of one usual input: (channels, height, width).
+    num_classes : the usual number of classes.
+    num_parameters : the number of parameters, for these inputs and classes.
+    multiply_adds : the multiply-adds of one such input in the forward pass; see `hpcavg.models.counting`.
+    min_pixels : height and width of the smallest images that it takes; None if it takes inputs of any shape.
     """
 
     family: str
@@ -36,7 +38,20 @@ class Network:
     min_pixels: int | None
 
     def check(self, name: str, input_shape: tuple[int, ...]) -> None:
-        """Raise `InputError` of ``model``, with the value `name`, unless the network takes such inputs."""
+        """Check that the network takes inputs of a shape.
+
+        Parameters
+        ----------
+        name : str
+            The network's name, for the error.
+        input_shape : tuple of int
+            The shape of one input.
+
+        Raises
+        ------
+        InputError
+            The network takes images, or larger images.
+        """
         if self.min_pixels is None:
             return
         shape = "x".join(map(str, input_shape))
@@ -49,8 +64,8 @@ class Network:
             )
 
 
-# Networks that halve their images take those of which they leave at least 2x2: so BatchNorm has several values per
-# channel also in a batch of one.
+# Networks that halve their images need images of which at least 2x2 pixels remain. BatchNorm then has several values
+# per channel even in a batch of one.
 NETWORKS = {
     "logistic": Network("basic", "logistic or softmax regression, from zero", _DIGITS, 10, 650, 640, None),
     "mlp": Network("basic", "two hidden layers of 128", _DIGITS, 10, 26_122, 25_856, None),
@@ -80,9 +95,34 @@ NETWORKS = {
 
 
 def build(name: str, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Return a freshly initialised network, the same bits after the same ``torch.manual_seed``.
+    """Return a network with new parameters: the same bits after the same ``torch.manual_seed``.
 
-    Raises `InputError` for an unknown name, and for inputs that the network does not take.
+    Parameters
+    ----------
+    name : str
+        A key of `NETWORKS`.
+    input_shape : tuple of int
+        The shape of one input, such as (channels, height, width).
+    num_classes : int
+        The number of outputs.
+
+    Returns
+    -------
+    torch.nn.Module
+        It takes a batch of inputs and returns logits of shape (batch, num_classes).
+
+    Raises
+    ------
+    InputError
+        There is no network of this name, or it does not take such inputs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hpcavg import models
+    >>> model = models.build("resnet20", (3, 32, 32), num_classes=10)
+    >>> model(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
     """
     if name not in NETWORKS:
         raise InputError("model", name, f"one of {', '.join(NETWORKS)}")
@@ -93,7 +133,7 @@ def build(name: str, input_shape: tuple[int, ...], num_classes: int) -> nn.Modul
 
 
 def describe() -> str:
-    """Return a table of the networks, one line each."""
+    """Return a table of the networks, a line each."""
     row = "{:18}{:11}{:>7}{:>12}{:>15}  {}".format
     lines = [row("network", "input", "classes", "parameters", "multiply-adds", "what it is")]
     for name, network in NETWORKS.items():

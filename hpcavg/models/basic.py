@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 def logistic(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Return logistic regression for two classes, softmax regression for more. Parameters start at zero.
 
-    The problem is convex; its L2 term is the optimizer's weight decay.
+    The problem is convex. The optimizer's weight decay is its L2 term.
     """
     num_inputs = math.prod(input_shape)
     if num_classes == 2:
@@ -20,9 +20,9 @@ def logistic(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 
 
 class BinaryLogistic(nn.Module):
-    """Logits (0, w.x + b) of two classes, whose cross entropy is the logistic loss of the one weight vector w.
+    """Logits (0, w.x + b) of two classes. Their cross entropy is the logistic loss of the weight vector w.
 
-    With a vector for each class weight decay would be another regulariser: half as strong on their difference.
+    A weight vector for each class would have another L2 term: half as strong on the difference of the two.
     """
 
     def __init__(self, num_inputs: int) -> None:
@@ -35,7 +35,7 @@ class BinaryLogistic(nn.Module):
 
 
 def mlp(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Return two hidden layers of 128 rectified units."""
+    """Return a perceptron with two hidden layers of 128 rectified units."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(math.prod(input_shape), 128),
@@ -47,7 +47,10 @@ def mlp(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 
 
 def cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Return two 3x3 convolutions of 16 and 32 channels with BatchNorm, pooled to 4x4, and one linear layer."""
+    """Return a small convolutional network.
+
+    Two 3x3 convolutions of 16 and 32 channels with BatchNorm, pooling to 4x4 pixels, and one linear layer.
+    """
     return nn.Sequential(
         nn.Conv2d(input_shape[0], 16, kernel_size=3, padding=1, bias=False),
         nn.BatchNorm2d(16),

@@ -12,7 +12,7 @@ _DEPTHS = (6, 12, 24, 16)
 
 
 class DenseLayer(nn.Module):
-    """The input, and beside it `_GROWTH` channels made of it by a 1x1 and a 3x3 convolution."""
+    """Adds `_GROWTH` channels to the input: the output of a 1x1 and a 3x3 convolution of it."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class DenseLayer(nn.Module):
 
 
 def densenet121(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Return the dense blocks and transitions of DenseNet-121 (table 1) after a 3x3 convolution without pooling."""
+    """Return DenseNet-121 (table 1) with a first convolution of 3x3 and no pooling after it."""
     channels = 2 * _GROWTH
     layers: list[nn.Module] = [conv(input_shape[0], channels, 3)]
     for block, depth in enumerate(_DEPTHS):

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from hpcavg.models.layers import classifier, conv_norm_relu, initialised, norm_relu, norm_relu_conv
 
 _GROUPS = 32
-# blocks, width of the 3x3 convolution, channels of the residual path, growth of the dense path, for each stage
+# Of each stage: blocks, width of the 3x3 convolution, channels of the residual path, growth of the dense path.
 _STAGES = ((3, 96, 256, 16), (4, 192, 512, 32), (20, 384, 1024, 24), (3, 768, 2048, 128))
 
 
 class DualPathBlock(nn.Module):
-    """The first `residual` channels of a branch are added to the shortcut's, the others put beside them.
+    """Adds the first `residual` channels of a branch to those of the shortcut, and appends the others.
 
-    The shortcut is the input or, in a stage's first block, a 1x1 convolution to both paths.
+    The shortcut is the input or, in a stage's first block, a 1x1 convolution of it.
     """
 
     def __init__(self, in_channels: int, width: int, residual: int, growth: int, stride: int, is_first: bool) -> None:
@@ -31,14 +31,14 @@ class DualPathBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `residual` channels, and the dense path, longer by `growth`."""
+        """Return the `residual` channels and the dense path, which has `growth` channels more."""
         shortcut, branch = self.shortcut(x), self.branch(x)
         total = shortcut[:, : self.residual] + branch[:, : self.residual]
         return torch.cat((total, shortcut[:, self.residual :], branch[:, self.residual :]), dim=1)
 
 
 def dpn92(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Return the stages of DPN-92 (table 1) after a 3x3 stem without pooling."""
+    """Return DPN-92 (table 1) with a first convolution of 3x3 and no pooling after it."""
     layers, channels = conv_norm_relu(input_shape[0], 64, 3), 64
     for stage, (depth, width, residual, growth) in enumerate(_STAGES):
         for index in range(depth):

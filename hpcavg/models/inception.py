@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hpcavg.models.layers import classifier, conv_norm_relu, initialised
 
-# channels of each module as columns of the paper's table 1: 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection
+# Channels of each module, the columns of table 1: 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection.
 _STAGES = (
     ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64)),
     (
@@ -22,7 +22,7 @@ _STAGES = (
 
 
 class Inception(nn.Module):
-    """Four branches side by side: 1x1; 3x3; 5x5; and pooled."""
+    """Four parallel branches: 1x1, 3x3, 5x5 and pooling."""
 
     def __init__(self, in_channels: int, channels: tuple[int, ...]) -> None:
         super().__init__()
@@ -45,8 +45,8 @@ class Inception(nn.Module):
 def googlenet(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Return the nine Inception modules after one 3x3 convolution.
 
-    With BatchNorm after every convolution, which the paper does not have, and without its auxiliary classifiers, which
-    that makes superfluous, and its dropout.
+    Unlike the paper's, every convolution has BatchNorm, which makes the auxiliary classifiers superfluous; there is no
+    dropout either.
     """
     channels = 192
     layers = conv_norm_relu(input_shape[0], channels, 3)

@@ -1,4 +1,4 @@
-"""What the networks are made of: convolutions with their normalisation, the classifier, and initial values."""
+"""Parts of the networks: convolutions with normalisation, the classifier, and initial values."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def norm_relu(channels: int) -> list[nn.Module]:
 
 
 def norm_relu_conv(in_channels: int, out_channels: int, size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """Return BatchNorm, ReLU and a `conv`, the order of networks whose sums and concatenations stay as they are."""
+    """Return BatchNorm, ReLU and a `conv`: the order for networks that do not rectify sums and concatenations."""
     return [*norm_relu(in_channels), conv(in_channels, out_channels, size, stride, groups)]
 
 
 def classifier(channels: int, num_classes: int) -> nn.Sequential:
-    """Return the mean over height and width, then one linear layer."""
+    """Return the mean over height and width, followed by one linear layer."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
 
 
 def initialised(network: nn.Module) -> nn.Module:
-    """Return `network` with its convolutions drawn as He et al. 2015 do, with variance 2 / fan-in, and no bias.
+    """Return `network` with convolutions of variance 2 / fan-in and no bias (He et al. 2015).
 
-    Fan-in, since it is right for grouped convolutions, too. Linear layers and BatchNorm keep torch's initial values.
+    Fan-in is right for grouped convolutions, too. Linear layers and BatchNorm keep torch's initial values.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

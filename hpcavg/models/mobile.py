@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 from hpcavg.models.layers import classifier, conv_norm, conv_norm_relu, initialised
 
-# channels and stride of each depthwise separable convolution (Howard et al., table 1)
+# Channels and stride of each depthwise separable convolution (Howard et al., table 1).
 _SEPARABLE = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *5 * ((512, 1),), (1024, 2), (1024, 1))
 
 
 def mobilenet(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Return MobileNet with a first convolution of stride 1 in place of 2."""
+    """Return MobileNet. Its first convolution has stride 1, not 2."""
     layers, in_channels = conv_norm_relu(input_shape[0], 32, 3), 32
     for channels, stride in _SEPARABLE:
         layers += conv_norm_relu(in_channels, in_channels, 3, stride, groups=in_channels)
@@ -21,7 +21,7 @@ def mobilenet(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 
 
 class InvertedResidual(nn.Module):
-    """Channels expanded, filtered one by one and projected back linearly, added to the input where shapes agree."""
+    """Expands the channels, filters each, and projects them back linearly; adds the input if shapes agree."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -37,7 +37,10 @@ class InvertedResidual(nn.Module):
 
 
 def mobilenetv2(input_shape: tuple[int, ...], num_classes: int, early_stride: int = 1) -> nn.Module:
-    """Return MobileNetV2; its first convolution and its second stage have `early_stride`, on ImageNet 2."""
+    """Return MobileNetV2.
+
+    `early_stride` is the stride of the first convolution and of the second stage. It is 2 in the paper, for ImageNet.
+    """
     stages = (  # expansion, channels, blocks and stride of each (Sandler et al., table 2)
         (1, 16, 1, 1),
         (6, 24, 2, early_stride),

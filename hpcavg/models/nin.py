@@ -8,11 +8,11 @@ from hpcavg.models.layers import conv_norm_relu, initialised
 
 
 def nin(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Return three convolutions, each with two of 1x1 after it, and the mean over what the last leaves per class.
+    """Return three convolutions with two 1x1 convolutions after each, and the mean of the last one's output per class.
 
-    Half of the values between the three are dropped. BatchNorm follows every convolution but the last, which is not
-    rectified either, unlike the paper's: K-AVG's rate of 1 is too much without the one, and logits that are all zero,
-    where training ended with the other, have no gradient.
+    Dropout of one half stands between the three. Unlike the paper's, every convolution but the last has BatchNorm,
+    without which K-AVG's learning rate of 1 is too large; and the last is not rectified, or all logits may become zero
+    and have no gradient.
     """
     return initialised(
         nn.Sequential(

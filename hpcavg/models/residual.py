@@ -1,8 +1,8 @@
 """Residual networks: He et al. 2016 (ResNet) and Xie et al. 2017 (ResNeXt).
 
-A stage halves height and width in its first block, but for the first stage, and doubles the channels. Where a block has
-a bottleneck, its 3x3 convolution does the halving, not the 1x1 before it as in He et al.: as today's ResNet-50 and
-ResNeXt have it, at 6% more multiply-adds for ResNet-50.
+Every stage but the first halves height and width in its first block and doubles the channels. In a block with a
+bottleneck the 3x3 convolution halves, as in today's ResNet-50 and ResNeXt; in He et al. the 1x1 convolution before it
+does. For ResNet-50 this takes 6% more multiply-adds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hpcavg.models.layers import classifier, conv_norm, conv_norm_relu, initiali
 
 
 class Residual(nn.Module):
-    """The rectified sum of what a branch and a shortcut make of the input."""
+    """The rectified sum of a branch and a shortcut."""
 
     def __init__(self, branch: nn.Module, shortcut: nn.Module) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Residual(nn.Module):
 
 
 class PaddedShortcut(nn.Module):
-    """Every `stride`-th row and column, and zeros for the new channels: the shortcut without parameters, option A."""
+    """A shortcut without parameters (option A): every `stride`-th row and column, and zeros for the new channels."""
 
     def __init__(self, num_new_channels: int, stride: int) -> None:
         super().__init__()
@@ -42,14 +42,14 @@ class PaddedShortcut(nn.Module):
 
 
 def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """Return the identity, or a 1x1 convolution where the shape changes: option B."""
+    """Return the identity, or a 1x1 convolution if the shape changes (option B)."""
     if in_channels == out_channels and stride == 1:
         return nn.Identity()
     return nn.Sequential(*conv_norm(in_channels, out_channels, 1, stride))
 
 
 def _padding(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """Return the identity, or zeros where the shape changes: option A."""
+    """Return the identity, or zeros for new channels if the shape changes (option A)."""
     if in_channels == out_channels and stride == 1:
         return nn.Identity()
     return PaddedShortcut(out_channels - in_channels, stride)
@@ -65,7 +65,7 @@ def _basic_block(
 
 
 def _bottleneck(in_channels: int, out_channels: int, stride: int, cardinality: int = 1) -> Residual:
-    """Return the block with `cardinality` paths, each a quarter as wide as the output: one path is ResNet's."""
+    """Return a block of `cardinality` paths, each a quarter as wide as the output. ResNet has one path."""
     width = cardinality * out_channels // 4
     branch = nn.Sequential(
         *conv_norm_relu(in_channels, width, 1),
@@ -76,12 +76,12 @@ def _bottleneck(in_channels: int, out_channels: int, stride: int, cardinality: i
 
 
 def _small_stem(in_channels: int, channels: int) -> nn.Sequential:
-    """Return what images of 32x32 begin with: one 3x3 convolution, no pooling."""
+    """Return the first layers for images of 32x32: one 3x3 convolution, no pooling."""
     return nn.Sequential(*conv_norm_relu(in_channels, channels, 3))
 
 
 def _imagenet_stem(in_channels: int) -> nn.Sequential:
-    """Return a 7x7 convolution to 64 channels and a pooling, each of stride 2."""
+    """Return the first layers for ImageNet: a 7x7 convolution to 64 channels and pooling, each of stride 2."""
     return nn.Sequential(*conv_norm_relu(in_channels, 64, 7, 2), nn.MaxPool2d(3, stride=2, padding=1))
 
 
@@ -93,7 +93,10 @@ def _network(
     depths: tuple[int, ...],
     num_classes: int,
 ) -> nn.Module:
-    """Return `stem`, stages of as many blocks as `depths` says, the first of `stage_channels`, and a classifier."""
+    """Return a network: `stem`, a stage of each of the `depths` in blocks, and a classifier.
+
+    The first stage has `stage_channels` channels; every other one has twice as many as the one before.
+    """
     layers: OrderedDict[str, nn.Module] = OrderedDict(stem=stem)
     in_channels, out_channels = stem_channels, stage_channels
     for stage, depth in enumerate(depths, start=1):
@@ -106,28 +109,28 @@ def _network(
 
 
 def resnet18(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Return ResNet-18 for small images: He et al.'s stages after a 3x3 stem without pooling."""
+    """Return ResNet-18 for small images: a 3x3 convolution, no pooling, then the stages of He et al., table 1."""
     return _network(_small_stem(input_shape[0], 64), _basic_block, 64, 64, (2, 2, 2, 2), num_classes)
 
 
 def resnet50(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Return ResNet-50 for small images: He et al.'s stages after a 3x3 stem without pooling."""
+    """Return ResNet-50 for small images: a 3x3 convolution, no pooling, then the stages of He et al., table 1."""
     return _network(_small_stem(input_shape[0], 64), _bottleneck, 64, 256, (3, 4, 6, 3), num_classes)
 
 
 def resnet101(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Return ResNet-101 for small images: He et al.'s stages after a 3x3 stem without pooling."""
+    """Return ResNet-101 for small images: a 3x3 convolution, no pooling, then the stages of He et al., table 1."""
     return _network(_small_stem(input_shape[0], 64), _bottleneck, 64, 256, (3, 4, 23, 3), num_classes)
 
 
 def resnet20(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Return ResNet-20 as He et al. made it for CIFAR-10 (section 4.2): 16, 32, 64 channels, shortcuts of option A."""
+    """Return ResNet-20 for CIFAR-10 (He et al., section 4.2): 16, 32, 64 channels, shortcuts of option A."""
     block = partial(_basic_block, shortcut=_padding)
     return _network(_small_stem(input_shape[0], 16), block, 16, 16, (3, 3, 3), num_classes)
 
 
 def resnext29(input_shape: tuple[int, ...], num_classes: int, cardinality: int = 2) -> nn.Module:
-    """Return ResNeXt-29, `cardinality` x 64d, as Xie et al. made it for CIFAR; theirs have cardinality 8 and 16."""
+    """Return ResNeXt-29, `cardinality` x 64d, for CIFAR. Xie et al. use cardinalities of 8 and 16."""
     block = partial(_bottleneck, cardinality=cardinality)
     return _network(_small_stem(input_shape[0], 64), block, 64, 256, (3, 3, 3), num_classes)
 

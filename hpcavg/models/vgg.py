@@ -6,17 +6,17 @@ from torch import nn
 
 from hpcavg.models.layers import classifier, initialised
 
-# channels of each stage, which a pooling ends
+# Channels of each stage. Pooling ends a stage.
 _CHANNELS = (64, 128, 256, 512, 512)
 
 
 def vgg16(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Return the convolutions of configuration D: 13."""
+    """Return VGG-16, configuration D: 13 convolutions."""
     return _network(input_shape[0], num_classes, (2, 2, 3, 3, 3))
 
 
 def vgg19(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Return the convolutions of configuration E: 16."""
+    """Return VGG-19, configuration E: 16 convolutions."""
     return _network(input_shape[0], num_classes, (2, 2, 4, 4, 4))
 
 
@@ -24,7 +24,7 @@ def _network(in_channels: int, num_classes: int, depths: tuple[int, ...]) -> nn.
     layers: list[nn.Module] = []
     for channels, depth in zip(_CHANNELS, depths, strict=True):
         for _ in range(depth):
-            # with a bias, as in the paper, though the normalisation takes it away again
+            # The bias is the paper's; BatchNorm cancels it.
             convolution = nn.Conv2d(in_channels, channels, 3, padding=1)
             layers += [convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
             in_channels = channels

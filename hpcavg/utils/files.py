@@ -1,12 +1,14 @@
-"""Durable changes on disk: every one is a system call that goes through `perform`, so that a test can end it there."""
+"""Durable changes on disk. Every change is a system call through `perform`, where a test can end the process."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import math
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,14 @@ _READ_BYTES = 2**20
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file must be: its name without folders, its size, and the SHA-256 of its bytes in hexadecimal."""
+    """What a file must be.
+
+    Attributes
+    ----------
+    name : without folders.
+    num_bytes : its size.
+    sha256 : the SHA-256 of its bytes, in hexadecimal.
+    """
 
     name: str
     num_bytes: int
@@ -26,21 +35,32 @@ class FileRecord:
 
 
 def perform(call: Callable[..., Any], *arguments: Any) -> Any:
-    """Make one system call that changes the file system or waits for the disk. Tests put another in its place."""
+    """Make a system call that changes the file system or waits for the disk. Tests replace this function."""
     return call(*arguments)
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder `path`; raises `FileExistsError` where something has its name."""
+    """Make the folder `path`; raise `FileExistsError` if the name is taken."""
     perform(os.mkdir, path)
     sync_folder(path.parent)
 
 
 def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
-    """Write `chunks` one after the other to the new file `path`; they are on the disk when this returns.
+    """Write `chunks` to the new file `path`. The contents are on the disk when this returns.
 
-    The folder's entry is not: `sync_folder` follows once for all its files. Raises `FileExistsError` where something
-    has the name.
+    The entry in the folder is not: call `sync_folder` once for all new files.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    chunks : iterable of bytes
+        The contents, piece by piece.
+
+    Raises
+    ------
+    FileExistsError
+        The name is taken.
     """
     sha, num_bytes = hashlib.sha256(), 0
     descriptor = perform(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -49,7 +69,7 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
             rest = memoryview(chunk)
             sha.update(rest)
             num_bytes += len(rest)
-            while rest:  # the system takes 2 GiB at most at a time, and less when a disk fills up
+            while rest:  # a call writes at most 2 GiB, and less when the disk fills up
                 rest = rest[perform(os.write, descriptor, rest) :]
         perform(os.fsync, descriptor)
     finally:
@@ -58,9 +78,14 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
 
 
 def replace_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
-    """Write `chunks` to `path`, durable, whole or not at all: until it is whole, what had the name keeps it.
+    """Write `chunks` to `path`, durably and atomically: an old file keeps the name until the new one is whole.
 
-    Raises `OSError`, also where a folder, a pipe or a device has the name.
+    The parameters are those of `write_file`.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written, or the name is that of a folder, a pipe or a device.
     """
     if path.exists() and not path.is_file():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
@@ -76,8 +101,16 @@ def replace_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord
     return FileRecord(path.name, record.num_bytes, record.sha256)
 
 
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write `values` to `path` as JSON, whole or not at all. NaN and infinity, unknown to JSON, become null."""
+    values = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+    replace_file(path, [(json.dumps(values, indent=2) + "\n").encode()])
+
+
 def switch_link(path: Path, target: str) -> None:
-    """Make the symbolic link `path` point to `target`, durable; there is no moment without the link."""
+    """Make the symbolic link `path` point to `target`, durably and atomically."""
     partial = path.with_name(f"{path.name}.partial")
     if partial.is_symlink():  # of a process that was killed
         perform(os.unlink, partial)
@@ -89,7 +122,7 @@ def switch_link(path: Path, target: str) -> None:
 
 
 def _partial(path: Path) -> Path:
-    """Return the name under which `path` is prepared; what a killed process left there is removed."""
+    """Return the temporary name for `path`; remove what a killed process has left there."""
     partial = path.with_name(f"{path.name}.partial")
     if os.path.lexists(partial):
         perform(os.unlink, partial)
@@ -97,7 +130,7 @@ def _partial(path: Path) -> Path:
 
 
 def open_file(path: Path | str) -> BinaryIO:
-    """Open the file `path` for reading; raises `OSError` for a pipe or a device, too, which would keep us waiting."""
+    """Open the file `path` for reading. Raise `OSError` for a pipe or a device, too: reading one may block."""
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
@@ -108,7 +141,7 @@ def open_file(path: Path | str) -> BinaryIO:
 
 
 def read_small(path: Path | str) -> bytes:
-    """Return what is in the file `path`; raises `OSError` where that is more than `SMALL_BYTES`, or no file at all."""
+    """Return the contents of the file `path`; raise `OSError` if it is larger than `SMALL_BYTES` or not a file."""
     with open_file(path) as file:
         data = file.read(SMALL_BYTES + 1)
     if len(data) > SMALL_BYTES:
@@ -117,7 +150,7 @@ def read_small(path: Path | str) -> bytes:
 
 
 def fault(folder: Path, record: FileRecord) -> str | None:
-    """Read a file; return how it differs from its record, in a few words, or None where it does not."""
+    """Read a file and return how it differs from its record, in a few words; None if it does not."""
     try:
         with open_file(folder / record.name) as file:
             num_bytes = os.fstat(file.fileno()).st_size
@@ -132,9 +165,9 @@ def fault(folder: Path, record: FileRecord) -> str | None:
 
 
 def remove_files(folder: Path, names: Iterable[str]) -> None:
-    """Remove the files of these names in `folder`, then the folder unless something else is left in it.
+    """Remove the files `names` in `folder`, and then the folder if it is empty.
 
-    A link is removed and never followed; what is a folder stays.
+    A link is removed and not followed. A folder of one of these names stays.
     """
     with os.scandir(folder) as entries:
         found = {entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)}
@@ -149,12 +182,12 @@ def remove_files(folder: Path, names: Iterable[str]) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the names in the folder `path` are on the disk."""
+    """Wait until the entries of the folder `path` are on the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         perform(os.fsync, descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that keep no folders of their own
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync a folder
             raise
     finally:
         os.close(descriptor)

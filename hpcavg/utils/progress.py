@@ -1,4 +1,4 @@
-"""What a person sees while something long goes on: a moving bar on a terminal, plain lines now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, and lines now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 
 class Display(Protocol):
-    """Follows a run, or any other long piece of work."""
+    """Shows the progress of a run or of other long work."""
 
     def advance(self, amount: int = 1) -> None:
-        """So many steps more have been taken, or bytes are done."""
+        """Add `amount` steps or bytes to what is done."""
 
     def line(self, text: str) -> None:
         """Show one line that stays."""
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
 
 
 class _Silent:
@@ -41,7 +41,7 @@ class _Plain(_Silent):
 
 
 class _Tenths(_Plain):
-    """Shows a line every tenth of so many bytes."""
+    """Shows a line for every tenth of the bytes."""
 
     def __init__(self, what: str, num_bytes: int) -> None:
         self._what, self._num_bytes, self._done = what, max(num_bytes, 1), 0
@@ -72,9 +72,20 @@ class _Bar:
 
 
 def display(rank: int, total: int, done: int = 0, what: str = "training", in_bytes: bool = False) -> Display:
-    """Return the display for this rank, of `what`, of whose `total` steps or bytes so many are `done`.
+    """Return the display for this rank. Ranks other than 0 show nothing.
 
-    Ranks other than 0 show nothing.
+    Parameters
+    ----------
+    rank : int
+        This rank.
+    total : int
+        All steps or bytes of the work.
+    done : int
+        The steps or bytes that are done already.
+    what : str
+        The name of the work.
+    in_bytes : bool
+        The work is counted in bytes, not steps.
     """
     if rank != 0:
         return _Silent()
@@ -90,9 +101,9 @@ def display(rank: int, total: int, done: int = 0, what: str = "training", in_byt
 
 
 def is_terminal() -> bool:
-    """Return whether standard output ends at a person's terminal.
+    """Return whether standard output goes to a terminal.
 
-    mpirun gives its ranks a pseudo-terminal wherever its own output goes; only a real terminal gives that one a width.
+    mpirun gives its ranks a pseudo-terminal in any case. It has a width only if mpirun itself has a terminal.
     """
     try:
         return sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).columns > 0

@@ -6,14 +6,11 @@ import errno
 import io
 import os
 import select
-import signal
 import sys
 from contextlib import suppress
 from typing import Any, TextIO
 
-_FAILED = 1
-# As the shell tells the status of what SIGPIPE ends, which is how other programs end when their reader leaves.
-_READER_LEFT = 128 + signal.SIGPIPE
+from hpcavg.utils.exit_status import ExitStatus
 
 
 class _Stream(io.FileIO):
@@ -90,9 +87,9 @@ def settle(status: int, goes_on: bool) -> int:
     if goes_on or status or _out is None or not _out.has_lost:
         return status
     if _out.error is not None and _out.error.errno == errno.EPIPE:
-        return _READER_LEFT
+        return ExitStatus.READER_LEFT
     tell(f"hpcavg: error: {_out.why}")
-    return _FAILED
+    return ExitStatus.FAILED
 
 
 def _open_if_closed(number: int) -> bool:

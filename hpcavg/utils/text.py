@@ -1,4 +1,4 @@
-"""Short names for many: nodes, ranks and cores as their first and their last."""
+"""Text for people: counts, many names or numbers in short, and values of any kind on one line."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ from collections.abc import Iterable
 _NUMBERED = re.compile(r"([^.]*?)(\d+)([^.\d]*(?:\..*)?)")
 
 
-def fold_names(names: Iterable[str]) -> str:
-    """Return host names in brackets as schedulers write them: ``node[001-003,007], login``.
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun, in the plural unless it is one.
 
-    Names that differ in one number are folded, in the order of these; ``node9`` and ``node10`` are, too.
+    >>> counted(1, "node"), counted(2, "node")
+    ('1 node', '2 nodes')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def fold_names(names: Iterable[str]) -> str:
+    """Return host names in the form of schedulers: names that differ in their last number share brackets.
+
+    >>> fold_names(["node001", "node002", "node003", "node007", "login"])
+    'node[001-003,007], login'
     """
     digits_of: dict[tuple[str, str], list[str]] = {}
     for name in dict.fromkeys(names):
@@ -33,7 +43,11 @@ def fold_names(names: Iterable[str]) -> str:
 
 
 def fold_numbers(numbers: Iterable[int]) -> str:
-    """Return integers in their order, runs of them as the first and the last: ``0-3, 7``."""
+    """Return integers in ascending order, each run of them as its first and last.
+
+    >>> fold_numbers([3, 0, 1, 2, 7])
+    '0-3, 7'
+    """
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and runs[-1][-1] == number - 1:
@@ -44,7 +58,21 @@ def fold_numbers(numbers: Iterable[int]) -> str:
 
 
 def printable(value: object, max_length: int = 200) -> str:
-    """Return `value` as text of one line that any terminal takes, shortened where it is longer than `max_length`."""
+    r"""Return `value` as one line of printable text.
+
+    Parameters
+    ----------
+    value : object
+        What to show.
+    max_length : int
+        Longer text is shortened in the middle, and its length is added.
+
+    Examples
+    --------
+    >>> from hpcavg.utils.text import printable
+    >>> print(printable("two\nlines"))
+    two\nlines
+    """
     try:
         text = str(value)
     except ValueError:  # an integer of thousands of digits

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hpcavg.machine.placement import choose_device
+from hpcavg.machine.devices import choose_device
 
 
 def pytest_sessionstart(session):

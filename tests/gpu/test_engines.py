@@ -14,7 +14,7 @@ from hpcavg.engines.gpu.cuda_support import find_cuda_awareness
 from hpcavg.engines.mpi import MpiEngine
 from hpcavg.engines.select import ENGINES, select_engine
 from hpcavg.engines.staged import StagedEngine
-from hpcavg.machine.placement import choose_device
+from hpcavg.machine.devices import choose_device
 
 pytestmark = pytest.mark.mpi
 

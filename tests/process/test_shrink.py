@@ -32,7 +32,7 @@ def test_survivors_go_on_and_agree(algorithm, ranks, group_size, kills, tmp_path
         monkeypatch.setenv(name, value)
     options = argparse.Namespace(steps=120, deadline=120.0, at_least=0.9)
     outcome = Outcome(algorithm, soak.arguments(algorithm, group_size, "auto", options.steps), ranks, kills)
-    soak.run_collective(outcome, tmp_path, options)
+    soak.run_one(outcome, tmp_path, options)
     assert not outcome.faults, "\n".join(outcome.faults)
     assert not list(tmp_path.rglob("lock-*"))  # an heir of rank 0's has it, and gives it back
     assert outcome.steps == outcome.steps_due == outcome.num_survivors * options.steps

@@ -235,7 +235,7 @@ def test_the_page_shows_figures_and_failures_and_escapes_all(tmp_path):
     assert [text for text in shown.of("th") if "bytes" in text] == ["1,024 bytes, µs", "4,096 bytes, ms"]
     assert {"2,000", "400", "250"} <= set(shown.of("td"))
     assert {"1,000 to 3,000", "400 to 400"} <= set(shown.of("small"))
-    assert any("How fast a mean over the learners is" in text for text in shown.of("p"))
+    assert any("The time of a mean over the learners" in text for text in shown.of("p"))
     tail = next(text for text in shown.of("pre") if "died" in text)
     assert shlex.quote(nasty) in shown.of("span")
     assert tail.endswith(f"{nasty}  \\x07 died")

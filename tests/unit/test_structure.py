@@ -117,3 +117,11 @@ def test_no_collective_goes_on_a_communicator_that_nobody_can_revoke():
     """mpi4py reduces Python objects on a hidden duplicate: who waits there does not hear of a death."""
     pattern = re.compile(r"\.(all)?reduce\(|\.(ex)?scan\(")
     assert [path.name for path in PACKAGE.rglob("*.py") if pattern.search(path.read_text())] == []
+
+
+def test_the_package_needs_neither_benchmarks_nor_tests_and_benchmarks_need_no_tests():
+    wrong = []
+    for folder, above in (("hpcavg", "benchmarks|tests"), ("benchmarks", "tests")):
+        pattern = re.compile(rf"^\s*(from|import) ({above})\b", re.MULTILINE)
+        wrong += [path.name for path in (PACKAGE.parent / folder).rglob("*.py") if pattern.search(path.read_text())]
+    assert wrong == []

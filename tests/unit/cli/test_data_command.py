@@ -52,7 +52,7 @@ def test_options_that_are_wrong(arguments, line):
 
 def test_made_up_cifar10_goes_through_the_loader_and_is_never_overwritten(tmp_path, capsys):
     run("synthesize", "cifar10", "--data-dir", tmp_path, "--scale", 0.001)
-    assert "cifar10, 0.001 of the original's size, made up with seed 0" in capsys.readouterr().out
+    assert "cifar10, 0.001 of the original's size, synthetic, seed 0" in capsys.readouterr().out
     assert len(cifar10.load(tmp_path)[0]) == 100
     first = (tmp_path / "cifar-10-batches-bin" / "test_batch.bin").read_bytes()
     with pytest.raises(InputError, match="a folder without cifar-10-batches-bin, which is never overwritten"):

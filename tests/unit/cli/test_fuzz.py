@@ -22,8 +22,9 @@ from hpcavg.cli import main, parsers
 from hpcavg.config.options import OPTIONS, Config
 from hpcavg.config.sources import from_sources
 from hpcavg.errors import InputError
-from hpcavg.results import curves, report, run_folder, summary
-from hpcavg.results.metrics import Recorder, file_name, write_view
+from hpcavg.results import curves, report, summary
+from hpcavg.results.metrics import Recorder
+from hpcavg.results.view import file_name, write_view
 from tests.unit.results.test_summary import example
 
 COUNT = int(os.environ.get("HPCAVG_FUZZ", "1000"))
@@ -298,7 +299,7 @@ def runs(tmp_path_factory):
                 if name == "killed":
                     os.replace(f"{path}.copy", path)
         write_view(folder / "metrics", 2, [positions])
-        run_folder.write_json(folder / "summary.json", example(num_ranks=2))
+        summary.write(folder, example(num_ranks=2))
         folders.append(folder)
     return folders
 

@@ -9,44 +9,19 @@ import pytest
 from hpcavg.cli import info
 from hpcavg.config.options import Config
 from hpcavg.machine import mpi_library
-from hpcavg.machine.advice import warnings
-from hpcavg.machine.place import Place, Plan
-from hpcavg.machine.survey import file_system_of, find_plan, model_bytes
-from hpcavg.utils.text import fold_names, fold_numbers
+from hpcavg.machine.inspection import file_system_of, find_needs, model_bytes
+from hpcavg.machine.inventory import RankInventory
+from hpcavg.machine.inventory import RunNeeds as Needs
+from hpcavg.machine.warnings import find_warnings
 
 GIB = 2**30
-
-
-@pytest.mark.parametrize(
-    ("names", "folded"),
-    [
-        (["vm"], "vm"),
-        (["node7"], "node7"),
-        ([f"node{number:03}" for number in range(1, 65)], "node[001-064]"),
-        (["node003", "node001", "node002", "node007"], "node[001-003,007]"),
-        (["node8", "node9", "node10", "node12"], "node[8-10,12]"),
-        (["node09", "node10", "node011"], "node[09-10,011]"),
-        (["h41n09.site", "h41n10.site", "h42n01.site"], "h41n[09-10].site, h42n01.site"),
-        (["login", "n1", "n2", "login"], "login, n[1-2]"),
-        (["10.0.0.1", "10.0.0.2"], "10.0.0.1, 10.0.0.2"),
-        (["gpu1-ib", "gpu2-ib"], "gpu[1-2]-ib"),
-        ([], ""),
-    ],
-)
-def test_names_of_nodes_are_folded(names, folded):
-    assert fold_names(names) == folded
-
-
-def test_numbers_are_folded():
-    assert fold_numbers([3, 1, 0, 2, 7, 9, 8]) == "0-3, 7-9"
-    assert fold_numbers([]) == ""
 
 
 def cluster(num_nodes=1, per_node=4, **changes):
     """Return ranks that have all they want: four cores and a NUMA node each."""
     return [
         replace(
-            Place(
+            RankInventory(
                 f"node{node:03}",
                 node * per_node + index,
                 group=node,
@@ -63,11 +38,11 @@ def cluster(num_nodes=1, per_node=4, **changes):
     ]
 
 
-def on_gpus(places, gpus, visible=None):
-    """Return the places of one node with these GPUs, each of which sees all of them or those that are named."""
+def on_gpus(ranks, gpus, visible=None):
+    """Return the ranks of one node with these GPUs, each of which sees all of them or those that are named."""
     return [
-        replace(place, device="A100", gpu=gpu, gpu_index=0, visible_gpus=frozenset(visible or gpus), num_gpu_files=4)
-        for place, gpu in zip(places, gpus, strict=True)
+        replace(rank, device="A100", gpu=gpu, gpu_index=0, visible_gpus=frozenset(visible or gpus), num_gpu_files=4)
+        for rank, gpu in zip(ranks, gpus, strict=True)
     ]
 
 
@@ -75,95 +50,100 @@ ALL_CORES = frozenset(range(16))
 
 
 def test_nothing_is_said_of_what_is_well():
-    assert warnings(cluster(64), Plan(num_bytes=GIB)) == []
-    assert warnings(on_gpus(cluster(), "abcd"), Plan()) == []
+    assert find_warnings(cluster(64), Needs(model_bytes=GIB)) == []
+    assert find_warnings(on_gpus(cluster(), "abcd"), Needs()) == []
     # A resource set shows each rank one GPU, as its number 0.
-    assert warnings([replace(p, visible_gpus=frozenset({p.gpu})) for p in on_gpus(cluster(), "abcd")], Plan()) == []
+    assert (
+        find_warnings([replace(p, visible_gpus=frozenset({p.gpu})) for p in on_gpus(cluster(), "abcd")], Needs()) == []
+    )
 
 
 @pytest.mark.parametrize(
-    ("places", "plan", "says"),
+    ("ranks", "needs", "says"),
     [
-        (on_gpus(cluster(), "aabb"), Plan(), ["4 ranks compute on 2 GPUs: start as many ranks"]),
-        (on_gpus(cluster(), "aaaa"), Plan(), ["4 ranks compute on 1 GPU: "]),
-        (on_gpus(cluster(1, 2), "ab", "abcd"), Plan(), ["2 of 4 GPUs are idle: start 4 ranks"]),
-        (cluster(num_gpu_files=4), Plan(), ["4 GPUs that torch does not see: "]),
-        (cluster(num_gpu_files=4), Plan(device="cpu"), []),
-        (cluster(1, 64, cores=frozenset({0, 1}), threads=1), Plan(), ["64 ranks share 2 cores: start at most 2"]),
-        (cluster(cores=ALL_CORES, threads=8), Plan(), ["32 torch threads on 16 cores: --threads 4 at most"]),
-        (cluster(cores=ALL_CORES, given=4), Plan(), ["16 torch threads on the 4 cores that the job was given"]),
-        (cluster(cores=ALL_CORES, given=4, threads=1), Plan(), []),
-        (cluster(given=64), Plan(), ["to 16 of the 64 cores that the job was given: mpirun --map-by ppr:4:node:"]),
-        (cluster(numa_nodes=(0, 1)), Plan(), ["all ranks may run on several of the 4 NUMA nodes"]),
-        ([*cluster()[:3], replace(cluster()[3], numa_nodes=(2, 3))], Plan(), ["1 of 4 ranks may run on several"]),
-        (cluster(shared_bytes=2**26), Plan(num_bytes=2**25), ["128 MiB of parameters, and /dev/shm has 64 MiB free"]),
-        (cluster(shared_bytes=2**26), Plan(num_bytes=2**23, rows_per_rank=2), []),
-        (cluster(shared_bytes=2**26), Plan(num_bytes=2**23, rows_per_rank=2, rows_per_node=2), ["share 80 MiB"]),
-        (cluster(), Plan(on_failure="shrink"), ["--on-failure shrink will be refused: start with mpirun --with-ft"]),
-        (cluster(is_fault_tolerant=True), Plan(on_failure="shrink"), []),
-        (cluster(thread_level="serialized"), Plan(), ["MPI gives thread level serialized"]),
-        (cluster(), Plan(intended_learners=4), []),
-        (cluster(), Plan(intended_learners=16), ["the options are meant for 16 learners, not 4"]),
-        ([*cluster()[:3], replace(cluster()[3], group=None)], Plan(intended_learners=3), []),  # beside a server
-        (cluster(), Plan(locked_file_system="lustre"), ["HDF5_USE_FILE_LOCKING lets HDF5 lock files on lustre"]),
+        (on_gpus(cluster(), "aabb"), Needs(), ["4 ranks compute on 2 GPUs: start as many ranks"]),
+        (on_gpus(cluster(), "aaaa"), Needs(), ["4 ranks compute on 1 GPU: "]),
+        (on_gpus(cluster(1, 2), "ab", "abcd"), Needs(), ["2 of 4 GPUs are idle: start 4 ranks"]),
+        (cluster(num_gpu_files=4), Needs(), ["4 GPUs that torch does not see: "]),
+        (cluster(num_gpu_files=4), Needs(device="cpu"), []),
+        (cluster(1, 64, cores=frozenset({0, 1}), threads=1), Needs(), ["64 ranks share 2 cores: start at most 2"]),
+        (cluster(cores=ALL_CORES, threads=8), Needs(), ["32 torch threads on 16 cores: --threads 4 at most"]),
+        (cluster(cores=ALL_CORES, cores_given=4), Needs(), ["16 torch threads on the 4 cores that the job was given"]),
+        (cluster(cores=ALL_CORES, cores_given=4, threads=1), Needs(), []),
+        (cluster(cores_given=64), Needs(),
+         ["to 16 of the 64 cores that the job was given: mpirun --map-by ppr:4:node:"]),
+        (cluster(numa_nodes=(0, 1)), Needs(), ["all ranks may run on several of the 4 NUMA nodes"]),
+        ([*cluster()[:3], replace(cluster()[3], numa_nodes=(2, 3))], Needs(), ["1 of 4 ranks may run on several"]),
+        (cluster(free_shared_bytes=2**26), Needs(model_bytes=2**25),
+         ["128 MiB of parameters, and /dev/shm has 64 MiB free"]),
+        (cluster(free_shared_bytes=2**26), Needs(model_bytes=2**23, copies_per_rank=2), []),
+        (cluster(free_shared_bytes=2**26), Needs(model_bytes=2**23, copies_per_rank=2, copies_per_node=2),
+         ["share 80 MiB"]),
+        (cluster(), Needs(on_failure="shrink"), ["--on-failure shrink will be refused: start with mpirun --with-ft"]),
+        (cluster(is_fault_tolerant=True), Needs(on_failure="shrink"), []),
+        (cluster(thread_level="serialized"), Needs(), ["MPI gives thread level serialized"]),
+        (cluster(), Needs(intended_learners=4), []),
+        (cluster(), Needs(intended_learners=16), ["the options are meant for 16 learners, not 4"]),
+        ([*cluster()[:3], replace(cluster()[3], group=None)], Needs(intended_learners=3), []),  # beside a server
+        (cluster(), Needs(locked_file_system="lustre"), ["HDF5_USE_FILE_LOCKING lets HDF5 lock files on lustre"]),
     ],
 )  # fmt: skip
-def test_one_node_in_trouble(places, plan, says):
-    found = warnings(places, plan)
+def test_one_node_in_trouble(ranks, needs, says):
+    found = find_warnings(ranks, needs)
     assert len(found) == len(says), found
     assert all(text in line for text, line in zip(says, found, strict=True)), found
 
 
 def test_ranks_on_cores_of_their_own_are_looked_at_apart():
-    places = cluster(1, 3)
-    places[0] = replace(places[0], cores=frozenset({0}), threads=8)
-    assert warnings(places, Plan()) == ["node001: 8 torch threads on 1 core: --threads 1 at most"]
+    ranks = cluster(1, 3)
+    ranks[0] = replace(ranks[0], cores=frozenset({0}), threads=8)
+    assert find_warnings(ranks, Needs()) == ["node001: 8 torch threads on 1 core: --threads 1 at most"]
 
 
 def test_nodes_with_the_same_trouble_share_a_line():
-    places = [*cluster(64, cores=frozenset({0, 1}), threads=1), *cluster(1, 4, node="fat", group=65)]
-    assert warnings(places, Plan()) == ["node[001-064]: 4 ranks share 2 cores: start at most 2"]
+    ranks = [*cluster(64, cores=frozenset({0, 1}), threads=1), *cluster(1, 4, node="fat", group=65)]
+    assert find_warnings(ranks, Needs()) == ["node[001-064]: 4 ranks share 2 cores: start at most 2"]
 
 
 @pytest.mark.parametrize(
-    ("places", "plan", "says"),
+    ("ranks", "needs", "says"),
     [
-        (cluster(2, versions={"messages by": "ob1"}), Plan(), "messages between nodes go over TCP"),
-        (cluster(1, versions={"messages by": "ob1"}), Plan(), None),
+        (cluster(2, versions={"messages by": "ob1"}), Needs(), "messages between nodes go over TCP"),
+        (cluster(1, versions={"messages by": "ob1"}), Needs(), None),
         (
             cluster(2, versions={"messages by": "ob1"}, is_fault_tolerant=True),
-            Plan(on_failure="shrink"),
+            Needs(on_failure="shrink"),
             None,
         ),
-        (cluster(2, group=0), Plan(), "local group 0 spans nodes"),
-        (cluster(2, group=None), Plan(), None),  # servers
-        (cluster(3)[:-1], Plan(), "unequal numbers of ranks (3 on 1 node, 4 on 2 nodes)"),
+        (cluster(2, group=0), Needs(), "local group 0 spans nodes"),
+        (cluster(2, group=None), Needs(), None),  # servers
+        (cluster(3)[:-1], Needs(), "unequal numbers of ranks (3 on 1 node, 4 on 2 nodes)"),
         (
-            [*cluster(3)[:-4], *(replace(place, versions={"torch": "2.12.1"}) for place in cluster(3)[-4:])],
-            Plan(),
+            [*cluster(3)[:-4], *(replace(rank, versions={"torch": "2.12.1"}) for rank in cluster(3)[-4:])],
+            Needs(),
             "torch is not the same everywhere: 2.13.0 on node[001-002]; 2.12.1 on node003",
         ),
     ],
 )
-def test_several_nodes_in_trouble(places, plan, says):
-    found = warnings(places, plan)
+def test_several_nodes_in_trouble(ranks, needs, says):
+    found = find_warnings(ranks, needs)
     assert len(found) == (says is not None), found
     assert says is None or says in found[0]
 
 
 def test_64_nodes_alike_are_one_row():
-    places = cluster(64)
-    places[17] = replace(places[17], shared_bytes=GIB)
-    assert info.table(places) == [
+    ranks = cluster(64)
+    ranks[17] = replace(ranks[17], free_shared_bytes=GIB)
+    assert info.table(ranks) == [
         ("node[001-064]: 64", "4-259 (4 each)", "1-64", "16, 4 each", "0-3", "4", "cpu", "1.0 GiB")
     ]
 
 
 def test_ranks_that_differ_have_rows_of_their_own():
-    places = [*cluster(2), *on_gpus(cluster(1, 2, node="gpu", cores=ALL_CORES, given=8), "ab")]
-    places[0] = replace(places[0], threads=1)
-    places[-1] = replace(places[-1], group=None)
-    assert [row[:3] + row[3:7] for row in info.table(places)] == [
+    ranks = [*cluster(2), *on_gpus(cluster(1, 2, node="gpu", cores=ALL_CORES, cores_given=8), "ab")]
+    ranks[0] = replace(ranks[0], threads=1)
+    ranks[-1] = replace(ranks[-1], group=None)
+    assert [row[:3] + row[3:7] for row in info.table(ranks)] == [
         ("node001", "4", "1", "4", "0", "1", "cpu"),
         ("node001", "5-7", "1", "12, 4 each", "1-3", "4", "cpu"),
         ("node002", "8-11", "2", "16, 4 each", "0-3", "4", "cpu"),
@@ -249,8 +229,8 @@ def test_info_tells_of_mpich_what_it_is(monkeypatch, messages_by, says):
 
 
 def test_mpich_is_not_advised_on_options_of_open_mpi():
-    places = cluster(cores=ALL_CORES, given=64, numa_nodes=(0, 1), versions={"MPI": "MPICH 5.0.2"})
-    shared, bound, numa = warnings(places, Plan(on_failure="shrink"))
+    ranks = cluster(cores=ALL_CORES, cores_given=64, numa_nodes=(0, 1), versions={"MPI": "MPICH 5.0.2"})
+    shared, bound, numa = find_warnings(ranks, Needs(on_failure="shrink"))
     assert shared == "--on-failure shrink will be refused: it needs Open MPI"
     assert "mpirun -ppn 4 -bind-to core:16, srun --cpus-per-task=16" in bound
     assert "(mpirun -bind-to numa, srun" in numa
@@ -289,8 +269,8 @@ def test_the_file_system_of_a_folder_that_is_not_there_yet(tmp_path, path, kind)
 
 def test_a_plan_counts_what_a_node_shares():
     def rows(**options):
-        plan = find_plan(Config(**options), 1)
-        return plan.rows_per_rank, plan.rows_per_node
+        needs = find_needs(Config(**options), 1)
+        return needs.copies_per_rank, needs.copies_per_node
 
     assert rows() == (1, 0)
     assert rows(on_failure="shrink") == (1, 2)

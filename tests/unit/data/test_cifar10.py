@@ -5,6 +5,7 @@ import errno
 import os
 import pickle
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy._core.multiarray import _reconstruct
 
 from hpcavg import tasks
 from hpcavg.config.options import Config
-from hpcavg.data import array_pickle, cifar10
+from hpcavg.data import cifar10
 from hpcavg.data.augmentation import crop_and_flip
 from hpcavg.errors import InputError
 from hpcavg.tasks.cifar10 import MEAN, STD, transform
@@ -45,13 +46,16 @@ def test_both_versions_hold_the_same_images_where_the_originals_have_them(folder
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
-def test_pickles_of_other_pythons_are_read(protocol):
-    pixels = np.arange(24, dtype=">i2").reshape(4, 6)
-    values = {b"data": pixels, "t": np.asfortranarray(pixels), "labels": [1, -2, 70000], "more": ("é", None, True, [])}
-    read = array_pickle.read(pickle.dumps(values, protocol))
-    assert np.array_equal(read["data"], pixels)
-    assert np.array_equal(read["t"], pixels)
-    assert (read["labels"], read["more"]) == (values["labels"], values["more"])
+@pytest.mark.parametrize("key", [str, str.encode])
+def test_pickles_of_other_pythons_are_read(tmp_path, protocol, key):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3072), np.uint8)
+    # Another order than the original's, and a second list of numbers.
+    values = {"data": pixels, "filenames": ["a", "é", "a"], "labels": [1, 0, 9], "batch_label": "x"}
+    for name in (*cifar10.TRAIN, cifar10.TEST):
+        (tmp_path / name).write_bytes(pickle.dumps({key(name): value for name, value in values.items()}, protocol))
+    *_, images, labels = cifar10.load(tmp_path)
+    assert np.array_equal(images.reshape(3, -1), pixels)
+    assert (labels.tolist(), labels.dtype) == ([1, 0, 9], np.int64)
 
 
 def test_pickles_of_python_2_are_read(tmp_path):
@@ -114,6 +118,27 @@ def test_a_pickle_that_means_harm_is_refused_and_nothing_is_executed(folder, tmp
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("harm", HARMFUL)
+def test_nothing_is_executed_beside_a_whole_batch_either(folder, tmp_path, harm):
+    mark = tmp_path / "mark"
+    target = shutil.copytree(folder / "cifar-10-batches-py", tmp_path / "cifar-10-batches-py")
+    harmful, whole = HARMFUL[harm](mark), (target / "data_batch_3").read_bytes()
+    start = 2 if harmful.startswith(b"\x80") else 0
+    (target / "data_batch_3").write_bytes(whole[:2] + harmful[start:-1] + whole[2:])
+    tracemalloc.start()
+    try:
+        images, labels, *_ = cifar10.load(tmp_path)
+        expected = cifar10.load(folder)
+        assert np.array_equal(images, expected[0])
+        assert np.array_equal(labels, expected[1])
+    except InputError as error:
+        refused = error.value
+        assert refused == str(target / "data_batch_3")
+    assert tracemalloc.get_traced_memory()[1] < 2**27  # a file is read into a buffer of half that
+    tracemalloc.stop()
+    assert not mark.exists()
+
+
 def cut(path):
     os.truncate(path, path.stat().st_size - 100)
 
@@ -135,9 +160,20 @@ WRONG = [
     ("py", pickled(data=PIXELS, labels=[1, 2]), "its labels are not one for each image"),
     ("py", pickled(data=PIXELS, labels=[1, 2, "3"]), "its labels are no integers"),
     ("py", pickled(data=PIXELS, labels=[1, 2, 10]), "some of its labels are not 0 to 9"),
-    ("py", pickled(data=PIXELS[:, 1:], labels=[1, 2, 3]), "its data are of uint8 and shape (3, 3071)"),
-    ("py", pickled(data=PIXELS.astype(float), labels=[1, 2, 3]), "its data are of float64"),
-    ("py", pickled(data=[1], labels=[1]), "its data are no array"),
+    ("py", pickled(data=PIXELS[:, 1:], labels=[1, 2, 3]), "its data are 9213 bytes of shape (3, 3071)"),
+    (
+        "py",
+        pickled(data=PIXELS.astype(float), labels=[1, 2, 3]),
+        "its data are not a uint8 array of two axes in C order",
+    ),
+    ("py", pickled(data=PIXELS[0], labels=[1]), "its data are not a uint8 array of two axes"),
+    (
+        "py",
+        pickled(data=np.asfortranarray(PIXELS), labels=[1, 2, 3]),
+        "its data are not a uint8 array of two axes in C order",
+    ),
+    ("py", pickled(data=PIXELS, labels=[True, 2, 3]), "its labels are no integers"),
+    ("py", pickled(data=[1], labels=[1]), "its data are not a uint8 array"),
 ]
 
 

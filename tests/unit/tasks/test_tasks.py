@@ -12,7 +12,7 @@ from mpi4py import MPI
 from hpcavg import Topology, tasks
 from hpcavg.config.options import Config
 from hpcavg.errors import InputError
-from hpcavg.machine.placement import choose_device
+from hpcavg.machine.devices import choose_device
 from hpcavg.tasks import Data, digits, synthetic
 from hpcavg.training.evaluation import evaluate
 

@@ -3,7 +3,7 @@
 import pytest
 
 from hpcavg.distributed import job_environment, launchers
-from hpcavg.machine.placement import cores_of_list, cpu_quota, numa_nodes, numa_nodes_of, share_of_cores
+from hpcavg.machine.cores import cores_of_list, cpu_quota, numa_nodes, numa_nodes_of, share_of_cores
 
 ALL = set(range(16))
 

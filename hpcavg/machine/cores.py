@@ -1,25 +1,22 @@
-"""Where a rank computes: its share of the node's cores, and its device."""
+"""The cores of a rank: how many it can keep busy, and on which NUMA nodes they lie."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 
-import torch
 from mpi4py import MPI
 
-from hpcavg.distributed.job_environment import cores_given, started_ticks, threads_allowed
-from hpcavg.errors import InputError
+from hpcavg.distributed.job_environment import cores_given, threads_allowed
 
 
 def num_threads(node: MPI.Comm) -> int:
-    """Return the torch threads for this rank: its share of the node's cores, or what the job script allows if less.
+    """Return the torch threads for this rank: its share of the node's cores, or fewer if the job script says so.
 
-    The share is of the cores that the rank may run on and that the job was given. Collective over `node`.
+    Collective over `node`, the ranks of this node.
     """
     own = os.sched_getaffinity(0)
     share = share_of_cores(own, node.allgather(own), cores_of_job())
@@ -27,10 +24,25 @@ def num_threads(node: MPI.Comm) -> int:
 
 
 def share_of_cores(own: AbstractSet[int], of_all: Sequence[AbstractSet[int]], given: int | None) -> int:
-    """Return how many cores a rank can keep busy.
+    """Return how many cores a rank can keep busy; at least 1.
 
-    own : the cores that it may run on; ranks that may run on any of them have as many. of_all : those of all ranks of
-    the node, its own included. given : how many the job was given; ranks that see more share these evenly.
+    Parameters
+    ----------
+    own : set of int
+        The cores that the rank may run on. It shares them with all ranks that may run on any of them.
+    of_all : sequence of sets of int
+        The same of all ranks of the node, this one included.
+    given : int or None
+        How many cores the job was given. If the ranks may run on more than these, they share these evenly.
+
+    Examples
+    --------
+    Four ranks that may run on all of 16 cores:
+
+    >>> from hpcavg.machine.cores import share_of_cores
+    >>> cores = set(range(16))
+    >>> share_of_cores(cores, [cores] * 4, given=None)
+    4
     """
     share = len(own) // sum(1 for cores in of_all if cores & own)
     if given is not None and given < len(frozenset().union(*of_all)):
@@ -39,16 +51,22 @@ def share_of_cores(own: AbstractSet[int], of_all: Sequence[AbstractSet[int]], gi
 
 
 def cores_of_job() -> int | None:
-    """Return how many of this node's cores the job was given, by scheduler or container; None where none says."""
+    """Return how many of this node's cores the scheduler or container gives to the job; None if neither says."""
     given = (cores_given(os.environ, MPI.Get_processor_name()), cpu_quota())
     return min((number for number in given if number is not None), default=None)
 
 
 def cpu_quota(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
-    """Return how many cores this process's control group, and those around it, may keep busy; None where no limit is.
+    """Return how many cores the control groups of this process may keep busy; None if they have no limit.
 
-    That of a container holds for all of its ranks together. cgroups : where the groups are mounted. own : the file that
-    names those of this process.
+    All ranks in a container share its limit.
+
+    Parameters
+    ----------
+    cgroups : Path
+        The folder with the control groups.
+    own : Path
+        The file with the names of this process's groups.
     """
     quotas = []
     with suppress(OSError):
@@ -76,7 +94,7 @@ def _quota(folder: Path) -> int | None:
 
 
 def numa_nodes(folder: Path = Path("/sys/devices/system/node")) -> dict[int, frozenset[int]]:
-    """Return the cores of every NUMA node of this machine that has some; nothing where it does not tell."""
+    """Return the cores of every NUMA node that has some; empty if the machine does not say."""
     nodes = {}
     for path in folder.glob("node[0-9]*/cpulist"):
         with suppress(OSError, ValueError):
@@ -87,7 +105,7 @@ def numa_nodes(folder: Path = Path("/sys/devices/system/node")) -> dict[int, fro
 
 
 def cores_of_list(text: str) -> frozenset[int]:
-    """Return the cores of a list as Linux writes them, such as ``0-3,8``. Raises ValueError for anything else."""
+    """Return the cores of a list in Linux's form, such as ``0-3,8``. Raises `ValueError` for anything else."""
     cores: set[int] = set()
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
@@ -96,28 +114,5 @@ def cores_of_list(text: str) -> frozenset[int]:
 
 
 def numa_nodes_of(cores: Collection[int], nodes: Mapping[int, Collection[int]]) -> tuple[int, ...]:
-    """Return the NUMA nodes, of `nodes`, on which any of the `cores` lie."""
+    """Return the NUMA nodes, out of `nodes`, that have any of the `cores`."""
     return tuple(number for number, members in nodes.items() if set(members) & set(cores))
-
-
-def choose_device(name: str, node_rank: int) -> torch.device:
-    """Return the device called `name`; ``auto`` is a GPU where there is one. Ranks of a node take turns on its GPUs."""
-    num_gpus = torch.cuda.device_count() if name != "cpu" else 0
-    if name == "cuda" and num_gpus == 0:
-        raise InputError("device", name, "auto or cpu: no CUDA device is visible")
-    if num_gpus == 0:
-        return torch.device("cpu")
-    device = torch.device("cuda", node_rank % num_gpus)
-    torch.cuda.set_device(device)
-    return device
-
-
-def gpu_identity(index: int) -> str:
-    """Return what tells a visible GPU from all others of its node, whatever its number is in other processes."""
-    properties = torch.cuda.get_device_properties(index)
-    return str(getattr(properties, "uuid", None) or getattr(properties, "pci_bus_id", index))
-
-
-def process_age_s() -> float:
-    """Return the seconds since this process was started, interpreter and imports included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks(os.getpid()) / os.sysconf("SC_CLK_TCK")
