@@ -58,7 +58,7 @@ def test_an_options_help_names_its_algorithms_and_their_defaults():
 def test_what_two_algorithms_mean_by_an_option_is_told_of_each_and_what_they_share_once():
     assert registry.option_text("alpha").startswith("ada-lupa: growth")
     assert "; eamsgd: elasticity" in registry.option_text("alpha")
-    assert registry.option_text("k") == "steps between global means"
+    assert registry.option_text("k") == "steps between means"
 
 
 def test_an_option_has_the_types_of_all_algorithms_that_take_it():
