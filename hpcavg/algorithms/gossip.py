@@ -42,7 +42,6 @@ _GRAPHS = {"ring": lambda num_learners: [_RING], "exponential": exponential_grap
 @algorithm(
     options={
         "graph": "neighbours of each learner: ring, or exponential (one peer a mean, 1, 2, 4, ... places away)",
-        "k": "steps between means with neighbours",
     },
     source="D-PSGD, Lian et al. 2017, Algorithm 1; exponential graph: SGP, Assran et al. 2019",
     when="t mod k = 0, before the local step",
