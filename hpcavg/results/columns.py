@@ -64,7 +64,9 @@ COLUMNS: dict[str, dict[str, Column]] = {
     },
     "averaging": {
         "step": _count("step at which it was due"),
-        "scope": Column("S16", "1", b"", "`local`, `global`, `server`, or the name of a graph of neighbours", "scope.name"),
+        "scope": Column(
+            "S16", "1", b"", "`local`, `global`, `server`, or the name of a graph of neighbours", "scope.name"
+        ),
         "period_steps": _count("steps of this learner since the last global mean or exchange"),
         "started_s": _seconds("its start, since the averager was made"),
         "blocked_s": _seconds("time for which this learner could not compute"),
