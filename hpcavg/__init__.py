@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hpcavg import algorithms
     from hpcavg.averaging.averager import Averager
     from hpcavg.averaging.flat_buffer import FlatBuffer
+    from hpcavg.config.sections.averaging import AveragingOptions
     from hpcavg.distributed.topology import Topology
     from hpcavg.errors import InputError
 
@@ -40,12 +41,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Averager": "hpcavg.averaging.averager",
+    "AveragingOptions": "hpcavg.config.sections.averaging",
     "FlatBuffer": "hpcavg.averaging.flat_buffer",
     "InputError": "hpcavg.errors",
     "Topology": "hpcavg.distributed.topology",
     "algorithms": "hpcavg.algorithms",
 }
-__all__ = ["Averager", "FlatBuffer", "InputError", "Topology", "algorithms"]
+__all__ = ["Averager", "AveragingOptions", "FlatBuffer", "InputError", "Topology", "algorithms"]
 
 child_processes.guard()
 

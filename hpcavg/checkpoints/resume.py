@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hpcavg.checkpoints import store
 from hpcavg.checkpoints.store import Checkpoint
-from hpcavg.config.options import CHECKPOINTS, Config
+from hpcavg.config.options import CHECKPOINTS, OPTIONS, Config
 from hpcavg.errors import InputError
 from hpcavg.utils.format_version import NEWER
 
@@ -104,8 +104,7 @@ def _check_same(config: Config, saved: Checkpoint) -> None:
     An option that is absent from the checkpoint came later: the run did what the option's default does.
     """
     before, now = dict(saved.manifest.about["config"]), config.as_toml()
-    defaults: dict[str, Any] = {field.name: field.default for field in fields(Config)}
-    defaults["image_shape"] = "x".join(map(str, defaults["image_shape"]))
+    defaults = {name: option.write(option.default) for name, option in OPTIONS.items()}
     for name in sorted(before.keys() - defaults.keys()):
         allowed = f"a checkpoint of options that this hpcavg has; {name}={before[name]} is unknown: {NEWER}"
         raise InputError("resume", saved.path, allowed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from collections.abc import Mapping
@@ -11,7 +10,9 @@ from typing import Any
 
 from hpcavg import algorithms
 from hpcavg.config import recipes
-from hpcavg.config.options import CONFIG_FILE, UNSET, Config, algorithm_options, underscored
+from hpcavg.config.options import CONFIG_FILE, OPTIONS, Config, underscored
+from hpcavg.config.section import UNSET
+from hpcavg.config.sections.method import ARGUMENTS
 from hpcavg.errors import InputError, reason
 from hpcavg.utils import files, format_version
 from hpcavg.utils.text import printable
@@ -43,7 +44,7 @@ def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
         own = set(algorithms.option_names(chosen))
         if underscored(values.get("algorithm", chosen)) != chosen:
             own = set()  # the file's are another algorithm's, also where a name is the same
-        foreign = algorithm_options() - own
+        foreign = set(ARGUMENTS) - own
         if algorithms.ALGORITHMS[chosen]().server is None:
             foreign.add("num_servers")
         values = {name: value for name, value in values.items() if name not in foreign}
@@ -76,13 +77,11 @@ def _read_options(path: str) -> dict[str, Any]:
         raise InputError("config", path, f"a file that can be read ({reason(error)}){hint}") from error
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, numbers or nesting beyond Python's limits
         raise InputError("config", path, f"a TOML file ({printable(reason(error))})") from error
-    valid = [field.name for field in dataclasses.fields(Config)]
     values: dict[str, Any] = {}
     for key, value in read.items():
         name = underscored(key)
-        if name not in valid:
-            known = ", ".join(valid)
-            unknown = f"{printable(repr(name))} is none of {known}, {format_version.NEWER}"
+        if name not in OPTIONS:
+            unknown = f"{printable(repr(name))} is none of {', '.join(OPTIONS)}, {format_version.NEWER}"
             raise InputError("config", path, f"a file of known options; {unknown}")
         if name in values:
             raise InputError("config", path, f"a file that sets {name} once")
