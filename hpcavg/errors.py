@@ -1,4 +1,4 @@
-"""Exceptions of the package: unusable input, learners with bad parameters, calls that do not match."""
+"""Exceptions of the package: input that cannot be used, and learners that are not well."""
 
 from __future__ import annotations
 
@@ -12,27 +12,13 @@ from hpcavg.utils.text import fold_numbers, printable
 
 
 class InputError(ValueError):
-    """A value from the user that cannot be used.
+    """A value from outside that cannot be used.
 
     Parameters
     ----------
-    option : str
-        The argument's name as Python spells it, for example ``"group_size"``; a variable of the shell in capitals.
-    value : object
-        The value that was given.
-    allowed : str
-        What is accepted, in a few words.
-
-    Examples
-    --------
-    >>> from hpcavg import InputError, algorithms
-    >>> try:
-    ...     algorithms.k_avg(k=0)
-    ... except InputError as error:
-    ...     print(error)
-    ...     print(error.as_option())
-    k=0: must be an integer of at least 1
-    --k 0: must be an integer of at least 1
+    option : the argument's name as Python spells it, for example ``"group_size"``.
+    value : what was given.
+    allowed : what would have been accepted, in a few words.
     """
 
     def __init__(self, option: str, value: object, allowed: str) -> None:
@@ -43,7 +29,7 @@ class InputError(ValueError):
         return f"{self.option}={self.value!r}: must be {self.allowed}"
 
     def as_option(self) -> str:
-        """Return the message with the name as the command line spells it, or as the shell spells a variable."""
+        """Return the same line with the name as the command line, or the shell for a variable, spells it."""
         value, allowed = printable(self.value), printable(self.allowed, 2000)
         if self.option.isupper():
             return f"{self.option}={value}: must be {allowed}"
@@ -51,7 +37,7 @@ class InputError(ValueError):
 
 
 class UsageError(InputError):
-    """A command line that cannot be parsed: an unknown option, a missing value."""
+    """A command line that cannot be read at all: an unknown option, a missing value."""
 
     def __init__(self, message: str) -> None:
         super().__init__("arguments", message, "what --help lists")
@@ -63,24 +49,14 @@ class UsageError(InputError):
 
 
 class SickLearnersError(RuntimeError):
-    """A mean or a checkpoint is not taken because parameters are not finite.
+    """A mean or checkpoint that cannot be taken, or must not be, because parameters are not finite.
 
     Parameters
     ----------
-    learners : sequence of int
-        The learners with such parameters.
-    when : str
-        The mean or checkpoint, such as ``"global average of step 32"``.
-    of_how_many : int
-        Number of learners that take part in it.
-    tensor : str, optional
-        The name of the first tensor that is not finite; empty if it is unknown.
-
-    Examples
-    --------
-    >>> raise SickLearnersError([2], "global average of step 32", 4, "0.weight")
-    Traceback (most recent call last):
-    hpcavg.errors.SickLearnersError: learner 2 (1 of 4) with parameters ... (0.weight), at the global average of step 32
+    learners : the indices of the learners whose they are, in the topology's `learner_ranks`.
+    when : which it is, such as ``"global average of step 32"``.
+    of_how_many : learners that take part in it.
+    tensor : the name of the first of these tensors; empty where nobody knows it.
     """
 
     def __init__(self, learners: Sequence[int], when: str, of_how_many: int, tensor: str = "") -> None:
@@ -91,12 +67,11 @@ class SickLearnersError(RuntimeError):
 
 
 class MismatchError(RuntimeError):
-    """Learners that met are in different calls or at different steps. Nothing has been averaged.
+    """Learners that met are not in the same call, or not at the same step; nothing has been averaged.
 
     Parameters
     ----------
-    calls : mapping of int to str
-        The call of every learner, by its index.
+    calls : by learner, what it is in.
     """
 
     def __init__(self, calls: Mapping[int, str]) -> None:
@@ -115,19 +90,12 @@ class CorruptionError(RuntimeError):
 
     Parameters
     ----------
-    learners : sequence of int
-        The learners that differ from the majority; all learners if `is_known` is false.
-    is_known : bool
-        Whether there is a majority.
-    what : sequence of str
-        The names of what differs.
-    when : str
-        The mean that had made it equal.
+    learners : those that hold something else than most; where `is_known` is false, all of them: there are no most.
+    what : the names of what differs. when : what had made it equal.
 
     Attributes
     ----------
-    ranks : list of int
-        The learners that differ from the majority; empty if there is none.
+    ranks : the ranks of the odd learners; empty if nobody can tell which are damaged.
     """
 
     def __init__(self, learners: Sequence[int], is_known: bool, what: Sequence[str], when: str) -> None:
@@ -142,7 +110,7 @@ def _listed(learners: Sequence[int]) -> str:
 
 
 def require_integer(option: str, value: object, minimum: int, maximum: int | None = None) -> None:
-    """Raise `InputError` unless `value` is an integer in ``minimum..maximum``. None: no upper bound."""
+    """Raise `InputError` unless `value` is an integer in ``minimum..maximum`` (no upper bound when None)."""
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     if not is_integer or value < minimum or (maximum is not None and value > maximum):  # type: ignore[operator]
         upper = "" if maximum is None else f" and at most {maximum}"
@@ -150,7 +118,7 @@ def require_integer(option: str, value: object, minimum: int, maximum: int | Non
 
 
 def require_number(option: str, value: object, holds: Callable[[float], bool], allowed: str) -> None:
-    """Raise `InputError` unless `value` is a finite number for which `holds` is true; `allowed` describes them."""
+    """Raise `InputError` unless `value` is a finite number for which `holds` is true; `allowed` says which."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not holds(value):  # type: ignore[arg-type]
         raise InputError(option, value, allowed)
@@ -158,7 +126,7 @@ def require_number(option: str, value: object, holds: Callable[[float], bool], a
 
 @contextmanager
 def reading(option: str, path: object) -> Iterator[None]:
-    """Turn an `OSError` on the folder `path` into an `InputError` of `option`."""
+    """Make an `InputError` of `option` of an `OSError` over the folder `path`."""
     try:
         yield
     except OSError as error:
@@ -166,12 +134,12 @@ def reading(option: str, path: object) -> Iterator[None]:
 
 
 def why(error: OSError) -> str:
-    """Return the file's name, if known, and the `reason` of a failed operation on it."""
+    """Return the `reason` of a failed operation on a file, after the file's name where it is known."""
     return ": ".join(str(part) for part in (error.filename, reason(error)) if part)
 
 
 def reason(error: Exception) -> str:
-    """Return why a file could not be read or written, in a few words. HDF5 puts the errno into its text only."""
+    """Return why a file could not be read or written, in a few words; also where only HDF5's text tells the errno."""
     found = re.search(r"errno = (\d+)", str(error))
     number = getattr(error, "errno", None) or (found and int(found[1]))
     return os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__
