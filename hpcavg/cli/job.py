@@ -28,16 +28,35 @@ _TOKEN = re.compile(r"@([a-z_]+)@")
 
 @dataclass(frozen=True)
 class Job:
-    """What a job asks of its scheduler. Raises `InputError` naming the option.
+    """A job for a scheduler.
 
     Parameters
     ----------
-    scheduler : ``"slurm"`` or ``"lsf"``. kind : one of `PURPOSES`. launcher : one of the scheduler's `LAUNCHERS`.
-    nodes, ranks_per_node, cpus_per_rank, gpus_per_node : the allocation.
-    time : the limit, as [D-]H:MM:SS. warning_minutes : how long before it ranks are asked for a checkpoint.
-    account, partition, name : as the scheduler knows them; LSF's words for the first two are project and queue.
-    array : the tasks of a sweep, such as 1-4.
-    output : the folder of the run, or of a sweep's runs; None: one of the job's own. resume : auto or unset.
+    scheduler : ``"slurm"`` or ``"lsf"``.
+    kind : one of `PURPOSES`.
+    launcher : one of the scheduler's `LAUNCHERS`.
+    nodes : number of nodes.
+    ranks_per_node : ranks on each node.
+    cpus_per_rank : cores of each rank.
+    gpus_per_node : GPUs of each node.
+    time : time limit, as [D-]H:MM:SS.
+    warning_minutes : how long before the time limit the scheduler asks ranks for a checkpoint.
+    account : account, or LSF's project.
+    partition : partition, or LSF's queue. None: the site's default.
+    name : the job's name. None: hpcavg-KIND.
+    array : lines of ``sweep.txt`` to run, such as 1-4.
+    output : folder of the run, or of a sweep's runs. None: the job's own folder.
+    resume : ``"auto"`` or ``"unset"``.
+
+    Raises
+    ------
+    InputError
+        If a value cannot be used.
+
+    Examples
+    --------
+    >>> Job("slurm", nodes=4, time="0:30:00").minutes
+    30
     """
 
     scheduler: str
@@ -82,7 +101,7 @@ class Job:
 
     @property
     def minutes(self) -> int:
-        """The time limit, rounded up."""
+        """The time limit in minutes, rounded up."""
         found = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", self.time, re.ASCII)
         if not found:
             raise InputError("time", self.time, "[D-]H:MM:SS")
@@ -97,9 +116,12 @@ class Job:
         return f"{self.kind}{'-jsrun' * (self.launcher == 'jsrun')}.lsf"
 
     def render(self, options: Sequence[str] = (), script: Path | None = None) -> str:
-        """Return the text of the job's script, which gives `options` to hpcavg.
+        """Return the text of the job's script.
 
-        script : where it will lie; None: nobody knows its name, and it is meant for ``jobs``.
+        Parameters
+        ----------
+        options : options that the script passes to hpcavg.
+        script : path of the script. None: the path is unknown, and the script is for the folder ``jobs``.
         """
         header = "jsrun" if self.launcher == "jsrun" else self.scheduler
         folder = "jobs" if script is None else _file_word(script.parent)
@@ -111,7 +133,7 @@ class Job:
         return _fill(text, values)
 
     def _values(self) -> dict[str, str | None]:
-        """Return what stands for the tokens of the templates."""
+        """Return the values of the tokens in the templates."""
         is_slurm, is_sweep = self.scheduler == "slurm", self.kind == "sweep"
         name, array = self.name or f"hpcavg-{self.kind}", self.array or "1-4"
         warning_minutes = None if self.kind == "benchmarks" else self.warning_minutes  # it stops at SIGTERM
@@ -143,16 +165,16 @@ class Job:
 
 
 def shipped() -> dict[str, str]:
-    """Return the scripts of ``jobs`` by their names: every kind for every scheduler and its launchers, by default."""
+    """Return the texts of the scripts in ``jobs`` by name: each kind for each scheduler and its launchers."""
     jobs = [Job("slurm", kind) for kind in PURPOSES]
     jobs += [Job("lsf", kind, launcher) for kind in PURPOSES for launcher in LAUNCHERS["lsf"]]
     return {job.file_name: job.render(script=Path("jobs", job.file_name)) for job in jobs}
 
 
 def write(job: Job, options: Sequence[str], script: Path | None) -> None:
-    """Write the job's script to `script`, with the files that it sources beside it, or print it where that is None.
+    """Write the job's script to `script`, and next to it the files that it sources. If `script` is None, print it.
 
-    Raises `InputError` where `script` exists or cannot be written.
+    Raises `InputError` if `script` exists or cannot be written.
     """
     if script is None:
         sys.stdout.write(job.render(options))
@@ -170,12 +192,12 @@ def write(job: Job, options: Sequence[str], script: Path | None) -> None:
 
 
 def _word(text: str) -> str:
-    """Return `text` as one word of bash, on one line: it may stand in a comment, too."""
+    """Return `text` quoted as one word of bash, on one line: it may also stand in a comment."""
     if re.fullmatch(r"[\w@%+=:,./-]+", text, re.ASCII):
         return text
     if re.fullmatch(r"[\w@%+=:,./ -]+", text):
         return f"'{text}'"
-    # Quotes in which nothing is left to be found by the shell, and by shellcheck.
+    # Quotes in which neither the shell nor shellcheck finds anything to expand.
     return f"$'{''.join(map(_escaped, text))}'"
 
 
@@ -186,13 +208,13 @@ def _escaped(char: str) -> str:
 
 
 def _file_word(path: Path) -> str:
-    """Return `path` as a word that no command takes for an option."""
+    """Return `path` quoted as a word that no command reads as an option."""
     text = str(path)
     return _word(f"./{text}" if text.startswith("-") else text)
 
 
 def _is_array(text: str) -> bool:
-    """Return whether `text` lists lines, which count from 1."""
+    """Return whether `text` is a list of line numbers, from 1 on."""
     if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text, re.ASCII):
         return False
     spans = [[int(number) for number in part.split("-")] for part in text.split(",")]
@@ -200,6 +222,6 @@ def _is_array(text: str) -> bool:
 
 
 def _fill(text: str, values: Mapping[str, str | None]) -> str:
-    """Return `text` with its tokens replaced, and without the lines that have one for which there is no value."""
+    """Return `text` with its tokens replaced. Lines with a token without a value are left out."""
     lines = [line for line in text.splitlines(True) if all(values[name] is not None for name in _TOKEN.findall(line))]
     return _TOKEN.sub(lambda token: values[token[1]] or "", "".join(lines))

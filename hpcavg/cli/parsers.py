@@ -1,4 +1,4 @@
-"""The command line: options made from the fields of `Config`, one-line errors. Light to import."""
+"""The command line: parsers made from `OPTIONS`, and one-line errors. Light to import."""
 
 from __future__ import annotations
 
@@ -38,12 +38,17 @@ DATASETS = {
 """The data sets of each action of ``data``."""
 FORMATS = ("binary", "python")
 
-LISTINGS: dict[str, Callable[[], str]] = {"--config": recipes.describe, "--model": models.describe}
-"""The options that with the value ``help`` print a list of what they take."""
+LISTINGS: dict[str, Callable[[], str]] = {
+    "--config": recipes.describe,
+    "--engine": lambda: components.describe(components.ENGINES),
+    "--model": models.describe,
+    "--task": lambda: components.describe(components.TASKS),
+}
+"""The options that print a list of their values if the value is ``help``."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one-line exceptions."""
+    """An argument parser that raises `UsageError`, which is one line, instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
@@ -78,13 +83,13 @@ def split_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
-    """Return whether the arguments only ask for a text, which needs no MPI."""
+    """Return whether the arguments ask only for a text. A text needs no MPI."""
     asked = any(text in ("--help", "--version") or text.startswith("-h") for text in arguments)
     return asked or listing(arguments) is not None
 
 
 def listing(arguments: Sequence[str]) -> str | None:
-    """Return the list that an option with the value ``help`` asks for; None where none does."""
+    """Return the list that an option with the value ``help`` asks for, otherwise None."""
     for text, following in itertools.pairwise([*arguments, ""]):
         flag, _, value = text.partition("=")
         if flag in LISTINGS and (value or following) == "help":
@@ -93,7 +98,7 @@ def listing(arguments: Sequence[str]) -> str | None:
 
 
 def train_parser() -> argparse.ArgumentParser:
-    """Return the parser of ``train``. Values stay strings: `Config` checks those of files and options alike."""
+    """Return the parser of ``train``. Values stay strings: `Config` reads and checks them."""
     commands = "\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items())
     parser = _Parser(
         prog="hpcavg",
@@ -134,7 +139,7 @@ def _help(option: Option) -> str:
 
 
 def parse_train(arguments: Sequence[str]) -> Config:
-    """Return the configuration that the arguments of ``train`` or ``info`` describe. Raises `InputError`."""
+    """Return the configuration for the arguments of ``train`` or ``info``. Raises `InputError`."""
     options = vars(train_parser().parse_args(arguments))
     return from_sources(options.pop("config", None), options)
 
@@ -148,7 +153,7 @@ def report_parser() -> argparse.ArgumentParser:
 
 
 def job_parser() -> argparse.ArgumentParser:
-    """Return the parser of ``job``; it leaves the options of ``train`` alone, and values for `write_job` to check."""
+    """Return the parser of ``job``. It skips the options of ``train``; `write_job` checks values."""
     parser = _Parser(
         prog="hpcavg job",
         usage="python -m hpcavg job {slurm,lsf} [options] [options of train]",
@@ -188,7 +193,7 @@ def job_parser() -> argparse.ArgumentParser:
 
 
 def write_job(arguments: Sequence[str]) -> None:
-    """Do what the arguments of ``job`` say. Raises `InputError`, for options of ``train``, too."""
+    """Run the command ``job``. Raises `InputError`, also for options of ``train``."""
     known, options = job_parser().parse_known_args(arguments)
     script = known.__dict__.pop("script")
     _require_one_of("job", known.scheduler, job.LAUNCHERS)
@@ -197,14 +202,14 @@ def write_job(arguments: Sequence[str]) -> None:
     if wanted.kind != "benchmarks":  # whose options are the suite's
         config = parse_train([*options, "--output", wanted.output or "runs", "--resume", wanted.resume])
         num_ranks = wanted.nodes * wanted.ranks_per_node
-        check_sizes(num_ranks, config.group_size, config.servers)
-        for text in warn_of_learners(config.intended_learners, num_ranks - config.servers):
+        check_sizes(num_ranks, config.topology.group_size, config.servers)
+        for text in warn_of_learners(config.run.intended_learners, num_ranks - config.servers):
             print(f"hpcavg: warning: {text}", file=sys.stderr)
     job.write(wanted, options, script)
 
 
 def data_parser() -> argparse.ArgumentParser:
-    """Return the parser of ``data``. Values that cannot be used pass it: `parse_data` checks them."""
+    """Return the parser of ``data``. `parse_data` checks values."""
     parser = _Parser(prog="hpcavg data", description=COMMANDS["data"], allow_abbrev=False)
     actions = parser.add_subparsers(dest="action", required=True, metavar=_braced(DATASETS))
     text = "convert published files to files that are quick to train from: epsilon on one rank, imagenet on all"
@@ -232,7 +237,7 @@ def data_parser() -> argparse.ArgumentParser:
 
 
 def parse_data(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return what the arguments of ``data`` say, checked. Raises `InputError`."""
+    """Return the checked arguments of ``data``. Raises `InputError`."""
     if arguments and not arguments[0].startswith("-"):
         _require_one_of("data", arguments[0], DATASETS)
     options = data_parser().parse_args(arguments)
@@ -255,7 +260,7 @@ def parse_data(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return what makes a number of a text, and leaves a text that is none to whoever checks the value."""
+    """Return a function that makes a number of a text, and returns other texts unchanged, for a later check."""
 
     def convert(text: str) -> Any:
         try:
