@@ -13,7 +13,7 @@ from hpcavg.errors import InputError, require_integer
 
 
 def ring_weights(learner: int, num_learners: int) -> dict[int, float]:
-    """Return a learner's weights on a ring: a third each for itself and its two neighbours, as in the experiments of D-PSGD."""
+    """Return a learner's weights on a ring: a third each for itself and its two neighbours, as D-PSGD."""
     neighbours = Counter((learner + offset) % num_learners for offset in (-1, 0, 1))
     return {neighbour: count / 3 for neighbour, count in neighbours.items()}
 
