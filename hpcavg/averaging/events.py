@@ -45,7 +45,18 @@ class Event:
 
 @dataclass
 class Totals:
-    """Sums over all events of a run; `excluded` is that of the learners that were left out of each."""
+    """Sums over all events of a run.
+
+    Attributes
+    ----------
+    local_averages : means over local groups and over neighbours.
+    global_averages : means over all learners.
+    exchanges : exchanges with parameter servers.
+    bytes_averaged : bytes that this learner brought into them, or sent and received.
+    blocked_s : seconds in which this learner could not compute because of them.
+    in_flight_s : seconds from their starts until they were there.
+    excluded : learners that were excluded, summed over all of them.
+    """
 
     local_averages: int = 0
     global_averages: int = 0

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import hpcavg
+from hpcavg import algorithms
 
 PACKAGE = Path(hpcavg.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -61,3 +62,9 @@ def test_parameters_are_described_one_a_line(path):
         f"{node.name}: {fault}" for node, names in documented(path) for fault in faults(ast.get_docstring(node), names)
     ]
     assert found == []
+
+
+def test_the_names_that_users_call_have_an_example():
+    public = {name: getattr(hpcavg, name) for name in hpcavg.__all__} | algorithms.ALGORITHMS
+    del public["algorithms"]
+    assert [name for name, value in public.items() if ">>> " not in value.__doc__] == []
