@@ -4,7 +4,7 @@
 # make test-cluster  needs root and iproute2: tests of the emulated cluster, MPI tests on nodes of 2,2 and 3,1 ranks
 # make test-slurm  needs root, and Debian to install Slurm: tests of the job scripts on a Slurm of two emulated nodes
 # make jobs   writes the scripts in jobs/ from their templates, hpcavg/cli/job_scripts
-# make pages  writes anew what the pages in docs/ tell of the program: --help, classes and functions
+# make pages  updates what pages in docs/ take from the program: --help and tables
 # make test-gpu  runs the tests that need a GPU
 
 PYTHON ?= python3
@@ -60,16 +60,19 @@ run: $(INSTALLED)
 compare: $(INSTALLED)
 	MPIRUN_FLAGS="$(MPIRUN_FLAGS)" $(BIN)/python -m benchmarks.compare_algorithms --ranks $(NP)
 
+# A pytest process for every core; one takes whole files, because tests of a file share runs.
+PYTEST := $(BIN)/pytest -q -n auto --dist loadfile
+
 test: $(INSTALLED)
-	$(BIN)/pytest -q tests/unit tests/process
+	$(PYTEST) tests/unit tests/process
 	@for n in $(TEST_RANKS); do \
 	    echo "== tests/mpi on $$n ranks"; \
 	    timeout 600 $(MPIRUN) -np $$n $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py -m pytest -q --with-mpi tests/mpi || exit 1; \
 	done
 
-# Without an mpirun and in one process: for other versions of Python, see .ci/pythons.
+# Without an mpirun: for other versions of Python, see .ci/pythons.
 test-unit: $(INSTALLED)
-	$(BIN)/pytest -q tests/unit
+	$(PYTEST) tests/unit
 
 test-cluster: $(INSTALLED)
 	$(BIN)/pytest -q tests/cluster
@@ -110,7 +113,7 @@ jobs: $(INSTALLED)
 	$(BIN)/python -c 'from pathlib import Path; from hpcavg.cli.job import shipped; \
 	    [Path("jobs", name).write_text(text) for name, text in shipped().items()]'
 
-# Those that tell of what has changed.
+# Those whose text has changed.
 pages: $(INSTALLED)
 	$(BIN)/python docs/fill.py
 

@@ -29,13 +29,13 @@ from hpcavg import Topology
 from hpcavg.config.options import Config
 from hpcavg.errors import require_integer
 from hpcavg.tasks import Data, cifar10
-from hpcavg.training.loader import Feed
+from hpcavg.training.loader import BatchLoader
 from hpcavg.utils.text import counted
 
 IMAGES_A_TURN = 4096
 
 
-def make_feed(topology: Topology, num_images: int, batch_size: int) -> tuple[Feed, NDArray[np.uint8]]:
+def make_feed(topology: Topology, num_images: int, batch_size: int) -> tuple[BatchLoader, NDArray[np.uint8]]:
     """Return a feed, and its training images, of images of noise as the task cifar10 has it. Collective."""
     config = Config(task="cifar10", model="mlp", batch_size=batch_size)
 
@@ -46,7 +46,7 @@ def make_feed(topology: Topology, num_images: int, batch_size: int) -> tuple[Fee
         return Data(images, labels, images[:100], labels[:100])
 
     task = dataclasses.replace(cifar10.task(config), load_data=load_data)
-    feed = Feed(task, config, topology, torch.device("cpu"))
+    feed = BatchLoader(task, config, topology, torch.device("cpu"))
     return feed, cast(NDArray[np.uint8], feed.data.train_inputs)
 
 

@@ -31,7 +31,7 @@ from rich.table import Table
 
 from benchmarks import launching
 from benchmarks.soak_task import LEAVING, PLACES, PLAN
-from hpcavg.results import metrics, summary
+from hpcavg.results import summary, view
 
 STEPS = 500
 _CHECKPOINT_STEPS = 50
@@ -291,7 +291,7 @@ def _check(run: Outcome, folder: Path, options: argparse.Namespace) -> None:
     run.accuracy, run.wall_s = left["test_accuracy"], left["wall_s"]
     if run.accuracy < options.at_least:
         run.faults.append(f"accuracy {run.accuracy:.4f}")
-    recorded = metrics.read_view(folder / "run" / "metrics", "step")["step"]
+    recorded = view.read_view(folder / "run" / "metrics", "step")["step"]
     for rank in ranks:
         own = [step for step in recorded[rank].tolist() if step >= 0]
         due = options.steps if "hetero" not in run.algorithm else max(own)  # at their own pace

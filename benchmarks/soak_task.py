@@ -28,13 +28,14 @@ from hpcavg.averaging.replica import Replica
 from hpcavg.averaging.rounds import Rounds
 from hpcavg.averaging.synchronous import Averaging
 from hpcavg.checkpoints import store
-from hpcavg.checkpoints.manager import Checkpointer
+from hpcavg.checkpoints.manager import CheckpointManager
 from hpcavg.config.options import Config
 from hpcavg.distributed.shrinking import SurvivingTopology
 from hpcavg.engines import mpi as mpi_engine
 from hpcavg.engines import pending, shared
 from hpcavg.tasks import Task, digits
-from hpcavg.training.run_recorder import Record
+from hpcavg.training.loop import Loop
+from hpcavg.training.run_recorder import RunRecorder
 from hpcavg.training.trainer import Trainer
 
 PLAN = "HPCAVG_SOAK_PLAN"
@@ -238,10 +239,10 @@ class _Patch:
         self._in(Delayed, "start", "start of a delayed average")
         self._in(Delayed, "collect", "merge of a delayed average")
         self._in(Rounds, "_agree", "agreement on a round")
-        self._in(Trainer, "_evaluate", "evaluation")
+        self._in(Loop, "_evaluate", "evaluation")
         self._in(Trainer, "_conclude", "summary")
-        self._in(Record, "flush", "flush of records")
-        self._in(Checkpointer, "write", "checkpoint")
+        self._in(RunRecorder, "flush", "flush of records")
+        self._in(CheckpointManager, "write", "checkpoint")
         self._before(SurvivingTopology, "free", "leaving", "summary")
         self._before(store, "write_rank", "file")
         self._before(store, "commit", "manifest")

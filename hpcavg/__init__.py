@@ -1,6 +1,25 @@
 """hpcavg: training neural networks by model averaging over MPI.
 
-The names below are imported when they are first used, so that ``python -m hpcavg --help`` needs neither torch nor MPI.
+The names below are imported when they are first used, so ``python -m hpcavg --help`` needs neither torch nor MPI.
+
+Examples
+--------
+One process is one learner, and averages with nobody; ``mpirun -np 4 python script.py`` starts four of them.
+
+>>> import torch
+>>> from hpcavg import Averager, Topology, algorithms
+>>> model = torch.nn.Linear(4, 2)
+>>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+>>> topology = Topology()
+>>> averager = Averager(model, optimizer, algorithms.k_avg(k=8), topology)
+>>> for _ in range(16):
+...     optimizer.zero_grad()
+...     model(torch.ones(1, 4)).sum().backward()
+...     averager.step()
+>>> averager.finish()
+>>> averager.totals.global_averages
+2
+>>> topology.free()
 """
 
 from __future__ import annotations
@@ -14,6 +33,7 @@ if TYPE_CHECKING:
     from hpcavg import algorithms
     from hpcavg.averaging.averager import Averager
     from hpcavg.averaging.flat_buffer import FlatBuffer
+    from hpcavg.config.sections.averaging import AveragingOptions
     from hpcavg.distributed.topology import Topology
     from hpcavg.errors import InputError
 
@@ -21,12 +41,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Averager": "hpcavg.averaging.averager",
+    "AveragingOptions": "hpcavg.config.sections.averaging",
     "FlatBuffer": "hpcavg.averaging.flat_buffer",
     "InputError": "hpcavg.errors",
     "Topology": "hpcavg.distributed.topology",
     "algorithms": "hpcavg.algorithms",
 }
-__all__ = ["Averager", "FlatBuffer", "InputError", "Topology", "algorithms"]
+__all__ = ["Averager", "AveragingOptions", "FlatBuffer", "InputError", "Topology", "algorithms"]
 
 child_processes.guard()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from hpcavg.algorithms.schedule import Progress, Run
 from hpcavg.algorithms.scope import GLOBAL, SERVER
 from hpcavg.averaging.calls import Caller, Kind
 from hpcavg.averaging.events import Arrival, Event, Totals
-from hpcavg.averaging.options import Options, check_alike, check_step, check_wire
+from hpcavg.averaging.options import check_alike, check_rule, check_step, check_wire, timeout_s
 from hpcavg.averaging.parameter_server import Worker
 from hpcavg.averaging.replica import Replica
 from hpcavg.averaging.rounds import Rounds
 from hpcavg.averaging.server import Server
 from hpcavg.averaging.synchronous import Averaging
+from hpcavg.config.sections.averaging import AveragingOptions
 from hpcavg.distributed.topology import Topology
 from hpcavg.distributed.watchdog import watch_over
 from hpcavg.engines.compression import wire_format
@@ -38,30 +40,13 @@ class Averager:
 
     Parameters
     ----------
-    model, optimizer : any module that torch neither synchronises nor shards itself (DistributedDataParallel, FSDP), and
-        any torch optimizer over its parameters; the same on every rank.
+    model : any module that torch neither synchronises nor shards itself (DistributedDataParallel, FSDP); the same on
+        every rank.
+    optimizer : any torch optimizer over its parameters; the same on every rank.
     algorithm : a rule from `hpcavg.algorithms`.
-    topology : the learners, and the servers of an asynchronous algorithm.
-    engine : how means are taken: ``"auto"``, or a name that ``python -m hpcavg --help`` lists.
-    buffers : what happens to floating-point buffers (BatchNorm statistics): ``"average"`` them with the parameters,
-        ``"keep"`` each learner's own to the end, or ``"recompute"`` them on the averaged model, for which
-        `finish` needs batches.
-    optimizer_state : at a global mean ``"keep"`` each learner's state, ``"average"`` it, or ``"reset"`` it.
-    seed : seeds `generator`, this learner's own stream of random numbers; torch's default generator is left alone.
-    total_steps, batch_size : steps and samples per step of every learner, for `done` and for rules that follow them.
-    measure_distance : measure the consensus distance also at means that are formed in the parameters' place, for the
-        price of a copy; elsewhere it is measured anyway.
-    wire_dtype, error_feedback : let what crosses nodes for the algorithm's means travel as ``"bfloat16"`` or
-        ``"float16"`` differences from the last mean, and add what rounding took away to the next. The final mean and
-        `mean_model` are exact. Needs ``engine="twolevel"`` or ``"auto"``; inside a node nothing is rounded.
-    non_finite : what happens to a learner whose parameters are not finite: ``"exclude"`` it from the mean and give it
-        the mean of the others, or ``"stop"`` with `SickLearnersError`, as where all learners are sick.
-    check_rounds : after so many global means, compare what must be equal on all learners, and raise
-        `CorruptionError` where it is not; also after the final one. 0 compares nothing.
-    start : every learner starts from ``"rank0"``'s parameters and buffers, or from its ``"own"``, for a model that was
-        restored before the averager is made.
-    hang_timeout : seconds after which a rank that others wait for is named and the job is ended; 0 waits for ever.
-        None takes the environment's ``HPCAVG_HANG_TIMEOUT``, else 600. The first averager of a topology decides.
+    topology : the learners, and the servers of an asynchronous algorithm. None: ``Topology()``.
+    options : an `hpcavg.AveragingOptions`. None: its defaults.
+    changes : fields of `options` that are to be others, for example ``buffers="keep"``.
 
     Attributes
     ----------
@@ -79,28 +64,17 @@ class Averager:
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         algorithm: Rule,
-        topology: Topology,
-        engine: str = "auto",
-        buffers: str = "average",
-        optimizer_state: str = "keep",
-        seed: int = 0,
-        total_steps: int | None = None,
-        batch_size: int | None = None,
-        measure_distance: bool = False,
-        wire_dtype: str | None = None,
-        error_feedback: bool = False,
-        non_finite: str = "exclude",
-        check_rounds: int = 0,
-        start: str = "rank0",
-        hang_timeout: float | None = None,
+        topology: Topology | None = None,
+        options: AveragingOptions | None = None,
+        **changes: Any,
     ) -> None:
-        form = (engine, buffers, optimizer_state, total_steps, batch_size, measure_distance, wire_dtype, error_feedback)
-        options = Options(*form, non_finite, check_rounds, start, hang_timeout)
-        topology.run_on_all_ranks(lambda: options.check(algorithm, topology))
+        topology = topology or Topology()
+        options = topology.run_on_all_ranks(partial(replace, options or AveragingOptions(), **changes))
+        topology.run_on_all_ranks(partial(check_rule, algorithm, options, topology))
         number = topology.num_averagers
         check_alike(topology, algorithm, options, type(optimizer).__name__, number)
         topology.num_averagers += 1
-        self.supervisor = watch_over(topology, options.timeout_s).supervisor
+        self.supervisor = watch_over(topology, timeout_s(options)).supervisor
         self.model, self.optimizer = model, optimizer
         self.algorithm = algorithm
         self.topology = topology
@@ -108,27 +82,28 @@ class Averager:
         self.events: deque[Event] = deque(maxlen=2**16)
         self.totals = Totals()
         # Odd multiplier: distinct for every learner of a seed, and far apart for neighbouring seeds.
-        self.generator = torch.Generator().manual_seed((seed * 1_000_003 + topology.learners.start) % 2**63)
-        self._run = run = Run(topology.num_learners, topology.learners.start, total_steps, batch_size)
+        self.generator = torch.Generator().manual_seed((options.seed * 1_000_003 + topology.learners.start) % 2**63)
+        self._run = run = Run(topology.num_learners, topology.learners.start, options.total_steps, options.batch_size)
         self._due = algorithm.when(run)
-        self._buffer_policy = buffers
+        self._buffer_policy = options.buffers
         self._has_finished = False
         self._is_lent = False  # the model holds the mean for a while
         self._worker: Worker | None = None
         self._server: Server | None = None
         devices = (parameter.device for group in optimizer.param_groups for parameter in group["params"])
         with topology.waiting("set-up of the averager", SERVER):
-            self.engine = select_engine(engine, topology, next(devices, CPU), wire_format(wire_dtype, error_feedback))
-            check_wire(algorithm, self.engine, topology, wire_dtype)
+            form = wire_format(options.wire_dtype, options.error_feedback)
+            self.engine = select_engine(options.engine, topology, next(devices, CPU), form)
+            check_wire(algorithm, self.engine, topology, options.wire_dtype)
             self._set_up_optimizer()
             self._rounds = Rounds(algorithm, run, topology, optimizer)
-            self._replica = replica = Replica(model, optimizer, topology, self.engine, start)
+            self._replica = replica = Replica(model, optimizer, topology, self.engine, options.start)
             self._caller = Caller(algorithm, topology, number)
             self._averaging = Averaging(algorithm, self.engine, topology, optimizer, replica, options, self._caller)
             if topology.is_server:
                 self._server = Server(replica.parameters, topology)
             elif algorithm.server is not None:
-                self._worker = Worker(algorithm.server, replica, topology, optimizer, non_finite, start)
+                self._worker = Worker(algorithm.server, replica, topology, optimizer, options.non_finite, options.start)
 
     def _set_up_optimizer(self) -> None:
         """Give the optimizer the settings that the rule asks for."""

@@ -18,8 +18,6 @@ from hpcavg.distributed.topology import Topology
 from hpcavg.errors import CorruptionError, InputError, SickLearnersError
 from hpcavg.utils.text import fold_numbers
 
-POLICIES = ("exclude", "stop")
-
 _DISTANCE_CHUNK_ELEMENTS = 2**20
 _DIGEST_BYTES = hashlib.sha256().digest_size
 

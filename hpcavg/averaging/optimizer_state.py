@@ -13,8 +13,6 @@ from hpcavg.averaging.flat_buffer import FlatBuffer, dense_strides
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import Engine, take_means
 
-POLICIES = ("keep", "average", "reset")
-
 
 def forget(optimizer: torch.optim.Optimizer) -> None:
     """Drop the state and the gradients of all parameters: what is left of the steps that made a learner sick.

@@ -23,8 +23,6 @@ from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import Engine
 from hpcavg.errors import InputError
 
-STARTS = ("rank0", "own")
-
 # Tensors up to here together make one message.
 _MESSAGE_BYTES = 2**24
 _CHUNK_BYTES = 2**30

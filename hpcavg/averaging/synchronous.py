@@ -22,9 +22,9 @@ from hpcavg.averaging.flat_buffer import FlatBuffer
 from hpcavg.averaging.gradients import GradientBuffer
 from hpcavg.averaging.health import EqualityCheck, Excluded, check_same_start, fingerprint, squared_distance
 from hpcavg.averaging.optimizer_state import StateAverager, forget
-from hpcavg.averaging.options import Options
 from hpcavg.averaging.outer_state import OuterState
 from hpcavg.averaging.replica import Replica
+from hpcavg.config.sections.averaging import AveragingOptions
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import Engine, take_means, take_means_of_large
 from hpcavg.errors import InputError
@@ -53,7 +53,7 @@ class Averaging:
         topology: Topology,
         optimizer: torch.optim.Optimizer,
         replica: Replica,
-        options: Options,
+        options: AveragingOptions,
         caller: Caller,
     ) -> None:
         self.learners_agree = False

@@ -12,15 +12,32 @@ from hpcavg.checkpoints import collective
 from hpcavg.config.options import Config
 
 
-class Checkpointer:
-    """Writes the checkpoints of a run into `folder`.
+class CheckpointManager:
+    """Writes the checkpoints of a run.
 
-    last : the one that the run goes on from, None where it starts afresh. guard : as in `collective.save`.
+    Parameters
+    ----------
+    config : Config
+        The run's options.
+    averager : Averager
+        Of this learner.
+    folder : Path
+        Where the checkpoints are.
+    last : Path or None
+        The checkpoint that the run goes on from; None for a new run.
+    guard : callable
+        See `collective.save`.
 
     Attributes
     ----------
-    last : the last one that was written. step : the step of the last attempt, or that the run began with.
-    failure : why the last attempt failed, None where it did not. remains : why older ones could not be removed then.
+    last : Path or None
+        The last checkpoint that was written.
+    step : float
+        The step of the last attempt, or the first step of the run.
+    failure : str or None
+        Why the last attempt failed; None if it succeeded.
+    remains : sequence of str
+        Why older checkpoints could not be removed then.
     """
 
     def __init__(
@@ -38,37 +55,45 @@ class Checkpointer:
         self._written_at_s = time.monotonic()
 
     def is_due(self, step: float) -> bool:
-        """Return whether one is due by its step; the same on all learners, which have all reached `step`."""
+        """Return whether a checkpoint is due at `step`, which all learners have reached. The same on all of them."""
         period_steps = self._config.checkpoint_steps
         return period_steps is not None and step // period_steps > self.step // period_steps
 
     @property
     def is_overdue(self) -> bool:
-        """Whether one is due by the clock, which is rank 0's to ask for; never where servers keep the state."""
+        """Whether a checkpoint is due by the clock. Only rank 0 asks for it, and nobody if servers keep the state."""
         minutes = self._config.checkpoint_minutes
         may_ask = bool(minutes) and self._topology.rank == 0 and self._averager.algorithm.server is None
         return may_ask and time.monotonic() - self._written_at_s > 60 * minutes
 
-    def write(self, step: float, loop: Mapping[str, Any], about: Callable[[], Mapping[str, Any]]) -> None:
-        """Write one of all learners; `failure` and `remains` tell how that went. Collective over them.
+    def write(
+        self, step: float, parts: Callable[[], Mapping[str, Any]], about: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        """Write a checkpoint of all learners. Collective over them. `failure` and `remains` say how it went.
 
-        loop : what this learner's training loop needs to go on. about : returns what the manifest tells of the run, on
-        rank 0; collective, too.
+        Parameters
+        ----------
+        step : float
+            The step that all learners have reached.
+        parts : callable
+            Returns this learner's state by part. It is called again if a rank dies meanwhile.
+        about : callable
+            Returns, on rank 0, what the manifest says of the run. Collective, too.
         """
 
-        def act() -> collective.Saved:
-            told = {"config": self._config.as_toml(), **about()}
-            parts, keep = collective.parts(self._averager, loop), self._config.keep_checkpoints
-            return collective.save(self._topology, self._folder, keep, round(step), parts, told, self._guard)
+        def save() -> collective.Saved:
+            values = {"config": self._config.as_toml(), **about()}
+            keep = self._config.keep_checkpoints
+            return collective.save(self._topology, self._folder, keep, round(step), parts(), values, self._guard)
 
-        path, self.failure, self.remains = self._topology.run_collective(act, what="checkpoint")
+        path, self.failure, self.remains = self._topology.run_collective(save, what="checkpoint")
         self.step, self._written_at_s = step, time.monotonic()
         if self.failure is None:
             self.last = path
 
     @property
     def outlook(self) -> str:
-        """How to go on with a run that has stopped, in a few words."""
+        """How to resume a run that has stopped, in a few words."""
         failed = "" if self.failure is None else f"its checkpoint could not be written ({self.failure}); "
         if self.last is None:
             return f"{failed}there is no checkpoint to go on from"

@@ -1,19 +1,20 @@
-"""Which checkpoint a run goes on from, and whether it may."""
+"""Finds the checkpoint that a run resumes from, and checks that it is of the same run."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hpcavg.checkpoints import store
 from hpcavg.checkpoints.store import Checkpoint
-from hpcavg.config.options import CHECKPOINTS, Config
+from hpcavg.config.options import CHECKPOINTS, OPTIONS, Config
 from hpcavg.errors import InputError
+from hpcavg.utils.format_version import NEWER
 
-# What may differ from the run that wrote the checkpoint; whatever else a learner's state follows from must be the same.
+# Options that may differ from the run that wrote the checkpoint. A learner's state depends on all others.
 _FREE = {
     *("steps", "epochs", "output", "resume", "engine", "wire_dtype", "error_feedback", "device", "threads"),
     *("expect_ranks", "flush_seconds", "consensus_distance", "group_size", "non_finite", "check_rounds"),
@@ -23,11 +24,19 @@ _FREE = {
 
 
 @dataclass(frozen=True)
-class Found:
-    """The checkpoint to go on from; None to start afresh.
+class ResumePoint:
+    """Where a run goes on from.
 
-    passed_over : those that cannot be used, and why. is_any_damaged : not all of them just were never finished.
-    other_length : what differs in how long the run is to be.
+    Parameters
+    ----------
+    checkpoint : Checkpoint or None
+        None for a run that starts from the beginning.
+    passed_over : sequence of str
+        Newer checkpoints that cannot be used, each with the reason.
+    is_any_damaged : bool
+        Whether any of these is damaged, and not just unfinished.
+    other_length : sequence of str
+        How the run's length differs from what it was.
     """
 
     checkpoint: Checkpoint | None
@@ -37,23 +46,27 @@ class Found:
 
     @property
     def warnings(self) -> list[str]:
-        """What the user may not know, a line each."""
+        """Lines to show to the user."""
         return [*(f"passed over {path}" for path in self.passed_over), *self.other_length]
 
 
-def find(config: Config) -> Found:
-    """Return what ``config.resume`` names, read to the last byte.
+def find(config: Config) -> ResumePoint:
+    """Return the checkpoint that ``config.resume`` names, after reading every byte of it.
 
-    ``auto`` is the newest whole and unharmed checkpoint of the run in ``config.output``, or none where no checkpoint
-    was ever finished; a path is a run's folder, or a checkpoint in it. Raises `InputError` where there is none at the
-    path, all are damaged, or it is another run's.
+    ``auto`` is the newest good checkpoint of the run in ``config.output``, or none if no checkpoint was ever finished.
+    A path is a run's folder, or a checkpoint in it.
+
+    Raises
+    ------
+    InputError
+        If there is no checkpoint at the path, if all are damaged, or if it is another run's.
     """
     if config.resume is None:
-        return Found(None)
+        return ResumePoint(None)
     if config.resume == "auto":
         assert config.output is not None
         found = _newest(Path(config.output))
-        if found.checkpoint is None and found.is_any_damaged:  # to start over would lose what may still be saved
+        if found.checkpoint is None and found.is_any_damaged:  # starting over would lose what may still be rescued
             allowed = f"of a run with a whole checkpoint ({'; '.join(found.passed_over)}); to start over, remove them"
             raise InputError("resume", config.resume, allowed)
     elif os.path.isdir(Path(config.resume) / CHECKPOINTS):
@@ -62,7 +75,7 @@ def find(config: Config) -> Found:
             why = "; ".join(found.passed_over) or "it has none"
             raise InputError("resume", config.resume, f"a run with a whole checkpoint ({why})")
     else:
-        found = Found(store.open_checkpoint(config.resume))
+        found = ResumePoint(store.open_checkpoint(config.resume))
     saved = found.checkpoint
     if saved is not None:
         saved.understand(lambda saved: _check_same(config, saved))
@@ -71,7 +84,7 @@ def find(config: Config) -> Found:
 
 
 def check_data(config: Config, saved: Checkpoint, num_samples: int) -> None:
-    """Raise `InputError` where the data are other than those of the run that wrote `saved`, as far as can be seen."""
+    """Raise `InputError` if the number of training samples is not that of the run that wrote `saved`."""
     before = saved.manifest.about.get("num_samples", num_samples)
     if before != num_samples:
         option, value = ("task", config.task) if config.data_dir is None else ("data_dir", config.data_dir)
@@ -79,27 +92,26 @@ def check_data(config: Config, saved: Checkpoint, num_samples: int) -> None:
         raise InputError(option, value, allowed)
 
 
-def _newest(run: Path) -> Found:
+def _newest(run: Path) -> ResumePoint:
     saved, passed_over = store.newest(run / CHECKPOINTS)
     is_any_damaged = any(why not in (store.NOT_FINISHED, store.NO_FOLDER) for _, why in passed_over)
-    return Found(saved, [f"{path.name}: {why}" for path, why in passed_over], is_any_damaged)
+    return ResumePoint(saved, [f"{path.name}: {why}" for path, why in passed_over], is_any_damaged)
 
 
 def _check_same(config: Config, saved: Checkpoint) -> None:
-    """Raise `InputError` for the first option that is not what it was and must be.
+    """Raise `InputError` for the first option that has changed and must not.
 
-    Options come and go with versions. One that is new since has its default in an earlier run: that is what it did.
+    An option that is absent from the checkpoint came later: the run did what the option's default does.
     """
     before, now = dict(saved.manifest.about["config"]), config.as_toml()
-    defaults: dict[str, Any] = {field.name: field.default for field in fields(Config)}
-    defaults["image_shape"] = "x".join(map(str, defaults["image_shape"]))
+    defaults = {name: option.write(option.default) for name, option in OPTIONS.items()}
     for name in sorted(before.keys() - defaults.keys()):
-        allowed = f"a checkpoint of a run without {name}={before[name]}, an option that this hpcavg does not have"
+        allowed = f"a checkpoint of options that this hpcavg has; {name}={before[name]} is unknown: {NEWER}"
         raise InputError("resume", saved.path, allowed)
     for name in sorted(defaults.keys() - _FREE):
         was = before.get(name, _plain(defaults[name]))
         if was != _plain(now.get(name)):
-            # One that was unset is not told from one that was not there.
+            # The checkpoint does not distinguish an unset option from one that did not exist.
             is_new = name not in before and was is not None
             whose = f"the run that {saved.path} is of"
             since = f"what {whose} did before there was this option" if is_new else f"as in {whose}"

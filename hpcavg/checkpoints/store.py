@@ -1,21 +1,19 @@
-"""Checkpoints: the folder of a run's states, each whole or not there; and the file of its final model.
+"""Checkpoints: a folder of a run's states, each either whole or absent; and the file of the final model.
 
-Rank 0 calls `create`, every rank `write_rank`, then rank 0 `commit` and `prune`. Nothing here knows of MPI: the caller
-brings the ranks together between these. What goes wrong on the disk is an `OSError`, after which `discard` clears up;
-no earlier checkpoint is touched before a later one is whole.
+Rank 0 calls `create`, every rank `write_rank`, then rank 0 `commit` and `prune`. This module does not use MPI: the
+caller synchronizes the ranks between these calls. A failure of the disk is an `OSError`; `discard` then removes the
+unfinished checkpoint. No earlier checkpoint is touched before a later one is whole.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import math
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,58 +21,19 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from hpcavg.checkpoints import tensor_file
+from hpcavg.checkpoints.manifest import MANIFEST, Manifest, rank_file
 from hpcavg.errors import InputError, why
 from hpcavg.utils import files
 from hpcavg.utils.files import FileRecord
+from hpcavg.utils.format_version import NewerFormatError
 
 _T = TypeVar("_T")
 
-MANIFEST = "manifest.json"
 LATEST = "latest"
-_FORMAT = 1
 NOT_FINISHED = f"it has no {MANIFEST}: it was not finished"
 NO_FOLDER = "there is no such folder"
 _MARK = re.compile(r"unfinished-(\d{1,7})")
 _FOLDER = re.compile(r"step-(\d{8,})(?:~(\d+))?")
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a checkpoint holds; written last, so that a folder with a manifest is whole.
-
-    Parameters
-    ----------
-    step : the step it was taken at.
-    num_ranks : the number of ranks that took it.
-    files : what `write_rank` returned, for every file.
-    parts : for every rank, the number of the rank whose file holds its part of that name: ranks with equal parts name
-        one and the same.
-    about : JSON values of the caller's, for example the configuration.
-    number : its place in the order in which those of the folder were written, from 1; `commit` gives it. Steps do not
-        tell: a run that goes on with more ranks from an epoch's end has taken fewer of them.
-    """
-
-    step: int
-    num_ranks: int
-    files: list[FileRecord]
-    parts: list[dict[str, int]]
-    about: dict[str, Any]
-    number: int = 0
-
-    def __post_init__(self) -> None:
-        ranks = range(self.num_ranks)
-        places = [place for held in self.parts for place in held.values()]
-        if not (0 < len(self.parts) == len(ranks) and all(type(place) is int and place in ranks for place in places)):
-            raise ValueError("a manifest needs the parts of every rank, and the files that hold them")
-        if [record.name for record in self.files] != [rank_file(rank) for rank in ranks]:
-            raise ValueError("a manifest needs the files of all ranks, and no others")
-        if not all(type(number) is int and number >= 0 for number in (self.step, self.number)):
-            raise ValueError("a manifest needs its step and number")
-
-    def to_json(self) -> str:
-        """Return the text of the file: the values, and the SHA-256 of the text without it."""
-        values = {"format": _FORMAT, **asdict(self)}
-        return _json({**values, "sha256": hashlib.sha256(_json(values).encode()).hexdigest()})
 
 
 @dataclass(frozen=True)
@@ -85,18 +44,33 @@ class Checkpoint:
     manifest: Manifest
 
     def fault(self, first: int = 0, stride: int = 1) -> str | None:
-        """Read every `stride`-th file from the `first` on; return what is wrong in a few words, None for nothing.
+        """Read files and return what is wrong, in a few words; None if nothing is.
 
-        All files by default. N ranks share the work with ``fault(rank, N)``.
+        Parameters
+        ----------
+        first : int
+            The first file to read.
+        stride : int
+            Read every `stride`-th file from there on. N ranks share the work with ``fault(rank, N)``.
         """
         return next(
             filter(None, (files.fault(self.path, record) for record in self.manifest.files[first::stride])), None
         )
 
     def load(self, rank: int, parts: Collection[str] | None = None) -> dict[str, Any]:
-        """Return the parts of `rank` by name, all or those in `parts`, wherever they are stored.
+        """Return the parts of a rank by name, from whichever files hold them. Checksums are not compared; see `fault`.
 
-        Checksums are not looked at; see `fault`. Raises `InputError` where a file cannot be read.
+        Parameters
+        ----------
+        rank : int
+            Whose parts.
+        parts : collection of str
+            Which of them; all by default.
+
+        Raises
+        ------
+        InputError
+            If a file cannot be read.
         """
         places = {part: place for part, place in self.manifest.parts[rank].items() if parts is None or part in parts}
         found: dict[str, Any] = {}
@@ -106,32 +80,30 @@ class Checkpoint:
         return {part: found[part] for part in places}
 
     def understand(self, use: Callable[[Checkpoint], _T]) -> _T:
-        """Return what `use` makes of this checkpoint.
+        """Return ``use(self)``. Every exception but `OSError` becomes an `InputError`.
 
-        Raises `InputError`, whatever `use` raises but `OSError`, where it does not hold what that needs: it may be
-        whole to the last byte, and yet another program's, or another version's.
+        A checkpoint may be whole to the last byte and still lack what `use` needs: another program, or another
+        version, may have written it.
         """
         try:
             return use(self)
         except (InputError, OSError):
             raise
         except Exception as error:
-            lacks = f"it has no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+            if isinstance(error, KeyError):
+                lacks = f"it has no {error}"
+            else:
+                lacks = f"{error}" if isinstance(error, NewerFormatError) else f"{type(error).__name__}: {error}"
             raise InputError("resume", self.path, f"a checkpoint that this hpcavg can go on from ({lacks})") from error
 
 
 # -- writing ------------------------------------------------------------------------------------------------------
 
 
-def rank_file(rank: int) -> str:
-    """Return the name of a rank's file."""
-    return f"rank-{rank:05d}.safetensors"
-
-
 def create(folder: Path, step: int, num_ranks: int) -> Path:
-    """Make and return a fresh folder for a checkpoint of `num_ranks` at `step`, beside any other of the same step.
+    """Make and return a new folder for a checkpoint of `num_ranks` at `step`, beside any other of the same step.
 
-    An empty file in it, `_mark`, tells until its manifest is there that this was made here and may be removed.
+    An empty file in it, `_mark`, says until the manifest exists that hpcavg made the folder and may remove it.
     """
     while True:
         path = _free_path(folder, _step_name(step))
@@ -147,7 +119,7 @@ def create(folder: Path, step: int, num_ranks: int) -> Path:
 
 
 def _mark(num_ranks: int) -> str:
-    """Return the name of the file that tells of how many ranks a checkpoint is that does not count."""
+    """Return the name of the file that marks an unfinished checkpoint of `num_ranks`."""
     return f"unfinished-{num_ranks}"
 
 
@@ -156,13 +128,13 @@ def _step_name(step: int) -> str:
 
 
 def _free_path(folder: Path, name: str) -> Path:
-    """Return the first path in `folder` that nothing has, of `name` and the numbered ones after it."""
+    """Return the first free path in `folder` of `name`, `name`~2, `name`~3 and so on."""
     names = chain([name], (f"{name}~{attempt}" for attempt in count(2)))
     return next(folder / name for name in names if not os.path.lexists(folder / name))
 
 
 def write_rank(path: Path, rank: int, parts: Mapping[str, Any]) -> FileRecord:
-    """Write the parts that the file of `rank` holds, trees as in `state_file`, to the checkpoint's folder `path`."""
+    """Write the parts that the file of `rank` holds, trees as in `tensor_file`, to the checkpoint's folder `path`."""
     return files.write_file(path / rank_file(rank), tensor_file.chunks(dict(parts)))
 
 
@@ -178,10 +150,10 @@ def commit(path: Path, manifest: Manifest) -> None:
 
 
 def _free_latest(folder: Path) -> None:
-    """Give what has the place of the link ``latest``, and is none, another name; nothing is removed.
+    """Rename what has the name ``latest`` and is no link; nothing is removed.
 
-    Whoever copies a run and follows links makes it a folder. Such a copy of a checkpoint is one of `folder` from now
-    on, perhaps beside its twin; of anything else nothing is known.
+    A copy of a run that follows links turns the link into a folder. Such a copy of a checkpoint gets a checkpoint's
+    name, beside the original.
     """
     path = folder / LATEST
     if os.path.lexists(path) and not path.is_symlink():
@@ -191,18 +163,29 @@ def _free_latest(folder: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a checkpoint that could not be written; what cannot be removed stays. One that counts is left alone."""
+    """Remove a checkpoint that could not be written, as far as possible. A finished one is left alone."""
     with suppress(OSError):
         if _latest(path.parent) != path.name:
             _remove(path)
 
 
 def prune(folder: Path, keep: int) -> list[str]:
-    """Remove all but the newest `keep` checkpoints, at least 1, and what was left half-written or half removed.
+    """Remove all but the newest `keep` checkpoints, and those that are half written or half removed.
 
-    Nothing goes as long as none is whole. The one ``latest`` points to always stays, and so does what `create`,
-    `write_rank` and `commit` did not write, damaged ones and those of another format included; a link goes, and what
-    it points to stays. Returns why something could not be removed, a line for each; the next call tries again.
+    Nothing is removed if no checkpoint is whole. These stay: the checkpoint that ``latest`` points to, whatever hpcavg
+    did not write, damaged checkpoints, and those of a newer format. A link is removed, and not what it points to.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the checkpoints are.
+    keep : int
+        At least 1.
+
+    Returns
+    -------
+    list of str
+        Why something could not be removed, a line each. The next call tries again.
     """
     try:
         latest = _latest(folder)
@@ -222,9 +205,9 @@ def prune(folder: Path, keep: int) -> list[str]:
 
 
 def _remove(path: Path) -> None:
-    """Remove the files of a checkpoint, and its folder unless something else is left in it; of a link, the link.
+    """Remove the files of a checkpoint, and its folder unless something else is in it. Of a link, remove the link.
 
-    Its manifest goes first, for good, but stays as the mark of how many ranks it is of.
+    First the manifest becomes the mark of an unfinished checkpoint, which still says of how many ranks it is.
     """
     if path.is_symlink():
         files.perform(os.unlink, path)
@@ -245,7 +228,7 @@ def _remove(path: Path) -> None:
 
 
 def _marks(path: Path) -> dict[str, int]:
-    """Return the files in `path` that `create` or `_remove` marked it with, each with the number of ranks it tells."""
+    """Return the marks in `path` that `create` or `_remove` made, each with its number of ranks."""
     found: dict[str, int] = {}
     with os.scandir(path) as entries:
         for entry in entries:
@@ -253,7 +236,7 @@ def _marks(path: Path) -> dict[str, int]:
             if match and entry.is_file(follow_symlinks=False):
                 data = files.read_small(entry.path)
                 with suppress(Exception):  # somebody's file of this name
-                    if not data or _parse(data).num_ranks == int(match[1]):
+                    if not data or Manifest.from_json(data).num_ranks == int(match[1]):
                         found[entry.name] = int(match[1])
     return found
 
@@ -262,9 +245,9 @@ def _marks(path: Path) -> dict[str, int]:
 
 
 def candidates(folder: Path) -> list[Path]:
-    """Return the folders of checkpoints in `folder`: those that are not whole, then the others, the newest first.
+    """Return the checkpoints in `folder`: first those that are not whole, then the others, the newest first.
 
-    Raises `InputError` where `folder` cannot be read; one that does not exist is empty.
+    Raises `InputError` if `folder` cannot be read. One that does not exist is empty.
     """
     try:
         return [path for path, _ in _entries(folder)]
@@ -273,9 +256,9 @@ def candidates(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
-    """Return the newest checkpoint that is whole and unharmed, and what was passed over for it, each with the reason.
+    """Return the newest good checkpoint, and those that were passed over, each with the reason.
 
-    Every byte of it is read. Raises `InputError` where `folder` cannot be read.
+    Every byte of it is read. Raises `InputError` if `folder` cannot be read.
     """
     passed_over: list[tuple[Path, str]] = []
     for path in candidates(folder):
@@ -287,10 +270,19 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
 
 
 def open_checkpoint(path: Path | str, verify: bool = True) -> Checkpoint:
-    """Return the checkpoint in the folder `path`, or that a link such as ``latest`` points to.
+    """Return the checkpoint in a folder.
 
-    With `verify` every byte of it is read, without only the manifest: for the other ranks, after one has looked.
-    Raises `InputError` unless it is whole and unharmed, as far as that was looked at.
+    Parameters
+    ----------
+    path : Path or str
+        The folder, or a link to it such as ``latest``.
+    verify : bool
+        Whether to read every byte, and not only the manifest.
+
+    Raises
+    ------
+    InputError
+        If the checkpoint is not whole, or is damaged.
     """
     found = _inspect(Path(os.path.realpath(path)) if os.path.islink(path) else Path(path), verify)
     if isinstance(found, Checkpoint):
@@ -299,7 +291,7 @@ def open_checkpoint(path: Path | str, verify: bool = True) -> Checkpoint:
 
 
 def _entries(folder: Path) -> list[tuple[Path, Checkpoint | str]]:
-    """Return the checkpoints in `folder`, in the order of `candidates`, with what `_inspect` says of each."""
+    """Return the checkpoints in `folder`, in the order of `candidates`, each with the result of `_inspect`."""
     entries = []
     with suppress(FileNotFoundError):
         for name in os.listdir(folder):
@@ -312,10 +304,10 @@ def _entries(folder: Path) -> list[tuple[Path, Checkpoint | str]]:
 
 
 def _inspect(path: Path, verify: bool) -> Checkpoint | str:
-    """Return the checkpoint in `path`, or in a few words why it is not whole; its other files count with `verify`."""
+    """Return the checkpoint in `path`, or why it is not good. With `verify` all its files are read."""
     try:
         with files.open_file(path / MANIFEST) as file:
-            found = Checkpoint(path, _parse(file.read()))
+            found = Checkpoint(path, Manifest.from_json(file.read()))
         return (verify and found.fault()) or found
     except FileNotFoundError:
         return NOT_FINISHED if os.path.isdir(path) else NO_FOLDER
@@ -323,28 +315,10 @@ def _inspect(path: Path, verify: bool) -> Checkpoint | str:
         return NO_FOLDER
     except OSError as error:
         return f"{MANIFEST}: {error.strerror}"
-    except _OtherFormatError as error:
+    except NewerFormatError as error:
         return str(error)
-    except Exception:  # whatever damaged JSON, or JSON of another shape, provokes
+    except Exception:  # damaged JSON, or JSON of another shape, raises many kinds
         return f"{MANIFEST} is damaged"
-
-
-class _OtherFormatError(Exception):
-    """What a later version of hpcavg wrote."""
-
-
-def _parse(data: bytes) -> Manifest:
-    """Return the manifest whose text `data` is; raises some exception unless it is that to the last byte."""
-    values = json.loads(data)
-    if type(values["format"]) is int and values["format"] > _FORMAT:
-        raise _OtherFormatError(f"it is of format {values['format']}; this hpcavg reads up to {_FORMAT}")
-    records = [FileRecord(**record) for record in values["files"]]
-    manifest = Manifest(
-        values["step"], values["num_ranks"], records, values["parts"], values["about"], values["number"]
-    )
-    if manifest.to_json().encode() != data:
-        raise ValueError("checksum")
-    return manifest
 
 
 def _latest(folder: Path) -> str | None:
@@ -353,10 +327,6 @@ def _latest(folder: Path) -> str | None:
         return os.readlink(folder / LATEST)
     except OSError:
         return None
-
-
-def _json(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, indent=1) + "\n"
 
 
 # -- the final model ----------------------------------------------------------------------------------------------

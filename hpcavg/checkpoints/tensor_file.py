@@ -1,8 +1,8 @@
-"""State files: a tree of plain values and tensors as one file in the format of safetensors, no pickle.
+"""Tensor files: a tree of plain values and tensors as one file in the format of safetensors, without pickle.
 
-The file is 8 bytes that hold the header's length, the header in JSON, then the tensors' bytes, all little-endian. The
-tree stands in the header's ``__metadata__`` as JSON; in it, what JSON knows stands for itself, but for dictionaries:
-whatever else there is becomes an object with one key, its kind, such as ``{"tuple": [...]}`` or ``{"tensor": name}``.
+The file has three parts, all little-endian: 8 bytes with the header's length, the header in JSON, the tensors' bytes.
+The tree is JSON inside the header's ``__metadata__``. Values that JSON knows stand for themselves, except dictionaries.
+Every other value is an object whose only key is its kind, such as ``{"tuple": [...]}`` or ``{"tensor": name}``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from hpcavg.errors import InputError
+from hpcavg.utils import format_version
 from hpcavg.utils.files import open_file
 
-# As safetensors names them. Other dtypes are stored as bytes, and the tree says what they are.
+# The names that safetensors uses. Tensors of other dtypes are stored as bytes, with their dtype in the tree.
 _NAMES = {
     torch.bool: "BOOL",
     torch.uint8: "U8",
@@ -44,19 +45,30 @@ _NAMES = {
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _METADATA = "__metadata__"
+# The first format is not written: equal models keep the checksums that they have always had.
+_FORMAT = 1
 
 
 def chunks(tree: Any) -> Iterator[bytes | memoryview]:
     """Yield the bytes of the file that holds `tree`: the header, then each tensor's own memory.
 
-    A tree holds None, bool, int, float, str, bytes, list, tuple, dict (with any of these as keys), dense tensors and
-    arrays of numbers. Only a tensor that is not contiguous, or not in the host's memory, is copied, when its turn
-    comes. Raises `TypeError` for anything else.
+    A tensor is copied, when its turn comes, only if it is not contiguous or not in the host's memory.
+
+    Parameters
+    ----------
+    tree : object
+        Of None, bool, int, float, str, bytes, list, tuple, dict (with any of these as keys), dense tensors and arrays
+        of numbers.
+
+    Raises
+    ------
+    TypeError
+        For anything else in the tree.
     """
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_encode(tree, "", tensors), separators=(",", ":"))
     header: dict[str, Any] = {_METADATA: {"format": "pt", "tree": text}}
-    # From the widest to the narrowest, every tensor starts at a multiple of its elements' size: it can be mapped.
+    # The widest dtypes come first: so every tensor starts at a multiple of its element size, and can be mapped.
     in_order = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
     start = 0
     for name, tensor in in_order:
@@ -73,7 +85,14 @@ def chunks(tree: Any) -> Iterator[bytes | memoryview]:
 def digest(tree: Any) -> str:
     """Return the SHA-256 of the file that would hold `tree`, in hexadecimal.
 
-    It is equal exactly when two trees are: in kinds, order, dtypes, shapes and every bit.
+    Two trees have the same one exactly if they are equal in kinds, order, dtypes, shapes and every bit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hpcavg.checkpoints import tensor_file
+    >>> tensor_file.digest({"w": torch.arange(3.0)})[:16]
+    '1d9bfdd1e54cd7db'
     """
     sha = hashlib.sha256()
     for chunk in chunks(tree):
@@ -82,19 +101,32 @@ def digest(tree: Any) -> str:
 
 
 def read(path: Path | str, option: str, only: Collection[str] | None = None) -> Any:
-    """Return the tree that the file `path` holds, tensors in the host's memory; with `only`, those keys of it.
+    """Return the tree that a file holds, with its tensors in the host's memory.
 
-    Raises `InputError`, of the caller's `option`, for whatever is wrong with the file. Bits that changed inside a
-    tensor are not seen here: that takes a checksum.
+    A changed bit inside a tensor is not found: that takes a checksum.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file.
+    option : str
+        The option that an error names.
+    only : collection of str
+        Return only these keys of the tree; all by default.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, newer, or no such file.
     """
     try:
         with open_file(path) as file:
             return _read(file, only)
     except OSError as error:
         reason: str | None = error.strerror
-    except _Damage as damage:
-        reason = str(damage)
-    except Exception as error:  # what a damaged header provokes in JSON, in torch or below
+    except (_Damage, format_version.NewerFormatError) as error:
+        reason = str(error)
+    except Exception as error:  # a damaged header raises many kinds, in JSON, in torch or below
         reason = f"its header cannot be read, {type(error).__name__}"
     raise InputError(option, path, f"a whole safetensors file written by hpcavg ({reason})")
 
@@ -112,13 +144,15 @@ def _read(file: BinaryIO, only: Collection[str] | None) -> Any:
     if start > num_bytes:
         raise _Damage(f"a header of {header_bytes} bytes in a file of {num_bytes}")
     header = json.loads(file.read(header_bytes))
-    tree = json.loads(header.pop(_METADATA)["tree"])
+    metadata = header.pop(_METADATA)
+    format_version.check(int(metadata.get("version", format_version.FIRST)), _FORMAT)
+    tree = json.loads(metadata["tree"])
     _check_layout(header, num_bytes - start)
     if only is not None:
         tree = {"dict": {key: tree["dict"][key] for key in only}}
 
     def load(name: str) -> Tensor:
-        entry = header.pop(name)  # each is in the tree once, so no more memory is taken than the file is long
+        entry = header.pop(name)  # a second use is an error, so a crafted file takes no more memory than its length
         tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
         file.seek(start + entry["data_offsets"][0])
         if file.readinto(_memory(tensor)) != tensor.numel() * tensor.itemsize:  # type: ignore[attr-defined]
@@ -149,14 +183,14 @@ def _memory(tensor: Tensor) -> memoryview:
 
 
 def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """Return `value` as JSON holds it; put its tensors into `tensors`, under names made of the keys that lead there."""
+    """Return `value` as JSON holds it. Put its tensors into `tensors`, named by the keys that lead to them."""
 
     def inside(key: object, child: Any) -> Any:
         return _encode(child, f"{place}/{key}" if place else str(key), tensors)
 
     if value is None or isinstance(value, (bool, str)):
         return value
-    if isinstance(value, int):  # JSON readers refuse, or round, long ones
+    if isinstance(value, int):  # JSON readers refuse or round long integers
         return int(value) if -(2**63) <= value < 2**63 else {"int": hex(value)}
     if isinstance(value, float):  # JSON knows no NaN, and its bits count
         return float(value) if math.isfinite(value) else {"float": struct.pack("<d", value).hex()}
@@ -185,7 +219,7 @@ def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _decode(value: Any, load: Callable[[str], Tensor]) -> Any:
-    """Return what `_encode` made `value` of; ``load(name)`` returns a tensor."""
+    """Return the inverse of `_encode`; ``load(name)`` returns a tensor."""
     if isinstance(value, list):
         return [_decode(child, load) for child in value]
     if not isinstance(value, dict):
@@ -210,4 +244,4 @@ def _decode(value: Any, load: Callable[[str], Tensor]) -> Any:
         return struct.unpack("<d", bytes.fromhex(content))[0]
     if kind == "bytes":
         return bytes.fromhex(content)
-    raise _Damage(f"a {kind!r} in its tree")
+    raise _Damage(f"a {kind!r} in its tree, {format_version.NEWER}")

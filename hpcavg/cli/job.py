@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcavg.errors import InputError, reason, require_integer
+from hpcavg.utils.exit_status import ExitStatus
 
 TEMPLATES = Path(__file__).parent / "job_scripts"
 PURPOSES = {
@@ -133,7 +134,7 @@ class Job:
             "warning_minutes": str(warning_minutes) if warning_minutes else None,
             "array": array if is_sweep else None,
             "requeue": "requeue" if self.kind == "requeue" else None,
-            "requeue_status": "75" if self.kind == "requeue" else None,
+            "requeue_status": str(int(ExitStatus.REQUEUE)) if self.kind == "requeue" else None,
             "log": f"{log}.log",
             "launcher": self.launcher,
             "output": '"$HPCAVG_RUNS/$job"' if self.output is None else _word(self.output),

@@ -1,9 +1,6 @@
-"""What ``python -m hpcavg`` does: dispatch, exit statuses, and one message per error.
+"""What ``python -m hpcavg`` does: dispatch, and one message per error. `ExitStatus` has the exit statuses.
 
-Exit status 0: done; 2: the input cannot be used, one line says why; 1: a rank failed, the traceback says where; 3:
-done, but records were lost; 75: stopped early, to be started again with --resume; 130: interrupted before there was
-anything to keep. What a training prints is no record: it goes on without. Where all that was asked for is a text, 1: it
-could not be written; 141: its reader left before its end.
+Training goes on if its output cannot be written: the output is no record. A command that only prints fails then.
 """
 
 from __future__ import annotations
@@ -29,12 +26,11 @@ from hpcavg.distributed.job_environment import (
 )
 from hpcavg.errors import InputError
 from hpcavg.utils import streams
+from hpcavg.utils.exit_status import ExitStatus
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-EXIT_INPUT_ERROR = 2
-EXIT_INTERRUPTED = 130
 # By how much ranks that were started together may be apart when they have read their options.
 _LONE_S = 5.0
 
@@ -51,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise RuntimeError(f"sys.exit({error.code}) was called during training") from error
         except KeyboardInterrupt:  # while starting; a launcher ends the other ranks when one leaves so
             streams.tell("hpcavg: interrupted")
-            os._exit(EXIT_INTERRUPTED)
+            os._exit(ExitStatus.INTERRUPTED)
         except InputError as error:  # of what MPI must not be started with
             _print_error(error)
-            sys.exit(EXIT_INPUT_ERROR)
+            sys.exit(ExitStatus.BAD_INPUT)
         _leave(streams.settle(status, not only_prints))
     try:
         status = _without_mpi(command, rest)
@@ -84,7 +80,7 @@ def _without_mpi(command: str, arguments: list[str]) -> int:
             parsers.train_parser().parse_args(arguments)
     except InputError as error:
         _print_error(error)
-        return EXIT_INPUT_ERROR
+        return ExitStatus.BAD_INPUT
     return 0
 
 
@@ -97,10 +93,10 @@ def _data(arguments: list[str]) -> int:
         data_command.run(options, _connect_all, launcher_rank())
     except InputError as error:
         _print_once(error)
-        return EXIT_INPUT_ERROR
+        return ExitStatus.BAD_INPUT
     except KeyboardInterrupt:
         streams.tell("hpcavg: interrupted; start the same command again")
-        return EXIT_INTERRUPTED
+        return ExitStatus.INTERRUPTED
     return 0
 
 
@@ -156,7 +152,7 @@ def _with_mpi(command: str, arguments: list[str]) -> int:
     except InputError as raised:  # every rank has the same
         if world.Get_rank() == 0:
             _print_once(raised)
-        return EXIT_INPUT_ERROR
+        return ExitStatus.BAD_INPUT
     return trainer.train()
 
 

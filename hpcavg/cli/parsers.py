@@ -15,8 +15,9 @@ from typing import Any, NoReturn
 import hpcavg
 from hpcavg import algorithms, models
 from hpcavg.cli import job
-from hpcavg.config import recipes
-from hpcavg.config.options import Config
+from hpcavg.config import components, recipes
+from hpcavg.config.options import OPTIONS, Config
+from hpcavg.config.section import Option
 from hpcavg.config.sources import from_sources
 from hpcavg.distributed.job_environment import check_sizes
 from hpcavg.errors import InputError, UsageError, require_integer, require_number
@@ -31,11 +32,10 @@ COMMANDS = {
     "data": "make the files of a data set ready for training, check them, or make up files of its format",
 }
 DATASETS = {
-    "prepare": ("epsilon", "imagenet"),
-    "check": ("imagenet",),
-    "synthesize": ("cifar10", "epsilon", "imagenet"),
+    action: [name for name, actions in components.DATASETS.items() if action in actions]
+    for action in ("prepare", "check", "synthesize")
 }
-"""What each action of ``data`` can be done with."""
+"""The data sets of each action of ``data``."""
 FORMATS = ("binary", "python")
 
 LISTINGS: dict[str, Callable[[], str]] = {"--config": recipes.describe, "--model": models.describe}
@@ -110,29 +110,27 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hpcavg {hpcavg.__version__}")
     text = "TOML file of options, such as the config.toml of a run, or a recipe of the papers; --config help lists them"
     parser.add_argument("--config", metavar="FILE", help=text)
-    sections: dict[str, Any] = {}
-    hints = typing.get_type_hints(Config)
-    for field in dataclasses.fields(Config):
-        section = field.metadata["section"]
-        if section not in sections:
-            sections[section] = parser.add_argument_group(section)
-        group = sections[section]
-        flag = f"--{field.name.replace('_', '-')}"
-        text = field.metadata["help"]
-        choices = field.metadata["choices"]
-        if flag in LISTINGS:
-            text += f"; {flag} help lists them"
-        elif choices:
-            text += f": {', '.join(choice.replace('_', '-') for choice in choices)}"
-        default = field.default
-        if default is not None:
-            shown = "x".join(map(str, default)) if isinstance(default, tuple) else str(default).replace("_", "-")
-            text += f" [{shown}]"
-        if hints[field.name] is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+    groups: dict[str, Any] = {}
+    for option in OPTIONS.values():
+        if option.title not in groups:
+            groups[option.title] = parser.add_argument_group(option.title)
+        if option.kinds == (bool,):
+            groups[option.title].add_argument(option.flag, action=argparse.BooleanOptionalAction, help=_help(option))
         else:
-            group.add_argument(flag, metavar=_metavar(hints[field.name]), help=text)
+            groups[option.title].add_argument(option.flag, metavar=_metavar(option.kinds[0]), help=_help(option))
     return parser
+
+
+def _help(option: Option) -> str:
+    """Return an option's text with its choices and its default."""
+    text = option.help
+    if option.flag in LISTINGS:
+        text += f"; {option.flag} help lists them"
+    elif option.choices:
+        text += f": {', '.join(choice.replace('_', '-') for choice in option.choices)}"
+    if option.default is not None:
+        text += f" [{option.text(option.default).replace('_', '-')}]"
+    return text
 
 
 def parse_train(arguments: Sequence[str]) -> Config:
@@ -183,7 +181,7 @@ def job_parser() -> argparse.ArgumentParser:
                 f"--{field.name.replace('_', '-')}",
                 type=_number(int) if hints[field.name] is int else str,
                 default=field.default,
-                metavar=_metavar(hints[field.name]),
+                metavar=_metavar((typing.get_args(hints[field.name]) or (hints[field.name],))[0]),
                 help=texts[field.name] + shown,
             )
     return parser
@@ -277,7 +275,5 @@ def _braced(choices: Iterable[str]) -> str:
     return f"{{{','.join(choices)}}}"
 
 
-def _metavar(hint: Any) -> str:
-    names = {int: "N", float: "X", str: "NAME"}
-    kinds = typing.get_args(hint) or (hint,)
-    return names.get(kinds[0], "SHAPE")
+def _metavar(kind: Any) -> str:
+    return {int: "N", float: "X", str: "NAME"}.get(kind, "SHAPE")

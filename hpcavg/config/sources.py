@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from collections.abc import Mapping
@@ -11,15 +10,20 @@ from typing import Any
 
 from hpcavg import algorithms
 from hpcavg.config import recipes
-from hpcavg.config.options import CONFIG_FILE, UNSET, Config, algorithm_options, underscored
+from hpcavg.config.options import CONFIG_FILE, OPTIONS, Config, underscored
+from hpcavg.config.section import UNSET
+from hpcavg.config.sections.method import ARGUMENTS
 from hpcavg.errors import InputError, reason
-from hpcavg.utils import files
+from hpcavg.utils import files, format_version
 from hpcavg.utils.text import printable
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+FORMAT = 1
+"""The last format of ``config.toml`` that is known here."""
 
 
 def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
@@ -40,7 +44,7 @@ def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
         own = set(algorithms.option_names(chosen))
         if underscored(values.get("algorithm", chosen)) != chosen:
             own = set()  # the file's are another algorithm's, also where a name is the same
-        foreign = algorithm_options() - own
+        foreign = set(ARGUMENTS) - own
         if algorithms.ALGORITHMS[chosen]().server is None:
             foreign.add("num_servers")
         values = {name: value for name, value in values.items() if name not in foreign}
@@ -59,8 +63,10 @@ def run_of(path: Path) -> Path | None:
 
 
 def read_toml(path: Path | str) -> dict[str, Any]:
-    """Return what the TOML file `path` says; raises `OSError`, `ValueError` or `RecursionError` where it is none."""
-    return tomllib.loads(files.read_small(path).decode("utf-8-sig"))
+    """Return the options in the TOML file `path`. Raises `OSError`, `ValueError` or `RecursionError` if it has none."""
+    values = tomllib.loads(files.read_small(path).decode("utf-8-sig"))
+    format_version.check(values.pop("format", format_version.FIRST), FORMAT)
+    return values
 
 
 def _read_options(path: str) -> dict[str, Any]:
@@ -71,13 +77,12 @@ def _read_options(path: str) -> dict[str, Any]:
         raise InputError("config", path, f"a file that can be read ({reason(error)}){hint}") from error
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, numbers or nesting beyond Python's limits
         raise InputError("config", path, f"a TOML file ({printable(reason(error))})") from error
-    valid = [field.name for field in dataclasses.fields(Config)]
     values: dict[str, Any] = {}
     for key, value in read.items():
         name = underscored(key)
-        if name not in valid:
-            known = ", ".join(valid)
-            raise InputError("config", path, f"a file of known options; {printable(repr(name))} is none of {known}")
+        if name not in OPTIONS:
+            unknown = f"{printable(repr(name))} is none of {', '.join(OPTIONS)}, {format_version.NEWER}"
+            raise InputError("config", path, f"a file of known options; {unknown}")
         if name in values:
             raise InputError("config", path, f"a file that sets {name} once")
         values[name] = value

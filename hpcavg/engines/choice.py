@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hpcavg.config.components import DEVICE_ENGINES
 from hpcavg.errors import InputError
-
-DEVICE_ENGINES = ("staged", "cuda-aware", "cuda-ipc")
 
 
 @dataclass(frozen=True)

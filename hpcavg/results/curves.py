@@ -1,4 +1,4 @@
-"""The curves of runs, read from their metrics in a process of its own: HDF5 may crash or wait for ever on damage."""
+"""The curves of runs, read from their metrics by another process: HDF5 may crash or hang on a damaged file."""
 
 from __future__ import annotations
 
@@ -15,25 +15,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcavg.errors import reason
-from hpcavg.results.metrics import file_name, rank_files, read_attributes, read_view
+from hpcavg.results.columns import COLUMNS
+from hpcavg.results.summary import FIELDS
+from hpcavg.results.view import file_name, rank_files, read_attributes, read_view
 
 DEADLINE_S = 120.0
 _POINTS = 200
-_SCORES = (
-    "train_loss",
-    "test_loss",
-    "test_accuracy",
-    "test_top5_accuracy",
-    "learner_test_loss",
-    "learner_test_accuracy",
-)
+# What evaluations record and summaries hold.
+_SCORES = COLUMNS["evaluation"].keys() & FIELDS.keys()
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What is drawn of a run: `loss` by `step`, both of shape (points,), `test_loss` and `test_accuracy` by `epoch`.
+    """What is drawn of a run.
 
-    `known` are fields of its summary as far as its metrics tell them, of the last evaluation, too.
+    Parameters
+    ----------
+    known : mapping
+        Fields of its summary that the metrics contain, those of the last evaluation included.
+    step : array of shape (points,)
+        Steps.
+    loss : array of shape (points,)
+        Training loss at these steps, mean over the learners.
+    epoch : array of shape (epochs,)
+        Epochs.
+    test_loss : array of shape (epochs,)
+        Test loss of the mean model.
+    test_accuracy : array of shape (epochs,)
+        Test accuracy of the mean model.
     """
 
     known: Mapping[str, Any]
@@ -45,10 +54,10 @@ class Curves:
 
 
 def read(folders: Sequence[Path]) -> list[Curves | str]:
-    """Return the curves of the runs in `folders`, or why they cannot be read, in one line."""
+    """Return, for each of `folders`, the curves of its run, or in one line why they cannot be read."""
     found: list[Curves | str] = []
     context = multiprocessing.get_context("spawn")
-    while len(found) < len(folders):  # again where a process was lost over a damaged run
+    while len(found) < len(folders):  # a new process for the runs after one that crashed the last process
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_send_all, args=(sender, folders[len(found) :]), daemon=True)
         process.start()
@@ -69,7 +78,7 @@ def read(folders: Sequence[Path]) -> list[Curves | str]:
 
 
 def _send_all(sender: Connection, folders: Sequence[Path]) -> None:
-    """Send the curves of each of `folders`, or why there are none; what a crash would print goes nowhere."""
+    """Send the curves of each of `folders`, or why there are none. What a crash prints is discarded."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     for folder in folders:
         sender.send(_read_or_reason(folder / "metrics"))
@@ -86,7 +95,7 @@ def _read_or_reason(metrics: Path) -> Curves | str:
 def _read(metrics: Path) -> Curves:
     steps, evaluations = read_view(metrics, "step"), read_view(metrics, "evaluation")
     step, loss = _smoothed(steps["step"], steps["loss"])
-    # Every learner that is still there records the same.
+    # Every learner records the same; one that left early has fewer rows.
     times = evaluations["epoch"] >= 0
     shown = {name: values[times.sum(axis=1).argmax()] for name, values in evaluations.items()}
     known = {"steps": int(steps["step"].max(initial=0)), **_about(metrics)}
@@ -97,7 +106,7 @@ def _read(metrics: Path) -> Curves:
 
 
 def _about(metrics: Path) -> dict[str, Any]:
-    """Return what the first file that can be read says of the run."""
+    """Return the attributes of the run, from the first file that can be read."""
     for rank, segment in rank_files(metrics):
         with suppress(Exception):
             about = read_attributes(metrics / file_name(rank, segment))
@@ -107,7 +116,7 @@ def _about(metrics: Path) -> dict[str, Any]:
 
 
 def _smoothed(step: NDArray[Any], loss: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return steps and the mean loss of all learners, averaged over short spans; missing rows are left out."""
+    """Return steps and the mean loss of all learners, averaged over short spans. Missing rows do not count."""
     values = np.ma.masked_invalid(loss).mean(axis=0)
     width = max(1, len(values) // _POINTS)
     usable = len(values) // width * width

@@ -1,148 +1,66 @@
-"""Metrics: one HDF5 file per rank, readable while the run goes on and after it was killed, and one view of them all.
+"""One rank's metrics: an HDF5 file, readable during the run and after it was killed.
 
-Every dataset is one column of a table; `COLUMNS` names them with their types and units. A resumed run adds a file per
-rank, a segment, and never opens an earlier one again. Rows that were recorded after the checkpoint that the run came
-back to are taken again: they stay in their files and out of the view.
+Every dataset is one column of a table, as `columns.COLUMNS` defines it. A resumed run adds a file per rank, a segment,
+and never opens an earlier one again; `view` puts the files together.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from hpcavg.errors import reason
-from hpcavg.utils import files
+from hpcavg.results.columns import COLUMNS, FORMAT, Column, fill_value
 
-# Several parallel file systems refuse HDF5's locks; every rank writes a file of its own and readers use SWMR.
-os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
-import h5py
-
-
-class Column(NamedTuple):
-    """Type, unit, the value that stands for "not there", None for HDF5's own, and whether earlier versions had none."""
-
-    dtype: str
-    units: str
-    missing: Any
-    is_later: bool = False
-
-
-_COUNT = Column("i8", "1", -1)
-_NUMBER = Column("f8", "1", np.nan)
-_SECONDS = Column("f8", "s", np.nan)
-
-COLUMNS: dict[str, dict[str, Column]] = {
-    "step": {
-        "step": _COUNT,
-        "epoch": _COUNT,
-        "loss": _NUMBER,
-        "learning_rate": _NUMBER,
-        "compute_s": _SECONDS,
-        "data_s": _SECONDS,
-        "averaging_s": _SECONDS,
-    },
-    "averaging": {
-        "step": _COUNT,
-        "scope": Column("S6", "1", None),  # HDF5's own: the empty text. h5py hands over texts by a wrong address
-        "period_steps": _COUNT._replace(is_later=True),
-        "started_s": _SECONDS,
-        "blocked_s": _SECONDS,
-        "in_flight_s": _SECONDS,
-        "bytes": Column("i8", "byte", -1),
-        "consensus_distance": _NUMBER,
-    },
-    "arrival": {
-        "learner": _COUNT,
-        "arrived_s": _SECONDS,
-        "staleness": _COUNT,
-    },
-    "evaluation": {
-        "step": _COUNT,
-        "epoch": _COUNT,
-        "train_loss": _NUMBER,
-        "test_loss": _NUMBER,
-        "test_accuracy": _NUMBER,
-        "test_top5_accuracy": _NUMBER._replace(is_later=True),
-        "learner_test_loss": _NUMBER,
-        "learner_test_accuracy": _NUMBER,
-    },
-}
 _CHUNK_ROWS = 1024
-VIEW = "all.h5"
-
-Positions = Sequence[Mapping[str, int]]
-"""Of every rank, how many rows of each table count: what `Recorder.positions` of all ranks returned at a checkpoint."""
-
-
-def file_name(rank: int, segment: int = 0) -> str:
-    """Return the name of a rank's file inside ``metrics/``; `segment` counts how often the run was resumed."""
-    return f"rank-{rank:05d}-{segment}.h5" if segment else f"rank-{rank:05d}.h5"
-
-
-def rank_files(folder: Path) -> list[tuple[int, int]]:
-    """Return rank and segment of every rank's file in `folder`."""
-    found = (re.fullmatch(r"rank-(\d{5,9})(?:-(\d{1,9}))?\.h5", path.name) for path in folder.glob("rank-*.h5"))
-    return sorted((int(match[1]), int(match[2] or 0)) for match in found if match)
-
-
-def num_segments(folder: Path) -> int:
-    """Return how many segments have files in `folder`, those included that came to nothing."""
-    return max((1 + segment for _, segment in rank_files(folder)), default=0)
-
-
-def continued(folder: Path, resumed: Sequence[Positions], positions: Positions) -> list[Positions]:
-    """Return the history of the segment that begins now in `folder`; its length is the segment's number.
-
-    `resumed` is the history of the segment that wrote the checkpoint, `positions` what the checkpoint holds. Segments
-    that began since then, and whose rows are superseded with this, are passed over.
-    """
-    return [*resumed, *[positions] * max(1, num_segments(folder) - len(resumed))]
-
-
-def rows_before(resumed: Sequence[Positions], rank: int) -> dict[str, int]:
-    """Return how many rows of each table come before those of `rank` in the segment with the history `resumed`.
-
-    A rank that was not there before begins after the longest of those that were.
-    """
-    rows = dict.fromkeys(COLUMNS, 0)
-    for positions in resumed:
-        if rank < len(positions):
-            rows = {group: positions[rank][group] for group in COLUMNS}
-        else:
-            rows = {group: max(rows[group], *(others[group] for others in positions)) for group in COLUMNS}
-    return rows
 
 
 class Recorder:
     """Writes one rank's metrics.
 
-    Rows are kept in memory and appended when `flush_s` seconds have passed, at `flush` and at `close`: what is in the
-    file after a crash is everything up to the last of these.
+    Rows stay in memory until `flush_s` seconds have passed, or until `flush` or `close`. After a crash the file has all
+    rows up to the last of these.
 
-    A file that cannot be made or written (a full disk, a folder that has gone) stops no training: nothing is raised,
-    `lost` says why, and no more rows are kept from then on. What was flushed before can still be read.
+    A file that cannot be written (a full disk, a removed folder) does not stop the training: nothing is raised, `lost`
+    says why, and later rows are dropped. Rows that were flushed before can still be read.
 
     Parameters
     ----------
-    path : the file to make; one that exists is left alone, and records are lost.
-    attributes : what the run was, as attributes of the file.
-    flush_s : seconds between flushes.
-    rows_before : rows of each table that count from earlier segments, written as ``rows_before_step`` and so on.
+    path : Path
+        The file to make. If it exists, it is left alone, and the rows are lost.
+    attributes : mapping
+        What the run is, as attributes of the file.
+    flush_s : float
+        Seconds between flushes.
+    rows_before : mapping
+        Rows of each table in earlier segments; written as the attributes ``rows_before_step`` and so on.
 
     Attributes
     ----------
-    lost : why rows are being lost, in one line; None as long as none are.
-    rows_lost : how many rows were lost, of all tables.
+    lost : str or None
+        Why rows are lost, in one line; None if none are.
+    rows_lost : int
+        How many rows were lost, of all tables.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from hpcavg.results import view
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> view.write_view(folder, num_ranks=1)
+    >>> recorder = Recorder(folder / view.file_name(0), {"algorithm": "k_avg"}, flush_s=2)
+    >>> recorder.record("evaluation", 12, 1, 0.5, 0.4, 0.9, 1.0, 0.45, 0.88)
+    >>> recorder.close()
+    >>> view.read_view(folder, "evaluation")["test_accuracy"].tolist()
+    [[0.9]]
     """
 
     def __init__(
@@ -158,7 +76,7 @@ class Recorder:
         self._file: h5py.File | None = None
         with self._giving_up_on_failure():
             self._file = h5py.File(path, "x", libver="latest")
-            self._file.attrs.update(attributes)
+            self._file.attrs.update({**attributes, "format": FORMAT})
             self._file.attrs.update({f"rows_before_{group}": rows for group, rows in self._positions.items()})
             for group, columns in COLUMNS.items():
                 self._datasets[group] = [self._create(f"{group}/{name}", columns[name]) for name in columns]
@@ -166,15 +84,15 @@ class Recorder:
 
     def _create(self, name: str, column: Column) -> h5py.Dataset:
         assert self._file is not None
-        # A view that counts on more rows than came to be written reads the fill value in their place.
+        # The view may expect more rows than were written; it then reads the fill value.
         dataset = self._file.create_dataset(
-            name, (0,), column.dtype, maxshape=(None,), chunks=(_CHUNK_ROWS,), fillvalue=column.missing
+            name, (0,), column.dtype, maxshape=(None,), chunks=(_CHUNK_ROWS,), fillvalue=fill_value(column)
         )
         dataset.attrs["units"] = column.units
         return dataset
 
     def record(self, group: str, *row: Any) -> None:
-        """Append one row, in the order of ``COLUMNS[group]``. Scalar tensors are read only when the row is written."""
+        """Append one row, in the order of ``COLUMNS[group]``. A scalar tensor is read when the row is written."""
         self._positions[group] += 1
         if self.lost is not None:
             self.rows_lost += 1
@@ -184,7 +102,7 @@ class Recorder:
             self.flush()
 
     def positions(self) -> dict[str, int]:
-        """Return how many rows of each table of the whole run were recorded so far, lost ones included."""
+        """Return the rows of each table that the whole run recorded so far, lost ones included."""
         return dict(self._positions)
 
     def flush(self) -> None:
@@ -199,7 +117,7 @@ class Recorder:
         }
         if self._file is not None:
             with self._giving_up_on_failure():
-                self._path.stat()  # a file whose name has gone could still be written, for nobody to read
+                self._path.stat()  # a file that was removed could still be written, but nobody could read it
                 for group, arrays in columns.items():
                     for dataset, values in zip(self._datasets[group], arrays, strict=True):
                         end = len(dataset)
@@ -220,7 +138,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def _giving_up_on_failure(self) -> Iterator[None]:
-        """Turn a failure to write into lost records."""
+        """Turn a failure to write into lost rows."""
         try:
             yield
         except Exception as error:  # HDF5's come as OSError, RuntimeError, ValueError and KeyError
@@ -234,108 +152,10 @@ class Recorder:
 def _abandon(file: h5py.File) -> None:
     """Close a file that cannot be written.
 
-    HDF5 does not let go of such a file: it tries again at the end of the process, and crashes. So whatever it still has
-    to write goes to the null device.
+    HDF5 would write it again at the end of the process, and crash. What is left goes to the null device instead.
     """
     with contextlib.suppress(Exception):
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, file.id.get_vfd_handle(), inheritable=False)
         os.close(null)
         file.close()
-
-
-def write_view(folder: Path, num_ranks: int, resumed: Sequence[Positions] = ()) -> None:
-    """Write ``all.h5``: every column of every rank's files as one dataset of shape (ranks, rows), nothing copied.
-
-    It may be made before the files exist and follows them as they grow. What is missing is filled with -1 or NaN. Open
-    it with ``swmr=True`` while the run goes on or after it was killed.
-
-    Parameters
-    ----------
-    folder : where the files are. An earlier view is replaced, whole or not at all; raises OSError.
-    num_ranks : ranks of the segment that now begins. The view has as many as the largest segment had.
-    resumed : see `continued`; empty for a run that starts afresh.
-    """
-    ranks = max(num_ranks, *map(len, resumed), 0)
-    # starts[s][rank]: the rows before segment s, which are the rows up to which segment s - 1 counts
-    starts = [[rows_before(resumed[:s], rank) for rank in range(ranks)] for s in range(len(resumed) + 1)]
-    image = io.BytesIO()  # HDF5 does not survive a disk that is full; a few bytes in memory do
-    with h5py.File(image, "w", libver="latest") as file:
-        for group, columns in COLUMNS.items():
-            rows = [[before[group] for before in segment] for segment in starts]
-            for name, column in columns.items():
-                layout = _layout(f"{group}/{name}", column.dtype, rows)
-                dataset = file.create_virtual_dataset(f"{group}/{name}", layout, fillvalue=column.missing)
-                dataset.attrs["units"] = column.units
-    files.replace_file(folder / VIEW, [image.getvalue()])
-
-
-def begin_segment(folder: Path, saved: Mapping[str, Any] | None, num_ranks: int) -> list[Positions]:
-    """Write the view of the segment of `num_ranks` that begins now in `folder`; return its history.
-
-    saved : what the checkpoint that the run goes on from holds, ``resumed`` and ``positions``; None where it starts
-    afresh.
-    """
-    segments: list[Positions] = []
-    if saved is not None:
-        told = [[_rows(rows) for rows in positions] for positions in (*saved["resumed"], saved["positions"])]
-        segments = continued(folder, told[:-1], told[-1])
-    elif num_segments(folder):
-        segments = continued(folder, [], [_rows({})] * num_ranks)
-    write_view(folder, num_ranks, segments)
-    return segments
-
-
-def _rows(told: Mapping[str, int]) -> dict[str, int]:
-    """Return how many rows of every table there are: none of those that were not known yet."""
-    rows = {group: told.get(group, 0) for group in COLUMNS}
-    if not all(type(number) is int and number >= 0 for number in rows.values()):
-        raise ValueError("rows of metrics that are no numbers")
-    return rows
-
-
-def _layout(name: str, dtype: str, starts: Sequence[Sequence[int]]) -> h5py.VirtualLayout:
-    """Return one column of the view: each segment from where it starts to where the next does, the last as it grows."""
-    ranks, unlimited = len(starts[0]), h5py.h5s.UNLIMITED
-    layout = h5py.VirtualLayout(shape=(ranks, 1 + max(map(max, starts))), maxshape=(ranks, None), dtype=dtype)
-    for segment, begins in enumerate(starts):
-        for rank, start in enumerate(begins):
-            source = partial(h5py.VirtualSource, file_name(rank, segment), name, dtype=dtype, maxshape=(None,))
-            if segment + 1 == len(starts):
-                layout[rank, start:unlimited] = source(shape=(1,))[0:unlimited]
-            elif length := starts[segment + 1][rank] - start:
-                layout[rank, start : start + length] = source(shape=(length,))[0:length]
-    return layout
-
-
-def read_view(folder: Path, group: str) -> dict[str, NDArray[Any]]:
-    """Return the columns of `group` from ``all.h5`` in `folder`, each of shape (ranks, rows), missing rows filled.
-
-    A row that is being written, and so is not in every column yet, is left out. Of a column that came later than the
-    run all rows are missing.
-    """
-    # On a damaged file HDF5 gives up at once where it may; as a reader beside a writer it would try again for minutes.
-    names = [VIEW, *(file_name(rank, segment) for rank, segment in rank_files(folder))]
-    states = [_is_open(folder / name) for name in names]  # of all of them: HDF5 would wait for a pipe
-    with h5py.File(folder / VIEW, "r", swmr=any(states)) as file:
-        there = {name for name, column in COLUMNS[group].items() if name in file[group] or not column.is_later}
-        columns = {name: file[group][name][...] for name in there}
-    rows = min(values.shape[1] for values in columns.values())
-    ranks = max(map(len, columns.values()))
-    return {
-        name: columns[name][:, :rows] if name in there else np.full((ranks, rows), column.missing, column.dtype)
-        for name, column in COLUMNS[group].items()
-    }
-
-
-def read_attributes(path: Path) -> dict[str, Any]:
-    """Return the attributes of a rank's file, also of one that is being written."""
-    with h5py.File(path, "r", swmr=_is_open(path)) as file:
-        return dict(file.attrs)
-
-
-def _is_open(path: Path) -> bool:
-    """Return whether somebody writes the file at `path`, or left it open when killed; `OSError` where it is none."""
-    with files.open_file(path) as file:
-        superblock = file.read(12)  # signature and version (9 bytes), two sizes, consistency flags
-    return superblock[:9] == b"\x89HDF\r\n\x1a\n\x03" and superblock[11:] > b"\0"

@@ -16,30 +16,33 @@ import numpy as np
 from hpcavg.config import sources
 from hpcavg.config.options import CONFIG_FILE
 from hpcavg.errors import InputError, UsageError, reason
-from hpcavg.results import curves, metrics, summary
+from hpcavg.results import curves, summary, view
 from hpcavg.results.curves import Curves
 from hpcavg.results.run_lock import owners
+from hpcavg.results.summary import PARTS
 from hpcavg.utils import files
+from hpcavg.utils.format_version import NewerFormatError
 from hpcavg.utils.text import counted, printable
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-# What of a run's wall time has a name. The rest is the loop's own, and what earlier versions did not measure.
-_TIMES = {
-    "compute": "compute_s",
-    "data": "data_s",
-    "blocked": "averaging_blocked_s",
-    "evaluation": "evaluation_s",
-    "checkpoints": "checkpoint_s",
-}
-
 
 @dataclass(frozen=True)
 class _Run:
-    """A folder, what is known of the run in it, its curves or why there are none, and all that is wrong with it.
+    """A folder that is reported.
 
-    known : a `Summary`, or as much of it as config.toml and metrics tell, with the ``state``; empty where it is no run.
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    known : mapping
+        The run's `Summary`, or as many of its fields as config.toml and metrics contain, with a ``state``; empty if
+        the folder holds no run.
+    curves : Curves or str
+        The curves, or why there are none.
+    faults : sequence of str
+        What is wrong with the run.
     """
 
     path: Path
@@ -55,10 +58,19 @@ class _Run:
 
 
 def main(folders: Sequence[str], output: str | None) -> None:
-    """Print the table of the runs in `folders` and write their curves as PNG to `output`.
+    """Print the table of the runs in `folders`, and a line for each that something is wrong with; draw their curves.
 
-    Takes what there is, and then says in one line for each folder what is wrong with it. Raises `InputError` where no
-    folder holds a run of which anything can be shown, and where `output` cannot be written.
+    Parameters
+    ----------
+    folders : sequence of str
+        The runs, also unfinished and damaged ones.
+    output : str or None
+        The image; None: ``curves.png`` in the first of the folders.
+
+    Raises
+    ------
+    InputError
+        If nothing can be shown of any folder, or `output` cannot be written.
     """
     paths = [Path(folder) for folder in folders]
     runs = [_look(path, found) for path, found in zip(paths, curves.read(paths), strict=True)]
@@ -87,20 +99,22 @@ def main(folders: Sequence[str], output: str | None) -> None:
 
 
 def _look(path: Path, found: Curves | str) -> _Run:
-    """Return what there is in the folder `path`, whose curves are `found`."""
+    """Return the run in the folder `path`, whose curves are `found`."""
     try:
         there = os.listdir(path)
     except (OSError, ValueError) as error:
         return _Run(path, {}, found, [f"no folder ({reason(error)})"])
-    if not {"summary.json", "metrics"} & set(there):
+    if not {summary.FILE, "metrics"} & set(there):
         return _Run(path, {}, found, ["no run: neither summary.json nor metrics is in it"])
     faults = [found] if isinstance(found, str) else []
-    if "summary.json" in there:
+    if summary.FILE in there:
         try:
             known = summary.read(path)
-        except (OSError, ValueError) as error:
-            why = f"summary.json: {reason(error)}" if isinstance(error, OSError) else str(error)
-            return _unfinished(path, found, "damaged", [why, *faults])
+        except (OSError, NewerFormatError) as error:
+            state = "newer" if isinstance(error, NewerFormatError) else "damaged"
+            return _unfinished(path, found, state, [f"{summary.FILE}: {reason(error)}", *faults])
+        except ValueError as error:
+            return _unfinished(path, found, "damaged", [str(error), *faults])
         later = [f"{owner} goes on with it, or was killed; this is its summary of before" for owner in owners(path)[:1]]
         return _Run(path, {**known}, found, [*later, *faults, *_other_ranks(path, found, known["num_ranks"])])
     so_far = "" if isinstance(found, str) else f", {counted(found.known['steps'], 'step')} so far"
@@ -108,7 +122,7 @@ def _look(path: Path, found: Curves | str) -> _Run:
 
 
 def _unfinished(path: Path, found: Curves | str, state: str, faults: Sequence[str]) -> _Run:
-    """Return a run without a summary, by what its options and metrics tell."""
+    """Return a run without a usable summary, from its options and metrics."""
     configured: dict[str, Any] = {}
     try:
         options = sources.read_toml(path / CONFIG_FILE)
@@ -120,10 +134,10 @@ def _unfinished(path: Path, found: Curves | str, state: str, faults: Sequence[st
 
 
 def _other_ranks(path: Path, found: Curves | str, num_ranks: int) -> list[str]:
-    """Return what there is to say of ranks whose metrics are not there, although others' are, or are one's too many."""
+    """Return lines about ranks whose metrics are missing, and about metrics of ranks that the summary lacks."""
     if isinstance(found, str):
         return []
-    there = metrics.rank_files(path / "metrics")
+    there = view.rank_files(path / "metrics")
     last = max((segment for _, segment in there), default=0)  # a run may have had more ranks before it was resumed
     more = sorted(rank for rank, segment in there if segment == last and rank >= num_ranks)
     known = {rank for rank, _ in there if rank < num_ranks}
@@ -138,12 +152,12 @@ def _other_ranks(path: Path, found: Curves | str, num_ranks: int) -> list[str]:
 
 
 def plot(runs: Sequence[_Run], target: Path) -> None:
-    """Draw training loss by step, test loss and accuracy by epoch, and where the time went; write them to `target`."""
+    """Draw training loss, test loss, test accuracy and the parts of the wall time; write the image to `target`."""
     image = io.BytesIO()
     figure, panels = plt.subplots(1, 4, figsize=(18, 4.6), layout="constrained")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of characters that its font lacks, of axes without a curve
+            warnings.simplefilter("ignore")  # about characters that the font lacks, and axes without a curve
             _draw(runs, figure, panels)
             figure.savefig(image, dpi=120, format=target.suffix[1:] or "png")
         files.replace_file(target, [image.getvalue()])
@@ -158,13 +172,13 @@ def _draw(runs: Sequence[_Run], figure: Any, panels: Any) -> None:
     for number, run in enumerate(runs, 1):
         if isinstance(run.curves, Curves):
             step, loss, epoch, *scores = map(_drawable, astuple(run.curves)[1:])
-            losses.plot(step, loss, label=f"{number}  {run.label}")  # what begins with _ would be in no legend
+            losses.plot(step, loss, label=f"{number}  {run.label}")  # a label that begins with _ would be in no legend
             for axes, score in zip((test_losses, accuracies), scores, strict=True):
                 axes.plot(epoch, score, marker=".")
     finished = {str(number): run.known for number, run in enumerate(runs, 1) if "wall_s" in run.known}
     lefts = np.zeros(len(finished))
-    for label, key in _TIMES.items():
-        seconds = np.nan_to_num(_drawable([known[key] for known in finished.values()]))
+    for name, label in PARTS.items():
+        seconds = np.nan_to_num(_drawable([known[name] for known in finished.values()]))
         times.barh(list(finished), seconds, left=lefts, label=label)
         lefts += seconds
     rest = _drawable([known["wall_s"] for known in finished.values()]) - lefts
@@ -181,6 +195,6 @@ def _draw(runs: Sequence[_Run], figure: Any, panels: Any) -> None:
 
 
 def _drawable(values: Any) -> Any:
-    """Return `values` without those of a run that diverged, or a damaged file, that no axis can span."""
+    """Return `values` with NaN for those that no axis can span: of a run that diverged, or a damaged file."""
     numbers = np.asarray(values, dtype=np.float64)
     return np.where(np.abs(numbers) < 1e100, numbers, np.nan)

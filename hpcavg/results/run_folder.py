@@ -1,26 +1,24 @@
-"""A run's folder: what it was configured with, where it ran, and how it ended."""
+"""A run's folder: made, locked and checked; its configuration and environment."""
 
 from __future__ import annotations
 
 import errno
-import json
-import math
 import os
 import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 from mpi4py import MPI
 
 import hpcavg
+from hpcavg.config import sources
 from hpcavg.config.options import CHECKPOINTS, CONFIG_FILE, Config
 from hpcavg.errors import InputError, why
 from hpcavg.results.run_lock import RunLock, is_lock, owners
@@ -32,10 +30,23 @@ FINAL_MODEL = Path(CHECKPOINTS, "final.safetensors")
 
 @contextmanager
 def creating(config: Config, task_name: str, lock: RunLock) -> Iterator[Path]:
-    """Make the folder with its ``metrics`` and ``checkpoints``, or find it where a run is resumed; give its path.
+    """Make the run's folder with ``metrics`` and ``checkpoints``, or take the one that is resumed; yield its path.
 
-    It is locked from then on. Raises `InputError` when it cannot be written, also inside the block, when it holds
-    another run, or when one is under way there; folders that were made for nothing are gone then.
+    The folder is locked from then on. On an error, also inside the block, new folders are removed.
+
+    Parameters
+    ----------
+    config : Config
+        Its ``output`` and ``resume``.
+    task_name : str
+        For the folder's name, if ``output`` is unset.
+    lock : RunLock
+        Of this run.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be written, holds another run, or is in use by one.
     """
     algorithm = config.algorithm.replace("_", "-")
     label = re.sub(r"[^A-Za-z0-9_.-]+", "-", task_name)
@@ -62,9 +73,9 @@ def creating(config: Config, task_name: str, lock: RunLock) -> Iterator[Path]:
 
 
 def _make_folders(path: Path, made: list[Path], may_rename: bool) -> Path:
-    """Make the folder `path` and return it; add what was not there before to `made`.
+    """Make the folder `path` and return it; append every new folder to `made`.
 
-    may_rename : where there is one of the name, as of a run started in the same second, make one of a name like it.
+    If the folder exists and `may_rename`, make one of a similar name: another run was started in the same second.
     """
     for parent in reversed(path.parents):
         if not parent.exists():
@@ -84,9 +95,14 @@ def _make_folders(path: Path, made: list[Path], may_rename: bool) -> Path:
 
 
 def check(path: Path, may_be_run: bool = False) -> None:
-    """Raise `InputError` when `path` cannot become a run's folder, or with `may_be_run` be one; nothing is written.
+    """Raise `InputError` if `path` cannot become a run's folder. Nothing is written.
 
-    A run that was killed before it could write its configuration counts as one.
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    may_be_run : bool
+        Whether it may hold a run already. A run that was killed before it wrote its configuration counts.
     """
     try:
         begun = {"metrics", CHECKPOINTS, f"{CONFIG_FILE}.partial"}
@@ -109,9 +125,9 @@ def _unwritable(path: Path, reason: str) -> InputError:
 
 
 def write_start(path: Path, config: Config, nodes: list[str], threads: int, device: str) -> None:
-    """Write ``config.toml``, which can be fed back as --config, and ``environment.json``."""
+    """Write ``config.toml``, which ``--config`` takes, and ``environment.json``."""
     options = {name: value for name, value in config.as_toml().items() if name not in ("output", "resume")}
-    files.replace_file(path / CONFIG_FILE, [tomli_w.dumps(options).encode()])
+    files.replace_file(path / CONFIG_FILE, [tomli_w.dumps({"format": sources.FORMAT, **options}).encode()])
     environment = {
         "hpcavg": hpcavg.__version__,
         "python": platform.python_version(),
@@ -124,22 +140,11 @@ def write_start(path: Path, config: Config, nodes: list[str], threads: int, devi
         "git_revision": git_revision(),
         "command": sys.argv,
     }
-    write_json(path / "environment.json", environment)
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write `values` to `path` as JSON, whole or not at all; NaN and infinity, unknown to JSON, become null."""
-    values = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
-    }
-    files.replace_file(path, [(json.dumps(values, indent=2) + "\n").encode()])
+    files.write_json(path / "environment.json", environment)
 
 
 def attempt(write: Callable[[], object]) -> str | None:
-    """Call `write`, whose failure must not end the run; return why it failed, in one line, or None.
-
-    Only OSError counts as such a failure, with the name of the file where it has one.
-    """
+    """Call `write`, whose `OSError` must not end the run. Return the error in one line, or None."""
     try:
         write()
     except OSError as error:

@@ -1,13 +1,13 @@
-"""The lock on a run's folder: of jobs that are given the same one, one trains and the others are refused.
+"""The lock on a run's folder: if several jobs are given the same folder, one trains and the others are refused.
 
-It relies on nothing that network file systems lack or nodes disagree on: no locks of the system, no clock of another
-host. It is a file in the folder, ``lock-000001``, which says whose it is. `RunLock.take` first finds every lock there
-dead, then makes one with the next number, which nobody else can (O_EXCL), and looks again: where it now sees one that
-it has not found dead, it takes its own away and begins anew. Else it has the folder, and removes the dead ones.
+The lock works on network file systems: it uses neither file locks nor the clock of another host. It is a file in the
+folder, ``lock-000001``, which names its owner. `RunLock.take` waits until every lock in the folder is found dead. It
+makes a lock with the next number, which only one process can (O_EXCL), and looks again. If there is a lock by then that
+it has not found dead, it removes its own and starts over. Otherwise it has the folder, and removes the dead locks.
 
-An owner on the same machine is dead when its process is gone. Elsewhere its heart tells: the owner touches its file
-every `BEAT_S` seconds, and one that nothing has touched for `SILENT_S`, by the watcher's own clock, is dead. An owner
-that was only stopped for so long finds its file gone when it goes on.
+An owner on the same machine is dead if its process has ended. An owner elsewhere touches its file every `BEAT_S`
+seconds; it is dead if nothing has touched the file for `SILENT_S`, by the clock of the process that waits. An owner
+that was only suspended for so long finds its file gone when it continues.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from hpcavg.utils.streams import tell
 
 BEAT_S = 10.0
 SILENT_S = 60.0
-# When one that waits says for what, and how often it looks; how soon a file that is missed is looked for again.
+# Seconds after which a process that waits says so.
 _TELL_S = 2.0
-# A process that is there may be about to end, as where a job is started again at once after its launcher has ended.
+# For so long a running owner may be about to end: a job may be started again as soon as its launcher has ended.
 _ENDING_S = 3.0
+# Seconds between looks at a lock, and before a second look for one's own lock that was not found.
 _LOOK_S = 0.5
 _AGAIN_S = 1.0
 _NAME = re.compile(r"lock-\d{6,}", re.ASCII)
@@ -41,13 +42,24 @@ _NAME = re.compile(r"lock-\d{6,}", re.ASCII)
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose a lock is.
+    """The owner of a lock.
 
-    Attributes
+    Parameters
     ----------
-    run : tells this run from all others. host, pid, job : for people.
-    started_ticks, machine : with `pid`, tell the process from all others; `machine` is empty where that is unknown.
-    has_heirs : the run may go on without this process.
+    run : str
+        Identifies the run.
+    host : str
+        Its host's name, for people.
+    pid : int
+        Its process.
+    started_ticks : int
+        When the process started; with `pid` and `machine`, identifies the process.
+    machine : str
+        Identifies the machine since its last boot; empty if that is unknown.
+    job : str or None
+        Its job, for people.
+    has_heirs : bool
+        Whether the run may go on without this process.
     """
 
     run: str
@@ -72,13 +84,13 @@ class Owner:
 
     @staticmethod
     def of(text: bytes) -> Owner | None:
-        """Return whose lock has this text; None where it is damaged or something else."""
+        """Return the owner that a lock's `text` names; None if it is damaged, or no lock."""
         with suppress(Exception):
             return Owner(**json.loads(text))
         return None
 
     def is_running(self) -> bool | None:
-        """Return whether the process still runs; None where this one cannot know."""
+        """Return whether the process still runs; None if this process cannot know."""
         return is_running(self.pid, self.started_ticks) if self.machine and self.machine == _machine() else None
 
 
@@ -89,7 +101,7 @@ def this_process(run: str, has_heirs: bool = False) -> Owner:
 
 
 def _machine() -> str:
-    """Return what names this machine since its last start, and the set of processes that this one can see."""
+    """Return an identifier of this machine since its last boot, and of the process ids that this process can see."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -102,7 +114,7 @@ def is_lock(name: str) -> bool:
 
 
 def owners(folder: Path) -> list[Owner]:
-    """Return whose the locks in `folder` are, dead or alive, the latest first."""
+    """Return the owners of the locks in `folder`, dead or alive, the latest first."""
     with suppress(OSError):
         found = map(Owner.of, _scan(folder)[0].values())
         return [owner for owner in found if owner is not None][::-1]
@@ -110,12 +122,14 @@ def owners(folder: Path) -> list[Owner]:
 
 
 class RunLock:
-    """A run's hold on its folder, of which one rank has the lock.
+    """A run's lock on its folder. One rank of the run holds it.
 
     Parameters
     ----------
-    owner : this process. on_lost : called, by the thread or by `beat`, with one line when another run has taken the
-        folder over.
+    owner : Owner
+        This process.
+    on_lost : callable
+        Called with one line if another run has taken the folder over; by a thread, or by `beat`.
     """
 
     def __init__(self, owner: Owner, on_lost: Callable[[str], None]) -> None:
@@ -134,17 +148,21 @@ class RunLock:
         return self._file is not None
 
     def __enter__(self) -> None:
-        """Release the lock where the block fails, unless others may go on without this process."""
+        """Release the lock if the block fails, unless the run may go on without this process."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, InputError) or (error is not None and not self._owner.has_heirs):
             self.release()
 
     def take(self, folder: Path) -> None:
-        """Take the lock on `folder`, and keep it until `release`; nothing happens where it is held already.
+        """Take the lock on `folder` and hold it until `release`. Does nothing if this process holds it already.
 
-        Raises `InputError` where another run uses the folder, or it cannot be written; it is then as it was. Waits
-        where that takes time to find out, and tells.
+        It may have to wait until it knows whether an owner is dead, and says so.
+
+        Raises
+        ------
+        InputError
+            If another run uses the folder, or the folder cannot be written. The folder is unchanged then.
         """
         if self.is_held:
             return
@@ -158,16 +176,16 @@ class RunLock:
         self._begin(folder)
 
     def inherit(self, folder: Path) -> None:
-        """Go on as the one that holds the lock on `folder`, after the rank of the same run that did has died."""
+        """Take the lock on `folder` over from a rank of the same run that has died."""
         if self._folder is None:
             self._begin(folder)
 
     def beat(self) -> None:
-        """Show that the run goes on, or find out that it must not."""
+        """Touch the lock, or find out that another run has taken the folder over."""
         with self._guard:
             if self._folder is None:
                 return
-            with suppress(OSError):  # a folder that is gone or cannot be read is a matter of the records
+            with suppress(OSError):  # the recorders report a folder that is gone or cannot be read
                 if self._file is None:
                     self._succeed(self._folder)
                 elif _text(self._file) == self._text:
@@ -177,7 +195,7 @@ class RunLock:
                     self._miss(self._folder)
 
     def release(self) -> None:
-        """Give the folder free; nothing happens where the lock is not held."""
+        """Release the folder. Does nothing if the lock is not held."""
         self._is_over.set()
         with self._guard:
             file, self._file, self._folder = self._file, None, None
@@ -188,14 +206,14 @@ class RunLock:
     # -- helpers --------------------------------------------------------------------------------------------------
 
     def _claim(self, path: Path, dead: Mapping[Path, bytes]) -> Path | None:
-        """Make the lock `path` where there are none but the `dead`; return None where there is another by now."""
+        """Make the lock `path` and return it; return None if there is a lock by now that is not among the `dead`."""
         if not self._make(path):
             return None
         try:
             others = {other: text for other, text in _scan(path.parent)[0].items() if other != path}
             is_mine = all(dead.get(other) == text for other, text in others.items())
             for other, text in others.items():
-                if is_mine and (Owner.of(text) or not text.strip(b"\0")):  # what is neither may be somebody's file
+                if is_mine and (Owner.of(text) or not text.strip(b"\0")):  # other files may be somebody's own
                     _remove(other)
         except OSError:
             with suppress(OSError):
@@ -206,7 +224,7 @@ class RunLock:
         return path if is_mine else None
 
     def _make(self, path: Path) -> bool:
-        """Make the file `path`; return whether nobody was faster."""
+        """Make the file `path`; return False if another process was faster."""
         try:
             files.write_file(path, [self._text])
         except FileExistsError:
@@ -218,7 +236,7 @@ class RunLock:
         return True
 
     def _succeed(self, folder: Path) -> None:
-        """Take over from the same run, in whose name nobody else does; it may have released the lock as it died."""
+        """Take over the lock of the same run. No other process does; the dead rank may have released it."""
         locks, free = _scan(folder)
         before = [path for path, text in locks.items() if (owner := Owner.of(text)) and owner.run == self._owner.run]
         if locks and not before:
@@ -229,7 +247,7 @@ class RunLock:
                 _remove(path)
 
     def _miss(self, folder: Path) -> None:
-        """Note that the lock is gone though the folder is there: at once where another has it, else the second time."""
+        """Report that the lock is gone: at once if another run has the folder, otherwise at the second look."""
         os.stat(folder)
         others = [owner for owner in owners(folder) if owner.run != self._owner.run]
         if others or self._is_missed:
@@ -249,10 +267,7 @@ class RunLock:
 
 
 def _scan(folder: Path) -> tuple[dict[Path, bytes], Path]:
-    """Return the locks in `folder`, with what they hold, and the name for the next one.
-
-    Links, folders and what goes meanwhile are none.
-    """
+    """Return the locks in `folder` with their text, and the path of the next one. Links and folders are no locks."""
     with os.scandir(folder) as entries:
         found = sorted((entry for entry in entries if is_lock(entry.name)), key=lambda entry: int(entry.name[5:]))
     paths = [folder / entry.name for entry in found if entry.is_file(follow_symlinks=False)]
@@ -266,21 +281,21 @@ def _remove(path: Path) -> None:
 
 
 def _text(path: Path) -> bytes | None:
-    """Return what a lock holds, None where it is gone."""
+    """Return the text of a lock; None if it is gone."""
     with suppress(FileNotFoundError):
         return files.read_small(path)
     return None
 
 
 def _wait_for_death(path: Path) -> bytes | None:
-    """Return what the lock `path` held when its owner was found dead; None when it is gone.
+    """Return the text of the lock `path` once its owner is dead; None if the lock is gone.
 
-    Raises `InputError` where the owner lives.
+    Raises `InputError` if the owner is alive.
     """
     began, has_told, first = time.monotonic(), False, None
     while True:
         try:
-            with files.open_file(path) as file:  # which makes NFS ask the server, also for the time
+            with files.open_file(path) as file:  # opening makes NFS ask the server, for the time of change, too
                 seen = (os.fstat(file.fileno()).st_mtime_ns, file.read(files.SMALL_BYTES))
         except FileNotFoundError:
             return None

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from hpcavg.config.options import BUILT_IN_TASKS, Config
+from hpcavg.config.components import TASKS
+from hpcavg.config.options import Config
 from hpcavg.data.samples import Data, Samples
 from hpcavg.errors import InputError
 from hpcavg.tasks.task import Task, count_correct, count_top5
@@ -26,7 +27,7 @@ def load(config: Config) -> Task:
     The function is called with the configuration and returns a `Task`. Raises `InputError` when the file or function
     cannot be used, or when the function raises.
     """
-    if config.task in BUILT_IN_TASKS:
+    if config.task in TASKS:
         return importlib.import_module(f"hpcavg.tasks.{config.task}").task(config)
     path, _, function_name = config.task.rpartition(":")
     module = _guarded(config.task, _import_file, Path(path))

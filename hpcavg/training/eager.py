@@ -1,8 +1,8 @@
 """Keeps torch's compiler out of processes that do not compile.
 
-Torch's eager optimizers import ``torch._dynamo`` at their first step, only to call two functions that do nothing there.
-The import costs a second of processor time and about 100 MB on every rank; a stand-in that becomes the real module as
-soon as anything else of it is asked for costs nothing.
+Torch's optimizers import ``torch._dynamo`` at their first step, to call two functions that do nothing in eager mode.
+The import costs a second of processor time and about 100 MB on every rank. A stand-in provides the two functions; it
+becomes the real module when anything else is asked for.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _StandIn(ModuleType):
         return function
 
     def __getattr__(self, name: str) -> Any:
-        if name == "__file__":  # asked by whoever looks through all modules, as inspect does in the middle of imports
+        if name == "__file__":  # inspect asks all modules for it, in the middle of imports
             raise AttributeError(name)
         if sys.modules.get(_NAME) is self:
             del sys.modules[_NAME]

@@ -1,4 +1,4 @@
-"""Scores of a model over the test set, each learner looking at its own part of it."""
+"""Scores of a model over the test set. Each learner evaluates its own part."""
 
 from __future__ import annotations
 
@@ -18,11 +18,46 @@ from hpcavg.tasks import Task, count_correct, count_top5
 
 @dataclass(frozen=True)
 class Score:
-    """Means over the test samples; accuracies are NaN for a task without them."""
+    """Means over the test samples.
+
+    Parameters
+    ----------
+    loss : float
+        The test loss.
+    accuracy : float
+        The test accuracy; NaN for a task without it.
+    top5_accuracy : float
+        The top-5 accuracy; NaN for a task without it.
+    """
 
     loss: float
     accuracy: float
     top5_accuracy: float = math.nan
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the models do at the end of an epoch.
+
+    Parameters
+    ----------
+    step : int
+        Steps of this learner so far.
+    epoch : int
+        Epochs so far.
+    train_loss : float
+        Training loss of the epoch, mean over the learners.
+    mean : Score
+        Of the mean model.
+    learners : Score
+        Of the learners' own models, each on its part of the test set.
+    """
+
+    step: int
+    epoch: int
+    train_loss: float
+    mean: Score
+    learners: Score
 
 
 def evaluate(
@@ -34,7 +69,18 @@ def evaluate(
 ) -> Score:
     """Return the score over all learners, each with its own model and test batches. Collective over them.
 
-    `predict` maps inputs to outputs. Every batch is a pair of inputs and targets. `what` this is, for the watchdog.
+    Parameters
+    ----------
+    predict : callable
+        Maps inputs to outputs.
+    task : Task
+        Its loss and accuracy.
+    test_batches : callable
+        Returns pairs of inputs and targets.
+    topology : Topology
+        The learners.
+    what : str
+        Names the evaluation in watchdog reports.
     """
     all_judges = judges(task).values()
 
@@ -53,7 +99,7 @@ def evaluate(
 
 
 def judges(task: Task) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """Return by name what judges a batch's output and targets: its mean loss, and how many are right, NaN without."""
+    """Return the functions of a batch's output and targets: the mean loss, and counts of correct ones (NaN if none)."""
     count = task.count_correct or _nothing_to_count
     top5 = count_top5 if count is count_correct else _nothing_to_count
     return {"loss": task.loss, "count_correct": count, "count_top5": top5}

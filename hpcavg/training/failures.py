@@ -1,4 +1,4 @@
-"""What is done, by ``--on-failure``, about ranks that hang, are sick or hold what they should not."""
+"""What ``--on-failure`` means for ranks that hang, have non-finite parameters or hold corrupt data."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from hpcavg.distributed.abort import install_abort_hook
 from hpcavg.distributed.shrinking import SurvivingTopology
 from hpcavg.distributed.topology import Topology
 from hpcavg.errors import CorruptionError, SickLearnersError
+from hpcavg.utils.exit_status import ExitStatus
 from hpcavg.utils.streams import tell
 
-# Exit statuses beside 0 and that of bad input: a rank failed; all went well but for the record of it; start again with
-# --resume (EX_TEMPFAIL of sysexits.h).
-FAILED, RECORDS_LOST, REQUEUE = 1, 3, 75
-# How long a rank waits for the one that ends the job, before it does so itself.
+# How long a rank waits for the one that reports and ends the job, before it ends the job itself.
 _LAST_WAIT_S = 10.0
 
 
 def build_topology(config: Config) -> Topology:
-    """Return the topology, one that survives deaths where that is asked for. Collective."""
+    """Return the topology of all ranks; with ``--on-failure shrink``, one that survives deaths. Collective."""
     comm = all_ranks(config)
     if config.on_failure == "shrink":
         return SurvivingTopology(comm, group_size=config.group_size)
@@ -34,12 +32,12 @@ def build_topology(config: Config) -> Topology:
 
 
 def all_ranks(config: Config) -> MPI.Intracomm:
-    """Return the communicator of all ranks; one rank that is meant to be alone, whoever started it, says so by it."""
+    """Return the communicator of all ranks; with ``--expect-ranks 1``, that of this rank alone, whoever started it."""
     return MPI.COMM_SELF if config.expect_ranks == 1 else MPI.COMM_WORLD
 
 
-def part_with(error: CorruptionError, topology: Topology) -> None:
-    """End this rank if it is an odd one and the others can go on without it; raise `error` where they cannot."""
+def leave_if_corrupt(error: CorruptionError, topology: Topology) -> None:
+    """End this rank if it is one of the odd ones and the others can go on. Raise `error` if they cannot."""
     if not topology.survives or not error.ranks:
         raise error
     if topology.rank in error.ranks:
@@ -47,10 +45,10 @@ def part_with(error: CorruptionError, topology: Topology) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def end_job(
+def report_and_abort(
     error: SickLearnersError | CorruptionError, config: Config, topology: Topology, last_checkpoint: object
 ) -> NoReturn:
-    """Say, once, what is wrong and which checkpoint is the last good one; end the job."""
+    """Print, on one rank, `error` and the last good checkpoint, and end the job."""
     sick = error.learners if isinstance(error, SickLearnersError) else []
     if topology.rank == min(sick, default=0):
         kept = "there is no checkpoint" if last_checkpoint is None else f"last good checkpoint: {last_checkpoint}"
@@ -62,15 +60,15 @@ def end_job(
 
 
 def abort(config: Config) -> None:
-    """End the job at once."""
+    """End the job at once, with the status that ``--on-failure`` asks for."""
     MPI.COMM_WORLD.Abort(_status(config))
 
 
-def give_up(text: str) -> None:
-    """Say why and end the job at once, not to be started again: another writes where this one did."""
+def abort_after_takeover(text: str) -> None:
+    """Print `text` and end the job at once. It must not be started again: another run has taken its folder over."""
     tell(f"hpcavg: error: {text}")
-    MPI.COMM_WORLD.Abort(FAILED)
+    MPI.COMM_WORLD.Abort(ExitStatus.FAILED)
 
 
-def _status(config: Config) -> int:
-    return REQUEUE if config.on_failure == "restart" else FAILED
+def _status(config: Config) -> ExitStatus:
+    return ExitStatus.REQUEUE if config.on_failure == "restart" else ExitStatus.FAILED

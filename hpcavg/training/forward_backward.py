@@ -19,20 +19,31 @@ from hpcavg.utils.text import printable
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class ModelPasses:
-    """The passes of one learner through its model.
+class ForwardBackward:
+    """The forward and backward passes of one learner.
 
     Parameters
     ----------
-    config : its options precision, channels_last, compile, clip_norm and label_smoothing. task : whose loss it is.
-    model : on its device. optimizer : of its parameters.
+    config : Config
+        Its ``precision``, ``channels_last``, ``compile``, ``clip_norm`` and ``label_smoothing``.
+    task : Task
+        Its loss.
+    model : Module
+        On its device.
+    optimizer : Optimizer
+        Of the model's parameters.
 
     Attributes
     ----------
-    loss : maps (output, target) to the loss of training.
-    scaler : scales the loss up, so that small gradients are not lost in float16; None without need.
+    loss : callable
+        Maps (output, target) to the training loss.
+    scaler : GradScaler or None
+        Scales the loss up, so that float16 keeps small gradients; None for other precisions.
 
-    Raises `InputError` where the model or the task does not go together with an option.
+    Raises
+    ------
+    InputError
+        If the model or the task does not support an option.
     """
 
     def __init__(self, config: Config, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -43,16 +54,16 @@ class ModelPasses:
         self.scaler = torch.amp.GradScaler(self._device.type) if config.precision == "fp16" else None
         self._network, self._model = model, cast(Callable[[Tensor], Tensor], model)
         if config.channels_last:
-            cast(Any, model).to(memory_format=torch.channels_last)  # torch's annotations leave this form out
+            cast(Any, model).to(memory_format=torch.channels_last)  # torch's annotations lack this form
         if config.compile:
             self._model = torch.compile(model)
-        if config.clip_norm is not None:  # right before the step: after gradients were averaged, and scaled back
+        if config.clip_norm is not None:  # right before the step: gradients are averaged and unscaled by then
             optimizer.register_step_pre_hook(_clipping(config.clip_norm))
 
     def compile(self, batch: Callable[[], tuple[Tensor, Tensor]], topology: Topology) -> None:
-        """Let torch compile the passes for inputs and targets as `batch` returns; the model stays as it is.
+        """Let torch compile the passes for a mini-batch like that of `batch`. The model stays as it is.
 
-        Collective over all ranks; raises `InputError` on all ranks where any cannot compile.
+        Collective over all ranks. Raises `InputError` on all of them if any cannot compile.
         """
         if topology.rank == 0:
             print("compiling the model (minutes for a deep network)", flush=True)
@@ -65,7 +76,7 @@ class ModelPasses:
         try:
             with self._without_trace():
                 self.gradients(inputs, targets)
-        except TorchRuntimeError:  # the model's own, which it would raise as it is, too
+        except TorchRuntimeError:  # the model's own error, which it would raise uncompiled, too
             raise
         except (TorchDynamoException, CppCompileError) as error:
             found = printable(" ".join(str(error).partition("\nSet TORCH")[0].split()), 300)
@@ -73,14 +84,14 @@ class ModelPasses:
             raise InputError("compile", True, allowed) from error
 
     def attempt(self, inputs: Tensor, training: bool = True) -> Tensor:
-        """Return the model's output in training or not, not compiled and without a graph; the model stays as it is."""
+        """Return the output of the uncompiled model, without a graph. The model stays as it is."""
         self._network.train(training)
         with self._without_trace(), torch.no_grad():
             return self._output(self._network, inputs)
 
     @contextmanager
     def _without_trace(self) -> Iterator[None]:
-        """Give back the model's buffers, such as BatchNorm statistics, and no gradients, after a pass in training."""
+        """After the block, restore the model's buffers, such as BatchNorm statistics, and clear its gradients."""
         buffers = [
             (module, name, buffer, buffer.clone())
             for module in self._network.modules()
@@ -97,7 +108,7 @@ class ModelPasses:
                     buffer.copy_(before)
 
     def predict(self, inputs: Tensor) -> Tensor:
-        """Return the model's output; of mixed precision, in float32."""
+        """Return the model's output, in float32 if the precision is mixed."""
         return self._output(self._model, inputs)
 
     def _output(self, model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
@@ -108,22 +119,22 @@ class ModelPasses:
         return output.float() if self._precision is not None else output
 
     def gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Add the gradients of the loss of a mini-batch to those of the parameters; return the loss, a scalar."""
+        """Add the gradients of a mini-batch's loss to those of the parameters. Return the loss, a scalar."""
         loss = self.loss(self.predict(inputs), targets)
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return loss
 
     def end_step(self) -> None:
-        """Let the loss's scale follow what the optimizer's step has met."""
+        """Update the loss's scale after the optimizer's step."""
         if self.scaler is not None:
             self.scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs."""
+        """Return what a checkpoint holds: the state of the loss's scaler."""
         return {} if self.scaler is None else self.scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Restore what `state_dict` returned."""
         if self.scaler is not None and state:
             self.scaler.load_state_dict(state)
 
@@ -140,7 +151,7 @@ def _training_loss(task: Task, label_smoothing: float) -> Callable[[Tensor, Tens
 
 
 def _clipping(norm: float) -> Callable[..., None]:
-    """Return a hook of an optimizer that scales its gradients down to the norm `norm` where theirs is larger."""
+    """Return a hook of an optimizer that scales its gradients down to `norm` if their norm is larger."""
 
     def clip(optimizer: torch.optim.Optimizer, *_: object) -> None:
         nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], norm)

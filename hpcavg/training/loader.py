@@ -1,4 +1,4 @@
-"""The feed: a learner's mini-batches, epoch after epoch, from data that its node holds once."""
+"""A learner's mini-batches, epoch after epoch, from data that each node holds once."""
 
 from __future__ import annotations
 
@@ -32,18 +32,41 @@ _LOADER_THREADS = 4
 _MAX_COUNTED_CLASSES = 4096  # HDF5 keeps attributes of up to 64 KiB
 
 
-class Feed:
-    """The mini-batches of one learner. Collective over all ranks to make.
+class BatchLoader:
+    """The mini-batches of one learner. Constructing it is collective over all ranks.
 
-    Where learners are lost, those that are left divide the samples anew, and an epoch keeps its number of steps.
+    If learners are lost, the others divide the samples anew. An epoch keeps its number of steps.
+
+    Parameters
+    ----------
+    task : Task
+        Loads and transforms the data.
+    config : Config
+        Its ``batch_size``, ``drop_last``, ``partition``, ``seed`` and so on.
+    topology : Topology
+        The learners.
+    device : torch.device
+        Where mini-batches go.
 
     Attributes
     ----------
-    data : all samples. share : a learner's samples in an epoch.
-    steps_per_epoch, shortest : mini-batches of an epoch, and samples of the shortest, the same for every learner.
-    epoch, batch : the mini-batch that comes next, both from 0.
+    data : Data
+        All samples.
+    share : int
+        A learner's samples in an epoch.
+    steps_per_epoch : int
+        Mini-batches of an epoch, the same for every learner.
+    shortest : int
+        Samples of the shortest mini-batch.
+    epoch : int
+        Epoch of the next mini-batch, from 0.
+    batch : int
+        Number of the next mini-batch in its epoch, from 0.
 
-    Raises `InputError` on every rank where the data cannot be read or are too few for the batch size.
+    Raises
+    ------
+    InputError
+        On every rank, if the data cannot be read or are too few for the batch size.
     """
 
     def __init__(self, task: Task, config: Config, topology: Topology, device: torch.device) -> None:
@@ -62,7 +85,7 @@ class Feed:
         self.shortest = min(config.batch_size, share - (self.steps_per_epoch - 1) * config.batch_size)
         self.epoch = self.batch = 0
         self._orders: dict[int, Indices] = {}  # by epoch
-        self._part: Indices | None = None  # of a partition by labels
+        self._part: Indices | None = None  # this learner's samples, if partitioned by labels
         self._check_labels()
         num_threads = config.loader_threads
         if num_threads is None:
@@ -71,7 +94,7 @@ class Feed:
         topology.on_shrink(self._deal_again)
 
     def go_to(self, epoch: int, batch: int) -> None:
-        """Let the mini-batch `batch` of `epoch` be the next."""
+        """Make the mini-batch `batch` of `epoch` the next one."""
         self.epoch, self.batch = epoch, batch
 
     def next(self) -> tuple[int, Tensor, Tensor]:
@@ -81,7 +104,7 @@ class Feed:
         return position[0], *self._prefetch.get(position)
 
     def peek(self) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets of the next mini-batch, which it stays."""
+        """Return inputs and targets of the next mini-batch, without advancing."""
         return self._make((self.epoch, self.batch))
 
     def first(self, size: int) -> tuple[Tensor, Tensor]:
@@ -89,24 +112,29 @@ class Feed:
         return self._batch(self._order(self.epoch)[:size], self.epoch, 0)
 
     def train_inputs(self, epoch: int) -> Iterator[Tensor]:
-        """Yield the inputs of one epoch without training on them, to re-estimate BatchNorm statistics."""
+        """Yield the inputs of one epoch, to re-estimate BatchNorm statistics. The position stays."""
         all_batches = batches(self._order(epoch), self._config.batch_size)
-        for batch, index in enumerate(islice(all_batches, self.steps_per_epoch)):  # there may be more, after a loss
+        for batch, index in enumerate(
+            islice(all_batches, self.steps_per_epoch)
+        ):  # after a loss of learners there may be more
             yield self._inputs(self.data.train_inputs[index], self._generator(epoch, batch))
 
     def test_batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs and targets of this learner's part of the test samples, from the mini-batch `first` on.
+        """Yield inputs and targets of this learner's part of the test samples.
 
-        The shortest is the last, which `first` = -1 gives.
+        Parameters
+        ----------
+        first : int
+            The mini-batch to begin with; -1: the last, which is the shortest.
         """
-        samples = np.arange(len(self.data.test_inputs))[self._topology.rank :: self._topology.num_learners]
+        samples = np.arange(len(self.data.test_inputs))[self._topology.rank :: self._topology.num_learner_ranks]
         for index in list(batches(samples, self._config.test_batch_size))[first:]:
             yield self._inputs(self.data.test_inputs[index], None), self._targets(self.data.test_targets[index])
 
     def about(self) -> dict[str, Indices]:
-        """Return, as ``label_counts``, how many samples of every class this learner sees in the next epoch.
+        """Return the attribute ``label_counts``: how many samples of every class this learner sees in the next epoch.
 
-        Nothing where targets are no classes, or very many, or the rank is no learner.
+        Empty if targets are no classes, if there are too many classes, or if the rank is no learner.
         """
         labels = self.data.train_targets
         if self._topology.is_server or labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -120,7 +148,7 @@ class Feed:
         return (epoch, batch + 1) if batch + 1 < self.steps_per_epoch else (epoch + 1, 0)
 
     def _make(self, position: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets of the mini-batch with this epoch and number, on whatever thread."""
+        """Return inputs and targets of the mini-batch at `position`: its epoch and number. Any thread may call it."""
         epoch, batch = position
         size = self._config.batch_size
         return self._batch(self._order(epoch)[batch * size : (batch + 1) * size], epoch, batch)
@@ -130,14 +158,14 @@ class Feed:
         return inputs, self._targets(self.data.train_targets[index])
 
     def _inputs(self, samples: Any, generator: Generator | None) -> Tensor:
-        """Return inputs as the model takes them."""
+        """Return the inputs of samples, transformed and on the device."""
         inputs = torch.from_numpy(samples).to(self._device) if isinstance(samples, np.ndarray) else samples
         if self._transform is not None:
             inputs = self._transform(inputs, generator)
         return self._to_device(inputs)
 
     def _targets(self, targets: Any) -> Tensor:
-        """Return targets as losses take them: integers, which count classes, as torch's own int64."""
+        """Return targets on the device; class numbers as int64, which torch's losses take."""
         return self._to_device(targets.astype(np.int64, copy=False) if targets.dtype.kind in "iu" else targets)
 
     def _to_device(self, samples: Any) -> Tensor:
@@ -150,11 +178,11 @@ class Feed:
         """Return the generator of augmentations of one mini-batch of this learner."""
         if self._transform is None:
             return None
-        origin = np.random.SeedSequence([self._config.seed, self._topology.rank, epoch, batch])
+        origin = np.random.SeedSequence([self._config.seed, self._topology.learners.start, epoch, batch])
         return Generator().manual_seed(int(origin.generate_state(1, np.uint64)[0]))
 
     def _order(self, epoch: int) -> Indices:
-        """Return the samples this learner sees in `epoch`, in order; those of the last epochs are kept."""
+        """Return the samples that this learner sees in `epoch`, in order. Two epochs are cached."""
         order = self._orders.get(epoch)
         if order is None:
             order = self._deal(epoch)
@@ -164,7 +192,7 @@ class Feed:
         return order
 
     def _deal(self, epoch: int) -> Indices:
-        config, learners, learner = self._config, self._topology.num_learners, self._topology.rank
+        config, learners, learner = self._config, self._topology.num_learners, self._topology.learners.start
         num_samples, seed = len(self.data.train_inputs), config.seed
         if config.partition in PARTITIONS:
             return PARTITIONS[config.partition](num_samples, learners, learner, config.batch_size, seed, epoch)
@@ -184,13 +212,13 @@ class Feed:
             )
 
     def _deal_again(self) -> None:
-        """Forget how samples were dealt: the learners have become fewer."""
+        """Divide the samples anew: there are fewer learners."""
         self._prefetch.forget()
         self._orders, self._part = {}, None
 
 
 def _load_data(task: Task, topology: Topology) -> Data:
-    """Return the task's data in memory that the node's ranks share; one rank of each node loads it."""
+    """Return the task's data in memory that the node's ranks share. One rank of each node loads them."""
     own = topology.run_on_all_ranks(lambda: tasks.load_data(task) if topology.node_rank == 0 else None)
 
     def shared(field: int) -> Any:

@@ -1,4 +1,4 @@
-"""The optimizer that every learner steps with, and its learning rate over the run, from torch's own."""
+"""Builds torch's optimizer of every learner, and the scheduler of its learning rate."""
 
 from __future__ import annotations
 
@@ -24,13 +24,24 @@ def build_optimizer(config: Config, parameters: Iterable[Tensor]) -> torch.optim
 def build_scheduler(
     config: Config, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: int
 ) -> lr_scheduler.LRScheduler | None:
-    """Return the scheduler to step after every training step, None where the rate is constant.
+    """Return the scheduler, to be stepped after every training step; None if the rate is constant.
 
-    With warm-up the rate rises in a straight line over the first ``config.warmup_steps``, and the schedule fills the
-    steps that are left; the epochs of ``config.decay_epochs`` are those of the run.
+    With warm-up, the rate rises linearly over the first ``config.warmup_steps``, and the schedule fills the remaining
+    steps. The epochs of ``config.decay_epochs`` are those of the run.
+
+    Parameters
+    ----------
+    config : Config
+        Its ``schedule`` and the options of that.
+    optimizer : Optimizer
+        The learner's.
+    total_steps : int
+        Steps of the run.
+    steps_per_epoch : int
+        Steps of an epoch.
     """
-    # Torch warns where the schedule's first step comes before the optimizer's. So it does where learners go on from the
-    # mean of another number of them, with new optimizers, and where the first gradients overflow in half precision.
+    # Torch warns if the scheduler steps before the optimizer. That happens after a resume with another number of
+    # learners, whose optimizers are new, and if the first gradients overflow in half precision.
     warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step", UserWarning)
     warmup = min(config.warmup_steps, total_steps - 1)
     steps = total_steps - warmup

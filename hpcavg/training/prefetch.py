@@ -1,4 +1,4 @@
-"""Work done ahead by threads, in order, and done again where the order changes."""
+"""Items made ahead by threads, in order."""
 
 from __future__ import annotations
 
@@ -12,12 +12,23 @@ Item = TypeVar("Item")
 
 
 class Prefetch(Generic[Position, Item]):
-    """Items that are made one after the other, the next ones while the last is still in use.
+    """Makes items one after the other: threads make the next ones while the last is in use.
 
     Parameters
     ----------
-    make : makes the item of a position; must not depend on the order in which it is called, nor on the thread.
-    following : returns the position after another. num_threads : how many make items; 0: `get` makes them.
+    make : callable
+        Makes the item of a position. It must not depend on the order of calls, nor on the thread.
+    following : callable
+        Returns the position after another.
+    num_threads : int
+        How many threads make items; 0: `get` makes them.
+
+    Examples
+    --------
+    >>> prefetch = Prefetch(lambda n: n * n, following=lambda n: n + 1, num_threads=1)
+    >>> [prefetch.get(n) for n in (0, 1, 5)]
+    [0, 1, 25]
+    >>> prefetch.forget()
     """
 
     def __init__(
@@ -30,7 +41,7 @@ class Prefetch(Generic[Position, Item]):
         self._ahead: deque[tuple[Position, Future[Item]]] = deque()
 
     def get(self, position: Position) -> Item:
-        """Return the item of `position`; raises what making it raised."""
+        """Return the item of `position`. Raises the error of making it, if any."""
         if self._pool is None:
             return self._make(position)
         if self._ahead and self._ahead[0][0] != position:
@@ -41,7 +52,7 @@ class Prefetch(Generic[Position, Item]):
         return self._ahead.popleft()[1].result()
 
     def forget(self) -> None:
-        """Let go of what was made ahead: items have become others. Returns when no thread is making one."""
+        """Drop the items that were made ahead. Returns when no thread is making one."""
         unfinished = [item for _, item in self._ahead if not item.cancel()]
         self._ahead.clear()
         for item in unfinished:

@@ -1,4 +1,4 @@
-"""What a rank records and shows of a run while it goes on."""
+"""What a rank records during a run, and what rank 0 shows of it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from mpi4py import MPI
 
 from hpcavg.algorithms.scope import GLOBAL, LOCAL, SERVER, Neighbours, Scope
 from hpcavg.averaging.events import Event
-from hpcavg.checkpoints.resume import Found
+from hpcavg.checkpoints.resume import ResumePoint
 from hpcavg.config.options import Config
 from hpcavg.distributed.topology import Topology
 from hpcavg.results import run_folder
+from hpcavg.results.columns import row_of
 from hpcavg.results.metrics import Recorder
-from hpcavg.training.run_totals import Account, Result
+from hpcavg.training.evaluation import Evaluation
+from hpcavg.training.run_totals import RunTotals
 from hpcavg.utils.progress import display
 from hpcavg.utils.text import counted
 
 
 def attributes(config: Config, task: str, topology: Topology) -> dict[str, object]:
-    """Return what the run is and which rank this is, to be kept with its metrics."""
+    """Return the attributes of this rank's metrics file: the run and the rank."""
     return {
         "algorithm": config.algorithm,
         "task": task,
@@ -36,15 +38,32 @@ def attributes(config: Config, task: str, topology: Topology) -> dict[str, objec
     }
 
 
-class Record:
-    """The metrics of one rank, its account, and what is shown of the run by rank 0.
+class RunRecorder:
+    """Records the metrics of one rank, and shows the run on rank 0.
 
-    path, attributes, flush_s, rows_before : as in `metrics.Recorder`. total_steps, step : of the run, and those that
-    have been taken.
+    Parameters
+    ----------
+    path : Path
+        See `metrics.Recorder`.
+    attributes : mapping
+        See `metrics.Recorder`.
+    flush_s : float
+        See `metrics.Recorder`.
+    rows_before : mapping
+        See `metrics.Recorder`.
+    topology : Topology
+        The ranks.
+    totals : RunTotals
+        What the rank did so far; the consensus distance is kept there.
+    total_steps : int
+        Steps of the run.
+    step : int
+        Steps that have been taken.
 
     Attributes
     ----------
-    account : what the rank did so far. lost : what could not be written, by kind, as far as this rank knows.
+    lost : dict
+        What could not be written, by kind, as far as this rank knows.
     """
 
     def __init__(
@@ -54,24 +73,24 @@ class Record:
         flush_s: float,
         rows_before: Mapping[str, int],
         topology: Topology,
-        account: Account,
+        totals: RunTotals,
         total_steps: int,
         step: int,
     ) -> None:
-        self.account = account
+        self._totals = totals
         self.lost: dict[str, list[str]] = {}
         self._topology = topology
         self._total_steps, self._step = total_steps, step
         self._num_losses = 0
-        self._has_told_of_remains = False
+        self._has_reported_remains = False
         self._metrics = Recorder(path, attributes, flush_s, rows_before)
         self._shown = display(topology.rank, total_steps, step)
         self.line = self._shown.line
         self.add = self._metrics.record
         self.positions = self._metrics.positions
 
-    def announce(self, config: Config, task: str, path: Path, warnings: Sequence[str], found: Found) -> None:
-        """Show what the run is, where it goes, and what it goes on from."""
+    def announce(self, config: Config, task: str, path: Path, warnings: Sequence[str], found: ResumePoint) -> None:
+        """Show the run, its folder, the warnings and the checkpoint that it goes on from."""
         topology, saved = self._topology, found.checkpoint
         servers = f", {counted(topology.num_servers, 'server')}" if topology.num_servers else ""
         label, learners = config.algorithm.replace("_", "-"), counted(topology.num_learners, "learner")
@@ -83,17 +102,17 @@ class Record:
             self.line(f"warning: {text}")
         if saved is not None:
             self.line(f"going on from step {self._step}: {saved.path}")
-            if saved.manifest.num_ranks != topology.num_learners:
+            if saved.manifest.num_ranks != topology.num_learner_ranks:
                 self.line(
                     f"warning: it is of {counted(saved.manifest.num_ranks, 'learner')}; {topology.num_learners} start"
                     " from their mean, with the samples dealt anew and the optimizer's state empty"
                 )
 
     def advance(self, step: int) -> None:
-        """Show that `step` has been taken, and which ranks have died meanwhile."""
+        """Show that `step` has been taken, and which ranks have died since."""
         self._shown.advance()
         for loss in self._topology.losses[self._num_losses :]:
-            if self._topology.rank == 0:  # whoever has shown the run so far may be among them
+            if self._topology.rank == 0:  # the rank that has shown the run so far may have died
                 self._shown = display(0, self._total_steps, step)
                 self.line = self._shown.line
             self._num_losses += 1
@@ -102,30 +121,20 @@ class Record:
             self.line(f"warning: step {step}: lost rank {ranks}; {left} went on after {loss.recovery_s:.2f} s")
 
     def averages(self, events: deque[Event]) -> float:
-        """Move `events` into the metrics; return the seconds they blocked this learner."""
+        """Move `events` into the metrics. Return the seconds for which they blocked this learner."""
         blocked_s = 0.0
         while events:
             event = events.popleft()
             blocked_s += event.blocked_s
             if not math.isnan(event.consensus_distance):
-                self.account.consensus_distance = event.consensus_distance
+                self._totals.consensus_distance = event.consensus_distance
             if event.sick:
-                self._tell_of_sick(event)
-            self.add(
-                "averaging",
-                event.step,
-                event.scope.name,
-                event.period_steps,
-                event.started_s,
-                event.blocked_s,
-                event.in_flight_s,
-                event.num_bytes,
-                event.consensus_distance,
-            )
+                self._report_excluded(event)
+            self.add("averaging", *row_of("averaging", event))
         return blocked_s
 
-    def _tell_of_sick(self, event: Event) -> None:
-        """Show who was left out, through one rank of those that know: rank 0 has no part in means of other groups."""
+    def _report_excluded(self, event: Event) -> None:
+        """Show who was excluded. One rank of the mean does: rank 0 takes no part in means of other groups."""
         scope, topology = event.scope, self._topology
         if isinstance(scope, Neighbours):  # no two learners have the same neighbours
             is_teller = topology.learners.start in event.sick
@@ -134,18 +143,17 @@ class Record:
         if not is_teller:
             return
         if scope is LOCAL and len(event.sick) == len(topology.ranks_of(scope)):
-            return  # nobody could help them; the global average will, and tell
+            return  # no learner is left to restore them; the global average will, and report it
         show = self.line if self._topology.rank == 0 else partial(print, flush=True)
         show(
             f"warning: step {event.step}: parameters of learner {', '.join(map(str, event.sick))} are not"
             f" finite; it was left out of the {event.scope} average, and given it"
         )
 
-    def evaluation(self, step: int, epoch: int, result: Result, has_accuracy: bool) -> None:
-        """Record and show how the models do after `epoch`."""
-        mean, learners = result.mean, result.learners
-        scores = (mean.loss, mean.accuracy, mean.top5_accuracy, learners.loss, learners.accuracy)
-        self.add("evaluation", step, epoch, result.train_loss, *scores)
+    def evaluation(self, result: Evaluation, has_accuracy: bool) -> None:
+        """Record and show how the models do after an epoch."""
+        self.add("evaluation", *row_of("evaluation", result))
+        mean, learners, step, epoch = result.mean, result.learners, result.step, result.epoch
         line = f"epoch {epoch:3d}  step {step:6d}  train loss {result.train_loss:.4f}  test loss {mean.loss:.4f}"
         if has_accuracy:
             line += f"  accuracy {mean.accuracy:.4f}  (learners {learners.accuracy:.4f})"
@@ -154,44 +162,44 @@ class Record:
         self.line(line)
 
     def flush(self, scope: Scope = GLOBAL) -> None:
-        """Write what has been recorded, and show what is lost on any rank of `scope`. Collective over it."""
+        """Write the rows in memory, and show what is lost on any rank of `scope`. Collective over it."""
         topology = self._topology
         self._metrics.flush()
 
-        def tell() -> list[str | None]:  # the communicator is looked up inside: after a death it is another
+        def tell() -> list[str | None]:  # the communicator is looked up in here: after a death it is another
             return topology.comm(scope).allgather(self._metrics.lost)
 
         for lost in topology.run_collective(tell, scope, "flush of records"):
             if lost is not None:
-                self.tell_of("metrics", lost)
+                self.report_loss("metrics", lost)
 
     def write(self, action: Callable[[], object]) -> None:
-        """Call `action`, which writes a file; where it cannot, that is a loss and no failure."""
+        """Call `action`, which writes a file. If it cannot, that is reported as a loss, and nothing is raised."""
         why = run_folder.attempt(action)
         if why is not None:
-            self.tell_of(why, why)
+            self.report_loss(why, why)
 
-    def tell_of(self, kind: str, lost: str) -> None:
-        """Show what could not be written, and why: the first loss of its kind; `losses` counts the others."""
+    def report_loss(self, kind: str, lost: str) -> None:
+        """Show what could not be written, and why. Only the first loss of a kind is shown; `losses` counts them."""
         of_kind = self.lost.setdefault(kind, [])
         if not of_kind:
             self.line(f"warning: not recorded: {lost}")
         if lost not in of_kind:
             of_kind.append(lost)
 
-    def tell_of_remains(self, remains: Sequence[str]) -> None:
-        """Show, once in a run, what could not be removed: it is in the way of nothing, and nothing is lost."""
-        if remains and not self._has_told_of_remains:
-            self._has_told_of_remains = True
+    def report_remains(self, remains: Sequence[str]) -> None:
+        """Show, once in a run, what could not be removed. Nothing is lost by it."""
+        if remains and not self._has_reported_remains:
+            self._has_reported_remains = True
             self.line(f"warning: an old checkpoint cannot be removed; each new one tries again: {remains[0]}")
 
     def losses(self) -> str:
-        """Return in one line what could not be written: the first loss of each kind, and how many followed it."""
+        """Return in one line what could not be written: the first loss of each kind, and the number of others."""
         return "; ".join(
             f"{first} (and {len(more)} more like it)" if more else first for first, *more in self.lost.values()
         )
 
     def close(self) -> None:
-        """Close the metrics file and leave the terminal as it was; lines can still be shown."""
+        """Close the metrics file and the progress bar. Lines can still be shown."""
         self._shown.close()
         self._metrics.close()

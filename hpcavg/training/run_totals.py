@@ -1,4 +1,4 @@
-"""What a rank did in a run, and the run's summary of that."""
+"""Totals of a rank over a run, and the run's summary made from those of all ranks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,37 @@ from hpcavg.checkpoints import tensor_file
 from hpcavg.config.options import Config
 from hpcavg.distributed.topology import Topology
 from hpcavg.results.summary import Summary
-from hpcavg.training.evaluation import Score
+from hpcavg.training.evaluation import Evaluation
 
 
 @dataclass
-class Account:
-    """What this rank did, beside its averages; a resumed run goes on with it.
+class RunTotals:
+    """What this rank did, apart from its averages. A resumed run continues with it.
 
-    startup_s, wall_s : from the start of the process to the training, and the training itself, of earlier segments.
+    Attributes
+    ----------
+    samples : int
+        Training samples.
+    compute_s : float
+        Seconds in passes and optimizer steps.
+    data_s : float
+        Seconds waiting for mini-batches.
+    evaluation_s : float
+        Seconds in evaluations.
+    checkpoint_s : float
+        Seconds in checkpoints.
+    consensus_distance : float
+        The last one measured; NaN if none was.
+    arrivals : int
+        Updates that this server applied.
+    staleness_sum : int
+        Sum of their staleness.
+    staleness_max : int
+        The largest staleness.
+    startup_s : float
+        Seconds from the start of the process to the training, over all segments.
+    wall_s : float
+        Seconds of training, of earlier segments.
     """
 
     samples: int = 0
@@ -37,43 +60,51 @@ class Account:
     wall_s: float = 0.0
 
 
-@dataclass(frozen=True)
-class Result:
-    """How the training went: the last epoch's training loss, the mean model's scores, and those of the learners."""
-
-    train_loss: float
-    mean: Score
-    learners: Score
-
-
 def summarise(
     topology: Topology,
     averager: Averager,
     config: Config,
     task: str,
     steps_per_epoch: int,
-    result: Result | None,
-    own: Account,
+    result: Evaluation | None,
+    own: RunTotals,
     is_complete: bool,
 ) -> Summary | None:
-    """Return the run's summary on learners, None on servers; times are means over learners. Collective over all ranks.
+    """Return the run's summary on learners, None on servers. Collective over all ranks.
 
-    result : None on servers.
+    Parameters
+    ----------
+    topology : Topology
+        The ranks.
+    averager : Averager
+        Of this rank.
+    config : Config
+        The run's options.
+    task : str
+        The task's name.
+    steps_per_epoch : int
+        Steps of an epoch.
+    result : Evaluation or None
+        The last evaluation; None on servers.
+    own : RunTotals
+        Of this rank.
+    is_complete : bool
+        Whether the run took all its steps.
     """
-    accounts = topology.all_ranks.allgather(own)
+    all_totals = topology.all_ranks.allgather(own)
     if result is None:
         return None
-    learners, servers = accounts[: topology.num_learners], accounts[topology.num_learners :]
+    learners, servers = all_totals[: topology.num_learner_ranks], all_totals[topology.num_learner_ranks :]
     totals = averager.totals
     sums = np.array([totals.blocked_s, totals.in_flight_s, own.wall_s, averager.progress.step])
     topology.learner_ranks.Allreduce(MPI.IN_PLACE, sums)
-    blocked_s, in_flight_s, wall_s, steps = (sums / topology.num_learners).tolist()
+    blocked_s, in_flight_s, wall_s, steps = (sums / topology.num_learner_ranks).tolist()
     arrivals = sum(server.arrivals for server in servers)
 
-    def mean(number: Callable[[Account], float]) -> float:
+    def mean(number: Callable[[RunTotals], float]) -> float:
         return sum(map(number, learners)) / len(learners)
 
-    distance = mean(lambda account: account.consensus_distance)
+    distance = mean(lambda one: one.consensus_distance)
     return Summary(
         algorithm=config.algorithm,
         task=task,
@@ -84,8 +115,8 @@ def summarise(
         group_size=max(topology.group_sizes.values()),
         steps=round(steps),
         epochs=steps / steps_per_epoch,
-        samples=sum(account.samples for account in learners),
-        samples_per_learner=[account.samples for account in learners],
+        samples=sum(one.samples for one in learners),
+        samples_per_learner=[one.samples for one in learners],
         train_loss=result.train_loss,
         test_loss=result.mean.loss,
         test_accuracy=result.mean.accuracy,
@@ -100,11 +131,11 @@ def summarise(
         consensus_distance=None if math.isnan(distance) else distance,
         bytes_averaged=totals.bytes_averaged,
         wall_s=wall_s,
-        compute_s=mean(lambda account: account.compute_s),
-        data_s=mean(lambda account: account.data_s),
+        compute_s=mean(lambda one: one.compute_s),
+        data_s=mean(lambda one: one.data_s),
         averaging_blocked_s=blocked_s,
-        evaluation_s=mean(lambda account: account.evaluation_s),
-        checkpoint_s=mean(lambda account: account.checkpoint_s),
+        evaluation_s=mean(lambda one: one.evaluation_s),
+        checkpoint_s=mean(lambda one: one.checkpoint_s),
         hidden_fraction=max(0.0, 1 - blocked_s / in_flight_s)
         if averager.algorithm.delay_steps and in_flight_s
         else None,

@@ -1,25 +1,22 @@
-"""The training run: set up together, loop, evaluate the mean model, leave a record."""
+"""The training run of one rank: set up in agreement with the others, trained, concluded."""
 
 from __future__ import annotations
 
-import math
 import os
 import time
 import uuid
-from dataclasses import asdict, astuple
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from mpi4py import MPI
-from torch import Tensor
 
 from hpcavg import tasks
 from hpcavg.algorithms.scope import SERVER
 from hpcavg.averaging.averager import Averager
-from hpcavg.checkpoints import collective, resume
-from hpcavg.checkpoints.manager import Checkpointer
+from hpcavg.checkpoints import random_state, resume
+from hpcavg.checkpoints.manager import CheckpointManager
+from hpcavg.checkpoints.mean_model import load_mean_model
 from hpcavg.checkpoints.store import Checkpoint, save_model
 from hpcavg.config.options import CHECKPOINTS, Config
 from hpcavg.distributed.job_environment import early_signals, process_age_s
@@ -29,24 +26,42 @@ from hpcavg.distributed.watchdog import watch_over
 from hpcavg.errors import CorruptionError, SickLearnersError
 from hpcavg.machine import cores, devices
 from hpcavg.machine.inspection import inspect_job
-from hpcavg.results import run_folder
-from hpcavg.results.metrics import begin_segment, file_name, rows_before
+from hpcavg.results import run_folder, summary
 from hpcavg.results.run_lock import RunLock, this_process
-from hpcavg.results.summary import Summary, show
+from hpcavg.results.view import Positions, begin_segment, file_name, rows_before
 from hpcavg.training import eager, failures, optimizers, trial
-from hpcavg.training.evaluation import Score, evaluate
-from hpcavg.training.failures import FAILED, RECORDS_LOST, REQUEUE
-from hpcavg.training.forward_backward import ModelPasses
-from hpcavg.training.loader import Feed
-from hpcavg.training.run_recorder import Record, attributes
-from hpcavg.training.run_totals import Account, Result, summarise
+from hpcavg.training.evaluation import Evaluation
+from hpcavg.training.forward_backward import ForwardBackward
+from hpcavg.training.loader import BatchLoader
+from hpcavg.training.loop import Loop
+from hpcavg.training.loop_state import LoopState
+from hpcavg.training.run_recorder import RunRecorder, attributes
+from hpcavg.training.run_totals import summarise
+from hpcavg.utils.exit_status import ExitStatus
 
 
 class Trainer:
-    """One rank of a training run: everything the loop needs, set up in agreement with the other ranks.
+    """One rank of a training run, set up in agreement with the other ranks. Collective.
 
-    Raises `InputError` on every rank when any rank finds the configuration, the task, its data or the checkpoint to go
-    on from unusable; nothing has been written then.
+    Parameters
+    ----------
+    config : Config
+        All options of the run.
+
+    Attributes
+    ----------
+    path : Path
+        The run's folder.
+    averager : Averager
+        Holds the model and the optimizer.
+    state : LoopState
+        What the rank trains with, and how far it has come.
+
+    Raises
+    ------
+    InputError
+        On every rank, if any rank cannot use the configuration, the task, its data, or the checkpoint to go on from.
+        Nothing has been written then.
     """
 
     def __init__(self, config: Config) -> None:
@@ -55,7 +70,7 @@ class Trainer:
         self.config = config
         self.topology = topology = failures.build_topology(config)
         run = topology.all_ranks.bcast(uuid.uuid4().hex)
-        self.lock = RunLock(this_process(run, has_heirs=topology.survives), failures.give_up)
+        self.lock = RunLock(this_process(run, has_heirs=topology.survives), failures.abort_after_takeover)
         with self.lock:
             self._set_up()
 
@@ -68,33 +83,33 @@ class Trainer:
         limits = config.stop_after, config.stop_margin
         self._stop_at = topology.run_on_all_ranks(lambda: deadline(*now, *limits, os.environ))
         self.task = topology.run_on_all_ranks(lambda: tasks.load(config))
-        self.feed = Feed(self.task, config, topology, self.device)
-        self.total_steps = config.steps or (config.epochs or 0) * self.feed.steps_per_epoch
+        loader = BatchLoader(self.task, config, topology, self.device)
+        total_steps = config.steps or (config.epochs or 0) * loader.steps_per_epoch
         self._found = topology.run_on_first_rank(self._find)
-        collective.seed_generators(config.seed)
-        model = topology.run_on_all_ranks(lambda: tasks.build_model(self.task))
-        self.model = model.to(self.device, getattr(torch, config.dtype))
-        self.optimizer = optimizers.build_optimizer(config, self.model.parameters())
-        self.passes = topology.run_on_all_ranks(lambda: ModelPasses(config, self.task, self.model, self.optimizer))
+        random_state.seed_generators(config.seed)
+        built = topology.run_on_all_ranks(lambda: tasks.build_model(self.task))
+        self.model = model = built.to(self.device, getattr(torch, config.dtype))
+        optimizer = optimizers.build_optimizer(config, model.parameters())
+        self.passes = passes = topology.run_on_all_ranks(lambda: ForwardBackward(config, self.task, model, optimizer))
         topology.run_on_all_ranks(
-            lambda: None if topology.is_server else trial.check(config, self.task, self.passes, self.feed)
+            lambda: None if topology.is_server else trial.check(config, self.task, passes, loader)
         )
         saved = self._found.checkpoint
-        if saved is not None and not self._is_of_as_many(saved):  # the averager gives everyone rank 0's
-            fill = partial(collective.load_mean_model, self.model)
+        if saved is not None and saved.manifest.num_ranks != topology.num_learner_ranks:
+            fill = partial(load_mean_model, model)  # the averager gives rank 0's model to all
             topology.run_on_all_ranks(lambda: saved.understand(fill) if topology.rank == 0 else None)
         watch_over(topology, config.hang_timeout, lambda: failures.abort(config))
         with topology.waiting("start", SERVER):
             self.averager = Averager(
-                self.model,
-                self.optimizer,
+                model,
+                optimizer,
                 config.rule(),
                 topology,
                 engine=config.engine,
                 buffers=config.buffers,
                 optimizer_state=config.optimizer_state,
                 seed=config.seed,
-                total_steps=self.total_steps,
+                total_steps=total_steps,
                 batch_size=config.batch_size,
                 measure_distance=config.consensus_distance,
                 wire_dtype=config.wire_dtype,
@@ -104,101 +119,24 @@ class Trainer:
                 hang_timeout=config.hang_timeout,
             )
         if config.compile:
-            self.passes.compile(self.feed.peek, topology)
+            passes.compile(loader.peek, topology)
         # From here on learners differ: dropout and other random layers draw from the learner's own stream.
-        collective.seed_generators(self.averager.generator.initial_seed())
-        self.scheduler = optimizers.build_scheduler(config, self.optimizer, self.total_steps, self.feed.steps_per_epoch)
-        self.account = Account()
-        self.epoch = 0  # those that are over
-        self._losses: list[Tensor] = []  # since then
+        random_state.seed_generators(self.averager.generator.initial_seed())
+        scheduler = optimizers.build_scheduler(config, optimizer, total_steps, loader.steps_per_epoch)
+        self.state = LoopState(config, self.device, self.averager, passes, loader, scheduler, total_steps)
         if saved is not None:
-            topology.run_on_all_ranks(lambda: saved.understand(self._go_on_from))
-        self.path, self._segments = self._create_folder()
+            topology.run_on_all_ranks(lambda: saved.understand(self.state.go_on_from))
+        self.path, self.state.segments = self._create_folder()
         topology.on_shrink(lambda: None if topology.rank else self.lock.inherit(self.path))
 
-    def train(self) -> int:
-        """Train to the end, or until a signal or the time limit, and leave the run's record in `path`. Collective.
-
-        Returns the exit status of all ranks: 0; `RECORDS_LOST` where all went well but for the record of it; `REQUEUE`
-        where the run stopped early and left a checkpoint of that, `FAILED` where it did not.
-        """
-        with self.lock:
-            return self._train()
-
-    def _train(self) -> int:
-        topology = self.topology
-        age_s = process_age_s()
-        self.account.startup_s += topology.run_collective(
-            lambda: max(topology.all_ranks.allgather(age_s)), SERVER, "start"
-        )
-        self._started_s = time.monotonic()
-        last = None if self._found.checkpoint is None else self._found.checkpoint.path
-        folder = self.path / CHECKPOINTS
-        self._checkpointer = Checkpointer(self.config, self.averager, folder, last, self.lock.beat)
-        self._stopped_by: str | None = None
-        path = self.path / "metrics" / file_name(topology.rank, len(self._segments))
-        rows = rows_before(self._segments, topology.rank)
-        about = attributes(self.config, self.task.name, topology) | self.feed.about()
-        form = (about, self.config.flush_seconds, rows, topology, self.account)
-        self.record = Record(path, *form, self.total_steps, self.averager.progress.step)
-        self.record.announce(self.config, self.task.name, self.path, self._warnings, self._found)
-        self._begin_listening()
-        result = None
-        try:
-            if topology.is_server:
-                self._serve()
-            else:
-                result = self._run()
-        except (SickLearnersError, CorruptionError) as error:
-            self.lock.release()
-            failures.end_job(error, self.config, topology, self._checkpointer.last)
-        finally:
-            self.record.close()
-        status = self._conclude(result)
-        self.lock.release()
-        with topology.waiting("end of the run", SERVER):
-            topology.free()
-        return status
-
-    # -- set-up ---------------------------------------------------------------------------------------------------
-
-    def _find(self) -> resume.Found:
-        """Return what the run goes on from; a folder that is there is locked, and will not change under our hands."""
+    def _find(self) -> resume.ResumePoint:
+        """Return what the run goes on from. A folder that exists is locked first, so that it does not change."""
         if self.config.output is not None and os.path.isdir(self.config.output):
             self.lock.take(Path(self.config.output))
         return resume.find(self.config)
 
-    def _is_of_as_many(self, saved: Checkpoint) -> bool:
-        return saved.manifest.num_ranks == self.topology.num_learners
-
-    def _go_on_from(self, saved: Checkpoint) -> None:
-        """Be where the learner was that wrote `saved`; where there were more or fewer, where their mean was."""
-        resume.check_data(self.config, saved, len(self.feed.data.train_inputs))
-        if self._is_of_as_many(saved):
-            loop = collective.restore(self.averager, saved.load(self.topology.rank))
-            self.passes.load_state_dict(loop["passes"])
-            self.epoch, self._losses = int(loop["epoch"]), list(loop["losses"].to(self.device))
-            self.account = Account(**loop["account"])
-            collective.check_form(asdict(Account()), asdict(self.account))
-            self.feed.go_to(*map(int, loop["position"]))
-            if self.scheduler is not None:
-                self.scheduler.load_state_dict(loop["scheduler"])
-            return
-        step, before, now = saved.manifest.step, saved.manifest.about["steps_per_epoch"], self.feed.steps_per_epoch
-        loop = saved.load(self.topology.rank % saved.manifest.num_ranks, ["loop"])["loop"]
-        is_evaluated = step < (loop["epoch"] + 1) * before
-        if self.config.steps is None:  # the run's length is counted in epochs, which have other numbers of steps now
-            step = round(step * now / before)
-        step = min(step, self.total_steps)
-        collective.start_again(self.averager, saved.load(0, ["averager"])["averager"]["progress"], step)
-        self.epoch, batch = divmod(step, now)
-        self.feed.go_to(self.epoch, batch)
-        if not is_evaluated:
-            self.epoch, self._losses = max(0, self.epoch - 1), list(loop["losses"].to(self.device))
-        self._follow_schedule(step)
-
-    def _create_folder(self) -> tuple[Path, list[Any]]:
-        """Make the run's folder on rank 0, with what is known at the start, or find it as it was left.
+    def _create_folder(self) -> tuple[Path, list[Positions]]:
+        """Make the run's folder on rank 0, or take the one that is resumed; write what is known at the start.
 
         Returns its path and the history of its metrics, on every rank.
         """
@@ -206,10 +144,10 @@ class Trainer:
         with topology.waiting("start", SERVER):
             nodes, self._warnings = inspect_job(topology, self.config, self.device, self.threads)
 
-        def create() -> tuple[Path, list[Any]]:
+        def create() -> tuple[Path, list[Positions]]:
             with run_folder.creating(self.config, self.task.name, self.lock) as path:
 
-                def begin(saved: Checkpoint | None) -> list[Any]:
+                def begin(saved: Checkpoint | None) -> list[Positions]:
                     before = None if saved is None else saved.manifest.about["metrics"]
                     return begin_segment(path / "metrics", before, topology.all_ranks.Get_size())
 
@@ -220,186 +158,93 @@ class Trainer:
 
         return topology.run_on_first_rank(create)
 
-    def _begin_listening(self) -> None:
-        """Listen to signals and the clock from now on."""
-        topology, averager = self.topology, self.averager
-        self._is_by_step = not averager.algorithm.own_pace
-        step = averager.progress.step
-        self._pauses = Pauses(averager.supervisor, topology, step, self._stop_at, True, self._is_by_step)
-        for early in early_signals():
-            self._pauses.request(Kind.STOP, early.name)
+    # -- the run --------------------------------------------------------------------------------------------------
 
-    # -- the loop -------------------------------------------------------------------------------------------------
+    def train(self) -> ExitStatus:
+        """Train to the end, or until a signal or the time limit, and leave the run's records in `path`. Collective.
 
-    def _run(self) -> Result | None:
-        """Train to the end and return how it went; None where it stopped early with what it needs to go on.
-
-        Evaluations, checkpoints and the end come where all learners are known to stand together.
+        Returns
+        -------
+        ExitStatus
+            The same on all ranks. `DONE`; `RECORDS_LOST` if only records are missing; `REQUEUE` after a stop with a
+            checkpoint of it, `FAILED` after one without.
         """
-        averager, is_asynchronous = self.averager, self.averager.algorithm.server is not None
-        self.model.train()
-        self._end_epoch_if_due(averager.agreed_step)  # whose checkpoint was written before
-        while not averager.done and self._stopped_by is None:
-            self._train_step()
-            self.record.advance(averager.progress.step)
-            if self._checkpointer.is_overdue and self._pauses.requested is Kind.NOTHING:
-                self._pauses.request(Kind.CHECKPOINT, "the clock")
-            pause = self._pauses.end_step(averager.progress.step)
-            reached = averager.agreed_step
-            if reached is None:
-                continue
-            if not self._is_by_step:
-                pause = self._pauses.agree_now()
-            self._follow_schedule(reached)
-            if averager.done:
-                break
-            if pause is not None and pause.kind is Kind.STOP:
-                self._stopped_by = pause.reason
-            if not is_asynchronous and (pause is not None or self._checkpointer.is_due(reached)):
-                self._save(reached)
-            if self._stopped_by is None:  # what goes on from the checkpoint evaluates before its first step
-                self._end_epoch_if_due(reached)
-        if is_asynchronous:
-            return self._end_epoch(averager.progress.step)
-        if self._stopped_by is not None:
-            return None
-        self._save(averager.agreed_step or 0.0)
-        return self._end_epoch(averager.agreed_step or 0.0)
+        with self.lock:
+            return self._train()
 
-    def _train_step(self) -> None:
-        """Take one step and record it."""
-        account = self.account
-        before = time.perf_counter()
-        epoch, inputs, targets = self.feed.next()
-        ready = time.perf_counter()
-        self.optimizer.zero_grad()
-        loss = self.passes.gradients(inputs, targets)
+    def _train(self) -> ExitStatus:
+        topology, state = self.topology, self.state
+        age_s = process_age_s()
+        state.totals.startup_s += topology.run_collective(
+            lambda: max(topology.all_ranks.allgather(age_s)), SERVER, "start"
+        )
+        state.start_clock()
+        self._loop = self._make_loop()
+        result = None
         try:
-            self.averager.step(loss, scaler=self.passes.scaler)
-        except CorruptionError as error:
-            failures.part_with(error, self.topology)
-        self.passes.end_step()
-        averaging_s = self.record.averages(self.averager.events)
-        after = time.perf_counter()
-        data_s, compute_s = ready - before, after - ready - averaging_s
-        step, rate = self.averager.progress.step, self.optimizer.param_groups[0]["lr"]
-        self.record.add("step", step, epoch + 1, loss.detach(), rate, compute_s, data_s, averaging_s)
-        account.compute_s += compute_s
-        account.data_s += data_s
-        account.samples += len(inputs)
-        self._losses.append(loss.detach())
+            if topology.is_server:
+                self._loop.serve()
+            else:
+                result = self._loop.run()
+        except (SickLearnersError, CorruptionError) as error:
+            self.lock.release()
+            failures.report_and_abort(error, self.config, topology, self._checkpoints.last)
+        finally:
+            self.recorder.close()
+        status = self._conclude(result)
+        self.lock.release()
+        with topology.waiting("end of the run", SERVER):
+            topology.free()
+        return status
 
-    def _follow_schedule(self, reached: float) -> None:
-        """Let the learning rate be that of the step that has been reached."""
-        if self.scheduler is not None:
-            while self.scheduler.last_epoch < min(int(reached), self.total_steps):
-                self.scheduler.step()
+    def _make_loop(self) -> Loop:
+        """Return the loop. From here on metrics are recorded, and requests for checkpoints and stops are heard."""
+        config, topology, averager, state = self.config, self.topology, self.averager, self.state
+        last = None if self._found.checkpoint is None else self._found.checkpoint.path
+        self._checkpoints = CheckpointManager(config, averager, self.path / CHECKPOINTS, last, self.lock.beat)
+        path = self.path / "metrics" / file_name(topology.rank, len(state.segments))
+        rows = rows_before(state.segments, topology.rank)
+        about = attributes(config, self.task.name, topology) | state.loader.about()
+        step = averager.progress.step
+        form = (about, config.flush_seconds, rows, topology, state.totals)
+        self.recorder = RunRecorder(path, *form, state.total_steps, step)
+        self.recorder.announce(config, self.task.name, self.path, self._warnings, self._found)
+        is_by_step = not averager.algorithm.own_pace
+        pauses = Pauses(averager.supervisor, topology, step, self._stop_at, True, is_by_step)
+        for early in early_signals():
+            pauses.request(Kind.STOP, early.name)
+        return Loop(self.task, state, self.recorder, self._checkpoints, pauses)
 
-    def _end_epoch_if_due(self, reached: float | None) -> None:
-        """End the epoch where all learners have taken its steps; that of the last step ends with the run."""
-        is_over = reached is not None and reached >= (self.epoch + 1) * self.feed.steps_per_epoch
-        if reached is not None and is_over and not self.averager.done:
-            self._end_epoch(reached)
-
-    def _end_epoch(self, reached: float) -> Result:
-        """Evaluate, record and show; after the last step, take the final mean first. Collective over all learners."""
-        averager, topology, before = self.averager, self.topology, time.perf_counter()
-        self.epoch = epoch = max(self.epoch + 1, int(reached // self.feed.steps_per_epoch))
-        what = f"evaluation after step {reached:g}"
-        learners = self._evaluate(what)
-        inputs = self.feed.train_inputs(epoch) if self.config.buffers == "recompute" else None
-        if averager.done or self._stopped_by is not None:
-            averager.finish(inputs)
-            mean = self._evaluate(what)
-        else:
-            with averager.mean_model(inputs):
-                mean = self._evaluate(what)
-        own = float(torch.stack(self._losses).double().mean()) if self._losses else math.nan
-        self._losses.clear()
-        train_loss = topology.run_collective(
-            lambda: sum(topology.learner_ranks.allgather(own)) / topology.num_learners, what=what
-        )
-        blocked_s = self.record.averages(self.averager.events)  # of the final mean, if any
-        result = Result(train_loss, mean, learners)
-        self.record.evaluation(averager.progress.step, epoch, result, self.task.count_correct is not None)
-        self.record.flush()
-        self.model.train()
-        self.account.evaluation_s += time.perf_counter() - before - blocked_s
-        averager.restart_clock()
-        return result
-
-    def _evaluate(self, what: str) -> Score:
-        self.model.eval()
-        return evaluate(self.passes.predict, self.task, self.feed.test_batches, self.topology, what)
-
-    def _serve(self) -> None:
-        """Serve parameters until every learner is done; record the updates as they arrive."""
-        account = self.account
-        for arrival in self.averager.serve():
-            self.record.add("arrival", *astuple(arrival))
-            account.arrivals += 1
-            account.staleness_sum += arrival.staleness
-            account.staleness_max = max(account.staleness_max, arrival.staleness)
-        self.averager.finish()
-
-    # -- checkpoints and the end --------------------------------------------------------------------------------------
-
-    def _save(self, reached: float) -> None:
-        """Write a checkpoint of all learners, which have reached this step; one that cannot be written is told of."""
-        topology, feed, record, before = self.topology, self.feed, self.record, time.perf_counter()
-        self.averager.check_health("checkpoint")  # the last good one must be one to go on from
-        record.flush()
-        loop = {
-            "epoch": self.epoch,
-            "losses": torch.stack(self._losses) if self._losses else torch.empty(0),
-            "position": (feed.epoch, feed.batch),
-            "passes": self.passes.state_dict(),
-            "account": {**asdict(record.account), "wall_s": self._wall_s()},
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-        }
-
-        def about() -> dict[str, Any]:
-            positions = topology.learner_ranks.gather(record.positions())
-            history = {"resumed": self._segments, "positions": positions}
-            num_samples = len(feed.data.train_inputs)
-            return {"steps_per_epoch": feed.steps_per_epoch, "num_samples": num_samples, "metrics": history}
-
-        checkpointer = self._checkpointer
-        checkpointer.write(reached, loop, about)
-        if checkpointer.failure is not None:
-            record.tell_of("checkpoint", f"checkpoint of step {round(reached)} ({checkpointer.failure})")
-        record.tell_of_remains(checkpointer.remains)
-        self.account.checkpoint_s += time.perf_counter() - before
-
-    def _wall_s(self) -> float:
-        return self.account.wall_s + time.monotonic() - self._started_s
-
-    def _conclude(self, result: Result | None) -> int:
-        """Leave the record of the run, where it is at its end, and return the exit status of all ranks. Collective."""
-        topology, averager, record = self.topology, self.averager, self.record
-        record.flush(SERVER)
-        self.account.wall_s = self._wall_s()
-        is_complete, checkpointer = self._stopped_by is None, self._checkpointer
+    def _conclude(self, result: Evaluation | None) -> ExitStatus:
+        """Write the final model and the summary, if the run is at its end. Return the exit status. Collective."""
+        topology, averager, recorder, state = self.topology, self.averager, self.recorder, self.state
+        recorder.flush(SERVER)
+        state.stop_clock()
+        stopped_by, checkpoints = self._loop.stopped_by, self._checkpoints
+        is_complete = stopped_by is None
         if not is_complete:
-            record.line(f"stopped at step {averager.progress.step} by {self._stopped_by}; {checkpointer.outlook}")
+            recorder.line(f"stopped at step {averager.progress.step} by {stopped_by}; {checkpoints.outlook}")
         if result is not None or topology.is_server:
-            form = (topology, averager, self.config, self.task.name, self.feed.steps_per_epoch)
+            form = (topology, averager, self.config, self.task.name, state.loader.steps_per_epoch)
 
-            def conclude() -> Summary | None:
-                summary = summarise(*form, result, self.account, is_complete)
-                if summary is not None and topology.rank == 0:  # within: should it die over this, another does it
-                    record.write(lambda: save_model(self.path / run_folder.FINAL_MODEL, averager.model.state_dict()))
-                    record.write(lambda: run_folder.write_json(self.path / "summary.json", summary))
-                return summary
+            def conclude() -> summary.Summary | None:
+                values = summarise(*form, result, state.totals, is_complete)
+                if (
+                    values is not None and topology.rank == 0
+                ):  # in here: if this rank dies meanwhile, another writes them
+                    recorder.write(lambda: save_model(self.path / run_folder.FINAL_MODEL, averager.model.state_dict()))
+                    recorder.write(lambda: summary.write(self.path, values))
+                return values
 
-            summary = topology.run_collective(conclude, SERVER, "summary")
-            if summary is not None and topology.rank == 0:
-                show([(self.path, summary)])
+            values = topology.run_collective(conclude, SERVER, "summary")
+            if values is not None and topology.rank == 0:
+                summary.show([(self.path, values)])
         num_lost = topology.run_collective(
-            lambda: max(topology.all_ranks.allgather(len(record.lost))), SERVER, "summary"
+            lambda: max(topology.all_ranks.allgather(len(recorder.lost))), SERVER, "summary"
         )
         if not is_complete:
-            return FAILED if checkpointer.last is None or checkpointer.failure is not None else REQUEUE
+            is_saved = checkpoints.last is not None and checkpoints.failure is None
+            return ExitStatus.REQUEUE if is_saved else ExitStatus.FAILED
         if num_lost:
-            record.line(f"warning: the run is complete; its record is not: {record.losses()}")
-        return RECORDS_LOST if num_lost else 0
+            recorder.line(f"warning: the run is complete; its record is not: {recorder.losses()}")
+        return ExitStatus.RECORDS_LOST if num_lost else ExitStatus.DONE

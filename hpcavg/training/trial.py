@@ -1,4 +1,4 @@
-"""Whether a task's model, loss and data go together, by two passes before the run: what would end its first epoch."""
+"""Two trial passes before the run: do the task's model, loss and data fit together?"""
 
 from __future__ import annotations
 
@@ -15,32 +15,31 @@ from hpcavg.config.options import Config
 from hpcavg.errors import InputError
 from hpcavg.tasks import Task
 from hpcavg.training.evaluation import judges
-from hpcavg.training.forward_backward import ModelPasses
-from hpcavg.training.loader import Feed
+from hpcavg.training.forward_backward import ForwardBackward
+from hpcavg.training.loader import BatchLoader
 
 _NOT_THE_USERS = (Path(torch.__file__).parent, Path(__file__).parents[1])
 
 
-def check(config: Config, task: Task, passes: ModelPasses, feed: Feed) -> None:
-    """Raise `InputError` unless passes through the shortest mini-batches of training and test samples succeed.
+def check(config: Config, task: Task, passes: ForwardBackward, loader: BatchLoader) -> None:
+    """Raise `InputError` if a pass over the shortest mini-batch of training or test samples fails, or labels are wrong.
 
-    And unless labels are classes of the output. The shortest is an epoch's last, which may hold a single sample: in
-    training, BatchNorm takes no single value. The model stays as it is.
+    The shortest mini-batch may hold a single sample, which BatchNorm refuses in training. The model stays as it is.
     """
-    _check_training(config, task, passes, feed)
-    _check_evaluation(config, task, passes, feed)
+    _check_training(config, task, passes, loader)
+    _check_evaluation(config, task, passes, loader)
 
 
-def _check_training(config: Config, task: Task, passes: ModelPasses, feed: Feed) -> None:
+def _check_training(config: Config, task: Task, passes: ForwardBackward, loader: BatchLoader) -> None:
     def failure(size: int) -> str | None:
-        return _failure(lambda: _pass(config, task, passes, feed, size))
+        return _failure(lambda: _pass(config, task, passes, loader, size))
 
-    size, shortest = config.batch_size, feed.shortest
+    size, shortest = config.batch_size, loader.shortest
     why = failure(shortest)
     if why is None:
         return
     if shortest < size and failure(size) is None:
-        left = f"the last mini-batch of an epoch has {shortest} of a learner's {feed.share} samples"
+        left = f"the last mini-batch of an epoch has {shortest} of a learner's {loader.share} samples"
         allowed = f"another, or given with --drop-last: {left}, and the model does not take it ({why})"
         raise InputError("batch_size", size, allowed)
     if shortest == 1 and failure(2) is None:
@@ -48,11 +47,11 @@ def _check_training(config: Config, task: Task, passes: ModelPasses, feed: Feed)
     raise InputError("task", config.task, f"one whose model and loss take its data: {why}")
 
 
-def _check_evaluation(config: Config, task: Task, passes: ModelPasses, feed: Feed) -> None:
-    judged: list[tuple[Tensor, Tensor]] = []  # nothing where the learner has no test samples
+def _check_evaluation(config: Config, task: Task, passes: ForwardBackward, loader: BatchLoader) -> None:
+    judged: list[tuple[Tensor, Tensor]] = []  # empty if the learner has no test samples
 
     def predict() -> None:
-        judged.extend((passes.attempt(inputs, training=False), targets) for inputs, targets in feed.test_batches(-1))
+        judged.extend((passes.attempt(inputs, training=False), targets) for inputs, targets in loader.test_batches(-1))
 
     def score(judge: Callable[[Tensor, Tensor], Tensor]) -> None:
         for output, targets in judged:
@@ -69,7 +68,7 @@ def _check_evaluation(config: Config, task: Task, passes: ModelPasses, feed: Fee
 
 
 def _failure(attempt: Callable[[], object]) -> str | None:
-    """Return what `run_retryable` raises, and where, if it is in the user's own code; None where it succeeds."""
+    """Return what `run_retryable` raises, with the place if that is in the user's own code; None if it succeeds."""
     try:
         with torch.no_grad():
             attempt()
@@ -83,21 +82,21 @@ def _failure(attempt: Callable[[], object]) -> str | None:
     return None
 
 
-def _pass(config: Config, task: Task, passes: ModelPasses, feed: Feed, size: int) -> None:
+def _pass(config: Config, task: Task, passes: ForwardBackward, loader: BatchLoader, size: int) -> None:
     """Pass `size` training samples through the model and the loss of training."""
-    inputs, targets = feed.first(size)
+    inputs, targets = loader.first(size)
     output = passes.attempt(inputs)
-    _check_labels(config, task, feed, output)
+    _check_labels(config, task, loader, output)
     passes.loss(output, targets)
 
 
-def _check_labels(config: Config, task: Task, feed: Feed, output: Tensor) -> None:
-    """Raise `InputError` where torch's cross_entropy would meet a label that is no class of the model."""
+def _check_labels(config: Config, task: Task, loader: BatchLoader, output: Tensor) -> None:
+    """Raise `InputError` if torch's cross_entropy would meet a label that is no class of the model."""
     is_entropy = task.loss is cross_entropy or isinstance(task.loss, nn.CrossEntropyLoss)
     if not is_entropy or output.ndim != 2:
         return
     ignored, classes = getattr(task.loss, "ignore_index", -100), output.shape[1]
-    for part, labels in (("train", feed.data.train_targets), ("test", feed.data.test_targets)):
+    for part, labels in (("train", loader.data.train_targets), ("test", loader.data.test_targets)):
         if labels.ndim != 1:
             continue
         if labels.dtype.kind not in "iu":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import math
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +99,14 @@ def replace_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord
         raise OSError(error.errno, error.strerror, str(path)) from error
     sync_folder(path.parent)
     return FileRecord(path.name, record.num_bytes, record.sha256)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write `values` to `path` as JSON, whole or not at all. NaN and infinity, unknown to JSON, become null."""
+    values = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+    replace_file(path, [(json.dumps(values, indent=2) + "\n").encode()])
 
 
 def switch_link(path: Path, target: str) -> None:

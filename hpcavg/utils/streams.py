@@ -1,4 +1,4 @@
-"""Standard output and error of the command line. A full disk or a closed pipe must not end a training."""
+"""Standard output and error of the command line: a full disk or a reader that leaves must not end a training."""
 
 from __future__ import annotations
 
@@ -6,32 +6,18 @@ import errno
 import io
 import os
 import select
-import signal
 import sys
 from contextlib import suppress
 from typing import Any, TextIO
 
-_FAILED = 1
-# The exit status of programs that SIGPIPE ends because the reader of their output has left.
-_READER_LEFT = 128 + signal.SIGPIPE
+from hpcavg.utils.exit_status import ExitStatus
 
 
 class _Stream(io.FileIO):
-    """A file descriptor for which no write fails: data that cannot be written are lost.
+    """A descriptor that takes all that is written to it; what it could not pass on is lost.
 
-    Parameters
-    ----------
-    descriptor : int
-        The file descriptor.
-    is_closed : bool
-        The program was started without this descriptor.
-    warns : bool
-        Report the first loss on standard error at once.
-
-    Attributes
-    ----------
-    error : the error of the first loss; None if nothing is lost.
-    has_lost : data are lost.
+    is_closed : the descriptor stands for one that the program was started without. warns : the first loss is told on
+    standard error at once. error : of the first loss, None while there is none.
     """
 
     def __init__(self, descriptor: int, is_closed: bool, warns: bool) -> None:
@@ -41,7 +27,7 @@ class _Stream(io.FileIO):
 
     def write(self, data: Any) -> int:
         try:
-            while (written := super().write(data)) is None:  # another program made it non-blocking
+            while (written := super().write(data)) is None:  # somebody made it non-blocking
                 select.select([], [self], [])
         except OSError as error:
             self.error = self.error or error
@@ -55,7 +41,7 @@ class _Stream(io.FileIO):
 
     @property
     def why(self) -> str:
-        """Why it cannot be written, in a few words."""
+        """What is wrong with it, in a few words."""
         return f"standard output cannot be written ({self.error.strerror if self.error else 'for no known reason'})"
 
 
@@ -63,15 +49,12 @@ _out: _Stream | None = None
 
 
 def guard(goes_on: bool) -> None:
-    """From now on, let no write to standard output or error fail.
+    """Let nothing of this program fail from now on because it writes to standard output or error.
 
-    Parameters
-    ----------
-    goes_on : bool
-        The program is not run for its output, and reports a loss when it happens.
+    goes_on : it is run for something else than what it prints; a loss is told when it happens.
     """
     global _out
-    # Otherwise files opened later would get these numbers, and receive what libraries print.
+    # Or files that are opened later would get these numbers, and what libraries print.
     closed = [number for number in range(3) if _open_if_closed(number)]
     if sys.stdout is sys.__stdout__:
         _out = _Stream(1, 1 in closed, goes_on)
@@ -81,16 +64,16 @@ def guard(goes_on: bool) -> None:
 
 
 def flush() -> None:
-    """Write buffered output, if that is possible."""
+    """Pass on what is still held back, where that is possible."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):  # full, closed, None
             stream.flush()
 
 
 def tell(text: str) -> None:
-    """Write `text` to standard error at once, if that is possible.
+    """Write lines to standard error at once, where that is possible: what comes after must come in any case.
 
-    ``sys.__stderr__`` comes first: torch.distributed replaces ``sys.stderr`` by a buffer, which an abort would lose.
+    To the process's own: torch.distributed puts a buffer in its place, which the end of a job would lose.
     """
     with suppress(OSError, ValueError, AttributeError):
         stderr = sys.__stderr__ or sys.stderr
@@ -99,14 +82,14 @@ def tell(text: str) -> None:
 
 
 def settle(status: int, goes_on: bool) -> int:
-    """Return the exit status of a program: `status`, or a failure if the output that it was run for is lost."""
+    """Return the exit status of a program that would end with `status`: another where what it was run for is lost."""
     flush()
     if goes_on or status or _out is None or not _out.has_lost:
         return status
     if _out.error is not None and _out.error.errno == errno.EPIPE:
-        return _READER_LEFT
+        return ExitStatus.READER_LEFT
     tell(f"hpcavg: error: {_out.why}")
-    return _FAILED
+    return ExitStatus.FAILED
 
 
 def _open_if_closed(number: int) -> bool:
@@ -119,7 +102,7 @@ def _open_if_closed(number: int) -> bool:
 
 
 def _text(stream: _Stream, before: TextIO | None) -> TextIO:
-    """Return a text stream like `before` (None if it was closed) that also takes characters its encoding lacks."""
+    """Return a text stream like `before`, None for one that was closed, that also takes what its encoding lacks."""
     old: Any = before
     encoding = old.encoding if old else "utf-8"
     errors = old.errors if old else "strict"
@@ -129,5 +112,5 @@ def _text(stream: _Stream, before: TextIO | None) -> TextIO:
         io.BufferedWriter(stream),
         encoding,
         errors,
-        line_buffering=bool(old and (old.line_buffering or old.write_through)),  # write_through: python -u
+        line_buffering=bool(old and (old.line_buffering or old.write_through)),  # the latter: python -u
     )

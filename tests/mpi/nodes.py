@@ -1,5 +1,8 @@
 """Ranks of one node, told that they are on several: shared memory inside each, MPI between them."""
 
+import os
+from pathlib import Path
+
 from hpcavg import Topology
 
 # Node of every rank, by rank. The third puts one rank on the first node and up to four on the others.
@@ -23,3 +26,9 @@ class Nodes(Topology):
         parts = real.Split(self._node_index, comm.Get_rank())
         real.Free()
         return parts
+
+
+def shared_files(comm):
+    """Return the names in /dev/shm that the ranks of `comm` have made; other jobs have theirs. Collective."""
+    own = [path.name for path in Path("/dev/shm").glob(f"hpcavg-{os.getpid()}-*")]
+    return [name for names in comm.allgather(own) for name in names]

@@ -1,7 +1,6 @@
 """Engines: the same mean whatever the size, dtype and chunking."""
 
 import warnings
-from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -20,7 +19,7 @@ from hpcavg.engines.select import ENGINES, select_engine
 from hpcavg.engines.shared import SharedEngine
 from hpcavg.engines.twolevel import TwoLevelEngine
 from hpcavg.engines.wire import Crossing
-from tests.mpi.nodes import LAYOUTS, Nodes
+from tests.mpi.nodes import LAYOUTS, Nodes, shared_files
 
 pytestmark = pytest.mark.mpi
 
@@ -191,11 +190,8 @@ def test_an_unknown_engine_is_refused(topology):
 
 
 def test_shared_memory_leaves_no_name_behind(on_node):
-    before = {path.name for path in Path("/dev/shm").glob("hpcavg-*")}
-    on_node.learner_ranks.Barrier()
     SharedEngine(on_node).allocate(torch.zeros(1, 1000))
-    on_node.learner_ranks.Barrier()
-    assert {path.name for path in Path("/dev/shm").glob("hpcavg-*")} <= before
+    assert shared_files(on_node.learner_ranks) == []
 
 
 def test_shared_memory_is_refused_across_nodes(topology):

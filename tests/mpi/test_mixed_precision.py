@@ -7,7 +7,7 @@ from torch import nn
 from hpcavg import Averager, Topology, algorithms
 from hpcavg.config.options import Config
 from hpcavg.tasks import Task
-from hpcavg.training.forward_backward import ModelPasses
+from hpcavg.training.forward_backward import ForwardBackward
 
 pytestmark = pytest.mark.mpi
 
@@ -85,7 +85,7 @@ def test_averaged_gradients_are_clipped_as_one(world):
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     topology = Topology(world)
     task = Task("line", lambda: model, lambda: None, lambda output, target: (output * target).sum())
-    passes = ModelPasses(Config(clip_norm=1.0), task, model, optimizer)
+    passes = ForwardBackward(Config(clip_norm=1.0), task, model, optimizer)
     averager = Averager(model, optimizer, algorithms.sync_sgd("gradients"), topology)
     passes.gradients(torch.tensor([[6.0, 8.0]]), torch.tensor([[world.Get_rank() + 1.0]]))
     averager.step()

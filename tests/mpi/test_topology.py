@@ -1,6 +1,5 @@
 """Groups and communicators."""
 
-import glob
 import os
 
 import numpy as np
@@ -11,6 +10,7 @@ from hpcavg import InputError, Topology
 from hpcavg.algorithms.scope import GLOBAL, LOCAL
 from hpcavg.distributed.shared_memory import share_array
 from hpcavg.machine.cores import num_threads
+from tests.mpi.nodes import shared_files
 
 pytestmark = pytest.mark.mpi
 
@@ -81,8 +81,7 @@ def test_an_array_is_shared_by_the_ranks_of_a_node(node, shape):
         shared[...] = -1
     node.Barrier()
     assert (shared == -1).all()
-    assert glob.glob("/dev/shm/hpcavg-*") == []
-    node.Barrier()
+    assert shared_files(node) == []
 
 
 def test_threads_are_the_ranks_share_of_its_cores(world, monkeypatch):

@@ -1,5 +1,7 @@
 """Runs hpcavg as a user would, in an mpirun of its own with a deadline."""
 
+import atexit
+import functools
 import os
 import signal
 import subprocess
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.launching import mpirun
+from tests.process import warm
 
 # An mpirun that is killed leaves a folder named after its process, over which the next one of that number stumbles
 # ("The PMIx server's listener thread failed to start"). So each has a place of its own for it.
@@ -38,8 +41,23 @@ def environment(**changes):
     return {**kept, **root, **session, "OMPI_MCA_osc": "^ucx", "OMP_NUM_THREADS": "1", **changes}
 
 
-def start(ranks, arguments, module="hpcavg", flags=(), **changes):
-    command = [sys.executable, "-m", module, *map(str, arguments)]
+@functools.cache
+def warm_server():
+    server = warm.Server(Path(SESSIONS.name) / "warm", environment())
+    atexit.register(server.close)
+    return server
+
+
+def start(ranks, arguments, module="hpcavg", flags=(), is_warm=False, **changes):
+    """Start `module` on `ranks` ranks (0: without mpirun).
+
+    is_warm : fork the ranks from a process that has imported torch; `tests.process.warm` says when this is honest.
+    """
+    arguments = [*map(str, arguments)]
+    command = [sys.executable, "-m", module, *arguments]
+    if is_warm:
+        command = warm_server().command(module, arguments)
+        changes = {**changes, **warm_server().variables}
     if ranks:
         command = [mpirun(), "-np", str(ranks), *FLAGS, *flags, *command]
     return subprocess.Popen(
@@ -52,10 +70,10 @@ def start(ranks, arguments, module="hpcavg", flags=(), **changes):
     )
 
 
-def run(ranks, arguments, timeout=60, module="hpcavg", flags=(), **changes):
-    """Run `module` on `ranks` ranks (0: without mpirun); fail when it has not ended after `timeout` seconds."""
+def run(ranks, arguments, timeout=60, module="hpcavg", **options):
+    """Run `module` on `ranks` ranks; fail if it runs for `timeout` seconds. Options are those of `start`."""
     started = time.monotonic()
-    process = start(ranks, arguments, module, flags, **changes)
+    process = start(ranks, arguments, module, **options)
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

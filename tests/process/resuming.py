@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcavg.results.metrics import COLUMNS, read_view
+from hpcavg.results.columns import COLUMNS
+from hpcavg.results.view import read_view
 from tests.process.launch import run, start
 
 # A model with BatchNorm, dropout and noise of all generators that a checkpoint knows, slow enough to be met in a step.
@@ -74,7 +75,7 @@ def write_task(folder):
 
 def train(ranks, arguments, folder, status=0, timeout=120, **changes):
     """Run to the end, with --resume auto; return the result."""
-    result = run(ranks, [*arguments, "--resume", "auto", "--output", folder], timeout=timeout, **changes)
+    result = run(ranks, [*arguments, "--resume", "auto", "--output", folder], timeout=timeout, is_warm=True, **changes)
     assert result.status == status, f"status {result.status}\n{result.out}\n{result.err}"
     return result
 

@@ -1,4 +1,4 @@
-"""A program that resumes the runs of an earlier version, and compares where they end to runs of now from the start.
+"""A program that resumes the runs of earlier versions, and compares where they end to runs of now from the start.
 
 Run it on 2 ranks, with a folder to write to; it prints a line for each run.
 """
@@ -6,7 +6,6 @@ Run it on 2 ranks, with a folder to write to; it prints a line for each run.
 import contextlib
 import io
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from mpi4py import MPI
 
 from hpcavg.checkpoints.store import load_model
 from hpcavg.cli import parsers
-from hpcavg.results.metrics import read_view
+from hpcavg.results.view import read_view
 from hpcavg.training.trainer import Trainer
+from tests.old_runs import NAMES, copy_run
 
-OLD = Path(__file__).parents[1] / "data" / "d2269b3"
 STEPS = 20
 world = MPI.COMM_WORLD
 
@@ -40,21 +39,23 @@ def largest_difference(left, right):
 def main():
     """Resume each, and train it from the start."""
     place = Path(sys.argv[1])
-    for old in sorted(OLD.iterdir()):
-        resumed, new = place / old.name, place / f"{old.name}-new"
+    for name in NAMES:
+        resumed, new = (place / kind / Path(name).name for kind in ("resumed", "new"))
         if world.rank == 0:
-            shutil.copytree(old, resumed, symlinks=True)
+            for folder in (resumed, new):
+                folder.parent.mkdir(exist_ok=True)
+            copy_run(name, resumed.parent)
         world.Barrier()
+        assert train("--config", resumed / "config.toml", "--output", new)[0] == 0
         status, shown = train("--resume", resumed)
         assert (status, world.rank > 0 or "going on from step 13" in shown) == (0, True), shown
-        assert train("--config", old / "config.toml", "--output", new)[0] == 0
         if world.rank == 0:
             summaries = [json.loads((folder / "summary.json").read_text()) for folder in (resumed, new)]
-            alike = all(summaries[0][name] == summaries[1][name] for name in ("steps", "samples", "global_averages"))
-            has_metrics = (resumed / "metrics" / "rank-00000.h5").exists()  # kept of one of them only
+            alike = all(summaries[0][key] == summaries[1][key] for key in ("steps", "samples", "global_averages"))
+            has_metrics = (resumed / "metrics" / "rank-00000.h5").exists()  # not kept of all of them
             steps = read_view(resumed / "metrics", "step")["step"][:, 0 if has_metrics else 13 :]
             counted = steps.tolist() == [list(range(1 if has_metrics else 14, STEPS + 1))] * 2
-            print(old.name, alike, counted, largest_difference(resumed, new), flush=True)
+            print(name, alike, counted, largest_difference(resumed, new), flush=True)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ from hpcavg.cli import parsers
 from hpcavg.distributed import job_environment, watchdog
 from hpcavg.tasks import digits
 from hpcavg.training import trainer as train_module
-from hpcavg.training.failures import FAILED, REQUEUE
 from hpcavg.training.trainer import Trainer
+from hpcavg.utils.exit_status import ExitStatus
 
 STEPS, STEP_S = 240, 0.004
 # What comes later than so long before the end need not be heeded.
@@ -110,17 +110,24 @@ def train(given, folder, moment=None, number=None, is_watched=False):
         thread.start()
     with contextlib.redirect_stdout(shown):
         trainer = Trainer(parsers.parse_train(list(map(str, given))))
-        take_step, conclude = trainer._train_step, trainer._conclude
+        make_loop, conclude = trainer._make_loop, trainer._conclude
 
-        def note_and_take_step():
-            progress.append(time.monotonic())
-            take_step()
+        def make_noting_loop():
+            loop = make_loop()
+            take_step = loop._train_step
+
+            def note_and_take_step():
+                progress.append(time.monotonic())
+                take_step()
+
+            loop._train_step = note_and_take_step
+            return loop
 
         def note_and_conclude(result):
             over.append(time.monotonic())
             return conclude(result)
 
-        trainer._train_step, trainer._conclude = note_and_take_step, note_and_conclude
+        trainer._make_loop, trainer._conclude = make_noting_loop, note_and_conclude
         status = trainer.train()
     if number is not None:
         thread.join()
@@ -137,7 +144,9 @@ def outcome(number, folder, status, shown, left_s, algorithm):
     if status == 0:
         return "complete" if left_s < LAST_S else f"LOST {left_s:.2f} s before the end"
     summary = folder / "summary.json"
-    if f" by {name}; " not in shown or status != (FAILED if algorithm in ASYNCHRONOUS else REQUEUE):
+    if f" by {name}; " not in shown or status != (
+        ExitStatus.FAILED if algorithm in ASYNCHRONOUS else ExitStatus.REQUEUE
+    ):
         return f"WRONG status {status}: {shown}"
     if algorithm in ASYNCHRONOUS:
         is_told = "there is no checkpoint to go on from" in shown

@@ -16,8 +16,8 @@ from pathlib import Path
 from mpi4py import MPI
 
 from hpcavg.cli import parsers
-from hpcavg.training.failures import REQUEUE
 from hpcavg.training.trainer import Trainer
+from hpcavg.utils.exit_status import ExitStatus
 from tests.process.resuming import differences, outcome, write_task
 
 OPTIONS = [
@@ -67,8 +67,8 @@ def both_ways(folder, options, own):
     arguments = [*options.split(), "--task", f"{folder}/noisy.py:task", "--steps", 50, "--batch-size", 8]
     arguments += ["--checkpoint-minutes", 0, "--flush-seconds", 60]
     assert train([*arguments, "--output", folder / "whole"]) == 0
-    stops, status = [], REQUEUE
-    while status == REQUEUE:
+    stops, status = [], ExitStatus.REQUEUE
+    while status == ExitStatus.REQUEUE:
         stops.append(own.randint(1, 25) if len(stops) < chosen.stops else None)
         status = train([*arguments, "--output", folder / "stopped", "--resume", "auto"], stops[-1])
     assert status == 0, status

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from hpcavg.results.metrics import read_view
+from hpcavg.results.view import read_view
 from tests.process.launch import run
 from tests.process.test_bad_input import refused
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.process
 
 
 def trained(folder, ranks, arguments):
-    result = run(ranks, [*arguments.split(), "--output", folder])
+    result = run(ranks, [*arguments.split(), "--output", folder], is_warm=True)
     assert result.status == 0, result.err
     return json.loads((folder / "summary.json").read_text()), result.out
 
@@ -90,4 +90,4 @@ def test_the_consensus_distance_is_measured_where_it_is_asked_for(tmp_path):
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, arguments, line):
-    assert refused(tmp_path, arguments.split()).startswith(line)
+    assert refused(tmp_path, arguments.split(), is_warm=True).startswith(line)

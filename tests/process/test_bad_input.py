@@ -31,10 +31,10 @@ def task(config):  # 17 samples for each of 2 learners
 """
 
 
-def refused(folder, arguments, ranks=4, **variables):
+def refused(folder, arguments, ranks=4, **options):
     """Run hpcavg, check that it ended as bad input must, and return its one line."""
     output = [] if "--output" in arguments else ["--output", folder / "run"]
-    result = run(ranks, [*arguments, *output], **variables)
+    result = run(ranks, [*arguments, *output], **options)
     assert result.status == 2, result.err
     assert "Traceback" not in result.err
     assert len(result.own_lines) == 1, result.err
@@ -88,7 +88,7 @@ def test_an_unknown_option_in_the_file_lists_the_valid_ones(tmp_path):
 def test_a_task_that_cannot_be_used(tmp_path, function, says):
     path = tmp_path / "mine.py"
     path.write_text(RAISING)
-    line = refused(tmp_path, ["--task", f"{path}:{function}"])
+    line = refused(tmp_path, ["--task", f"{path}:{function}"], is_warm=True)
     assert line.startswith("--task ")
     assert says in line
 
@@ -96,12 +96,12 @@ def test_a_task_that_cannot_be_used(tmp_path, function, says):
 def test_a_last_mini_batch_of_one_sample_under_batchnorm(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(LONE)
-    line = refused(tmp_path, ["--task", f"{path}:task", "--batch-size", 16], ranks=2)
+    line = refused(tmp_path, ["--task", f"{path}:task", "--batch-size", 16], ranks=2, is_warm=True)
     assert line.startswith(
         "--batch-size 16: must be another, or given with --drop-last: the last mini-batch of an epoch"
     )
     options = ["--task", f"{path}:task", "--drop-last", "--batch-size", 16, "--epochs", 2, "--output", tmp_path / "run"]
-    result = run(2, options)
+    result = run(2, options, is_warm=True)
     assert result.status == 0, result.err
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
 

@@ -19,7 +19,9 @@ REPORT_S = 5
 
 def train(folder, fault, ranks, *arguments):
     flags = ULFM if "shrink" in arguments else ()
-    return run(ranks, [*TASK, "--output", folder, *arguments], timeout=DEADLINE_S, flags=flags, FAULT=fault)
+    is_warm = fault.partition(":")[0] not in ("stop", "sleep", "raise", "kill")  # which end processes
+    command = [*TASK, "--output", folder, *arguments]
+    return run(ranks, command, timeout=DEADLINE_S, flags=flags, is_warm=is_warm, FAULT=fault)
 
 
 def said(result, start):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcavg.results.metrics import read_view
+from hpcavg.results.view import read_view
 from tests.process.launch import pid_of_rank, run, start
 from tests.process.resuming import differences, kill_all, outcome, ranks_of, train, write_task
 
@@ -155,16 +155,16 @@ def test_another_number_of_ranks_goes_on_from_the_mean(tmp_path, before, after):
     """Also when it is stopped again: with more ranks, its checkpoints are of fewer steps than the one it began with."""
     folder = tmp_path / "run"
     arguments = ["--model", "mlp", "--algorithm", "slowmo", "--resume", "auto", "--output", folder, "--epochs"]
-    first = run(before, [*arguments, 3], timeout=200)
+    first = run(before, [*arguments, 3], timeout=200, is_warm=True)
     assert first.status == 0, first.err
-    stopped = run(after, [*arguments, 6, "--stop-after", 0.001], timeout=200)
+    stopped = run(after, [*arguments, 6, "--stop-after", 0.001], timeout=200, is_warm=True)
     assert stopped.status == REQUEUE, stopped.err
     per_epoch = {2: 45, 3: 30}[after]
     assert f"going on from step {3 * per_epoch}: " in stopped.out
     assert f"warning: it is of {before} learners; {after} start from their mean" in stopped.out
     step = int(os.readlink(folder / "checkpoints" / "latest").removeprefix("step-").partition("~")[0])
     assert 3 * per_epoch < step < 4 * per_epoch
-    last = run(after, [*arguments, 6], timeout=200)
+    last = run(after, [*arguments, 6], timeout=200, is_warm=True)
     assert last.status == 0, last.err
     assert f"going on from step {step}: " in last.out
     assert "warning: it is of" not in last.out

@@ -114,10 +114,10 @@ def test_files_of_a_run_need_no_mpi():
 
 
 def test_built_in_tasks_are_the_ones_the_options_name():
-    from hpcavg.config.options import BUILT_IN_TASKS
+    from hpcavg.config.components import TASKS
 
     found = {path.stem for path in (PACKAGE / "tasks").glob("*.py")}
-    assert found - {"__init__", "task"} == set(BUILT_IN_TASKS)
+    assert found - {"__init__", "task"} == set(TASKS)
 
 
 def test_no_collective_goes_on_a_communicator_that_nobody_can_revoke():

@@ -10,7 +10,7 @@ import traceback
 import pytest
 import torch
 
-from hpcavg.checkpoints import store, tensor_file
+from hpcavg.checkpoints import manifest, store, tensor_file
 from hpcavg.checkpoints.store import MANIFEST, newest, open_checkpoint, prune
 from hpcavg.cli import parsers
 from hpcavg.errors import InputError
@@ -47,8 +47,8 @@ def read_manifest(path):
 def write_manifest(path, values):
     """Write what is right by its own checksum."""
     values = {name: value for name, value in values.items() if name != "sha256"}
-    sha256 = hashlib.sha256(store._json(values).encode()).hexdigest()
-    (path / MANIFEST).write_text(store._json({**values, "sha256": sha256}))
+    sha256 = hashlib.sha256(manifest._json(values).encode()).hexdigest()
+    (path / MANIFEST).write_text(manifest._json({**values, "sha256": sha256}))
 
 
 def write_state(path, tree, rank=0):
@@ -170,6 +170,31 @@ def test_a_later_format_is_named_and_kept(run):
     assert (path_of(run) / MANIFEST).exists()
 
 
+@pytest.mark.parametrize("place", [(), ("loop",), ("loop", "account")])
+def test_content_of_a_later_version_is_named(run, place):
+    """To go on without it would be to lose it."""
+    tree = tensor_file.read(path_of(run) / store.rank_file(0), "resume")
+    holder = tree
+    for key in place:
+        holder = holder[key]
+    holder["ema"] = torch.ones(3)
+    write_state(path_of(run), tree)
+    if not place:
+        values = read_manifest(path_of(run))
+        values["parts"][0]["ema"] = 0
+        write_manifest(path_of(run), values)
+    allowed = "a checkpoint that this hpcavg can go on from ('ema' is unknown: perhaps of a newer hpcavg)"
+    assert refusal(run) == f"--resume {path_of(run)}: must be {allowed}"
+
+
+def test_a_manifest_may_have_more_keys(run):
+    """Of a later version whose format is the same."""
+    values = read_manifest(path_of(run))
+    write_manifest(path_of(run), {**values, "written_by": "hpcavg 9"})
+    resume(run)
+    assert open_checkpoint(path_of(run)).manifest.step == 9
+
+
 def resume_options(run, option, *more, **changes):
     """Resume where the run's options were others; with None, where there was no such option yet."""
     values = read_manifest(path_of(run))
@@ -207,7 +232,7 @@ def test_one_that_may_differ_may_have_come_since(run):
 @pytest.mark.parametrize("value", [0.5, False, "a"])
 def test_an_option_that_has_gone_since_is_named(run, value):
     line = resume_options(run, "resume", warp=value)
-    without = f"a checkpoint of a run without warp={value}, an option that this hpcavg does not have"
+    without = f"a checkpoint of options that this hpcavg has; warp={value} is unknown: perhaps of a newer hpcavg"
     assert line == f"--resume {path_of(run)}: must be {without}"
 
 

@@ -14,12 +14,14 @@ from hpcavg import Topology
 from hpcavg.averaging.delayed import Delayed
 from hpcavg.averaging.flat_buffer import FlatBuffer
 from hpcavg.checkpoints import store
-from hpcavg.checkpoints.manager import Checkpointer
+from hpcavg.checkpoints.manager import CheckpointManager
 from hpcavg.cli import parsers
 from hpcavg.config.options import Config
+from hpcavg.config.sources import tomllib
 from hpcavg.distributed.preemption import Kind, Pause
 from hpcavg.errors import InputError
 from hpcavg.results import report
+from hpcavg.results.view import read_attributes
 from hpcavg.tasks import Data, digits
 from hpcavg.training.trainer import Trainer
 from hpcavg.utils import files
@@ -32,28 +34,36 @@ FAILED, REQUEUE = 1, 75
 def train(folder, arguments, stop=False, failing=None):
     """Train, up to the end or only one step, or until the evaluation `failing` raises; return the trainer."""
     trainer = Trainer(parsers.parse_train([*f"{RUN} {arguments}".split(), "--output", str(folder)]))
-    if failing is not None:
-        evaluate, count = trainer._evaluate, iter(range(failing))
+
+    def prepare(loop):
+        evaluate, count = loop._evaluate, None if failing is None else iter(range(failing))
 
         def fail(what):
-            if next(count, None) is None:
+            if count is not None and next(count, None) is None:
                 raise RuntimeError("out of memory")
             return evaluate(what)
 
-        trainer._evaluate = fail
-    if stop:
-        begin_listening = trainer._begin_listening
-
-        def ask():
-            begin_listening()
-            trainer._pauses.request(Kind.STOP, "a test")
+        loop._evaluate = fail
+        if stop:
+            loop._pauses.request(Kind.STOP, "a test")
             until = time.monotonic() + 20
-            while trainer._pauses._target is None and time.monotonic() < until:  # the thread is on its way
+            while loop._pauses._target is None and time.monotonic() < until:  # the thread is on its way
                 time.sleep(0.001)
 
-        trainer._begin_listening = ask
+    trainer._make_loop = prepared(trainer._make_loop, prepare)
     trainer.status = trainer.train()
     return trainer
+
+
+def prepared(make_loop, prepare):
+    """Return a function that makes the loop and changes it by `prepare`."""
+
+    def make():
+        loop = make_loop()
+        prepare(loop)
+        return loop
+
+    return make
 
 
 def refusal(folder, arguments):
@@ -78,6 +88,13 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def run(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run", symlinks=True)
+
+
+def test_every_file_of_a_run_carries_its_format(finished):
+    assert tomllib.loads((finished / "config.toml").read_text())["format"] == 1
+    assert json.loads((finished / "summary.json").read_text())["format"] == 1
+    assert json.loads((finished / "checkpoints" / "latest" / "manifest.json").read_text())["format"] == 1
+    assert [read_attributes(path)["format"] for path in (finished / "metrics").glob("*.h5")] == [1, 1]
 
 
 @pytest.mark.parametrize("way", ["auto", ".", "checkpoints/latest", "checkpoints/step-00000010"])
@@ -135,13 +152,11 @@ def test_an_evaluation_that_dies_loses_nothing(finished, tmp_path, failing):
 def test_a_stop_about_an_epochs_end_neither_loses_nor_doubles_its_evaluation(finished, tmp_path, capsys, step):
     options = f"--epochs 2 --stop-after 1000000 --resume auto --checkpoint-steps {step}"
     trainer = Trainer(parsers.parse_train([*f"{RUN} {options}".split(), "--output", str(tmp_path / "run")]))
-    begin_listening = trainer._begin_listening
 
-    def ask():
-        begin_listening()
-        trainer._pauses.end_step = lambda taken: Pause(Kind.STOP, "a test") if taken == step else None
+    def ask(loop):
+        loop._pauses.end_step = lambda taken: Pause(Kind.STOP, "a test") if taken == step else None
 
-    trainer._begin_listening = ask
+    trainer._make_loop = prepared(trainer._make_loop, ask)
     assert trainer.train() == REQUEUE
     assert trainer.averager.progress.step == step
     train(tmp_path / "run", "--epochs 2 --resume auto")
@@ -151,7 +166,7 @@ def test_a_stop_about_an_epochs_end_neither_loses_nor_doubles_its_evaluation(fin
 
 def test_a_finished_run_ends_at_once_with_the_same_result(finished, run):
     for _ in range(2):
-        assert train(run, "--epochs 2 --resume auto").account.samples == 2 * 1440
+        assert train(run, "--epochs 2 --resume auto").state.totals.samples == 2 * 1440
         assert differences(outcome(finished), outcome(run)) == []
 
 
@@ -333,7 +348,7 @@ def test_what_cannot_be_removed_fails_no_checkpoint(tmp_path, is_stopped, monkey
     assert f"{checkpoints}/step-00000002/rank-00000.safetensors: Device or resource busy" in shown
     assert "not recorded" not in shown
     assert sorted(path.name for path in checkpoints.glob("step-*")) == ["step-00000002", f"step-0000000{step}"]
-    assert os.readlink(checkpoints / "latest") == trainer._checkpointer.last.name == f"step-0000000{step}"
+    assert os.readlink(checkpoints / "latest") == trainer._checkpoints.last.name == f"step-0000000{step}"
     if is_stopped:
         assert f"go on with --resume {checkpoints}/step-0000000{step}\n" in shown
 
@@ -346,13 +361,13 @@ def test_losses_go_to_the_device(run, is_of_as_many):
     """Also those of an epoch that was over and not evaluated, where other numbers of learners go on."""
     trainer = Trainer(parsers.parse_train(["--resume", str(run / "checkpoints" / "step-00000010")]))
     trainer.lock.release()
-    saved = trainer._found.checkpoint
-    trainer.device = torch.device("meta")
-    trainer._is_of_as_many = lambda saved: is_of_as_many
+    saved, state = trainer._found.checkpoint, trainer.state
+    state.device = torch.device("meta")
+    state.is_of_as_many = lambda saved: is_of_as_many
     saved.manifest.about["steps_per_epoch"] = 10
-    trainer._go_on_from(saved)
-    assert len(trainer._losses) == 10
-    assert torch.stack([*trainer._losses, torch.ones((), device="meta")]).is_meta
+    state.go_on_from(saved)
+    assert len(state.losses) == 10
+    assert torch.stack([*state.losses, torch.ones((), device="meta")]).is_meta
 
 
 def test_a_mean_in_flight_goes_to_the_device():
@@ -371,4 +386,4 @@ def test_a_mean_in_flight_goes_to_the_device():
 def test_the_clock_asks_for_none_where_servers_keep_the_state(tmp_path, algorithm, is_overdue):
     config = Config(algorithm=algorithm, checkpoint_minutes=1e-9)
     averager = SimpleNamespace(topology=SimpleNamespace(rank=0), agreed_step=0, algorithm=config.rule())
-    assert Checkpointer(config, averager, tmp_path, None, print).is_overdue is is_overdue
+    assert CheckpointManager(config, averager, tmp_path, None, print).is_overdue is is_overdue

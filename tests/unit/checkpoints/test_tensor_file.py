@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import struct
 import warnings
 
@@ -259,6 +260,28 @@ def entry(start, end, shape, dtype="F32"):
 )
 def test_made_up_files_are_refused(data, tmp_path):
     assert survives(tmp_path / "tree", data) is None
+
+
+@pytest.mark.parametrize(
+    ("metadata", "why"),
+    [
+        ({"version": "2", "tree": "of another kind"}, "it is of format 2; this hpcavg reads up to 1"),
+        ({"tree": '{"set":[1]}'}, "a 'set' in its tree, perhaps of a newer hpcavg"),
+    ],
+)
+def test_a_file_of_a_later_version_is_named(tmp_path, metadata, why):
+    (tmp_path / "tree").write_bytes(header_of({"__metadata__": metadata}))
+    with pytest.raises(InputError, match=re.escape(f"a whole safetensors file written by hpcavg ({why})")):
+        read(tmp_path / "tree", "resume")
+
+
+def test_the_first_format_is_not_written(tmp_path):
+    """Equal models keep their checksums: this one is of before there were formats."""
+    save(tmp_path / "tree", {"w": torch.arange(3.0)})
+    (length,) = struct.unpack("<Q", (tmp_path / "tree").read_bytes()[:8])
+    header = json.loads((tmp_path / "tree").read_bytes()[8 : 8 + length])
+    assert header["__metadata__"].keys() == {"format", "tree"}
+    assert digest({"w": torch.arange(3.0)}) == "1d9bfdd1e54cd7db414e6b6bde6b26f8a5dc304fb66f460e10bb007231372a51"
 
 
 def test_what_is_no_file_is_refused(tmp_path):

@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import dataclasses
 import functools
 import io
 import json
@@ -20,15 +19,15 @@ import tomli_w
 
 from hpcavg import algorithms
 from hpcavg.cli import main, parsers
-from hpcavg.config.options import Config
+from hpcavg.config.options import OPTIONS, Config
 from hpcavg.config.sources import from_sources
 from hpcavg.errors import InputError
-from hpcavg.results import curves, report, run_folder, summary
-from hpcavg.results.metrics import Recorder, file_name, write_view
+from hpcavg.results import curves, report, summary
+from hpcavg.results.metrics import Recorder
+from hpcavg.results.view import file_name, write_view
 from tests.unit.results.test_summary import example
 
 COUNT = int(os.environ.get("HPCAVG_FUZZ", "1000"))
-FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 PNG = b"\x89PNG"
 
 WORDS = [
@@ -136,7 +135,7 @@ def try_all(count, make, folder):
             pytest.fail(f"seed {seed}: {shown!r}\n{traceback.format_exc(limit=-4)[:5000]}")
         if config is not None:
             accepted += 1
-            again = dataclasses.replace(config, output=None)
+            again = Config(**{**config.as_toml(), "output": None})
             assert from_text(tomli_w.dumps(again.as_toml()), folder.parent) == again, (seed, arguments)
         assert sorted(folder.rglob("*")) == before, (seed, arguments)
     return accepted
@@ -154,10 +153,10 @@ def pick(rng, values):
 
 def likely_value(rng, name):
     """Return a value that the option may well take, as text."""
-    choices = FIELDS[name].metadata["choices"]
+    choices = OPTIONS[name].choices
     if choices:
         return pick(rng, choices)
-    default = FIELDS[name].default
+    default = OPTIONS[name].default
     return pick(rng, ["1", "2", "4", "0.5"] if default is None or isinstance(default, tuple) else [str(default), "2"])
 
 
@@ -168,7 +167,7 @@ def command_line(rng):
         words += ["--algorithm", chosen]
         names = [*algorithms.option_names(chosen), "epochs", "task", "output", "batch_size"]
     else:
-        names = list(FIELDS)
+        names = list(OPTIONS)
     for _ in range(rng.integers(6)):
         name = pick(rng, names)
         flag = "--" + name.replace("_", pick(rng, ["-", "-", "-", "_"]))
@@ -182,7 +181,7 @@ def command_line(rng):
             words.append(
                 pick(rng, [flag, flag[:-1], "--no-" + flag[2:], "--config", "--config="]) + pick(rng, ["", value])
             )
-        elif isinstance(FIELDS[name].default, bool):
+        elif isinstance(OPTIONS[name].default, bool):
             words.append(flag)
         elif shape < 0.95:
             words.append(pick(rng, WORDS))
@@ -203,7 +202,7 @@ def toml_text(rng):
         lines.append(f'algorithm = "{chosen}"')
         names = [*algorithms.option_names(chosen), "steps", "batch_size"]
     else:
-        names = list(FIELDS)
+        names = list(OPTIONS)
     for _ in range(rng.integers(6)):
         name = pick(rng, names)
         likely = likely_value(rng, name)
@@ -300,7 +299,7 @@ def runs(tmp_path_factory):
                 if name == "killed":
                     os.replace(f"{path}.copy", path)
         write_view(folder / "metrics", 2, [positions])
-        run_folder.write_json(folder / "summary.json", example(num_ranks=2))
+        summary.write(folder, example(num_ranks=2))
         folders.append(folder)
     return folders
 

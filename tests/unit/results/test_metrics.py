@@ -6,22 +6,19 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 import torch
 
-from hpcavg.results.metrics import (
-    COLUMNS,
-    Recorder,
-    continued,
-    file_name,
-    num_segments,
-    read_view,
-    rows_before,
-    write_view,
-)
+from hpcavg.averaging.events import Arrival, Event
+from hpcavg.results.columns import COLUMNS, FORMAT, markdown_table, row_of
+from hpcavg.results.metrics import Recorder
+from hpcavg.results.view import continued, file_name, num_segments, read_attributes, read_view, rows_before, write_view
+from hpcavg.training.evaluation import Evaluation, Score
+from hpcavg.utils.format_version import NewerFormatError
 
 
 def step_row(step):
@@ -44,6 +41,38 @@ def test_rows_columns_units_and_attributes(tmp_path):
     assert units["step/compute_s"] == "s"
     assert units["averaging/bytes"] == "byte"
     assert set(units) == {f"{g}/{c}" for g, columns in COLUMNS.items() for c in columns}
+
+
+def test_files_carry_their_format_and_newer_ones_are_named(tmp_path):
+    write_view(tmp_path, 1)
+    recorded(tmp_path / file_name(0), 1, 3)
+    assert read_attributes(tmp_path / file_name(0))["format"] == FORMAT
+    for written in (FORMAT, None, FORMAT + 1):  # None: as of before there were formats
+        write_view(tmp_path, 1)
+        with h5py.File(tmp_path / "all.h5", "r+") as view:
+            assert view.attrs.pop("format") == FORMAT
+            view.attrs.update({} if written is None else {"format": written})
+        if written in (FORMAT, None):
+            assert read_view(tmp_path, "step")["step"].tolist() == [[1, 2, 3]]
+        else:
+            with pytest.raises(NewerFormatError, match=f"it is of format {written}; this hpcavg reads up to {FORMAT}"):
+                read_view(tmp_path, "step")
+
+
+def test_a_row_is_made_of_the_attributes_that_columns_name():
+    scope = SimpleNamespace(value="local")
+    event = Event(4, scope, 2, 0.5, 0.25, 0.125, 400, 3.0, sick=(1,))
+    assert row_of("averaging", event) == (4, "local", 2, 0.5, 0.25, 0.125, 400, 3.0)
+    result = Evaluation(12, 2, 0.5, Score(1.5, 0.75, 0.875), Score(2.5, 0.25))
+    assert row_of("evaluation", result) == (12, 2, 0.5, 1.5, 0.75, 0.875, 2.5, 0.25)
+    assert row_of("arrival", Arrival(3, 1.5, 7)) == (3, 1.5, 7)
+
+
+def test_every_column_has_its_row_in_the_docs():
+    rows = markdown_table().splitlines()[2:]
+    names = [f"{table}/{name}" for table, columns in COLUMNS.items() for name in columns]
+    assert [row.split("`")[1] for row in rows] == names
+    assert all(column.text for columns in COLUMNS.values() for column in columns.values())
 
 
 def recorded(path, first, last, rows_before=None):

@@ -12,12 +12,14 @@ from matplotlib import pyplot as plt
 
 from hpcavg.cli import main
 from hpcavg.errors import InputError
-from hpcavg.results import curves, metrics, report, run_folder, summary
-from hpcavg.results.metrics import Recorder, file_name, write_view
+from hpcavg.results import curves, metrics, report, summary, view
+from hpcavg.results.metrics import Recorder
 from hpcavg.results.run_lock import this_process
+from hpcavg.results.view import file_name, write_view
+from tests.old_runs import DATA, copy_run
 from tests.unit.results.test_summary import example
 
-OLD_RUN = Path(__file__).parents[2] / "data" / "d2269b3" / "dasgd"
+OLD_RUN = DATA / "d2269b3" / "dasgd"
 PNG = b"\x89PNG"
 
 
@@ -58,7 +60,7 @@ def test_unfinished_and_oddly_named_runs_are_drawn(tmp_path, capsys):
         make_run(tmp_path / name, 3, killed=True)
     (tmp_path / "c" / "metrics").mkdir(parents=True)
     write_view(tmp_path / "c" / "metrics", 2)  # nothing recorded yet
-    run_folder.write_json(tmp_path / "a [red]" / "summary.json", example(num_ranks=3))
+    summary.write(tmp_path / "a [red]", example(num_ranks=3))
     report.main([str(path) for path in sorted(tmp_path.iterdir())], None)
     out = capsys.readouterr().out
     assert "k-avg" in out
@@ -93,8 +95,8 @@ def test_what_is_no_file_among_the_metrics_is_named_at_once(tmp_path, name, make
 
 def test_metrics_of_ranks_that_the_summary_does_not_know_are_told(tmp_path, capsys):
     for name, ranks in {"a": 1, "b": 2, "c": 3}.items():
-        run_folder.write_json(make_run(tmp_path / name, 3) / "summary.json", example(num_ranks=ranks))
-    run_folder.write_json(make_run(tmp_path / "resumed", 3) / "summary.json", example(num_ranks=1))
+        summary.write(make_run(tmp_path / name, 3), example(num_ranks=ranks))
+    summary.write(make_run(tmp_path / "resumed", 3), example(num_ranks=1))
     again = tmp_path / "resumed" / "metrics"
     shutil.copy(again / file_name(0), again / file_name(0, 1))  # with one rank instead of two
     report.main([str(path) for path in sorted(tmp_path.iterdir())], None)
@@ -108,7 +110,7 @@ def test_metrics_of_ranks_that_the_summary_does_not_know_are_told(tmp_path, caps
 def test_a_run_that_goes_on_after_its_summary_is_told(tmp_path, capsys, is_lock):
     """Else the figures of before would be taken for those of a finished run."""
     run = make_run(tmp_path / "run", 3)
-    run_folder.write_json(run / "summary.json", example(num_ranks=2))
+    summary.write(run, example(num_ranks=2))
     owner = this_process("run")
     (run / "lock-000001").write_bytes(owner.to_bytes() if is_lock else b"mine")
     report.main([str(run)], None)
@@ -170,6 +172,31 @@ def _bare(run):
     (run / "config.toml").write_bytes(b"\xff")
 
 
+def _newer_metrics(run):
+    with h5py.File(run / "metrics" / "all.h5", "r+") as view:
+        view.attrs["format"] = 9
+
+
+NEWER = "it is of format 9; this hpcavg reads up to 1"
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda run: _summary(run, '{"format": 9}'), f"summary.json: {NEWER}"),
+        (_newer_metrics, f"its metrics cannot be read: {NEWER}"),
+        (lambda run: (_unfinished(run), (run / "config.toml").write_text("format = 9")), f"config.toml: {NEWER}"),
+    ],
+)
+def test_files_of_a_newer_format_are_not_called_damaged(tmp_path, capsys, change, line):
+    run = shutil.copytree(OLD_RUN, tmp_path / "run", symlinks=True)
+    change(run)
+    report.main([str(run)], None)
+    out = capsys.readouterr().out
+    assert line in out
+    assert "damaged" not in out
+
+
 DAMAGED = {
     "no JSON": (lambda run: _summary(run, '{"algorithm": "dasgd",'), "summary.json is no JSON ("),
     "no summary": (
@@ -199,7 +226,7 @@ def test_a_report_of_30_folders_takes_what_it_can(tmp_path, capsys):
             damage(folder)
             lines[str(folder)] = line
     values = json.loads((OLD_RUN / "summary.json").read_text())
-    _summary(Path(folders[0]), json.dumps({name: values[name] for name in values if name not in summary.LATER}))
+    _summary(Path(folders[0]), json.dumps({name: values[name] for name in values if name not in summary.DEFAULTS}))
     _summary(Path(folders[1]), json.dumps(values | {"a_later_field": "x"}))
     assert main._without_mpi("report", folders) == 0
     out = capsys.readouterr().out.splitlines()
@@ -245,27 +272,49 @@ def test_a_run_without_curves_is_in_the_table_and_no_folder_need_be_written_to(t
 
 
 def test_metrics_of_before_top5_accuracy_are_read(tmp_path, monkeypatch):
-    old = {group: dict(columns) for group, columns in metrics.COLUMNS.items()}
+    old = {table: dict(columns) for table, columns in metrics.COLUMNS.items()}
     for group, name in (("evaluation", "test_top5_accuracy"), ("averaging", "period_steps")):
         del old[group][name]
     with monkeypatch.context() as patched:
-        patched.setattr(metrics, "COLUMNS", old)
+        for module in (metrics, view):
+            patched.setattr(module, "COLUMNS", old)
         write_view(tmp_path, 1)
         recorder = Recorder(tmp_path / file_name(0), {}, 3600)
         recorder.record("evaluation", 3, 1, 0.5, 0.25, 0.75, 0.5, 0.5)
         recorder.close()
-    read = metrics.read_view(tmp_path, "evaluation")
+    read = view.read_view(tmp_path, "evaluation")
     assert read["test_accuracy"].tolist() == [[0.75]]
     assert np.isnan(read["test_top5_accuracy"]).tolist() == [[True]]
-    assert metrics.read_view(tmp_path, "averaging")["period_steps"].shape == (1, 0)
+    assert view.read_view(tmp_path, "averaging")["period_steps"].shape == (1, 0)
     resumed = [{"step": 0, "averaging": 0, "arrival": 0, "evaluation": 1}]
     write_view(tmp_path, 1, [resumed])
     recorder = Recorder(tmp_path / file_name(0, 1), {}, 3600, resumed[0])
     recorder.record("evaluation", 6, 2, 0.5, 0.25, 0.75, 0.9, 0.5, 0.5)
     recorder.close()
-    again = metrics.read_view(tmp_path, "evaluation")
+    again = view.read_view(tmp_path, "evaluation")
     assert np.array_equal(again["test_top5_accuracy"], [[np.nan, 0.9]], equal_nan=True)
     assert again["test_accuracy"].tolist() == [[0.75, 0.75]]
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "epochs"),
+    [
+        ("d2269b3/dasgd", {"algorithm": "dasgd", "steps": 13, "test_accuracy": 0.7619}, [1]),
+        ("e7aff81/hier-avg", {"algorithm": "hier_avg", "steps": 13, "test_accuracy": 0.7871}, [1, 2, 3]),
+    ],
+)
+def test_a_run_of_an_earlier_version_is_reported(tmp_path, capsys, name, known, epochs):
+    run = copy_run(name, tmp_path)
+    (read,) = curves.read([run])
+    assert {key: read.known[key] for key in known} == known | {
+        "test_accuracy": pytest.approx(known["test_accuracy"], abs=5e-5)
+    }
+    assert (read.step.tolist(), read.epoch.tolist()) == (list(range(1, 14)), epochs)
+    report.main([str(run)], None)
+    out = capsys.readouterr().out
+    assert f"curves: {run}/curves.png\n" in out
+    assert str(known["test_accuracy"]) in out
+    assert str(run) not in out.replace(f"curves: {run}", "").replace(f" {run} ", "")  # nothing is wrong with it
 
 
 def test_whatever_numbers_there_are_can_be_drawn(tmp_path):
@@ -277,7 +326,7 @@ def test_whatever_numbers_there_are_can_be_drawn(tmp_path):
             points, epochs = rng.integers(0, 6, 2)
             columns = [rng.choice(numbers, size) for size in (points, points, epochs, epochs)]
             drawn = curves.Curves({}, *columns[:2], rng.choice([-(2**63), 2**63 - 1, 0, 1], epochs), *columns[2:])
-            known = {name: rng.choice(numbers) for name in [*report._TIMES.values(), "wall_s"]}
+            known = {name: rng.choice(numbers) for name in [*summary.PARTS, "wall_s"]}
             runs.append(
                 report._Run(
                     tmp_path, {"state": "unfinished"} if rng.random() < 0.4 else known | {"algorithm": "x"}, drawn, []

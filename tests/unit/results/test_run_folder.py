@@ -15,8 +15,8 @@ from hpcavg.utils import files
 
 def test_a_file_is_replaced_whole(tmp_path):
     path = tmp_path / "summary.json"
-    run_folder.write_json(path, {"loss": float("nan")})
-    run_folder.write_json(path, {"loss": 1.0})
+    files.write_json(path, {"loss": float("nan")})
+    files.write_json(path, {"loss": 1.0})
     assert path.read_text() == '{\n  "loss": 1.0\n}\n'
     assert list(tmp_path.iterdir()) == [path]
 
@@ -32,7 +32,7 @@ def test_what_is_no_ordinary_file_is_never_replaced(tmp_path):
 
 def test_a_failure_to_write_becomes_its_reason(tmp_path):
     def write(path):
-        return run_folder.attempt(lambda: run_folder.write_json(path, {}))
+        return run_folder.attempt(lambda: files.write_json(path, {}))
 
     assert write(tmp_path / "summary.json") is None
     gone = tmp_path / "gone" / "summary.json"

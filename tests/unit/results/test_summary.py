@@ -6,7 +6,8 @@ import typing
 
 import pytest
 
-from hpcavg.results import run_folder, summary
+from hpcavg.results import summary
+from hpcavg.utils.format_version import NewerFormatError
 
 
 def example(**changes):
@@ -15,7 +16,7 @@ def example(**changes):
 
 
 def test_numbers_that_json_has_no_word_for(tmp_path):
-    run_folder.write_json(tmp_path / "summary.json", example(train_loss=math.nan, test_loss=math.inf))
+    summary.write(tmp_path, example(train_loss=math.nan, test_loss=math.inf))
     assert json.loads((tmp_path / "summary.json").read_text())["train_loss"] is None
     read = summary.read(tmp_path)
     assert math.isnan(read["train_loss"])
@@ -44,18 +45,39 @@ def test_a_file_that_is_no_summary_is_refused_in_one_line(tmp_path, text, why):
 
 def test_summaries_of_earlier_and_later_versions(tmp_path):
     whole = example()
-    for name in summary.LATER:  # as a version wrote it that did not have the field, nor those after it
+    for name in summary.DEFAULTS:  # as a version wrote it that did not have the field, nor those after it
         del whole[name]
         (tmp_path / "summary.json").write_text(json.dumps({**whole, "a_later_field": {"of": ["any", "kind"]}}))
         read = summary.read(tmp_path)
         assert read.keys() == example().keys()
         assert all(read[given] == value for given, value in whole.items())
-        assert read[name] == summary.LATER[name] or math.isnan(read[name])
+        assert read[name] == summary.DEFAULTS[name] or math.isnan(read[name])
         summary.show([(tmp_path, read)])
     for name in whole:
         (tmp_path / "summary.json").write_text(json.dumps({**example(), name: None} | {name: []}))
         with pytest.raises(ValueError, match=f"a wrong {name}"):
             summary.read(tmp_path)
+
+
+def test_a_newer_format_is_named_and_an_earlier_one_has_none(tmp_path):
+    summary.write(tmp_path, example())
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert written == {"format": 1, **example()}
+    del written["format"]
+    (tmp_path / "summary.json").write_text(json.dumps(written))
+    assert summary.read(tmp_path) == example()
+    (tmp_path / "summary.json").write_text(json.dumps({"format": 2, "algorithm": ["k_avg"]}))
+    with pytest.raises(NewerFormatError, match=r"^it is of format 2; this hpcavg reads up to 1$"):
+        summary.read(tmp_path)
+    (tmp_path / "summary.json").write_text(json.dumps({"format": "two", **written}))
+    with pytest.raises(ValueError, match="'two' is no format"):
+        summary.read(tmp_path)
+
+
+def test_every_field_has_its_row_in_the_docs():
+    rows = summary.markdown_table().splitlines()[2:]
+    assert [row.split("`")[1] for row in rows] == list(summary.Summary.__annotations__)
+    assert all(field.text for field in summary.FIELDS.values())
 
 
 def labels(**changes):

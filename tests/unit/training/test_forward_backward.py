@@ -11,13 +11,13 @@ from hpcavg import models
 from hpcavg.config.options import Config
 from hpcavg.errors import InputError
 from hpcavg.tasks import Task
-from hpcavg.training.forward_backward import ModelPasses
+from hpcavg.training.forward_backward import ForwardBackward
 
 
 def make(model, loss=cross_entropy, **options):
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     task = Task("test", lambda: model, lambda: None, loss)
-    return ModelPasses(Config(**options), task, model, optimizer), optimizer
+    return ForwardBackward(Config(**options), task, model, optimizer), optimizer
 
 
 def squares(output, target):

@@ -8,13 +8,14 @@ import torch
 from mpi4py import MPI
 
 from hpcavg import Topology, tasks
-from hpcavg.checkpoints.manager import Checkpointer
+from hpcavg.checkpoints.manager import CheckpointManager
 from hpcavg.cli import parsers
 from hpcavg.config.options import Config
 from hpcavg.errors import InputError
 from hpcavg.results import summary
 from hpcavg.tasks import Data
-from hpcavg.training.loader import Feed
+from hpcavg.training.loader import BatchLoader
+from hpcavg.training.loop import Loop
 from hpcavg.training.trainer import Trainer
 
 TASKS = """
@@ -143,7 +144,7 @@ def own(tmp_path):
 )
 def test_what_can_be_trained_on(own, arguments, name, steps, samples):
     trainer = own(arguments, name)
-    assert (trainer.averager.progress.step, trainer.account.samples) == (steps, samples)
+    assert (trainer.averager.progress.step, trainer.state.totals.samples) == (steps, samples)
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
 
@@ -194,8 +195,8 @@ def test_the_time_of_evaluations_and_checkpoints_is_told(own, monkeypatch, tmp_p
 
         return slow
 
-    monkeypatch.setattr(Trainer, "_evaluate", delayed(Trainer._evaluate, 0.1))
-    monkeypatch.setattr(Checkpointer, "write", delayed(Checkpointer.write, 0.3))
+    monkeypatch.setattr(Loop, "_evaluate", delayed(Loop._evaluate, 0.1))
+    monkeypatch.setattr(CheckpointManager, "write", delayed(CheckpointManager.write, 0.3))
     own("--batch-size 16 --checkpoint-steps 1", "plain")
     told = summary.read(tmp_path / "run")
     assert told["evaluation_s"] >= 4 * 0.1  # twice in each epoch
@@ -214,19 +215,19 @@ def test_an_epoch_without_its_last_mini_batch(partition):
     task = tasks.Task("numbers", lambda: torch.nn.Linear(1, 3), lambda: data)
     topology = Topology(MPI.COMM_SELF)
     config = Config(batch_size=8, drop_last=True, partition=partition)
-    feed = Feed(task, config, topology, torch.device("cpu"))
-    assert (feed.steps_per_epoch, feed.shortest, feed.share) == (6, 8, 50)
-    whole = Feed(task, Config(batch_size=8, partition=partition), topology, torch.device("cpu"))
+    loader = BatchLoader(task, config, topology, torch.device("cpu"))
+    assert (loader.steps_per_epoch, loader.shortest, loader.share) == (6, 8, 50)
+    whole = BatchLoader(task, Config(batch_size=8, partition=partition), topology, torch.device("cpu"))
     assert (whole.steps_per_epoch, whole.shortest) == (7, 2)
     for epoch in range(2):
         inputs = list(whole.train_inputs(epoch))
         assert [len(batch) for batch in inputs] == [8] * 6 + [2]
-        assert all(map(torch.equal, feed.train_inputs(epoch), inputs[:6]))
-        assert len(list(feed.train_inputs(epoch))) == 6
+        assert all(map(torch.equal, loader.train_inputs(epoch), inputs[:6]))
+        assert len(list(loader.train_inputs(epoch))) == 6
         for batch in inputs[:6]:
-            found_epoch, found, targets = feed.next()
+            found_epoch, found, targets = loader.next()
             assert found_epoch == epoch
             assert torch.equal(found, batch)
             assert targets.dtype == torch.int64
-        assert int(feed.about()["label_counts"].sum()) == 48
+        assert int(loader.about()["label_counts"].sum()) == 48
     topology.free()

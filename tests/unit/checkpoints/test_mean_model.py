@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hpcavg.checkpoints import store
-from hpcavg.checkpoints.collective import mean_model
+from hpcavg.checkpoints.mean_model import mean_model
 from hpcavg.checkpoints.store import Manifest
 from hpcavg.errors import InputError
 

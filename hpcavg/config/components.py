@@ -1,0 +1,44 @@
+"""The built-in engines, tasks and data sets: each is registered here, once. Light to import: no torch, no MPI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+HOST_ENGINES = {
+    "mpi": "one Allreduce by MPI; the reference",
+    "shared": "memory that all ranks of a node share; for learners on one node",
+    "twolevel": "shared memory inside each node, messages between nodes; compresses with --wire-dtype",
+}
+"""Engines for parameters in host memory. Engine ``x`` is made by ``hpcavg.engines.x.make``."""
+
+DEVICE_ENGINES = {
+    "staged": "copies parameters on a GPU to host memory, and takes the mean there",
+    "cuda-aware": "gives device memory to MPI, which must be CUDA-aware",
+    "cuda-ipc": "ranks read each other's device memory; for learners on one node",
+}
+"""Engines for parameters on a GPU."""
+
+ENGINES = {"auto": "the best one for where ranks and parameters are", **HOST_ENGINES, **DEVICE_ENGINES}
+"""All that ``--engine`` takes."""
+
+TASKS = {
+    "digits": "1797 handwritten digits of 8x8 pixels, which scikit-learn carries",
+    "synthetic": "synthetic images of any shape and number of classes",
+    "cifar10": "CIFAR-10, from --data-dir",
+    "epsilon": "epsilon, 2000 features and two classes, from --data-dir",
+    "imagenet": "ImageNet-1K, prepared, from --data-dir",
+}
+"""Tasks by name. Task ``x`` is made by ``hpcavg.tasks.x.task``."""
+
+DATASETS = {
+    "cifar10": ("synthesize",),
+    "epsilon": ("prepare", "synthesize"),
+    "imagenet": ("prepare", "check", "synthesize"),
+}
+"""Data sets by name, and the actions of the command ``data`` that each has. Module ``hpcavg.data.x`` has the rest."""
+
+
+def describe(components: Mapping[str, str]) -> str:
+    """Return a list of names and texts, one line each."""
+    width = max(map(len, components))
+    return "\n".join(f"{name:{width}}  {text}" for name, text in components.items())
