@@ -1,0 +1,149 @@
+"""Gossip: neighbours on a graph average with each other, by every engine and wherever the ranks are."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hpcavg import Averager, InputError, Topology, algorithms
+from hpcavg.algorithms.gossip import ring_weights
+from hpcavg.algorithms.rule import Rule, always
+from hpcavg.algorithms.scope import Neighbours
+from hpcavg.distributed.waiting import wait_asleep
+from hpcavg.engines.neighbours import mix
+from hpcavg.engines.select import ENGINES
+from tests.mpi.nodes import LAYOUTS, Nodes
+from tests.mpi.problems import PROBLEMS, values_of
+from tests.oracles import gossip, synchronous
+
+pytestmark = pytest.mark.mpi
+
+STEPS = 40
+
+
+def engines_on(topology):
+    return [name for name in ENGINES if name != "shared" or topology.num_nodes == 1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("graph", "k"), [("ring", 1), ("ring", 3), ("exponential", 1), ("exponential", 2)])
+def test_agrees_with_the_oracle_at_every_step(graph, k, layout, world):
+    rank, size = world.Get_rank(), world.Get_size()
+    topology = Nodes(world, None, layout)
+    for name in engines_on(topology):
+        problem = PROBLEMS["quadratic"](size)
+        expected = expected_mean = None
+        if rank == 0:
+            local = synchronous.LocalSgd(0.02, momentum=0.9, weight_decay=0.01)
+            expected, expected_mean = gossip.run(graph, k, local, problem.x0, problem.gradient, STEPS, size)
+        wait_asleep(world)
+        expected, expected_mean = world.bcast((expected, expected_mean))
+        module = problem.module()
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.02, momentum=0.9, weight_decay=0.01)
+        averager = Averager(module, optimizer, algorithms.gossip(graph, k), topology, engine=name)
+        for t in range(1, STEPS + 1):
+            optimizer.zero_grad()
+            problem.loss(module, rank, t).backward()
+            averager.step()
+            assert np.allclose(values_of(module), expected[t - 1, rank], rtol=1e-11, atol=1e-13), (name, t)
+        assert averager.totals.local_averages == STEPS // k
+        averager.finish()
+        assert np.allclose(values_of(module), expected_mean, rtol=1e-11, atol=1e-13), name
+    topology.free()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+@pytest.mark.parametrize("numel", [1, 70_001, 600_007])
+def test_all_engines_give_the_same_bits(world, numel, dtype):
+    """Half precision is summed in float32 and rounded once."""
+    scope = Neighbours("ring", ring_weights)
+    found = set()
+    for layout in LAYOUTS:
+        topology = Nodes(world, None, layout)
+        values = [
+            torch.randn(1, numel, generator=torch.Generator().manual_seed(learner)).to(dtype)
+            for learner in range(world.Get_size())
+        ]
+        for name in engines_on(topology):
+            engine = ENGINES[name](topology, None)
+            for is_in_place in (True, False):
+                rows = engine.allocate(torch.zeros(1, numel, dtype=dtype))
+                rows.copy_(values[topology.rank])
+                out = rows if is_in_place else torch.empty_like(rows)
+                engine.mix(rows, out, scope)
+                found.add(out.view(torch.uint8).numpy().tobytes())
+                world.Barrier()
+        topology.free()
+    assert len(found) == 1
+    weights = gossip.ring(world.Get_size())[0][world.Get_rank()]
+    exact = sum(weight * row[0].to(torch.complex128) for weight, row in zip(weights, values, strict=True))
+    tolerance = 4 * torch.finfo(dtype).eps
+    assert torch.allclose(out[0].to(torch.complex128), exact, rtol=tolerance, atol=tolerance)
+
+
+def test_hand_worked_numbers(world):
+    """Learner j holds j; after one mean on the ring of P >= 3 it holds the mean of its three, wrapped around."""
+    topology = Topology(world)
+    size, rank = world.Get_size(), world.Get_rank()
+    model = torch.nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    averager = Averager(model, optimizer, algorithms.gossip(), topology)
+    with torch.no_grad():
+        model.weight.fill_(float(rank))
+    model.weight.grad = torch.zeros_like(model.weight)
+    averager.step()
+    expected = (rank + (rank - 1) % size + (rank + 1) % size) / 3
+    assert model.weight.item() == pytest.approx(expected)
+    averager.finish()
+    assert model.weight.item() == pytest.approx((size - 1) / 2)
+    topology.free()
+
+
+@pytest.mark.parametrize("buffers", ["average", "keep"])
+def test_a_sick_learner_gets_the_mean_of_its_neighbours_that_are_well(world, buffers):
+    size, rank = world.Get_size(), world.Get_rank()
+    topology = Topology(world)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    averager = Averager(model, optimizer, algorithms.gossip(), topology, buffers=buffers)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(math.nan if rank == 0 else float(rank))
+            parameter.grad = torch.zeros_like(parameter)
+    if size == 1:
+        with pytest.raises(Exception, match="not finite"):
+            averager.finish()
+    else:
+        averager.step()
+        neighbours = [(rank - 1) % size, rank, (rank + 1) % size]
+        well = [neighbour for neighbour in neighbours if neighbour]
+        assert model[0].weight[0, 0].item() == pytest.approx(sum(well) / len(well))
+        assert averager.events[-1].sick == ((0,) if 0 in neighbours else ())
+    topology.free()
+
+
+def test_weights_that_are_not_doubly_stochastic_are_refused_on_every_rank(world):
+    topology = Topology(world)
+    if topology.num_learners > 1:
+        star = Neighbours("star", lambda learner, num_learners: {0: 1.0})
+        model = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        averager = Averager(model, optimizer, Rule(always(lambda progress: star)), topology)
+        with pytest.raises(InputError, match=r"star.*doubly stochastic: the weights of column 0 sum to 1, not"):
+            averager.step()
+    topology.free()
+
+
+def test_links_of_a_graph(world):
+    topology = Topology(world)
+    size, rank = topology.num_learners, topology.rank
+    scope = Neighbours("hop 1", lambda learner, n: {learner: 0.5, (learner - 1) % n: 0.5} if n > 1 else {0: 1.0})
+    links = topology.links(scope)
+    assert links.sources == (() if size == 1 else ((rank - 1) % size,))
+    assert links.targets == (() if size == 1 else ((rank + 1) % size,))
+    assert topology.ranks_of(scope) == sorted({(rank - 1) % size, rank, (rank + 1) % size})
+    own, out = torch.full((3,), float(rank)), torch.empty(3)
+    mix(own, out, links, {}, topology.comm(scope))
+    assert (out == (rank + (rank - 1) % size) / 2).all()
+    topology.free()
