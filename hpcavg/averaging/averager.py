@@ -16,8 +16,8 @@ from hpcavg.algorithms.rule import Rule
 from hpcavg.algorithms.schedule import Progress, Run
 from hpcavg.algorithms.scope import GLOBAL, SERVER
 from hpcavg.averaging.calls import Caller, Kind
+from hpcavg.averaging.checks import check_alike, check_rule, check_step, check_wire, timeout_s
 from hpcavg.averaging.events import Arrival, Event, Totals
-from hpcavg.averaging.options import check_alike, check_rule, check_step, check_wire, timeout_s
 from hpcavg.averaging.parameter_server import Worker
 from hpcavg.averaging.replica import Replica
 from hpcavg.averaging.rounds import Rounds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import sys
@@ -9,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcavg.errors import InputError, reason, require_integer
+from hpcavg.config.section import UNSET, Section, argument, integer, option
+from hpcavg.errors import InputError, reason
 from hpcavg.utils.exit_status import ExitStatus
 
 TEMPLATES = Path(__file__).parent / "job_scripts"
@@ -20,14 +22,14 @@ PURPOSES = {
     "benchmarks": "Runs the benchmark suite and writes a page of its figures.",
 }
 LAUNCHERS = {"slurm": ("mpirun", "srun"), "lsf": ("mpirun", "jsrun")}
-CHANGE_ME, UNSET = "CHANGE_ME", "unset"
+CHANGE_ME = "CHANGE_ME"
 # What the scripts need beside them; the user's own are left as they are.
 _COMPANIONS = ("environment.sh", "restart.sh", "sweep.txt")
 _TOKEN = re.compile(r"@([a-z_]+)@")
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Section):
     """A job for a scheduler.
 
     Parameters
@@ -59,31 +61,36 @@ class Job:
     30
     """
 
-    scheduler: str
-    kind: str = "train"
-    launcher: str = "mpirun"
-    nodes: int = 2
-    ranks_per_node: int = 4
-    cpus_per_rank: int = 8
-    gpus_per_node: int = 0
-    time: str = "1:00:00"
-    warning_minutes: int = 3
-    account: str = CHANGE_ME
-    partition: str | None = None
-    name: str | None = None
-    array: str | None = None
-    output: str | None = None
-    resume: str = "auto"
+    title = "job"
+
+    scheduler: str = argument(dataclasses.MISSING)
+    kind: str = option("train", ", ".join(PURPOSES))
+    launcher: str = option("mpirun", "mpirun; srun for Slurm, jsrun for LSF")
+    nodes: int = option(2, "nodes of the allocation", integer(1, 10**6))
+    ranks_per_node: int = option(4, "ranks on each", integer(1, 10**6))
+    cpus_per_rank: int = option(8, "cores of each rank", integer(1, 10**6))
+    gpus_per_node: int = option(0, "GPUs of each node", integer(0, 10**6))
+    time: str = option("1:00:00", "time limit, as [D-]H:MM:SS")
+    warning_minutes: int = option(3, "minutes before it in which to write a checkpoint", integer(1))
+    account: str = option(CHANGE_ME, "account, or LSF's project; the word unset leaves it out")
+    partition: str | None = option(None, "partition, or LSF's queue; unset: the site's default")
+    name: str | None = option(None, "the job's name; unset: hpcavg-KIND")
+    array: str | None = option(None, "lines of sweep.txt to run, for --kind sweep; unset: 1-4")
+    output: str | None = option(
+        None, "folder of the run, or of a sweep's runs; unset: one for each job, in HPCAVG_RUNS of environment.sh"
+    )
+    resume: str = option(
+        "auto",
+        "auto: from the newest checkpoint there; unset: from the start, for algorithms with servers",
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         allowed = LAUNCHERS[self.scheduler]
         if self.launcher not in allowed:
             raise InputError("launcher", self.launcher, f"{' or '.join(allowed)} for {self.scheduler}")
-        for option, least in {"nodes": 1, "ranks_per_node": 1, "cpus_per_rank": 1, "gpus_per_node": 0}.items():
-            require_integer(option, getattr(self, option), least, 10**6)
         if self.launcher == "jsrun" and self.gpus_per_node % self.ranks_per_node:
             raise InputError("gpus_per_node", self.gpus_per_node, "a multiple of --ranks-per-node for jsrun")
-        require_integer("warning_minutes", self.warning_minutes, 1)
         if self.minutes <= self.warning_minutes:
             raise InputError("time", self.time, f"longer than the {self.warning_minutes} minutes of --warning-minutes")
         if self.array is not None and (self.kind != "sweep" or not _is_array(self.array)):
@@ -94,10 +101,10 @@ class Job:
             raise InputError("output", self.output, "the name of a folder, without line breaks; ./ goes before a dash")
         if self.resume not in ("auto", UNSET):
             raise InputError("resume", self.resume, "auto, from the newest checkpoint in --output if any, or unset")
-        for option in ("account", "partition", "name"):
-            value = getattr(self, option)
+        for field in ("account", "partition", "name"):
+            value = getattr(self, field)
             if value is not None and not re.fullmatch(r"[\w.+:][\w.+:-]*", value):
-                raise InputError(option, value, "a name of letters, digits and .+:-_, without a dash in front")
+                raise InputError(field, value, "a name of letters, digits and .+:-_, without a dash in front")
 
     @property
     def minutes(self) -> int:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 import itertools
 import sys
-import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +15,7 @@ from hpcavg import algorithms, models
 from hpcavg.cli import job
 from hpcavg.config import components, recipes
 from hpcavg.config.options import OPTIONS, Config
-from hpcavg.config.section import Option
+from hpcavg.config.section import Option, options_of
 from hpcavg.config.sources import from_sources
 from hpcavg.distributed.job_environment import check_sizes
 from hpcavg.errors import InputError, UsageError, require_integer, require_number
@@ -162,33 +160,14 @@ def job_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("scheduler", metavar=_braced(job.LAUNCHERS))
     parser.add_argument("--script", type=Path, metavar="FILE", help="write it there, and beside it what it needs")
-    texts = {
-        "kind": f"{', '.join(job.PURPOSES)}",
-        "launcher": "mpirun; srun for Slurm, jsrun for LSF",
-        "nodes": "nodes of the allocation",
-        "ranks_per_node": "ranks on each",
-        "cpus_per_rank": "cores of each rank",
-        "gpus_per_node": "GPUs of each node",
-        "time": "time limit, as [D-]H:MM:SS",
-        "warning_minutes": "minutes before it in which to write a checkpoint",
-        "account": "account, or LSF's project; the word unset leaves it out",
-        "partition": "partition, or LSF's queue; unset: the site's default",
-        "name": "the job's name; unset: hpcavg-KIND",
-        "array": "lines of sweep.txt to run, for --kind sweep; unset: 1-4",
-        "output": "folder of the run, or of a sweep's runs; unset: one for each job, in HPCAVG_RUNS of environment.sh",
-        "resume": "auto: from the newest checkpoint there; unset: from the start, for algorithms with servers",
-    }
-    hints = typing.get_type_hints(job.Job)
-    for field in dataclasses.fields(job.Job):
-        if field.name != "scheduler":
-            shown = "" if field.default is None else f" [{field.default}]"
-            parser.add_argument(
-                f"--{field.name.replace('_', '-')}",
-                type=_number(int) if hints[field.name] is int else str,
-                default=field.default,
-                metavar=_metavar((typing.get_args(hints[field.name]) or (hints[field.name],))[0]),
-                help=texts[field.name] + shown,
-            )
+    for option in options_of("job", job.Job):
+        parser.add_argument(
+            option.flag,
+            type=_number(int) if option.kinds == (int,) else str,
+            default=option.default,
+            metavar=_metavar(option.kinds[0]),
+            help=option.help + ("" if option.default is None else f" [{option.default}]"),
+        )
     return parser
 
 

@@ -104,17 +104,17 @@ def find_needs(config: Config, model_bytes: int = 0) -> RunNeeds:
         The size of the model; 0 if it is unknown or the shared memory for it is allocated already.
     """
     rule = config.rule()
-    has_separate_means = not rule.delay_steps and (rule.how.reads_parameters or config.on_failure == "shrink")
+    has_separate_means = not rule.delay_steps and (rule.how.reads_parameters or config.faults.on_failure == "shrink")
     locks = os.environ.get(_LOCKING, "FALSE").upper() not in ("FALSE", "0")
-    file_system = file_system_of(Path(config.output or "runs"))
+    file_system = file_system_of(Path(config.run.output or "runs"))
     return RunNeeds(
-        device=config.device,
-        on_failure=config.on_failure,
+        device=config.run.device,
+        on_failure=config.faults.on_failure,
         model_bytes=model_bytes,
         copies_per_rank=1 + int(rule.delay_steps > 0) + int(rule.averages == "gradients"),
         copies_per_node=2 * int(has_separate_means),  # of the local and of the global mean
         locked_file_system=file_system if locks and file_system in _NETWORK_FILE_SYSTEMS else None,
-        intended_learners=config.intended_learners,
+        intended_learners=config.run.intended_learners,
     )
 
 
@@ -133,7 +133,7 @@ def model_bytes(config: Config) -> int:
         *(parameter for parameter in model.parameters() if parameter.requires_grad),
         *(buffer for buffer in model.buffers() if buffer.is_floating_point()),
     )
-    return sum(tensor.numel() for tensor in averaged) * getattr(torch, config.dtype).itemsize
+    return sum(tensor.numel() for tensor in averaged) * getattr(torch, config.run.dtype).itemsize
 
 
 def file_system_of(path: Path, mounts: Path = Path("/proc/mounts")) -> str | None:

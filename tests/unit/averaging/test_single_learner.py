@@ -305,7 +305,7 @@ def test_what_options_allow_float32_can_hold(rule, options, smallest, topology):
     rate, decay = (5e-324, 5e-324) if smallest else LARGEST
     model = nn.Linear(2, 1)
     config = Config(learning_rate=rate, weight_decay=decay, **options)
-    optimizer = optimizers.build_optimizer(config, model.parameters())
+    optimizer = optimizers.build_optimizer(config.optimization, model.parameters())
     averager = Averager(model, optimizer, rule, topology)
     for _ in range(2):
         for parameter in model.parameters():
