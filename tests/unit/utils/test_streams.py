@@ -1,8 +1,8 @@
-"""Output that cannot be written: told, or quiet, and never the end of the work."""
+"""Output that cannot be written: it is reported or not, and never ends the work."""
 
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,7 +32,7 @@ def shell(tmp_path):
     def shell(words, purpose, num_lines=1, **variables):
         command = f'"$1" "$2" {purpose} {num_lines} {words}; exit ${{PIPESTATUS[0]}}'
         arguments = ["bash", "-c", command, "bash", sys.executable, str(tmp_path / "program.py")]
-        folder = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+        folder = str(Path(__file__).parents[3])
         variables = environment(PYTHONPATH=folder, **variables)
         result = subprocess.run(arguments, capture_output=True, env=variables, timeout=60)
         return result.returncode, result.stdout, result.stderr.decode().splitlines()
@@ -97,7 +97,7 @@ def test_a_pipe_that_does_not_block_is_waited_for(shell):
 @pytest.mark.parametrize(("flags", "out"), [([], b""), (["-u"], b"shown\n")])
 def test_what_python_does_not_hold_back_is_not_held_back(flags, out):
     program = "import os\nfrom hpcavg.utils import streams\nstreams.guard(False)\nprint('shown')\nos._exit(0)"
-    folder = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    folder = str(Path(__file__).parents[3])
     variables = {name: value for name, value in environment(PYTHONPATH=folder).items() if name != "PYTHONUNBUFFERED"}
     command = [sys.executable, *flags, "-c", program]
     assert subprocess.run(command, stdout=subprocess.PIPE, env=variables, timeout=60).stdout == out
