@@ -46,7 +46,7 @@ def main() -> int:
             print(name, *arguments, "...", file=sys.stderr, flush=True)
             scaled = [*_fitting(config, options.ranks), f"--steps={options.steps}"]
             if options.data is not None:
-                scaled.append(f"--data-dir={options.data / config.task}")
+                scaled.append(f"--data-dir={options.data / config.problem.task}")
             wall_s, status, said = _run(
                 launcher, [f"--config={name}", *arguments, *scaled, *passed_on], options.timeout
             )
@@ -59,7 +59,7 @@ def main() -> int:
 def _fitting(config: Config, ranks: int) -> list[str]:
     """Return the options with which the recipe fits on `ranks` ranks."""
     learners = ranks - config.servers
-    return [f"--group-size={learners}"] if (config.group_size or 0) > learners else []
+    return [f"--group-size={learners}"] if (config.topology.group_size or 0) > learners else []
 
 
 def _run(launcher: list[str], arguments: list[str], timeout_s: float) -> tuple[float, str, str]:

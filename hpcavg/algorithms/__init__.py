@@ -30,23 +30,6 @@ from hpcavg.algorithms.server import downpour as downpour
 from hpcavg.algorithms.server import eamsgd as eamsgd
 # isort: on
 
-from hpcavg.algorithms.registry import (
-    ALGORITHMS,
-    all_option_names,
-    build,
-    describe,
-    option_help,
-    option_names,
-    option_type,
-)
+from hpcavg.algorithms.registry import ALGORITHMS, all_option_names, build, describe, option_names
 
-__all__ = [
-    "ALGORITHMS",
-    "all_option_names",
-    "build",
-    "describe",
-    "option_help",
-    "option_names",
-    "option_type",
-    *ALGORITHMS,
-]
+__all__ = ["ALGORITHMS", "all_option_names", "build", "describe", "option_names", *ALGORITHMS]

@@ -13,7 +13,13 @@ from hpcavg.errors import InputError, require_integer
 
 
 def ring_weights(learner: int, num_learners: int) -> dict[int, float]:
-    """Return a learner's weights on a ring: a third each for itself and its two neighbours, as in the experiments of D-PSGD."""
+    """Return a learner's weights on a ring: a third each for itself and its two neighbours.
+
+    Examples
+    --------
+    >>> ring_weights(0, 5)
+    {4: 0.3333333333333333, 0: 0.3333333333333333, 1: 0.3333333333333333}
+    """
     neighbours = Counter((learner + offset) % num_learners for offset in (-1, 0, 1))
     return {neighbour: count / 3 for neighbour, count in neighbours.items()}
 
@@ -36,7 +42,6 @@ _GRAPHS = {"ring": lambda num_learners: [_RING], "exponential": exponential_grap
 @algorithm(
     options={
         "graph": "neighbours of each learner: ring, or exponential (one peer a mean, 1, 2, 4, ... places away)",
-        "k": "steps between means",
     },
     source="D-PSGD, Lian et al. 2017, Algorithm 1; exponential graph: SGP, Assran et al. 2019",
     when="t mod k = 0, before the local step",
@@ -66,8 +71,6 @@ def gossip(graph: str = "ring", k: int = 1) -> Rule:
     >>> from hpcavg import algorithms
     >>> algorithms.gossip("exponential").options
     {'graph': 'exponential', 'k': 1}
-    >>> ring_weights(0, 5)
-    {4: 0.3333333333333333, 0: 0.3333333333333333, 1: 0.3333333333333333}
     """
     if graph not in _GRAPHS:
         raise InputError("graph", graph, f"one of {', '.join(_GRAPHS)}")

@@ -86,7 +86,7 @@ def one_shot() -> Rule:
 
 
 @algorithm(
-    options={"k": "steps between global means"},
+    options={"k": "steps between means"},
     source="K-AVG, Algorithm 1",
     when="t mod k = 0",
     who="all",

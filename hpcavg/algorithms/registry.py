@@ -85,7 +85,6 @@ def algorithm(
             bound.apply_defaults()
             return dataclasses.replace(make(*args, **kwargs), name=name, options=dict(bound.arguments))
 
-        constructor.__module__ = __package__  # users import it from there
         defaults = {option: parameter.default for option, parameter in signature.parameters.items()}
         DESCRIPTIONS[name] = Description(name, defaults, types, options or {}, **words)
         ALGORITHMS[name] = constructor

@@ -56,13 +56,13 @@ class CheckpointManager:
 
     def is_due(self, step: float) -> bool:
         """Return whether a checkpoint is due at `step`, which all learners have reached. The same on all of them."""
-        period_steps = self._config.checkpoint_steps
+        period_steps = self._config.checkpoints.checkpoint_steps
         return period_steps is not None and step // period_steps > self.step // period_steps
 
     @property
     def is_overdue(self) -> bool:
         """Whether a checkpoint is due by the clock. Only rank 0 asks for it, and nobody if servers keep the state."""
-        minutes = self._config.checkpoint_minutes
+        minutes = self._config.checkpoints.checkpoint_minutes
         may_ask = bool(minutes) and self._topology.rank == 0 and self._averager.algorithm.server is None
         return may_ask and time.monotonic() - self._written_at_s > 60 * minutes
 
@@ -83,7 +83,7 @@ class CheckpointManager:
 
         def save() -> collective.Saved:
             values = {"config": self._config.as_toml(), **about()}
-            keep = self._config.keep_checkpoints
+            keep = self._config.checkpoints.keep_checkpoints
             return collective.save(self._topology, self._folder, keep, round(step), parts(), values, self._guard)
 
         path, self.failure, self.remains = self._topology.run_collective(save, what="checkpoint")

@@ -51,9 +51,9 @@ class ResumePoint:
 
 
 def find(config: Config) -> ResumePoint:
-    """Return the checkpoint that ``config.resume`` names, after reading every byte of it.
+    """Return the checkpoint that ``--resume`` names, after reading every byte of it.
 
-    ``auto`` is the newest good checkpoint of the run in ``config.output``, or none if no checkpoint was ever finished.
+    ``auto`` is the newest good checkpoint of the run in ``--output``, or none if no checkpoint was ever finished.
     A path is a run's folder, or a checkpoint in it.
 
     Raises
@@ -61,21 +61,21 @@ def find(config: Config) -> ResumePoint:
     InputError
         If there is no checkpoint at the path, if all are damaged, or if it is another run's.
     """
-    if config.resume is None:
+    if config.checkpoints.resume is None:
         return ResumePoint(None)
-    if config.resume == "auto":
-        assert config.output is not None
-        found = _newest(Path(config.output))
+    if config.checkpoints.resume == "auto":
+        assert config.run.output is not None
+        found = _newest(Path(config.run.output))
         if found.checkpoint is None and found.is_any_damaged:  # starting over would lose what may still be rescued
             allowed = f"of a run with a whole checkpoint ({'; '.join(found.passed_over)}); to start over, remove them"
-            raise InputError("resume", config.resume, allowed)
-    elif os.path.isdir(Path(config.resume) / CHECKPOINTS):
-        found = _newest(Path(config.resume))
+            raise InputError("resume", config.checkpoints.resume, allowed)
+    elif os.path.isdir(Path(config.checkpoints.resume) / CHECKPOINTS):
+        found = _newest(Path(config.checkpoints.resume))
         if found.checkpoint is None:
             why = "; ".join(found.passed_over) or "it has none"
-            raise InputError("resume", config.resume, f"a run with a whole checkpoint ({why})")
+            raise InputError("resume", config.checkpoints.resume, f"a run with a whole checkpoint ({why})")
     else:
-        found = ResumePoint(store.open_checkpoint(config.resume))
+        found = ResumePoint(store.open_checkpoint(config.checkpoints.resume))
     saved = found.checkpoint
     if saved is not None:
         saved.understand(lambda saved: _check_same(config, saved))
@@ -87,7 +87,8 @@ def check_data(config: Config, saved: Checkpoint, num_samples: int) -> None:
     """Raise `InputError` if the number of training samples is not that of the run that wrote `saved`."""
     before = saved.manifest.about.get("num_samples", num_samples)
     if before != num_samples:
-        option, value = ("task", config.task) if config.data_dir is None else ("data_dir", config.data_dir)
+        problem = config.problem
+        option, value = ("task", problem.task) if problem.data_dir is None else ("data_dir", problem.data_dir)
         allowed = f"{before} training samples, as in the run that {saved.path} is of, not {num_samples}"
         raise InputError(option, value, allowed)
 
@@ -116,9 +117,10 @@ def _check_same(config: Config, saved: Checkpoint) -> None:
             whose = f"the run that {saved.path} is of"
             since = f"what {whose} did before there was this option" if is_new else f"as in {whose}"
             raise InputError(name, now.get(name, "unset"), f"{'unset' if was is None else was}, {since}")
-    for name in ("steps", "epochs") if config.schedule in ("cosine", "one_cycle", "one-cycle") else ():
+    schedule = config.optimization.schedule
+    for name in ("steps", "epochs") if schedule in ("cosine", "one-cycle") else ():
         if before.get(name) != now.get(name):
-            allowed = f"{before.get(name)}: the {config.schedule} schedule is laid out for the run's length"
+            allowed = f"{before.get(name)}: the {schedule} schedule is laid out for the run's length"
             raise InputError(name, now.get(name, "unset"), allowed)
 
 
@@ -126,9 +128,9 @@ def _other_length(config: Config, saved: Checkpoint) -> list[str]:
     """Return a line for each option that makes the run longer or shorter than it was to be."""
     before = saved.manifest.about["config"]
     return [
-        f"--{name} is {getattr(config, name) or 'unset'}; in the run so far it was {before.get(name, 'unset')}"
+        f"--{name} is {getattr(config.run, name) or 'unset'}; in the run so far it was {before.get(name, 'unset')}"
         for name in ("steps", "epochs")
-        if before.get(name) != getattr(config, name)
+        if before.get(name) != getattr(config.run, name)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import sys
@@ -9,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcavg.errors import InputError, reason, require_integer
+from hpcavg.config.section import UNSET, Section, argument, integer, option
+from hpcavg.errors import InputError, reason
 from hpcavg.utils.exit_status import ExitStatus
 
 TEMPLATES = Path(__file__).parent / "job_scripts"
@@ -20,51 +22,75 @@ PURPOSES = {
     "benchmarks": "Runs the benchmark suite and writes a page of its figures.",
 }
 LAUNCHERS = {"slurm": ("mpirun", "srun"), "lsf": ("mpirun", "jsrun")}
-CHANGE_ME, UNSET = "CHANGE_ME", "unset"
+CHANGE_ME = "CHANGE_ME"
 # What the scripts need beside them; the user's own are left as they are.
 _COMPANIONS = ("environment.sh", "restart.sh", "sweep.txt")
 _TOKEN = re.compile(r"@([a-z_]+)@")
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a job asks of its scheduler. Raises `InputError` naming the option.
+class Job(Section):
+    """A job for a scheduler.
 
     Parameters
     ----------
-    scheduler : ``"slurm"`` or ``"lsf"``. kind : one of `PURPOSES`. launcher : one of the scheduler's `LAUNCHERS`.
-    nodes, ranks_per_node, cpus_per_rank, gpus_per_node : the allocation.
-    time : the limit, as [D-]H:MM:SS. warning_minutes : how long before it ranks are asked for a checkpoint.
-    account, partition, name : as the scheduler knows them; LSF's words for the first two are project and queue.
-    array : the tasks of a sweep, such as 1-4.
-    output : the folder of the run, or of a sweep's runs; None: one of the job's own. resume : auto or unset.
+    scheduler : ``"slurm"`` or ``"lsf"``.
+    kind : one of `PURPOSES`.
+    launcher : one of the scheduler's `LAUNCHERS`.
+    nodes : number of nodes.
+    ranks_per_node : ranks on each node.
+    cpus_per_rank : cores of each rank.
+    gpus_per_node : GPUs of each node.
+    time : time limit, as [D-]H:MM:SS.
+    warning_minutes : how long before the time limit the scheduler asks ranks for a checkpoint.
+    account : account, or LSF's project.
+    partition : partition, or LSF's queue. None: the site's default.
+    name : the job's name. None: hpcavg-KIND.
+    array : lines of ``sweep.txt`` to run, such as 1-4.
+    output : folder of the run, or of a sweep's runs. None: the job's own folder.
+    resume : ``"auto"`` or ``"unset"``.
+
+    Raises
+    ------
+    InputError
+        If a value cannot be used.
+
+    Examples
+    --------
+    >>> Job("slurm", nodes=4, time="0:30:00").minutes
+    30
     """
 
-    scheduler: str
-    kind: str = "train"
-    launcher: str = "mpirun"
-    nodes: int = 2
-    ranks_per_node: int = 4
-    cpus_per_rank: int = 8
-    gpus_per_node: int = 0
-    time: str = "1:00:00"
-    warning_minutes: int = 3
-    account: str = CHANGE_ME
-    partition: str | None = None
-    name: str | None = None
-    array: str | None = None
-    output: str | None = None
-    resume: str = "auto"
+    title = "job"
+
+    scheduler: str = argument(dataclasses.MISSING)
+    kind: str = option("train", ", ".join(PURPOSES))
+    launcher: str = option("mpirun", "mpirun; srun for Slurm, jsrun for LSF")
+    nodes: int = option(2, "nodes of the allocation", integer(1, 10**6))
+    ranks_per_node: int = option(4, "ranks on each", integer(1, 10**6))
+    cpus_per_rank: int = option(8, "cores of each rank", integer(1, 10**6))
+    gpus_per_node: int = option(0, "GPUs of each node", integer(0, 10**6))
+    time: str = option("1:00:00", "time limit, as [D-]H:MM:SS")
+    warning_minutes: int = option(3, "minutes before it in which to write a checkpoint", integer(1))
+    account: str = option(CHANGE_ME, "account, or LSF's project; the word unset leaves it out")
+    partition: str | None = option(None, "partition, or LSF's queue; unset: the site's default")
+    name: str | None = option(None, "the job's name; unset: hpcavg-KIND")
+    array: str | None = option(None, "lines of sweep.txt to run, for --kind sweep; unset: 1-4")
+    output: str | None = option(
+        None, "folder of the run, or of a sweep's runs; unset: one for each job, in HPCAVG_RUNS of environment.sh"
+    )
+    resume: str = option(
+        "auto",
+        "auto: from the newest checkpoint there; unset: from the start, for algorithms with servers",
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         allowed = LAUNCHERS[self.scheduler]
         if self.launcher not in allowed:
             raise InputError("launcher", self.launcher, f"{' or '.join(allowed)} for {self.scheduler}")
-        for option, least in {"nodes": 1, "ranks_per_node": 1, "cpus_per_rank": 1, "gpus_per_node": 0}.items():
-            require_integer(option, getattr(self, option), least, 10**6)
         if self.launcher == "jsrun" and self.gpus_per_node % self.ranks_per_node:
             raise InputError("gpus_per_node", self.gpus_per_node, "a multiple of --ranks-per-node for jsrun")
-        require_integer("warning_minutes", self.warning_minutes, 1)
         if self.minutes <= self.warning_minutes:
             raise InputError("time", self.time, f"longer than the {self.warning_minutes} minutes of --warning-minutes")
         if self.array is not None and (self.kind != "sweep" or not _is_array(self.array)):
@@ -75,14 +101,14 @@ class Job:
             raise InputError("output", self.output, "the name of a folder, without line breaks; ./ goes before a dash")
         if self.resume not in ("auto", UNSET):
             raise InputError("resume", self.resume, "auto, from the newest checkpoint in --output if any, or unset")
-        for option in ("account", "partition", "name"):
-            value = getattr(self, option)
+        for field in ("account", "partition", "name"):
+            value = getattr(self, field)
             if value is not None and not re.fullmatch(r"[\w.+:][\w.+:-]*", value):
-                raise InputError(option, value, "a name of letters, digits and .+:-_, without a dash in front")
+                raise InputError(field, value, "a name of letters, digits and .+:-_, without a dash in front")
 
     @property
     def minutes(self) -> int:
-        """The time limit, rounded up."""
+        """The time limit in minutes, rounded up."""
         found = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", self.time, re.ASCII)
         if not found:
             raise InputError("time", self.time, "[D-]H:MM:SS")
@@ -97,9 +123,12 @@ class Job:
         return f"{self.kind}{'-jsrun' * (self.launcher == 'jsrun')}.lsf"
 
     def render(self, options: Sequence[str] = (), script: Path | None = None) -> str:
-        """Return the text of the job's script, which gives `options` to hpcavg.
+        """Return the text of the job's script.
 
-        script : where it will lie; None: nobody knows its name, and it is meant for ``jobs``.
+        Parameters
+        ----------
+        options : options that the script passes to hpcavg.
+        script : path of the script. None: the path is unknown, and the script is for the folder ``jobs``.
         """
         header = "jsrun" if self.launcher == "jsrun" else self.scheduler
         folder = "jobs" if script is None else _file_word(script.parent)
@@ -111,7 +140,7 @@ class Job:
         return _fill(text, values)
 
     def _values(self) -> dict[str, str | None]:
-        """Return what stands for the tokens of the templates."""
+        """Return the values of the tokens in the templates."""
         is_slurm, is_sweep = self.scheduler == "slurm", self.kind == "sweep"
         name, array = self.name or f"hpcavg-{self.kind}", self.array or "1-4"
         warning_minutes = None if self.kind == "benchmarks" else self.warning_minutes  # it stops at SIGTERM
@@ -143,16 +172,16 @@ class Job:
 
 
 def shipped() -> dict[str, str]:
-    """Return the scripts of ``jobs`` by their names: every kind for every scheduler and its launchers, by default."""
+    """Return the texts of the scripts in ``jobs`` by name: each kind for each scheduler and its launchers."""
     jobs = [Job("slurm", kind) for kind in PURPOSES]
     jobs += [Job("lsf", kind, launcher) for kind in PURPOSES for launcher in LAUNCHERS["lsf"]]
     return {job.file_name: job.render(script=Path("jobs", job.file_name)) for job in jobs}
 
 
 def write(job: Job, options: Sequence[str], script: Path | None) -> None:
-    """Write the job's script to `script`, with the files that it sources beside it, or print it where that is None.
+    """Write the job's script to `script`, and next to it the files that it sources. If `script` is None, print it.
 
-    Raises `InputError` where `script` exists or cannot be written.
+    Raises `InputError` if `script` exists or cannot be written.
     """
     if script is None:
         sys.stdout.write(job.render(options))
@@ -170,12 +199,12 @@ def write(job: Job, options: Sequence[str], script: Path | None) -> None:
 
 
 def _word(text: str) -> str:
-    """Return `text` as one word of bash, on one line: it may stand in a comment, too."""
+    """Return `text` quoted as one word of bash, on one line: it may also stand in a comment."""
     if re.fullmatch(r"[\w@%+=:,./-]+", text, re.ASCII):
         return text
     if re.fullmatch(r"[\w@%+=:,./ -]+", text):
         return f"'{text}'"
-    # Quotes in which nothing is left to be found by the shell, and by shellcheck.
+    # Quotes in which neither the shell nor shellcheck finds anything to expand.
     return f"$'{''.join(map(_escaped, text))}'"
 
 
@@ -186,13 +215,13 @@ def _escaped(char: str) -> str:
 
 
 def _file_word(path: Path) -> str:
-    """Return `path` as a word that no command takes for an option."""
+    """Return `path` quoted as a word that no command reads as an option."""
     text = str(path)
     return _word(f"./{text}" if text.startswith("-") else text)
 
 
 def _is_array(text: str) -> bool:
-    """Return whether `text` lists lines, which count from 1."""
+    """Return whether `text` is a list of line numbers, from 1 on."""
     if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text, re.ASCII):
         return False
     spans = [[int(number) for number in part.split("-")] for part in text.split(",")]
@@ -200,6 +229,6 @@ def _is_array(text: str) -> bool:
 
 
 def _fill(text: str, values: Mapping[str, str | None]) -> str:
-    """Return `text` with its tokens replaced, and without the lines that have one for which there is no value."""
+    """Return `text` with its tokens replaced. Lines with a token without a value are left out."""
     lines = [line for line in text.splitlines(True) if all(values[name] is not None for name in _TOKEN.findall(line))]
     return _TOKEN.sub(lambda token: values[token[1]] or "", "".join(lines))

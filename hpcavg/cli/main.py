@@ -160,10 +160,10 @@ def _check_early(config: Config, num_ranks: int) -> None:
     """Raise `InputError` for what can be known before every rank has spent seconds on importing torch."""
     from hpcavg.results import run_folder
 
-    check_ranks(num_ranks, config.expect_ranks)
-    check_sizes(num_ranks, config.group_size, config.servers)
-    if config.output is not None:
-        run_folder.check(Path(config.output), may_be_run=config.resume is not None)
+    check_ranks(num_ranks, config.run.expect_ranks)
+    check_sizes(num_ranks, config.topology.group_size, config.servers)
+    if config.run.output is not None:
+        run_folder.check(Path(config.run.output), may_be_run=config.checkpoints.resume is not None)
 
 
 def _print_once(error: InputError) -> None:

@@ -1,13 +1,11 @@
-"""The command line: options made from the fields of `Config`, one-line errors. Light to import."""
+"""The command line: parsers made from `OPTIONS`, and one-line errors. Light to import."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 import itertools
 import sys
-import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +15,7 @@ from hpcavg import algorithms, models
 from hpcavg.cli import job
 from hpcavg.config import components, recipes
 from hpcavg.config.options import OPTIONS, Config
-from hpcavg.config.section import Option
+from hpcavg.config.section import Option, options_of
 from hpcavg.config.sources import from_sources
 from hpcavg.distributed.job_environment import check_sizes
 from hpcavg.errors import InputError, UsageError, require_integer, require_number
@@ -38,12 +36,17 @@ DATASETS = {
 """The data sets of each action of ``data``."""
 FORMATS = ("binary", "python")
 
-LISTINGS: dict[str, Callable[[], str]] = {"--config": recipes.describe, "--model": models.describe}
-"""The options that with the value ``help`` print a list of what they take."""
+LISTINGS: dict[str, Callable[[], str]] = {
+    "--config": recipes.describe,
+    "--engine": lambda: components.describe(components.ENGINES),
+    "--model": models.describe,
+    "--task": lambda: components.describe(components.TASKS),
+}
+"""The options that print a list of their values if the value is ``help``."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one-line exceptions."""
+    """An argument parser that raises `UsageError`, which is one line, instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
@@ -78,13 +81,13 @@ def split_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
-    """Return whether the arguments only ask for a text, which needs no MPI."""
+    """Return whether the arguments ask only for a text. A text needs no MPI."""
     asked = any(text in ("--help", "--version") or text.startswith("-h") for text in arguments)
     return asked or listing(arguments) is not None
 
 
 def listing(arguments: Sequence[str]) -> str | None:
-    """Return the list that an option with the value ``help`` asks for; None where none does."""
+    """Return the list that an option with the value ``help`` asks for, otherwise None."""
     for text, following in itertools.pairwise([*arguments, ""]):
         flag, _, value = text.partition("=")
         if flag in LISTINGS and (value or following) == "help":
@@ -93,7 +96,7 @@ def listing(arguments: Sequence[str]) -> str | None:
 
 
 def train_parser() -> argparse.ArgumentParser:
-    """Return the parser of ``train``. Values stay strings: `Config` checks those of files and options alike."""
+    """Return the parser of ``train``. Values stay strings: `Config` reads and checks them."""
     commands = "\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items())
     parser = _Parser(
         prog="hpcavg",
@@ -134,7 +137,7 @@ def _help(option: Option) -> str:
 
 
 def parse_train(arguments: Sequence[str]) -> Config:
-    """Return the configuration that the arguments of ``train`` or ``info`` describe. Raises `InputError`."""
+    """Return the configuration for the arguments of ``train`` or ``info``. Raises `InputError`."""
     options = vars(train_parser().parse_args(arguments))
     return from_sources(options.pop("config", None), options)
 
@@ -148,7 +151,7 @@ def report_parser() -> argparse.ArgumentParser:
 
 
 def job_parser() -> argparse.ArgumentParser:
-    """Return the parser of ``job``; it leaves the options of ``train`` alone, and values for `write_job` to check."""
+    """Return the parser of ``job``. It skips the options of ``train``; `write_job` checks values."""
     parser = _Parser(
         prog="hpcavg job",
         usage="python -m hpcavg job {slurm,lsf} [options] [options of train]",
@@ -157,38 +160,19 @@ def job_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("scheduler", metavar=_braced(job.LAUNCHERS))
     parser.add_argument("--script", type=Path, metavar="FILE", help="write it there, and beside it what it needs")
-    texts = {
-        "kind": f"{', '.join(job.PURPOSES)}",
-        "launcher": "mpirun; srun for Slurm, jsrun for LSF",
-        "nodes": "nodes of the allocation",
-        "ranks_per_node": "ranks on each",
-        "cpus_per_rank": "cores of each rank",
-        "gpus_per_node": "GPUs of each node",
-        "time": "time limit, as [D-]H:MM:SS",
-        "warning_minutes": "minutes before it in which to write a checkpoint",
-        "account": "account, or LSF's project; the word unset leaves it out",
-        "partition": "partition, or LSF's queue; unset: the site's default",
-        "name": "the job's name; unset: hpcavg-KIND",
-        "array": "lines of sweep.txt to run, for --kind sweep; unset: 1-4",
-        "output": "folder of the run, or of a sweep's runs; unset: one for each job, in HPCAVG_RUNS of environment.sh",
-        "resume": "auto: from the newest checkpoint there; unset: from the start, for algorithms with servers",
-    }
-    hints = typing.get_type_hints(job.Job)
-    for field in dataclasses.fields(job.Job):
-        if field.name != "scheduler":
-            shown = "" if field.default is None else f" [{field.default}]"
-            parser.add_argument(
-                f"--{field.name.replace('_', '-')}",
-                type=_number(int) if hints[field.name] is int else str,
-                default=field.default,
-                metavar=_metavar((typing.get_args(hints[field.name]) or (hints[field.name],))[0]),
-                help=texts[field.name] + shown,
-            )
+    for option in options_of("job", job.Job):
+        parser.add_argument(
+            option.flag,
+            type=_number(int) if option.kinds == (int,) else str,
+            default=option.default,
+            metavar=_metavar(option.kinds[0]),
+            help=option.help + ("" if option.default is None else f" [{option.default}]"),
+        )
     return parser
 
 
 def write_job(arguments: Sequence[str]) -> None:
-    """Do what the arguments of ``job`` say. Raises `InputError`, for options of ``train``, too."""
+    """Run the command ``job``. Raises `InputError`, also for options of ``train``."""
     known, options = job_parser().parse_known_args(arguments)
     script = known.__dict__.pop("script")
     _require_one_of("job", known.scheduler, job.LAUNCHERS)
@@ -197,14 +181,14 @@ def write_job(arguments: Sequence[str]) -> None:
     if wanted.kind != "benchmarks":  # whose options are the suite's
         config = parse_train([*options, "--output", wanted.output or "runs", "--resume", wanted.resume])
         num_ranks = wanted.nodes * wanted.ranks_per_node
-        check_sizes(num_ranks, config.group_size, config.servers)
-        for text in warn_of_learners(config.intended_learners, num_ranks - config.servers):
+        check_sizes(num_ranks, config.topology.group_size, config.servers)
+        for text in warn_of_learners(config.run.intended_learners, num_ranks - config.servers):
             print(f"hpcavg: warning: {text}", file=sys.stderr)
     job.write(wanted, options, script)
 
 
 def data_parser() -> argparse.ArgumentParser:
-    """Return the parser of ``data``. Values that cannot be used pass it: `parse_data` checks them."""
+    """Return the parser of ``data``. `parse_data` checks values."""
     parser = _Parser(prog="hpcavg data", description=COMMANDS["data"], allow_abbrev=False)
     actions = parser.add_subparsers(dest="action", required=True, metavar=_braced(DATASETS))
     text = "convert published files to files that are quick to train from: epsilon on one rank, imagenet on all"
@@ -232,7 +216,7 @@ def data_parser() -> argparse.ArgumentParser:
 
 
 def parse_data(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return what the arguments of ``data`` say, checked. Raises `InputError`."""
+    """Return the checked arguments of ``data``. Raises `InputError`."""
     if arguments and not arguments[0].startswith("-"):
         _require_one_of("data", arguments[0], DATASETS)
     options = data_parser().parse_args(arguments)
@@ -255,7 +239,7 @@ def parse_data(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return what makes a number of a text, and leaves a text that is none to whoever checks the value."""
+    """Return a function that makes a number of a text, and returns other texts unchanged, for a later check."""
 
     def convert(text: str) -> Any:
         try:

@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class HostEngine:
+    """An engine for parameters in host memory.
+
+    Attributes
+    ----------
+    maker : its class, as ``module:name``.
+    text : what it does, in one line.
+    """
+
+    maker: str
+    text: str
+
 
 HOST_ENGINES = {
-    "mpi": "one Allreduce by MPI; the reference",
-    "shared": "memory that all ranks of a node share; for learners on one node",
-    "twolevel": "shared memory inside each node, messages between nodes; compresses with --wire-dtype",
+    "mpi": HostEngine("hpcavg.engines.mpi:MpiEngine", "one Allreduce by MPI; the reference"),
+    "shared": HostEngine(
+        "hpcavg.engines.shared:SharedEngine", "memory that all ranks of a node share; for learners on one node"
+    ),
+    "twolevel": HostEngine(
+        "hpcavg.engines.twolevel:TwoLevelEngine",
+        "shared memory inside each node, messages between nodes; can compress these (--wire-dtype)",
+    ),
 }
-"""Engines for parameters in host memory. Engine ``x`` is made by ``hpcavg.engines.x.make``."""
 
 DEVICE_ENGINES = {
-    "staged": "copies parameters on a GPU to host memory, and takes the mean there",
+    "staged": "copies parameters on a GPU to host memory, where another engine takes the mean",
     "cuda-aware": "gives device memory to MPI, which must be CUDA-aware",
     "cuda-ipc": "ranks read each other's device memory; for learners on one node",
 }
-"""Engines for parameters on a GPU."""
+"""Engines for parameters on a GPU, each with what it does."""
 
-ENGINES = {"auto": "the best one for where ranks and parameters are", **HOST_ENGINES, **DEVICE_ENGINES}
-"""All that ``--engine`` takes."""
+ENGINES = {
+    "auto": "the best one for the nodes and devices of the ranks",
+    **{name: engine.text for name, engine in HOST_ENGINES.items()},
+    **DEVICE_ENGINES,
+}
+"""All that ``--engine`` takes, each with what it does."""
 
 TASKS = {
     "digits": "1797 handwritten digits of 8x8 pixels, which scikit-learn carries",

@@ -1,7 +1,8 @@
-"""Recipes: the experiments of the papers as TOML files of this package, by name. Light to import.
+"""Recipes: the experiments of the papers as TOML files, in the folder ``papers``. Light to import.
 
-A name is ``paper/experiment``. The file's first line says what it is. A line ``# Vary: --k2 8, 16; --k1 2, 4`` stands
-for the runs that the experiment has with all combinations of these values; of several such lines each stands by itself.
+A recipe's name is ``paper/experiment``. The first line of its file is its title. A line such as
+``# Vary: --k2 8, 16; --k1 2, 4`` stands for one run with each combination of these values. Several such lines do not
+combine with each other.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ def names() -> list[str]:
 
 
 def find(path: str) -> Path:
-    """Return the file that `path` names: itself where it exists or is no recipe's name either, else the recipe's."""
+    """Return the recipe's file if `path` is a recipe's name and no file exists there, otherwise `path` itself."""
     name = path.removesuffix(".toml")
     return FOLDER / f"{name}.toml" if not os.path.exists(path) and name in names() else Path(path)
 
 
 def hint(path: str) -> str:
-    """Return what to say of recipes to whom `path` is no file: those with names near it."""
+    """Return a hint for an error message about a missing file: the recipes with similar names."""
     near = difflib.get_close_matches(path.removesuffix(".toml")[:100], names(), n=3)
     return f", or a recipe: {', '.join(near)}" if near else ", or one of the recipes that --config help lists"
 
 
 def title(name: str) -> str:
-    """Return what a recipe is, in one line."""
+    """Return the title of a recipe."""
     return _text(name).partition("\n")[0].removeprefix("# ")
 
 
 def variations(name: str) -> list[dict[str, str]]:
-    """Return the options, by name, of every run that the experiment's lines ``# Vary:`` stand for."""
+    """Return the options of every run that the recipe's ``# Vary:`` lines stand for, as texts by option name."""
     runs: list[dict[str, str]] = []
     for line in _text(name).splitlines():
         if line.startswith(_VARY):

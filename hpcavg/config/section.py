@@ -1,8 +1,8 @@
 """How a section of options is declared, checked and read. Light to import: no torch, no MPI.
 
-A section is a frozen dataclass. Its fields are declared by `option`, which are options of the command line and of TOML
-files, or by `argument`, which are for the library alone. A check stands beside its option. What concerns several
-options of a section is checked in its ``__post_init__``.
+A section is a frozen dataclass. `option` declares a field that is an option of the command line and of TOML files;
+`argument` declares a field for the library alone. A check stands beside its option. The section's ``__post_init__``
+checks what concerns several of its options.
 """
 
 from __future__ import annotations
@@ -51,11 +51,14 @@ def option(
 def argument(
     default: Any, check: Check | None = None, *, choices: tuple[str, ...] | None = None, compare: bool = True
 ) -> Any:
-    """Return the field of an argument that only the library takes; parameters as those of `option`.
+    """Return the field of an argument that only the library takes.
 
     Parameters
     ----------
-    compare : whether all ranks must be given the same.
+    default : as in `option`; ``dataclasses.MISSING`` for none.
+    check : as in `option`.
+    choices : as in `option`.
+    compare : whether the value must be the same on all ranks.
     """
     metadata = {"check": check, "choices": choices, "is_option": False}
     return dataclasses.field(default=default, compare=compare, metadata=metadata)
@@ -116,8 +119,12 @@ class Option:
     ----------
     name : its name with underscores, unique among all options.
     section : name of the section that holds it.
-    field : the section's field.
-    kinds : the types that its value may have, the first one it is read as first.
+    field : name of the section's field.
+    title : its heading in ``--help``.
+    kinds : the types that its value may have. A text is read as the first that fits.
+    default : the value if the option is not given.
+    help : one line of text.
+    choices : the texts that the value may be. None: no such list.
     """
 
     name: str

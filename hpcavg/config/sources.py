@@ -1,4 +1,4 @@
-"""Where a configuration comes from: defaults, a TOML file, the command line. Light to import."""
+"""Makes a configuration from its sources: defaults, a TOML file, the command line. Light to import."""
 
 from __future__ import annotations
 
@@ -23,14 +23,23 @@ else:
     import tomli as tomllib
 
 FORMAT = 1
-"""The last format of ``config.toml`` that is known here."""
+"""The newest format of ``config.toml`` that this version can read."""
 
 
 def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
-    """Return the configuration of defaults, then the TOML file at `path` or the recipe of that name, then `options`.
+    """Return the configuration of defaults, then a TOML file, then `options`; the later source wins.
 
-    A run to resume is the TOML file, and the folder, of its own. Raises `InputError` for a file that cannot be read or
-    holds an unknown option.
+    If `options` resume a run, its own ``config.toml`` and folder are the defaults of `path` and ``output``.
+
+    Parameters
+    ----------
+    path : a TOML file, or the name of a recipe.
+    options : options by flat names, as values or as texts.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, contains an unknown option, or a value cannot be used.
     """
     resumed = options.get("resume")
     if resumed not in (None, "auto"):
@@ -40,15 +49,17 @@ def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
             options = {"output": str(run), **options}
     values = {} if path is None else _read_options(path)
     chosen = underscored(options.get("algorithm"))
-    if chosen in algorithms.ALGORITHMS:  # the command line's choice leaves out what it does not take of the file's
+    if (
+        chosen in algorithms.ALGORITHMS
+    ):  # the command line's choice: the file's options of other algorithms do not count
         own = set(algorithms.option_names(chosen))
         if underscored(values.get("algorithm", chosen)) != chosen:
-            own = set()  # the file's are another algorithm's, also where a name is the same
+            own = set()  # the file is for another algorithm, whose options may have the same names
         foreign = set(ARGUMENTS) - own
         if algorithms.ALGORITHMS[chosen]().server is None:
             foreign.add("num_servers")
         values = {name: value for name, value in values.items() if name not in foreign}
-    if options.get("schedule", "step") != "step":  # the command line's choice leaves out the file's decays
+    if options.get("schedule", "step") != "step":  # the command line's choice: the file's decays do not count
         values = {name: value for name, value in values.items() if name not in ("decay_steps", "decay_epochs")}
     for name, other in (("epochs", "steps"), ("steps", "epochs")):
         if options.get(name, UNSET) != UNSET:  # the command line's choice of run length replaces the file's
@@ -57,7 +68,7 @@ def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
 
 
 def run_of(path: Path) -> Path | None:
-    """Return the folder of the run that `path` is, or whose checkpoint it is; None where it is none."""
+    """Return the folder of a run, given this folder or one of the run's checkpoints; None for any other path."""
     folders = (path, *path.absolute().parents[:2])
     return next((folder for folder in folders if os.path.lexists(folder / CONFIG_FILE)), None)
 

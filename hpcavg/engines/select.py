@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
+from hpcavg.config.components import HOST_ENGINES
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import Engine
 from hpcavg.engines.compression import WireFormat
 from hpcavg.engines.device_select import select_for_device
-from hpcavg.engines.mpi import MpiEngine
-from hpcavg.engines.shared import SharedEngine
-from hpcavg.engines.twolevel import TwoLevelEngine
 
 CPU = torch.device("cpu")
 
-ENGINES: dict[str, Callable[[Topology, WireFormat | None], Engine]] = {
-    "mpi": MpiEngine,
-    "shared": SharedEngine,
-    "twolevel": TwoLevelEngine,
-}
+
+def _make(maker: str, topology: Topology, wire_format: WireFormat | None = None, **more: bool) -> Engine:
+    """Return the engine of a class, whose module is imported now."""
+    return pkgutil.resolve_name(maker)(topology, wire_format, **more)
+
+
+ENGINES: dict[str, Callable[..., Engine]] = {name: partial(_make, entry.maker) for name, entry in HOST_ENGINES.items()}
+"""What makes each engine for host memory."""
 
 
 def select_engine(
@@ -53,16 +56,13 @@ def _select_host_engine(name: str, topology: Topology, wire_format: WireFormat |
     """Return an engine for host memory."""
     if name != "auto":
         return ENGINES[name](topology, wire_format)
-    engine: Engine
     if topology.num_learner_ranks == 1:
-        engine, reason = MpiEngine(topology), "there is one learner, and nothing to send"
+        engine, reason = ENGINES["mpi"](topology), "there is one learner, and nothing to send"
     elif topology.num_nodes == 1:
-        engine, reason = (
-            SharedEngine(topology, wire_format, is_required=False),
-            "all learners are on one node and share its memory",
-        )
+        reason = "all learners are on one node and share its memory"
+        engine = ENGINES["shared"](topology, wire_format, is_required=False)
     else:
         reason = f"the ranks are on {topology.num_nodes} nodes and share the memory of each"
-        engine = TwoLevelEngine(topology, wire_format, is_required=False)
+        engine = ENGINES["twolevel"](topology, wire_format, is_required=False)
     engine.notes.append(reason)
     return engine

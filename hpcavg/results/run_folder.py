@@ -48,15 +48,15 @@ def creating(config: Config, task_name: str, lock: RunLock) -> Iterator[Path]:
     InputError
         If the folder cannot be written, holds another run, or is in use by one.
     """
-    algorithm = config.algorithm.replace("_", "-")
+    algorithm = config.method.label
     label = re.sub(r"[^A-Za-z0-9_.-]+", "-", task_name)
-    path = Path(config.output or f"runs/{label}-{algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")
-    may_be_run = config.resume is not None
-    if config.output is not None:
+    path = Path(config.run.output or f"runs/{label}-{algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")
+    may_be_run = config.checkpoints.resume is not None
+    if config.run.output is not None:
         check(path, may_be_run)
     made: list[Path] = []
     try:
-        path = _make_folders(path, made, may_rename=config.output is None)
+        path = _make_folders(path, made, may_rename=config.run.output is None)
         lock.take(path)
         check(path, may_be_run)  # again: another may have come and gone
         for part in (path / "metrics", path / CHECKPOINTS):

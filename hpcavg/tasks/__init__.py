@@ -1,4 +1,7 @@
-"""Tasks: a model, its data, a loss and an accuracy. Built in by name, or the user's own from a Python file."""
+"""Tasks: a model, its data, a loss and an accuracy. A task is built in, or comes from a Python file of the user's.
+
+A new built-in task is a module of this package with a function ``task``, and a line in `hpcavg.config.components`.
+"""
 
 from __future__ import annotations
 
@@ -22,26 +25,37 @@ __all__ = ["Data", "Samples", "Task", "build_model", "count_correct", "count_top
 
 
 def load(config: Config) -> Task:
-    """Return the task that ``config.task`` names: a module of this package, or ``path/to/file.py:function``.
+    """Return the task that ``config.problem.task`` names: a built-in one, or ``path/to/file.py:function``.
 
-    The function is called with the configuration and returns a `Task`. Raises `InputError` when the file or function
-    cannot be used, or when the function raises.
+    The function takes the configuration and returns a `Task`.
+
+    Raises
+    ------
+    InputError
+        If the file or function cannot be used, or the function raises an exception.
+
+    Examples
+    --------
+    >>> from hpcavg.config.options import Config
+    >>> load(Config(task="synthetic")).name
+    'synthetic'
     """
-    if config.task in TASKS:
-        return importlib.import_module(f"hpcavg.tasks.{config.task}").task(config)
-    path, _, function_name = config.task.rpartition(":")
-    module = _guarded(config.task, _import_file, Path(path))
+    name = config.problem.task
+    if name in TASKS:
+        return importlib.import_module(f"hpcavg.tasks.{name}").task(config)
+    path, _, function_name = name.rpartition(":")
+    module = _guarded(name, _import_file, Path(path))
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise InputError("task", config.task, f"a function of that file; it has no {function_name!r}")
-    task = _guarded(config.task, function, config)
+        raise InputError("task", name, f"a function of that file; it has no {function_name!r}")
+    task = _guarded(name, function, config)
     if not isinstance(task, Task):
-        raise InputError("task", config.task, f"a function that returns a hpcavg.tasks.Task, not {type(task).__name__}")
+        raise InputError("task", name, f"a function that returns a hpcavg.tasks.Task, not {type(task).__name__}")
     return task
 
 
 def load_data(task: Task) -> Data:
-    """Return the task's data, read and checked; raises `InputError` where the task cannot give it."""
+    """Return the task's data, read and checked. Raises `InputError` if the task cannot provide it."""
     data = _guarded(task.name, task.load_data)
     if not isinstance(data, Data):
         kind = type(data).__name__
@@ -51,7 +65,7 @@ def load_data(task: Task) -> Data:
 
 
 def build_model(task: Task) -> nn.Module:
-    """Return the task's model; raises `InputError` where the task cannot give one that can be trained."""
+    """Return the task's model. Raises `InputError` if the task cannot provide one with parameters to train."""
     model = _guarded(task.name, task.build_model)
     if not isinstance(model, nn.Module) or not any(p.requires_grad for p in model.parameters()):
         raise InputError("task", task.name, "a task whose build_model returns a module with parameters to train")
@@ -70,7 +84,7 @@ def _import_file(path: Path) -> object:
 
 
 def _guarded(name: str, function: Callable[..., Any], *arguments: object) -> Any:
-    """Call the user's `function`; whatever it raises becomes one line that says where."""
+    """Call the user's `function`. Any exception becomes an `InputError` that names its file and line."""
     try:
         return function(*arguments)
     except InputError:

@@ -1,4 +1,4 @@
-"""Handwritten digits: the 1797 images of 8x8 that scikit-learn carries (UCI, Alpaydin and Kaynak 1998)."""
+"""Handwritten digits: 1797 images of 8x8 pixels, part of scikit-learn (UCI, Alpaydin and Kaynak 1998)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _SPLIT_SEED = 1998
 
 
 def task(config: Config) -> Task:
-    """Return the digits task; ``config.model`` is a network that takes images of 1x8x8."""
-    return Task("digits", lambda: models.build(config.model, (1, 8, 8), 10), load_data)
+    """Return the task. ``--model`` is a network for images of 1x8x8."""
+    return Task("digits", lambda: models.build(config.problem.model, (1, 8, 8), 10), load_data)
 
 
 def load_data() -> Data:
-    """Return images of shape (n, 1, 8, 8) in 0..1, float32, with labels 0..9; the split is the same in every run."""
+    """Return images of shape (n, 1, 8, 8) in 0..1, float32, with labels 0..9. The split is the same in every run."""
     from sklearn.datasets import load_digits  # takes seconds to import, and one rank per node needs it
 
     digits = load_digits()

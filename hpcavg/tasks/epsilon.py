@@ -1,4 +1,4 @@
-"""epsilon: 2000 features, two classes, mapped from the file that ``data prepare epsilon`` makes."""
+"""epsilon: 2000 features and two classes, mapped from the file that ``data prepare epsilon`` writes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ NUM_CLASSES = 2
 
 
 def task(config: Config) -> Task:
-    """Return the task: ``config.data_dir`` holds ``epsilon.h5``."""
+    """Return the task. ``--data-dir`` holds ``epsilon.h5``."""
     return Task(
         "epsilon",
-        lambda: models.build(config.model, (epsilon.NUM_FEATURES,), NUM_CLASSES),
-        lambda: load_data(config.data_dir),
+        lambda: models.build(config.problem.model, (epsilon.NUM_FEATURES,), NUM_CLASSES),
+        lambda: load_data(config.problem.data_dir),
     )
 
 
 def load_data(folder: str | None) -> Data:
-    """Return inputs of shape (n, 2000), float32, in files, and targets 0 (for -1) and 1; raises `InputError`."""
+    """Return inputs of shape (n, 2000), float32, which stay in files, and targets: 0 (for -1) and 1.
+
+    Raises `InputError` if the folder or its file cannot be used.
+    """
     if folder is None:
         command = "python -m hpcavg data prepare epsilon --data-dir DIR"
         texts = " and ".join(f"{name}(.bz2)" for name in epsilon.TEXTS.values())

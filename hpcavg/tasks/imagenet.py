@@ -1,4 +1,4 @@
-"""ImageNet-1K, from the folder that ``python -m hpcavg data prepare imagenet`` writes; docs/imagenet.md."""
+"""ImageNet-1K, from the folder that ``python -m hpcavg data prepare imagenet`` writes. See docs/imagenet.md."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from hpcavg.tasks.task import Task
 
 
 class Photos(shards.ShardedImages, Samples):
-    """The images of one part, which every rank maps from the shards."""
+    """The images of one part. Every rank maps them from the shards."""
 
 
 def task(config: Config) -> Task:
-    """Return the ImageNet task of the classes and images in ``config.data_dir``, prepared, or the folder above it."""
-    folder = shards.find(config.data_dir)
+    """Return the task of the images in ``--data-dir``: the prepared folder, or the folder that contains it."""
+    options = config.problem
+    folder = shards.find(options.data_dir)
     num_classes = len(shards.read_meta(folder).classes)
-    crop, augment = config.crop_size, config.augment
+    crop, augment = options.crop_size, options.augment
 
     def transform(photos: photo_augmentation.Photos, generator: Generator | None) -> Tensor:
         if generator is None or not augment:
@@ -31,14 +32,14 @@ def task(config: Config) -> Task:
 
     return Task(
         "imagenet",
-        lambda: models.build(config.model, (3, crop, crop), num_classes),
+        lambda: models.build(options.model, (3, crop, crop), num_classes),
         lambda: load_data(folder),
         transform=transform,
     )
 
 
 def load_data(folder: Path) -> Data:
-    """Return images in their files and labels in memory, int64; raises `InputError` for a file that is damaged."""
+    """Return images, which stay in files, and labels in memory, int64. Raises `InputError` for a damaged file."""
     shards.check(folder)
     labels = {part: np.array(shards.read_index(folder / shards.index_name(part))["label"]) for part in shards.PARTS}
     return Data(Photos(folder, "train"), labels["train"], Photos(folder, "val"), labels["val"])

@@ -1,4 +1,4 @@
-"""Synthetic images of any shape and number of classes, for tests of size and speed. They can be learned."""
+"""Synthetic images of any shape and number of classes, for tests of size and speed. A network can learn them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,26 @@ from hpcavg.tasks.task import Task
 
 
 def task(config: Config) -> Task:
-    """Return a task of ``config.num_samples`` images of ``config.image_shape`` in ``config.num_classes`` classes."""
-    shape, num_classes = config.image_shape, config.num_classes
+    """Return a task of ``--num-samples`` training images of ``--image-shape`` in ``--num-classes`` classes."""
+    options = config.problem
+    shape, num_classes = options.image_shape, options.num_classes
     return Task(
         "synthetic",
-        lambda: models.build(config.model, shape, num_classes),
-        lambda: load_data(shape, num_classes, config.num_samples, config.seed),
+        lambda: models.build(options.model, shape, num_classes),
+        lambda: load_data(shape, num_classes, options.num_samples, config.run.seed),
     )
 
 
 def load_data(shape: tuple[int, ...], num_classes: int, num_samples: int, seed: int) -> Data:
-    """Return images, float32: their class's pattern plus noise of the same strength. A fifth more are for testing."""
+    """Return images, float32: the pattern of their class plus noise of the same strength.
+
+    Parameters
+    ----------
+    shape : channels, height and width of an image.
+    num_classes : number of classes, which have a pattern each.
+    num_samples : training images. A fifth as many test images follow them.
+    seed : of patterns, labels and noise.
+    """
     generator = np.random.default_rng(seed)
     patterns = generator.standard_normal((num_classes, *shape), dtype=np.float32)
     num_test = -(-num_samples // 5)

@@ -24,16 +24,16 @@ _LAST_WAIT_S = 10.0
 def build_topology(config: Config) -> Topology:
     """Return the topology of all ranks; with ``--on-failure shrink``, one that survives deaths. Collective."""
     comm = all_ranks(config)
-    if config.on_failure == "shrink":
-        return SurvivingTopology(comm, group_size=config.group_size)
-    topology = Topology(comm, group_size=config.group_size, num_servers=config.servers)
+    if config.faults.on_failure == "shrink":
+        return SurvivingTopology(comm, group_size=config.topology.group_size)
+    topology = Topology(comm, group_size=config.topology.group_size, num_servers=config.servers)
     install_abort_hook(_status(config))
     return topology
 
 
 def all_ranks(config: Config) -> MPI.Intracomm:
     """Return the communicator of all ranks; with ``--expect-ranks 1``, that of this rank alone, whoever started it."""
-    return MPI.COMM_SELF if config.expect_ranks == 1 else MPI.COMM_WORLD
+    return MPI.COMM_SELF if config.run.expect_ranks == 1 else MPI.COMM_WORLD
 
 
 def leave_if_corrupt(error: CorruptionError, topology: Topology) -> None:
@@ -71,4 +71,4 @@ def abort_after_takeover(text: str) -> None:
 
 
 def _status(config: Config) -> ExitStatus:
-    return ExitStatus.REQUEUE if config.on_failure == "restart" else ExitStatus.FAILED
+    return ExitStatus.REQUEUE if config.faults.on_failure == "restart" else ExitStatus.FAILED

@@ -48,17 +48,18 @@ class ForwardBackward:
 
     def __init__(self, config: Config, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._device = next(model.parameters()).device
-        self._precision = _AUTOCAST.get(config.precision)
-        self._channels_last = config.channels_last
-        self.loss = _training_loss(task, config.label_smoothing)
-        self.scaler = torch.amp.GradScaler(self._device.type) if config.precision == "fp16" else None
+        self._precision = _AUTOCAST.get(config.run.precision)
+        self._channels_last = config.run.channels_last
+        self.loss = _training_loss(task, config.optimization.label_smoothing)
+        self.scaler = torch.amp.GradScaler(self._device.type) if config.run.precision == "fp16" else None
         self._network, self._model = model, cast(Callable[[Tensor], Tensor], model)
-        if config.channels_last:
+        if config.run.channels_last:
             cast(Any, model).to(memory_format=torch.channels_last)  # torch's annotations lack this form
-        if config.compile:
+        if config.run.compile:
             self._model = torch.compile(model)
-        if config.clip_norm is not None:  # right before the step: gradients are averaged and unscaled by then
-            optimizer.register_step_pre_hook(_clipping(config.clip_norm))
+        if config.optimization.clip_norm is not None:
+            # Right before the step: gradients are averaged and unscaled by then.
+            optimizer.register_step_pre_hook(_clipping(config.optimization.clip_norm))
 
     def compile(self, batch: Callable[[], tuple[Tensor, Tensor]], topology: Topology) -> None:
         """Let torch compile the passes for a mini-batch like that of `batch`. The model stays as it is.

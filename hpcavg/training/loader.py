@@ -73,21 +73,21 @@ class BatchLoader:
         self._config = config
         self._topology = topology
         self._device = device
-        self._dtype: torch.dtype = getattr(torch, config.dtype)
+        self._dtype: torch.dtype = getattr(torch, config.run.dtype)
         self._transform = task.transform
         self.data = _load_data(task, topology)
         samples, learners = len(self.data.train_inputs), topology.num_learners
         self.share = share = shard_size(samples, learners)
-        if config.batch_size > share:
+        if config.run.batch_size > share:
             allowed = f"at most {share}, a learner's share of {samples} samples over {learners} learners"
-            raise InputError("batch_size", config.batch_size, allowed)
-        self.steps_per_epoch = num_batches(samples, learners, config.batch_size, config.drop_last)
-        self.shortest = min(config.batch_size, share - (self.steps_per_epoch - 1) * config.batch_size)
+            raise InputError("batch_size", config.run.batch_size, allowed)
+        self.steps_per_epoch = num_batches(samples, learners, config.run.batch_size, config.run.drop_last)
+        self.shortest = min(config.run.batch_size, share - (self.steps_per_epoch - 1) * config.run.batch_size)
         self.epoch = self.batch = 0
         self._orders: dict[int, Indices] = {}  # by epoch
         self._part: Indices | None = None  # this learner's samples, if partitioned by labels
         self._check_labels()
-        num_threads = config.loader_threads
+        num_threads = config.run.loader_threads
         if num_threads is None:
             num_threads = _LOADER_THREADS if device.type == "cuda" else 0
         self._prefetch = Prefetch(self._make, self._following, num_threads)
@@ -113,7 +113,7 @@ class BatchLoader:
 
     def train_inputs(self, epoch: int) -> Iterator[Tensor]:
         """Yield the inputs of one epoch, to re-estimate BatchNorm statistics. The position stays."""
-        all_batches = batches(self._order(epoch), self._config.batch_size)
+        all_batches = batches(self._order(epoch), self._config.run.batch_size)
         for batch, index in enumerate(
             islice(all_batches, self.steps_per_epoch)
         ):  # after a loss of learners there may be more
@@ -128,7 +128,7 @@ class BatchLoader:
             The mini-batch to begin with; -1: the last, which is the shortest.
         """
         samples = np.arange(len(self.data.test_inputs))[self._topology.rank :: self._topology.num_learner_ranks]
-        for index in list(batches(samples, self._config.test_batch_size))[first:]:
+        for index in list(batches(samples, self._config.run.test_batch_size))[first:]:
             yield self._inputs(self.data.test_inputs[index], None), self._targets(self.data.test_targets[index])
 
     def about(self) -> dict[str, Indices]:
@@ -150,7 +150,7 @@ class BatchLoader:
     def _make(self, position: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of the mini-batch at `position`: its epoch and number. Any thread may call it."""
         epoch, batch = position
-        size = self._config.batch_size
+        size = self._config.run.batch_size
         return self._batch(self._order(epoch)[batch * size : (batch + 1) * size], epoch, batch)
 
     def _batch(self, index: Indices, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
@@ -178,7 +178,7 @@ class BatchLoader:
         """Return the generator of augmentations of one mini-batch of this learner."""
         if self._transform is None:
             return None
-        origin = np.random.SeedSequence([self._config.seed, self._topology.learners.start, epoch, batch])
+        origin = np.random.SeedSequence([self._config.run.seed, self._topology.learners.start, epoch, batch])
         return Generator().manual_seed(int(origin.generate_state(1, np.uint64)[0]))
 
     def _order(self, epoch: int) -> Indices:
@@ -186,26 +186,27 @@ class BatchLoader:
         order = self._orders.get(epoch)
         if order is None:
             order = self._deal(epoch)
-            if self._config.drop_last:
-                order = order[: len(order) // self._config.batch_size * self._config.batch_size]
+            if self._config.run.drop_last:
+                order = order[: len(order) // self._config.run.batch_size * self._config.run.batch_size]
             self._orders = {e: o for e, o in [*self._orders.items(), (epoch, order)] if e >= epoch - 1}
         return order
 
     def _deal(self, epoch: int) -> Indices:
-        config, learners, learner = self._config, self._topology.num_learners, self._topology.learners.start
-        num_samples, seed = len(self.data.train_inputs), config.seed
-        if config.partition in PARTITIONS:
-            return PARTITIONS[config.partition](num_samples, learners, learner, config.batch_size, seed, epoch)
+        run, problem = self._config.run, self._config.problem
+        learners, learner = self._topology.num_learners, self._topology.learners.start
+        num_samples, seed = len(self.data.train_inputs), run.seed
+        if problem.partition in PARTITIONS:
+            return PARTITIONS[problem.partition](num_samples, learners, learner, run.batch_size, seed, epoch)
         if self._part is None:
             labels = self.data.train_targets
-            is_dirichlet = config.partition == "dirichlet"
-            alpha = config.dirichlet_alpha
+            is_dirichlet = problem.partition == "dirichlet"
+            alpha = problem.dirichlet_alpha
             parts = dirichlet(labels, learners, alpha, seed) if is_dirichlet else by_class(labels, learners, seed)
             self._part = parts[learner]
         return epoch_of_part(self._part, shard_size(num_samples, learners), learner, seed, epoch)
 
     def _check_labels(self) -> None:
-        targets, partition = self.data.train_targets, self._config.partition
+        targets, partition = self.data.train_targets, self._config.problem.partition
         if partition not in PARTITIONS and (targets.ndim != 1 or targets.dtype.kind not in "iu"):
             raise InputError(
                 "partition", partition, f"{' or '.join(PARTITIONS)} for a task whose targets are no classes"

@@ -137,7 +137,7 @@ class Loop:
         state.epoch = epoch = max(state.epoch + 1, int(reached // state.loader.steps_per_epoch))
         what = f"evaluation after step {reached:g}"
         learners = self._evaluate(what)
-        inputs = state.loader.train_inputs(epoch) if state.config.buffers == "recompute" else None
+        inputs = state.loader.train_inputs(epoch) if state.config.averaging.buffers == "recompute" else None
         if averager.done or self.stopped_by is not None:
             averager.finish(inputs)
             mean = self._evaluate(what)

@@ -131,7 +131,9 @@ class LoopState:
         step = saved.manifest.step
         loop = saved.load(self.averager.topology.rank % saved.manifest.num_ranks, ["loop"])["loop"]
         is_evaluated = step < (loop["epoch"] + 1) * before
-        if self.config.steps is None:  # the run's length is counted in epochs, which have other numbers of steps now
+        if (
+            self.config.run.steps is None
+        ):  # the run's length is counted in epochs, which have other numbers of steps now
             step = round(step * now / before)
         step = min(step, self.total_steps)
         self._restart_averager(saved.load(0, ["averager"])["averager"]["progress"], step)

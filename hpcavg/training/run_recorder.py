@@ -27,9 +27,9 @@ from hpcavg.utils.text import counted
 def attributes(config: Config, task: str, topology: Topology) -> dict[str, object]:
     """Return the attributes of this rank's metrics file: the run and the rank."""
     return {
-        "algorithm": config.algorithm,
+        "algorithm": config.method.algorithm,
         "task": task,
-        "seed": config.seed,
+        "seed": config.run.seed,
         "num_learners": topology.num_learners,
         "rank": topology.rank,
         "role": "server" if topology.is_server else "learner",
@@ -93,7 +93,7 @@ class RunRecorder:
         """Show the run, its folder, the warnings and the checkpoint that it goes on from."""
         topology, saved = self._topology, found.checkpoint
         servers = f", {counted(topology.num_servers, 'server')}" if topology.num_servers else ""
-        label, learners = config.algorithm.replace("_", "-"), counted(topology.num_learners, "learner")
+        label, learners = config.method.label, counted(topology.num_learners, "learner")
         self.line(
             f"{label} on {task}: {learners}, {counted(topology.num_groups, 'local group')}{servers},"
             f" {counted(topology.num_nodes, 'node')}; {counted(self._total_steps, 'step')}; {path}"

@@ -106,7 +106,7 @@ def summarise(
 
     distance = mean(lambda one: one.consensus_distance)
     return Summary(
-        algorithm=config.algorithm,
+        algorithm=config.method.algorithm,
         task=task,
         num_learners=topology.num_learners,
         num_servers=topology.num_servers,
@@ -140,7 +140,7 @@ def summarise(
         if averager.algorithm.delay_steps and in_flight_s
         else None,
         startup_s=own.startup_s,
-        seed=config.seed,
+        seed=config.run.seed,
         parameters_sha256=tensor_file.digest(averager.model.state_dict()),
         completed=is_complete,
     )

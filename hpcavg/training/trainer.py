@@ -76,20 +76,20 @@ class Trainer:
 
     def _set_up(self) -> None:
         config, topology = self.config, self.topology
-        self.device = topology.run_on_all_ranks(lambda: devices.choose_device(config.device, topology.node_rank))
-        self.threads = config.threads or cores.num_threads(topology.node)
+        self.device = topology.run_on_all_ranks(lambda: devices.choose_device(config.run.device, topology.node_rank))
+        self.threads = config.run.threads or cores.num_threads(topology.node)
         torch.set_num_threads(self.threads)
         now = time.monotonic(), time.time(), process_age_s()
-        limits = config.stop_after, config.stop_margin
+        limits = config.faults.stop_after, config.faults.stop_margin
         self._stop_at = topology.run_on_all_ranks(lambda: deadline(*now, *limits, os.environ))
         self.task = topology.run_on_all_ranks(lambda: tasks.load(config))
         loader = BatchLoader(self.task, config, topology, self.device)
-        total_steps = config.steps or (config.epochs or 0) * loader.steps_per_epoch
+        total_steps = config.run.steps or (config.run.epochs or 0) * loader.steps_per_epoch
         self._found = topology.run_on_first_rank(self._find)
-        random_state.seed_generators(config.seed)
+        random_state.seed_generators(config.run.seed)
         built = topology.run_on_all_ranks(lambda: tasks.build_model(self.task))
-        self.model = model = built.to(self.device, getattr(torch, config.dtype))
-        optimizer = optimizers.build_optimizer(config, model.parameters())
+        self.model = model = built.to(self.device, getattr(torch, config.run.dtype))
+        optimizer = optimizers.build_optimizer(config.optimization, model.parameters())
         self.passes = passes = topology.run_on_all_ranks(lambda: ForwardBackward(config, self.task, model, optimizer))
         topology.run_on_all_ranks(
             lambda: None if topology.is_server else trial.check(config, self.task, passes, loader)
@@ -98,31 +98,24 @@ class Trainer:
         if saved is not None and saved.manifest.num_ranks != topology.num_learner_ranks:
             fill = partial(load_mean_model, model)  # the averager gives rank 0's model to all
             topology.run_on_all_ranks(lambda: saved.understand(fill) if topology.rank == 0 else None)
-        watch_over(topology, config.hang_timeout, lambda: failures.abort(config))
+        watch_over(topology, config.faults.hang_timeout, lambda: failures.abort(config))
         with topology.waiting("start", SERVER):
             self.averager = Averager(
                 model,
                 optimizer,
                 config.rule(),
                 topology,
-                engine=config.engine,
-                buffers=config.buffers,
-                optimizer_state=config.optimizer_state,
-                seed=config.seed,
+                config.averaging,
+                seed=config.run.seed,
                 total_steps=total_steps,
-                batch_size=config.batch_size,
-                measure_distance=config.consensus_distance,
-                wire_dtype=config.wire_dtype,
-                error_feedback=config.error_feedback,
-                non_finite=config.non_finite,
-                check_rounds=config.check_rounds,
-                hang_timeout=config.hang_timeout,
+                batch_size=config.run.batch_size,
+                hang_timeout=config.faults.hang_timeout,
             )
-        if config.compile:
+        if config.run.compile:
             passes.compile(loader.peek, topology)
         # From here on learners differ: dropout and other random layers draw from the learner's own stream.
         random_state.seed_generators(self.averager.generator.initial_seed())
-        scheduler = optimizers.build_scheduler(config, optimizer, total_steps, loader.steps_per_epoch)
+        scheduler = optimizers.build_scheduler(config.optimization, optimizer, total_steps, loader.steps_per_epoch)
         self.state = LoopState(config, self.device, self.averager, passes, loader, scheduler, total_steps)
         if saved is not None:
             topology.run_on_all_ranks(lambda: saved.understand(self.state.go_on_from))
@@ -131,8 +124,8 @@ class Trainer:
 
     def _find(self) -> resume.ResumePoint:
         """Return what the run goes on from. A folder that exists is locked first, so that it does not change."""
-        if self.config.output is not None and os.path.isdir(self.config.output):
-            self.lock.take(Path(self.config.output))
+        if self.config.run.output is not None and os.path.isdir(self.config.run.output):
+            self.lock.take(Path(self.config.run.output))
         return resume.find(self.config)
 
     def _create_folder(self) -> tuple[Path, list[Positions]]:
@@ -206,7 +199,7 @@ class Trainer:
         rows = rows_before(state.segments, topology.rank)
         about = attributes(config, self.task.name, topology) | state.loader.about()
         step = averager.progress.step
-        form = (about, config.flush_seconds, rows, topology, state.totals)
+        form = (about, config.run.flush_seconds, rows, topology, state.totals)
         self.recorder = RunRecorder(path, *form, state.total_steps, step)
         self.recorder.announce(config, self.task.name, self.path, self._warnings, self._found)
         is_by_step = not averager.algorithm.own_pace

@@ -34,7 +34,7 @@ def _check_training(config: Config, task: Task, passes: ForwardBackward, loader:
     def failure(size: int) -> str | None:
         return _failure(lambda: _pass(config, task, passes, loader, size))
 
-    size, shortest = config.batch_size, loader.shortest
+    size, shortest = config.run.batch_size, loader.shortest
     why = failure(shortest)
     if why is None:
         return
@@ -44,7 +44,7 @@ def _check_training(config: Config, task: Task, passes: ForwardBackward, loader:
         raise InputError("batch_size", size, allowed)
     if shortest == 1 and failure(2) is None:
         raise InputError("batch_size", size, f"at least 2: the model does not take one sample alone ({why})")
-    raise InputError("task", config.task, f"one whose model and loss take its data: {why}")
+    raise InputError("task", config.problem.task, f"one whose model and loss take its data: {why}")
 
 
 def _check_evaluation(config: Config, task: Task, passes: ForwardBackward, loader: BatchLoader) -> None:
@@ -64,7 +64,7 @@ def _check_evaluation(config: Config, task: Task, passes: ForwardBackward, loade
     for name, stage in stages.items():
         why = _failure(stage)
         if why is not None:
-            raise InputError("task", config.task, f"one whose {name} takes its test data: {why}")
+            raise InputError("task", config.problem.task, f"one whose {name} takes its test data: {why}")
 
 
 def _failure(attempt: Callable[[], object]) -> str | None:
@@ -100,8 +100,8 @@ def _check_labels(config: Config, task: Task, loader: BatchLoader, output: Tenso
         if labels.ndim != 1:
             continue
         if labels.dtype.kind not in "iu":
-            raise InputError("task", config.task, f"one whose {part}_targets are integers, not {labels.dtype}")
+            raise InputError("task", config.problem.task, f"one whose {part}_targets are integers, not {labels.dtype}")
         wrong = labels[((labels < 0) | (labels >= classes)) & (labels != ignored)]
         if len(wrong):
             allowed = f"one whose labels are 0 to {classes - 1}, for the model's {classes} outputs"
-            raise InputError("task", config.task, f"{allowed}; {part}_targets hold {wrong[0]}")
+            raise InputError("task", config.problem.task, f"{allowed}; {part}_targets hold {wrong[0]}")

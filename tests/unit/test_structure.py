@@ -113,13 +113,6 @@ def test_files_of_a_run_need_no_mpi():
     assert not loaded_after("import hpcavg.checkpoints.store") & {"mpi4py.MPI", "h5py", "hpcavg.averaging.averager"}
 
 
-def test_built_in_tasks_are_the_ones_the_options_name():
-    from hpcavg.config.components import TASKS
-
-    found = {path.stem for path in (PACKAGE / "tasks").glob("*.py")}
-    assert found - {"__init__", "task"} == set(TASKS)
-
-
 def test_no_collective_goes_on_a_communicator_that_nobody_can_revoke():
     """mpi4py reduces Python objects on a hidden duplicate: who waits there does not hear of a death."""
     pattern = re.compile(r"\.(all)?reduce\(|\.(ex)?scan\(")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpcavg import algorithms
+from hpcavg.algorithms import registry
 from hpcavg.config.section import Section, option
 from hpcavg.config.sections.optimization import OptimizationOptions
 
@@ -32,7 +33,7 @@ ARGUMENTS = [name for name in algorithms.all_option_names() if name not in _OPTI
 
 def _field(name: str) -> tuple[str, Any, Any]:
     """Return name, type and field of an argument; None leaves its value to the algorithm."""
-    return name, algorithms.option_type(name) | None, option(None, algorithms.option_help(name))
+    return name, registry.option_type(name) | None, option(None, registry.option_help(name))
 
 
 MethodOptions: type[Method] = dataclasses.make_dataclass(

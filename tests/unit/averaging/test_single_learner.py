@@ -10,6 +10,7 @@ from torch import nn
 
 from hpcavg import Averager, Topology, algorithms
 from hpcavg.config.options import Config
+from hpcavg.config.sections.averaging import AveragingOptions
 from hpcavg.errors import InputError, SickLearnersError
 from hpcavg.models import build
 from hpcavg.training import optimizers
@@ -173,6 +174,25 @@ def test_unknown_policies_are_refused(argument, topology):
         Averager(model, optimizer, algorithms.sgd(), topology, **argument)
 
 
+def test_options_are_taken_together_and_changed_by_name(topology):
+    model, optimizer = make("sgd")
+    options = AveragingOptions(buffers="keep", check_rounds=2, total_steps=1)
+    averager = Averager(model, optimizer, algorithms.k_avg(1), topology, options, total_steps=3)
+    train(model, optimizer, averager.step, data(2))
+    assert not averager.done
+    train(model, optimizer, averager.step, data(1))
+    assert averager.done
+    with pytest.raises(TypeError, match="bufers"):
+        Averager(model, optimizer, algorithms.k_avg(1), topology, bufers="keep")
+
+
+def test_the_topology_is_that_of_all_ranks_if_none_is_given():
+    model, optimizer = make("sgd")
+    averager = Averager(model, optimizer, algorithms.k_avg(1))
+    assert averager.topology.num_learners == 1
+    averager.topology.free()
+
+
 def test_a_name_is_no_algorithm(topology):
     model, optimizer = make("sgd")
     with pytest.raises(InputError, match=r"algorithms\.k_avg"):
@@ -285,7 +305,7 @@ def test_what_options_allow_float32_can_hold(rule, options, smallest, topology):
     rate, decay = (5e-324, 5e-324) if smallest else LARGEST
     model = nn.Linear(2, 1)
     config = Config(learning_rate=rate, weight_decay=decay, **options)
-    optimizer = optimizers.build_optimizer(config, model.parameters())
+    optimizer = optimizers.build_optimizer(config.optimization, model.parameters())
     averager = Averager(model, optimizer, rule, topology)
     for _ in range(2):
         for parameter in model.parameters():

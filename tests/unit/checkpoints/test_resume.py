@@ -373,7 +373,7 @@ def test_losses_go_to_the_device(run, is_of_as_many):
 def test_a_mean_in_flight_goes_to_the_device():
     topology = Topology()
     flat, engine = FlatBuffer([("w", torch.zeros(3, device="meta"))]), SimpleNamespace(allocate=lambda array: array)
-    delayed = Delayed([flat], engine, topology, None)
+    delayed = Delayed([flat], engine, topology)
     known = {"step": 4, "period_steps": 4, "num_bytes": 12, "num_members": 1, "is_sick": False}
     delayed.load_state_dict(
         {**known, "means": [torch.zeros_like(array[0], device="cpu") for array in (*flat.arrays, *flat.arrays)]}

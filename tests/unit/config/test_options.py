@@ -1,6 +1,7 @@
 """Options: precedence, refusals, and the way through a file and back."""
 
 import os
+import pickle
 
 import pytest
 import tomli_w
@@ -8,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcavg.cli import parsers
-from hpcavg.config.options import Config
+from hpcavg.config.options import OPTIONS, SECTIONS, Config
+from hpcavg.config.section import options_of
+from hpcavg.config.sections.averaging import AveragingOptions
 from hpcavg.config.sources import from_sources
 from hpcavg.errors import InputError, UsageError
 
@@ -16,6 +19,46 @@ from hpcavg.errors import InputError, UsageError
 def test_defaults_are_resolved():
     config = Config()
     assert (config.algorithm, config.k1, config.k2, config.epochs, config.steps) == ("hier_avg", 4, 32, 20, None)
+
+
+def test_an_option_is_in_its_section_and_there_by_its_flat_name():
+    config = Config(seed=3, consensus_distance=True, algorithm="eamsgd", momentum=0.5)
+    assert (config.run.seed, config.seed) == (3, 3)
+    assert config.averaging.measure_distance is config.consensus_distance is True
+    assert (config.method.algorithm, config.problem.task, config.task) == ("eamsgd", "digits", "digits")
+    assert (config.optimization.nesterov, config.faults.on_failure, config.checkpoints.resume) == (True, "abort", None)
+    with pytest.raises(AttributeError, match="sed"):
+        _ = config.sed
+    with pytest.raises(TypeError, match="sed"):
+        Config(sed=3)
+
+
+def test_every_option_has_a_name_of_its_own_that_no_section_has():
+    names = [option.name for section, owner in SECTIONS.items() for option in options_of(section, owner)]
+    assert len(names) == len(set(names)) == len(OPTIONS)
+    assert not OPTIONS.keys() & {*SECTIONS, *dir(Config)}
+
+
+def test_every_default_passes_its_checks():
+    for owner in SECTIONS.values():
+        owner()
+
+
+def test_a_configuration_travels_between_ranks():
+    config = Config(algorithm="pr-sgd-hetero", local_steps="3,2", output="run")
+    again = pickle.loads(pickle.dumps(config))
+    assert again == config
+    assert again.rule().options["local_steps"] == (3, 2)
+    assert again != Config(algorithm="pr-sgd-hetero", local_steps="3,1", output="run")
+
+
+def test_a_section_is_checked_also_outside_a_configuration():
+    assert AveragingOptions(check_rounds=3, seed=-1).check_rounds == 3
+    for changes in ({"check_rounds": -1}, {"check_rounds": "3"}, {"buffers": None}, {"start": "rank1"}):
+        with pytest.raises(InputError, match=next(iter(changes))):
+            AveragingOptions(**changes)
+    with pytest.raises(InputError, match="error_feedback=True: must be false without wire_dtype"):
+        AveragingOptions(error_feedback=True)
 
 
 def test_options_beat_the_file_and_the_file_beats_defaults(tmp_path):
@@ -222,8 +265,6 @@ def test_files_with_wrong_values_are_refused_in_one_line(tmp_path, text):
 
 
 def test_input_errors_travel_between_ranks():
-    import pickle
-
     for error in (InputError("k", 0, "1"), UsageError("no such option")):
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is type(error)

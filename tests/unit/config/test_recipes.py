@@ -187,7 +187,7 @@ def test_the_learning_rate_is_that_of_the_paper(name):
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=config.learning_rate)
     total_steps = (config.epochs or 7) * per_epoch
-    scheduler = optimizers.build_scheduler(config, optimizer, total_steps, per_epoch)
+    scheduler = optimizers.build_scheduler(config.optimization, optimizer, total_steps, per_epoch)
     found = []
     for _ in range(total_steps + 1):
         found.append(optimizer.param_groups[0]["lr"])

@@ -12,7 +12,7 @@ from hpcavg.training import optimizers
 def rates(num_steps, **options):
     config = Config(learning_rate=1.0, **options)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
-    scheduler = optimizers.build_scheduler(config, optimizer, num_steps, 10)
+    scheduler = optimizers.build_scheduler(config.optimization, optimizer, num_steps, 10)
     found = []
     for _ in range(num_steps):
         found.append(optimizer.param_groups[0]["lr"])
@@ -73,7 +73,7 @@ def test_warm_up_longer_than_the_run_is_cut():
 def test_the_rate_follows_without_a_word_where_a_run_goes_on_with_new_optimizers(options):
     config = Config(learning_rate=1.0, **options)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
-    scheduler = optimizers.build_scheduler(config, optimizer, 6, 10)
+    scheduler = optimizers.build_scheduler(config.optimization, optimizer, 6, 10)
     for _ in range(5):
         scheduler.step()  # any warning is an error here
     assert optimizer.param_groups[0]["lr"] == pytest.approx(rates(6, **options)[5])
