@@ -32,7 +32,7 @@ from hpcavg.checkpoints.manager import CheckpointManager
 from hpcavg.config.options import Config
 from hpcavg.distributed.shrinking import SurvivingTopology
 from hpcavg.engines import mpi as mpi_engine
-from hpcavg.engines import pending, shared
+from hpcavg.engines import neighbours, pending, shared
 from hpcavg.tasks import Task, digits
 from hpcavg.training.loop import Loop
 from hpcavg.training.run_recorder import RunRecorder
@@ -49,6 +49,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "computation": ("step",),
     "local average": _MEAN,
     "global average": _MEAN,
+    "ring average": _MEAN,
     "start of a delayed average": _COLLECTIVE,
     "delayed average on its way": ("half", "after"),
     "merge of a delayed average": ("before", "told"),
@@ -267,6 +268,7 @@ class _Patch:
         _replace(shared, "average", half)
         _replace(pending.Pending, "step", watched)
         self._before(mpi_engine, "divide", "half")
+        self._before(neighbours, "_add_weighted", "half")
 
     def recovery(self) -> None:
         """Patch the recovery from others' deaths."""

@@ -1,4 +1,4 @@
-"""Exceptions of the package: input that cannot be used, and learners that are not well."""
+"""The exceptions of the package, and checks of values from outside."""
 
 from __future__ import annotations
 
@@ -12,13 +12,25 @@ from hpcavg.utils.text import fold_numbers, printable
 
 
 class InputError(ValueError):
-    """A value from outside that cannot be used.
+    """A value from outside cannot be used.
 
     Parameters
     ----------
-    option : the argument's name as Python spells it, for example ``"group_size"``.
-    value : what was given.
-    allowed : what would have been accepted, in a few words.
+    option : str
+        The argument's name in Python, such as ``"group_size"``.
+    value : object
+        What was given.
+    allowed : str
+        What is allowed, in a few words.
+
+    Examples
+    --------
+    >>> from hpcavg import InputError
+    >>> error = InputError("group_size", 3, "a divisor of 4")
+    >>> print(error)
+    group_size=3: must be a divisor of 4
+    >>> print(error.as_option())
+    --group-size 3: must be a divisor of 4
     """
 
     def __init__(self, option: str, value: object, allowed: str) -> None:
@@ -29,7 +41,7 @@ class InputError(ValueError):
         return f"{self.option}={self.value!r}: must be {self.allowed}"
 
     def as_option(self) -> str:
-        """Return the same line with the name as the command line, or the shell for a variable, spells it."""
+        """Return the message with the name of the command-line option, or of the environment variable."""
         value, allowed = printable(self.value), printable(self.allowed, 2000)
         if self.option.isupper():
             return f"{self.option}={value}: must be {allowed}"
@@ -37,7 +49,7 @@ class InputError(ValueError):
 
 
 class UsageError(InputError):
-    """A command line that cannot be read at all: an unknown option, a missing value."""
+    """A command line cannot be parsed: an unknown option, a missing value."""
 
     def __init__(self, message: str) -> None:
         super().__init__("arguments", message, "what --help lists")
@@ -49,14 +61,18 @@ class UsageError(InputError):
 
 
 class SickLearnersError(RuntimeError):
-    """A mean or checkpoint that cannot be taken, or must not be, because parameters are not finite.
+    """A mean or checkpoint is not taken because parameters are not finite.
 
     Parameters
     ----------
-    learners : the indices of the learners whose they are, in the topology's `learner_ranks`.
-    when : which it is, such as ``"global average of step 32"``.
-    of_how_many : learners that take part in it.
-    tensor : the name of the first of these tensors; empty where nobody knows it.
+    learners : sequence of int
+        The learners with such parameters: their ranks in the topology's `learner_ranks`.
+    when : str
+        The mean or checkpoint, such as ``"global average of step 32"``.
+    of_how_many : int
+        The number of learners that take part.
+    tensor : str
+        The name of the first such tensor; empty if it is unknown.
     """
 
     def __init__(self, learners: Sequence[int], when: str, of_how_many: int, tensor: str = "") -> None:
@@ -67,11 +83,12 @@ class SickLearnersError(RuntimeError):
 
 
 class MismatchError(RuntimeError):
-    """Learners that met are not in the same call, or not at the same step; nothing has been averaged.
+    """Learners met in different calls or at different steps; nothing has been averaged.
 
     Parameters
     ----------
-    calls : by learner, what it is in.
+    calls : mapping
+        The call of each learner.
     """
 
     def __init__(self, calls: Mapping[int, str]) -> None:
@@ -90,12 +107,18 @@ class CorruptionError(RuntimeError):
 
     Parameters
     ----------
-    learners : those that hold something else than most; where `is_known` is false, all of them: there are no most.
-    what : the names of what differs. when : what had made it equal.
+    learners : sequence of int
+        The learners that differ from the majority; all of them if there is none.
+    is_known : bool
+        There is a majority.
+    what : sequence of str
+        The names of what differs.
+    when : str
+        The event that had made it equal.
 
     Attributes
     ----------
-    ranks : the ranks of the odd learners; empty if nobody can tell which are damaged.
+    ranks : the ranks of the learners that differ from the majority; empty if there is none.
     """
 
     def __init__(self, learners: Sequence[int], is_known: bool, what: Sequence[str], when: str) -> None:
@@ -110,7 +133,7 @@ def _listed(learners: Sequence[int]) -> str:
 
 
 def require_integer(option: str, value: object, minimum: int, maximum: int | None = None) -> None:
-    """Raise `InputError` unless `value` is an integer in ``minimum..maximum`` (no upper bound when None)."""
+    """Raise `InputError` unless `value` is an integer from `minimum` to `maximum` (None: no upper bound)."""
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     if not is_integer or value < minimum or (maximum is not None and value > maximum):  # type: ignore[operator]
         upper = "" if maximum is None else f" and at most {maximum}"
@@ -118,7 +141,7 @@ def require_integer(option: str, value: object, minimum: int, maximum: int | Non
 
 
 def require_number(option: str, value: object, holds: Callable[[float], bool], allowed: str) -> None:
-    """Raise `InputError` unless `value` is a finite number for which `holds` is true; `allowed` says which."""
+    """Raise `InputError` unless `value` is a finite number for which `holds` is true; `allowed` is the message."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not holds(value):  # type: ignore[arg-type]
         raise InputError(option, value, allowed)
@@ -126,7 +149,7 @@ def require_number(option: str, value: object, holds: Callable[[float], bool], a
 
 @contextmanager
 def reading(option: str, path: object) -> Iterator[None]:
-    """Make an `InputError` of `option` of an `OSError` over the folder `path`."""
+    """Turn an `OSError` inside the block into an `InputError` of `option`, whose value is the folder `path`."""
     try:
         yield
     except OSError as error:
@@ -134,12 +157,12 @@ def reading(option: str, path: object) -> Iterator[None]:
 
 
 def why(error: OSError) -> str:
-    """Return the `reason` of a failed operation on a file, after the file's name where it is known."""
+    """Return the `reason` of a failed file operation, after the file's name if it is known."""
     return ": ".join(str(part) for part in (error.filename, reason(error)) if part)
 
 
 def reason(error: Exception) -> str:
-    """Return why a file could not be read or written, in a few words; also where only HDF5's text tells the errno."""
+    """Return why a file could not be read or written, in a few words. HDF5 has the errno only in its text."""
     found = re.search(r"errno = (\d+)", str(error))
     number = getattr(error, "errno", None) or (found and int(found[1]))
     return os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__

@@ -13,7 +13,13 @@ from hpcavg.errors import InputError, require_integer
 
 
 def ring_weights(learner: int, num_learners: int) -> dict[int, float]:
-    """Return a learner's weights on a ring: a third each for itself and its two neighbours (experiments of D-PSGD)."""
+    """Return a learner's weights on a ring: a third each for itself and its two neighbours.
+
+    Examples
+    --------
+    >>> ring_weights(0, 5)
+    {4: 0.3333333333333333, 0: 0.3333333333333333, 1: 0.3333333333333333}
+    """
     neighbours = Counter((learner + offset) % num_learners for offset in (-1, 0, 1))
     return {neighbour: count / 3 for neighbour, count in neighbours.items()}
 
@@ -65,8 +71,6 @@ def gossip(graph: str = "ring", k: int = 1) -> Rule:
     >>> from hpcavg import algorithms
     >>> algorithms.gossip("exponential").options
     {'graph': 'exponential', 'k': 1}
-    >>> ring_weights(0, 5)
-    {4: 0.3333333333333333, 0: 0.3333333333333333, 1: 0.3333333333333333}
     """
     if graph not in _GRAPHS:
         raise InputError("graph", graph, f"one of {', '.join(_GRAPHS)}")

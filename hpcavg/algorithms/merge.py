@@ -74,9 +74,10 @@ class OuterMomentum:
 
     Parameters
     ----------
-    outer_rate : its learning rate (α in SlowMo). momentum : its momentum (β in SlowMo).
-    nesterov : Nesterov's form, as DiLoCo; otherwise the heavy ball, as SlowMo.
-    per_rate : the momentum is kept per unit of the local learning rate γ, as SlowMo, and so follows its changes.
+    outer_rate : learning rate of the outer optimizer (α in SlowMo).
+    momentum : its momentum (β in SlowMo).
+    nesterov : use Nesterov's form, as DiLoCo; otherwise the heavy ball, as SlowMo.
+    per_rate : keep the momentum per unit of the local learning rate γ, as SlowMo; it then follows changes of γ.
     """
 
     reads_parameters = False

@@ -21,10 +21,10 @@ class ServerExchange:
 
     Attributes
     ----------
-    push_steps : steps between the updates it sends. fetch_steps : steps between the centres it takes.
-    elasticity : None: it sends the sum of its own updates and replaces its parameters by the centre (Downpour).
-        Otherwise α, from the number of learners: learner and centre move towards each other by α of what parts them,
-        at every fetch (EAMSGD).
+    push_steps : steps between the updates that the learner sends.
+    fetch_steps : steps between the centres that it takes.
+    elasticity : maps the number of learners to α: at every fetch, learner and centre move towards each other by α times
+        their difference (EAMSGD). None: the learner sends the sum of its updates and takes the centre (Downpour).
     """
 
     push_steps: int
@@ -38,20 +38,20 @@ class Rule:
 
     Attributes
     ----------
-    name, options : the algorithm's name and the arguments it was made with.
-    when : makes the schedule that says which mean is due at a step; its scope says over WHO. Raises `InputError` where
-        the run lacks what the schedule follows.
+    name : the algorithm's name.
+    options : the arguments it was made with.
+    when : makes the schedule, which returns the scope of the mean that is due at a step. Raises `InputError` if the run
+        lacks what the schedule needs.
     how : how a global mean of the parameters is merged; local means always replace.
     how_buffers : how a global mean of BatchNorm buffers is merged.
     delay_steps : steps from the start of a global mean to its merge; 0 waits for it.
     averages : what is averaged: the parameters or the gradients.
-    before_step : the mean comes before the optimizer's step, which then parts the learners again, instead of after it.
-    agrees_on : what learners tell each other at a global mean for the schedule to follow: their training loss, their
-        speed, or nothing.
+    before_step : take the mean before the optimizer's step, not after it; the learners then differ after the step.
+    agrees_on : what learners exchange at a global mean for the schedule: their training loss, their speed, or nothing.
     own_pace : learners may take different numbers of steps between two global means.
     rate : makes the learning-rate schedule that the theory couples to the algorithm; None leaves the rate to the user.
-    server : the exchange with a parameter server in place of means.
-    optimizer : settings that the local optimizer's parameter groups are given.
+    server : the exchange with a parameter server, instead of means.
+    optimizer : settings for the local optimizer's parameter groups.
     """
 
     when: Callable[[Run], Schedule]

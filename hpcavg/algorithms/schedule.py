@@ -21,9 +21,10 @@ class Run:
 
     Attributes
     ----------
-    num_learners : P. learner : this learner's index.
-    total_steps : T, the steps of one learner; None where nobody has said.
-    batch_size : samples of one learner and step; None where nobody has said.
+    num_learners : number of learners, P.
+    learner : this learner's index.
+    total_steps : steps of one learner, T; None if unknown.
+    batch_size : samples of one learner and step; None if unknown.
     """
 
     num_learners: int = 1
@@ -42,10 +43,11 @@ class Progress:
     round : global means that were due so far.
     round_step : the step at which the last of them was due.
     round_seconds : wall-clock seconds since that mean was there.
-    first_loss, loss : training loss over the first round and over the last one; None where the rule follows no loss.
-    relative_speed : this learner's speed over the slowest learner's; 1 before it was measured. mean_speed : the mean of
-        all learners' own.
-    mean_step : steps taken at the last global mean, averaged over the learners, where these go at their own pace.
+    first_loss : training loss of the first round; None if the rule follows no loss.
+    loss : training loss of the last round; None if the rule follows no loss.
+    relative_speed : this learner's speed over the slowest learner's; 1 before it was measured.
+    mean_speed : mean of all learners' relative speeds.
+    mean_step : steps at the last global mean, averaged over the learners, if they go at their own pace.
     """
 
     step: int = 0

@@ -50,13 +50,37 @@ class Averager:
 
     Attributes
     ----------
-    events : the latest means and exchanges, oldest first; the caller may clear it. totals : sums over all of them.
-    progress : steps taken. generator : this learner's ``torch.Generator``.
+    events : the latest means and exchanges, oldest first; the caller may clear it.
+    totals : sums over all of them.
+    progress : steps taken.
+    generator : this learner's ``torch.Generator``.
     supervisor : the thread that watches over this rank, for `hpcavg.distributed.preemption`.
 
-    Raises `InputError` on every rank for an unknown policy or engine, for what does not go together, or when the
-    learners' models differ in form, or their rules or options do. Where learners meet in different calls, because one
-    took fewer steps or called `mean_model` alone, every method raises `MismatchError` on all of them.
+    Raises
+    ------
+    InputError
+        On every rank, for an unknown option or engine, for options that exclude each other, or if the learners' models,
+        rules or options differ.
+    MismatchError
+        By every method, on all learners, if they meet in different calls, because one took fewer steps or called
+        `mean_model` alone.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hpcavg import Averager, Topology, algorithms
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> topology = Topology()
+    >>> averager = Averager(model, optimizer, algorithms.k_avg(k=2), topology)
+    >>> for _ in range(4):
+    ...     optimizer.zero_grad()
+    ...     model(torch.ones(8, 2)).mean().backward()
+    ...     averager.step()
+    >>> averager.finish()
+    >>> [(event.step, event.scope.name) for event in averager.events]
+    [(2, 'global'), (4, 'global')]
+    >>> topology.free()
     """
 
     def __init__(

@@ -57,8 +57,10 @@ class Call(NamedTuple):
 
     Attributes
     ----------
-    kind : what it is. averager : the averager's number on its topology, from 0.
-    step, round : where the learner is; None where learners may differ in it.
+    kind : the kind of call.
+    averager : the averager's number on its topology, from 0.
+    step : the learner's step; None if learners may differ in it.
+    round : the learner's round; None if learners may differ in it.
     """
 
     kind: Kind
@@ -85,7 +87,8 @@ class Meeting(NamedTuple):
     num_members : how many they are.
     sick : those with parameters that are not finite, as indices in the topology's `learner_ranks`.
     is_large : some of them hold values so large that their sum may overflow.
-    fingerprints : what each of them gave, to be compared. rate : the mean of their learning rates.
+    fingerprints : what each of them gave, to be compared.
+    rate : the mean of their learning rates.
     """
 
     num_members: int
@@ -112,7 +115,8 @@ def meet(
     Parameters
     ----------
     call : what this learner does.
-    scope, topology : the learners that take part.
+    scope : the learners that take part.
+    topology : all learners.
     is_sick : this learner's parameters are not finite.
     is_large : this learner holds values whose sum over the learners may overflow.
     fingerprint : 64 bits of whatever the caller compares.
@@ -120,7 +124,10 @@ def meet(
     error : what has gone wrong on this learner; it is raised on all of them.
     asleep : wait asleep, for learners that may come at very different times. The same on all of them.
 
-    Raises `MismatchError` on all of them where they are in different calls.
+    Raises
+    ------
+    MismatchError
+        On all of them, if they are in different calls.
     """
     flags = _SICK * is_sick | _LARGE * is_large | _FAILED * (error is not None)
     kind, averager, step, round_ = call

@@ -30,10 +30,13 @@ class InFlight:
 
     Attributes
     ----------
-    step, period_steps : the step it was due at, and the learner's steps since the one before it.
-    started, blocked_s : when it was started, and the seconds that starting it took.
-    num_bytes, num_members : what this learner brought into it, and how many learners did.
-    is_sick : this one brought nothing but the news that it is sick.
+    step : the step at which it was due.
+    period_steps : the learner's steps since the mean before.
+    started : when it was started.
+    blocked_s : seconds that starting it took.
+    num_bytes : bytes that this learner brought into it.
+    num_members : number of learners that take part.
+    is_sick : whether this learner brought only the report that it is sick.
     """
 
     step: int

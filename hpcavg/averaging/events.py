@@ -14,16 +14,17 @@ class Event:
 
     Attributes
     ----------
-    step : the step it was due at. scope : over whom.
+    step : the step at which it was due.
+    scope : the learners that took part.
     period_steps : this learner's steps since the last global mean or exchange; for local means, too.
     started_s : when it started, in seconds since the averager was made.
     blocked_s : how long this learner could not compute because of it.
     in_flight_s : from its start until it was there; equal to `blocked_s` for a blocking mean.
     num_bytes : what this learner brought into it, or sent and received.
     consensus_distance : this learner's ||x_j - x̄||² before a global mean was merged; its mean over the learners is the
-        consensus distance (1/P) Σ ||x_j - x̄||². NaN where it was not measured.
-    sick : the learners that were left out of it, because their parameters were not finite, and got the mean; in an
-        exchange, this learner, if it took the centre in place of its own parameters.
+        consensus distance (1/P) Σ ||x_j - x̄||². NaN if it was not measured.
+    sick : the learners that were excluded, because their parameters were not finite, and got the mean; in an exchange,
+        this learner, if it took the centre instead of its own parameters.
     """
 
     step: int
@@ -44,7 +45,18 @@ class Event:
 
 @dataclass
 class Totals:
-    """Sums over all events of a run; `excluded` is that of the learners that were left out of each."""
+    """Sums over all events of a run.
+
+    Attributes
+    ----------
+    local_averages : means over local groups and over neighbours.
+    global_averages : means over all learners.
+    exchanges : exchanges with parameter servers.
+    bytes_averaged : bytes that this learner brought into them, or sent and received.
+    blocked_s : seconds in which this learner could not compute because of them.
+    in_flight_s : seconds from their starts until they were there.
+    excluded : learners that were excluded, summed over all of them.
+    """
 
     local_averages: int = 0
     global_averages: int = 0
@@ -74,7 +86,8 @@ class Arrival:
 
     Attributes
     ----------
-    learner : whose it was. arrived_s : when, in seconds since the server was made.
+    learner : the learner that sent it.
+    arrived_s : time of its arrival, in seconds since the server was made.
     staleness : updates that the server applied between the learner's last fetch and this one.
     """
 

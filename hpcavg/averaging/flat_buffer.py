@@ -30,8 +30,10 @@ class Slot(NamedTuple):
     ----------
     name : the tensor's name, of all its names the first.
     tensors : the tensor, and others tied to the same memory.
-    array, start : the index of the array, and the first element of the tensor in each of its rows.
-    shape, strides : those of the tensor.
+    array : index of the array.
+    start : first element of the tensor in each row of the array.
+    shape : shape of the tensor.
+    strides : strides of the tensor.
     """
 
     name: str
@@ -63,7 +65,21 @@ class FlatBuffer:
         64-byte boundaries; the gaps between them stay zero.
     slots : one `Slot` per distinct tensor.
 
-    Raises `InputError` for tensors that overlap only in part or are not yet initialised.
+    Raises
+    ------
+    InputError
+        For tensors that overlap only in part or are not yet initialised.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hpcavg import FlatBuffer
+    >>> weight, bias = torch.ones(3), torch.zeros(2)
+    >>> buffer = FlatBuffer([("weight", weight), ("bias", bias)])
+    >>> buffer.arrays[0].mul_(2).shape  # one row; each tensor starts on a 64-byte boundary
+    torch.Size([1, 32])
+    >>> weight
+    tensor([2., 2., 2.])
     """
 
     def __init__(

@@ -77,7 +77,8 @@ def raise_sick(excluded: Excluded, scope: Scope, topology: Topology, what: str, 
     Parameters
     ----------
     excluded : the sick learners.
-    scope, topology : who raises.
+    scope : the learners that raise.
+    topology : all learners.
     what : what cannot be done.
     tensor : this learner's first tensor that is not finite, "" for none.
     """

@@ -22,7 +22,8 @@ class Parts:
 
     Attributes
     ----------
-    parameters, buffers : all of them, each under every name it has; the model's come first.
+    parameters : all parameters, each under every name it has; the model's come first.
+    buffers : all buffers, in the same way.
     fleeting : the names of buffers that are no part of the model's state.
     """
 

@@ -42,7 +42,8 @@ class _Link:
 
     Attributes
     ----------
-    slices : the server's part of this learner's parameters, as views. centre : the centre as last seen.
+    slices : the server's part of this learner's parameters, as views.
+    centre : the centre as last seen.
     """
 
     def __init__(self, comm: MPI.Comm, rank: int, slices: list[Tensor]) -> None:
@@ -97,13 +98,16 @@ class Worker:
 
     Parameters
     ----------
-    exchange : what the learner exchanges and when. replica : its parameters. topology : learners and servers.
-    optimizer : forgets its state where the learner was sick: it then takes the centre, and sends nothing.
-    non_finite, start : as in `hpcavg.Averager`.
+    exchange : what the learner exchanges and when.
+    replica : its parameters.
+    topology : learners and servers.
+    optimizer : loses its state when the learner is sick: the learner then takes the centre, and sends nothing.
+    non_finite : as in `hpcavg.Averager`.
+    start : as in `hpcavg.Averager`.
 
     Attributes
     ----------
-    is_finished : the servers have been said goodbye to; nothing can be exchanged any more.
+    is_finished : whether the learner has told the servers that nothing follows.
     """
 
     def __init__(

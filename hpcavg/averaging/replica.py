@@ -43,11 +43,15 @@ class Replica:
 
     Attributes
     ----------
-    parameters : those that require a gradient. buffers : the floating-point ones (BatchNorm statistics).
-    frozen : the parameters that do not require one, which no training changes; of sparse ones none.
+    parameters : the parameters that require a gradient.
+    buffers : the floating-point buffers (BatchNorm statistics).
+    frozen : the dense parameters that do not require a gradient, which no training changes.
 
-    Raises `InputError` on every rank where the models differ in form or cannot be flattened, or where what cannot be
-    broadcast (sparse and quantized tensors) differs.
+    Raises
+    ------
+    InputError
+        On every rank, if the models differ in form or cannot be flattened, or if tensors that cannot be broadcast
+        (sparse and quantized ones) differ.
     """
 
     def __init__(

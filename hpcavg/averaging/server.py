@@ -63,7 +63,8 @@ class Server:
 
     Attributes
     ----------
-    centre : the slice, packed. version : updates applied so far.
+    centre : the slice, packed.
+    version : updates applied so far.
     """
 
     def __init__(self, parameters: FlatBuffer, topology: Topology) -> None:

@@ -35,7 +35,10 @@ class Averaging:
 
     Parameters
     ----------
-    rule, engine, topology, optimizer : as in `hpcavg.Averager`.
+    rule : the algorithm.
+    engine : takes the means.
+    topology : the learners.
+    optimizer : the local optimizer.
     replica : whose parameters are averaged, and whose buffers.
     options : the averager's. Where they compress what crosses nodes, they do so for the means of the rule alone.
     caller : says which call a mean is.

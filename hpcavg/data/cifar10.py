@@ -35,13 +35,8 @@ _LITERALS = {
 }
 _CONSTANTS = {"NEWTRUE": True, "NEWFALSE": False}
 _NUMPY_NAMES = {
-    "numpy.core.multiarray",
-    "numpy._core.multiarray",
-    "_reconstruct",
-    "numpy",
-    "ndarray",
-    "dtype",
-    "latin1",
+    *("numpy.core.multiarray", "numpy._core.multiarray", "_reconstruct", "numpy", "ndarray", "dtype"),
+    "latin1",  # the encoding of bytes that Python 3 wrote as text
 }
 _MAX_INSTRUCTIONS = 2**18  # one byte in the file may become a hundred in memory
 
@@ -116,41 +111,53 @@ def _read_binary(path: Path) -> tuple[Images, Labels]:
 
 
 def _read_python(path: Path) -> tuple[Images, Labels]:
-    """Return the images and labels of a pickled batch, without unpickling it: nothing is imported or called.
+    data = _bytes_of(path)
+    try:
+        values = _pickled_values(data)
+        pixels, labels = _pixels(values["data"]), values["labels"]
+    except ValueError as error:
+        raise _wrong(path, f"it cannot be read safely: {reason(error)}") from error
+    if not labels or not values["data"]:
+        raise _wrong(path, "it has no data or no labels")
+    if pixels is None:
+        raise _wrong(path, "its data are not a uint8 array of two axes in C order")
+    if pixels.shape[1] != _PIXELS or not len(pixels):
+        raise _wrong(path, f"its data are of shape {pixels.shape}")
+    if not all(type(label) is int for label in labels):
+        raise _wrong(path, "its labels are no integers")
+    if len(labels) != len(pixels):
+        raise _wrong(path, "its labels are not one for each image")
+    return _checked(path, pixels, labels)
 
-    ``pickletools`` lists the pickle's instructions and checks lengths. The numbers and texts after a key are its value.
+
+def _pickled_values(data: bytes) -> dict[str, list[Any]]:
+    """Return the numbers and texts in a pickled dict by the key that they follow.
+
+    The dict is not unpickled: ``pickletools`` lists the instructions and checks lengths, but nothing is imported or
+    called, whatever the file says. Raises `ValueError` for a damaged or endless pickle.
     """
     values: dict[str, list[Any]] = {key: [] for key in _KEYS}
     key = _KEYS[0]
-    try:
-        for count, (opcode, value, _) in enumerate(pickletools.genops(_bytes_of(path))):
-            if count == _MAX_INSTRUCTIONS:
-                raise ValueError(f"more than {count} instructions")
-            if opcode.name in _CONSTANTS:
-                values[key].append(_CONSTANTS[opcode.name])
-            elif opcode.name in _LITERALS and value not in _NUMPY_NAMES:
-                if value in _KEY_OF:
-                    key = _KEY_OF[value]
-                else:
-                    values[key].append(value)
-    except ValueError as error:
-        raise _wrong(path, f"it cannot be read safely: {reason(error)}") from error
-    labels = values["labels"]
-    if not labels or not values["data"]:
-        raise _wrong(path, "it has no data or no labels")
-    match values["data"]:
-        # NumPy writes: an empty array of type "b"; version 1, shape, dtype, whether the order is Fortran's, the bytes.
-        case [0, "b" | b"b", 1, int(num_images), int(num_bytes), "u1", *_, False, (str() | bytes()) as content]:
-            pixels = content.encode("latin-1", "replace") if isinstance(content, str) else content
-        case _:
-            raise _wrong(path, "its data are not a uint8 array of two axes in C order")
-    if num_images < 1 or num_bytes != _PIXELS or len(pixels) != num_images * num_bytes:
-        raise _wrong(path, f"its data are {len(pixels)} bytes of shape {(num_images, num_bytes)}")
-    if not all(type(label) is int for label in labels):
-        raise _wrong(path, "its labels are no integers")
-    if len(labels) != num_images:
-        raise _wrong(path, "its labels are not one for each image")
-    return _checked(path, np.frombuffer(pixels, np.uint8).reshape(-1, _PIXELS), labels)
+    for count, (opcode, value, _) in enumerate(pickletools.genops(data)):
+        if count == _MAX_INSTRUCTIONS:
+            raise ValueError(f"more than {count} instructions")
+        if opcode.name in _CONSTANTS:
+            values[key].append(_CONSTANTS[opcode.name])
+        elif opcode.name in _LITERALS and value in _KEY_OF:
+            key = _KEY_OF[value]
+        elif opcode.name in _LITERALS and value not in _NUMPY_NAMES:
+            values[key].append(value)
+    return values
+
+
+def _pixels(values: list[Any]) -> NDArray[np.uint8] | None:
+    """Return the array of which NumPy has pickled these values; None unless it is uint8 with two axes in C order."""
+    match values:
+        # An empty array of type "b"; the version, 1; shape, dtype, whether the order is Fortran's, and the bytes.
+        case [0, "b" | b"b", 1, int(rows), int(columns), "u1", *_, False, (str() | bytes()) as content]:
+            data = content.encode("latin-1") if isinstance(content, str) else content  # Python 2 has bytes as text
+            return np.frombuffer(data, np.uint8).reshape(max(rows, 0), max(columns, 0))
+    return None
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -16,9 +16,12 @@ class Launcher(NamedTuple):
 
     Attributes
     ----------
-    name : what people call it; empty where several set the same. marks : what only it sets.
-    ranks : this process's number. sizes : how many processes there are. local_sizes : how many of them on this node.
-    needs : those without which the others are somebody else's.
+    name : its name; empty if several launchers set the same.
+    marks : variables that only it sets.
+    ranks : the number of this process.
+    sizes : the number of processes.
+    local_sizes : the number of processes on this node.
+    needs : variables without which the others were set by something else.
     """
 
     name: str

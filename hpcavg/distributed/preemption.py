@@ -92,13 +92,15 @@ class Pauses:
 
     Parameters
     ----------
-    supervisor, topology : whose learners agree. step : steps taken so far.
+    supervisor : the thread of this rank.
+    topology : the learners that agree.
+    step : steps taken so far.
     stop_at : when to ask for a stop.
-    catch_signals : take SIGUSR1, SIGTERM and SIGINT for requests to stop, and a second of the latter two, a second or
-        more later, for an order to leave at once, with status 128 + its number. A SIGINT that is ignored, as in the
-        background of a shell, or handled by the program stays so. Main thread only.
-    by_step : whether all ranks take the same means at the same steps. Where they do not, nothing is agreed on by steps,
-        and the loop calls `agree_now` where all of them stand together.
+    catch_signals : SIGUSR1, SIGTERM and SIGINT ask for a stop. A second SIGTERM or SIGINT, a second or more later, ends
+        the process at once with status 128 + its number. A SIGINT that is ignored, as in the background of a shell, or
+        handled by the program stays so. Main thread only.
+    by_step : whether all ranks take the same means at the same steps. If not, nothing is agreed on by steps, and the
+        loop calls `agree_now` when all of them stand together.
     """
 
     def __init__(

@@ -53,8 +53,9 @@ class Loss:
 
     Attributes
     ----------
-    ranks : those that died, numbered as at the start. num_learners : those that are left.
-    recovery_s : from when this rank met the death until it could go on, waiting for other survivors included.
+    ranks : the ranks that died, numbered as at the start.
+    num_learners : number of learners that are left.
+    recovery_s : seconds from when this rank met the death until it could go on, waiting for other survivors included.
     """
 
     ranks: tuple[int, ...]
@@ -69,9 +70,13 @@ class SurvivingTopology(Topology):
 
     Attributes
     ----------
-    losses : what happened so far. origin : this rank's number at the start.
+    losses : the deaths so far.
+    origin : this rank's number at the start.
 
-    Raises `InputError` where MPI was started without fault tolerance.
+    Raises
+    ------
+    InputError
+        If MPI was started without fault tolerance.
     """
 
     survives = True

@@ -95,11 +95,14 @@ class Supervisor:
 
     Attributes
     ----------
-    rank, size : of the communicator. processes : those of all ranks.
+    rank : rank in the communicator.
+    size : size of the communicator.
+    processes : the processes of all ranks.
     changed : the condition that guards the thread's state and that of its parts.
-    wait : what the main thread waits for, if it does. step : the step it is taking. step_since : since when it does, or
-        since it last waited.
-    is_quiet : MPI has failed.
+    wait : what the main thread waits for; None if it does not wait.
+    step : the step that the main thread is taking.
+    step_since : since when it does, or since it last waited.
+    is_quiet : whether MPI has failed.
     """
 
     def __init__(self, comm: MPI.Intracomm) -> None:

@@ -37,8 +37,10 @@ class Choice:
 
     Attributes
     ----------
-    engine : its name. host : name of the engine for what goes through host memory: the same for arrays that live there.
-    reason : one sentence. warning : what the user should hear of, None for nothing.
+    engine : its name.
+    host : name of the engine for host memory; the same if the arrays live there.
+    reason : why, in one sentence.
+    warning : a warning for the user, or None.
     """
 
     engine: str

@@ -54,7 +54,8 @@ class Pending:
 
     Parameters
     ----------
-    work : what is left to do. collect : returns the mean's arrays once that is done.
+    work : the remaining steps.
+    collect : returns the mean's arrays after them.
 
     Attributes
     ----------

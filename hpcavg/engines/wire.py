@@ -89,11 +89,14 @@ def largest_chunk_bytes(num_nodes: int) -> int:
 class Wire:
     """The ranks that meet across nodes, and the memory of the chunks on the way.
 
+    Parameters
+    ----------
     lane : the communicator, one rank of each node in the order of the nodes.
 
     Attributes
     ----------
-    node : the index of this rank's node. num_nodes : how many meet here.
+    node : index of this rank's node.
+    num_nodes : number of nodes.
     """
 
     def __init__(self, lane: MPI.Comm) -> None:

@@ -104,7 +104,7 @@ def find_needs(config: Config, model_bytes: int = 0) -> RunNeeds:
         The size of the model; 0 if it is unknown or the shared memory for it is allocated already.
     """
     rule = config.rule()
-    has_separate_means = not rule.delay_steps and (rule.how.reads_parameters or config.faults.on_failure == "shrink")
+    out_of_place = not rule.delay_steps and (rule.how.reads_parameters or config.faults.on_failure == "shrink")
     locks = os.environ.get(_LOCKING, "FALSE").upper() not in ("FALSE", "0")
     file_system = file_system_of(Path(config.run.output or "runs"))
     return RunNeeds(
@@ -112,7 +112,7 @@ def find_needs(config: Config, model_bytes: int = 0) -> RunNeeds:
         on_failure=config.faults.on_failure,
         model_bytes=model_bytes,
         copies_per_rank=1 + int(rule.delay_steps > 0) + int(rule.averages == "gradients"),
-        copies_per_node=2 * int(has_separate_means),  # of the local and of the global mean
+        copies_per_node=2 * int(out_of_place),  # of the local and of the global mean
         locked_file_system=file_system if locks and file_system in _NETWORK_FILE_SYSTEMS else None,
         intended_learners=config.run.intended_learners,
     )

@@ -114,13 +114,15 @@ def fill_value(column: Column) -> Any:
 
 
 def markdown_table() -> str:
-    """Return the table of all columns for the docs."""
-    rows = [
-        (f"`{table}/{name}`", column.units, column.text, column.since)
+    """Return the tables of all columns for the docs."""
+    return "\n\n".join(
+        f"`{table}`: a row per {ROWS[table]}.\n\n"
+        + markdown.table(
+            ("column", "unit", "value", "since"),
+            ((f"`{name}`", column.units, column.text, column.since) for name, column in columns.items()),
+        )
         for table, columns in COLUMNS.items()
-        for name, column in columns.items()
-    ]
-    return markdown.table(("column", "unit", "value", "since"), rows)
+    )
 
 
 def row_of(table: str, record: object) -> tuple[Any, ...]:

@@ -12,8 +12,7 @@ from statistics import median
 import pytest
 
 from tests.cluster.failures import check, train
-from tests.process.launch import mpirun, pid_of_rank, run
-from tests.process.test_runs import wait_for
+from tests.process.launch import mpirun, pid_of_rank, run, wait_for
 
 SCRIPT = Path(__file__).parents[2] / "jobs" / "restart.sh"
 SLOTS_FLAGS = ["--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"]

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.launch import pid_of_rank
-from tests.process.test_runs import recorded_steps, wait_for
+from tests.process.launch import pid_of_rank, steps_recorded, wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -162,7 +161,7 @@ def test_after_a_rank_of_a_training_was_killed(watch, tmp_path, rank):
     """Rank 3 is on the other node."""
     folder = tmp_path / "run"
     program = ["python", "-m", "hpcavg", "--epochs", "10000", "--flush-seconds", "0", "--output", str(folder)]
-    training = watch(program, lambda: recorded_steps(folder) > 0)
+    training = watch(program, lambda: sum(steps_recorded(folder)) > 0)
     os.kill(pid_of_rank(folder, rank), signal.SIGKILL)
     status, _ = training.end()
     assert status not in (0, 2)

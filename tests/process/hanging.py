@@ -8,6 +8,7 @@ import time
 from mpi4py import MPI
 
 from hpcavg import Topology
+from hpcavg.algorithms.scope import GLOBAL, LOCAL
 from hpcavg.distributed.supervisor import Supervisor
 from hpcavg.distributed.watchdog import Watchdog
 
@@ -32,7 +33,7 @@ def act(missing):
 
 
 watchdog = Watchdog(supervisor, options.timeout, act)
-groups = {"local": supervisor.ranks_of(topology.local), "global": supervisor.ranks_of(topology.learner_ranks)}
+groups = {"local": topology.ranks_of(LOCAL), "global": topology.ranks_of(GLOBAL)}
 
 
 def sleep_too_long():

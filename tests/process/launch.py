@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.launching import mpirun
+from hpcavg.results.view import read_view
 from tests.process import warm
 
 # An mpirun that is killed leaves a folder named after its process, over which the next one of that number stumbles
@@ -19,6 +21,7 @@ from tests.process import warm
 SESSIONS = tempfile.TemporaryDirectory(prefix="sessions-")
 
 FLAGS = ["--oversubscribe", "--bind-to", "none"]
+ULFM = ["--with-ft", "ulfm"]
 
 
 @dataclass
@@ -82,6 +85,30 @@ def run(ranks, arguments, timeout=60, module="hpcavg", **options):
         raise AssertionError(f"still running after {timeout} s\n{out}\n{err}") from None
     # Open MPI's own messages end with a NUL, which stands before whatever a rank says next.
     return Result(process.returncode, out.replace("\0", ""), err.replace("\0", ""), time.monotonic() - started)
+
+
+def trained(folder, ranks, arguments):
+    """Train to the end; return the summary and the result."""
+    result = run(ranks, [*arguments, "--output", folder], is_warm=True)
+    assert result.status == 0, result.err
+    return json.loads((folder / "summary.json").read_text()), result
+
+
+def wait_for(condition, process=None, seconds=60):
+    """Wait until `condition()` holds; fail if `process` ends first, or after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def steps_recorded(folder):
+    """Return the steps taken by each rank, as far as they are in the files."""
+    try:
+        return read_view(folder / "metrics", "step")["step"].max(axis=1)
+    except (OSError, RuntimeError, ValueError):  # a file is only being made
+        return [0]
 
 
 def pid_of_rank(folder, rank):

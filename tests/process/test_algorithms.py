@@ -1,35 +1,27 @@
 """What the command line leaves behind where learners go at their own pace, exchange with servers, or delay a mean."""
 
-import json
-
 import h5py
 import numpy as np
 import pytest
 
 from hpcavg.results.view import read_view
-from tests.process.launch import run
+from tests.process.launch import run, trained
 from tests.process.test_bad_input import refused
 
 pytestmark = pytest.mark.process
 
 
-def trained(folder, ranks, arguments):
-    result = run(ranks, [*arguments.split(), "--output", folder], is_warm=True)
-    assert result.status == 0, result.err
-    return json.loads((folder / "summary.json").read_text()), result.out
-
-
 def test_learners_at_their_own_pace_are_accounted_for_one_by_one(tmp_path):
     """5 steps of the mean learner a round; 1440 samples an epoch, which 30 of its mini-batches of 16 cover."""
     arguments = "--algorithm pr-sgd-hetero --local-steps 6,6,3 --epochs 2 --schedule cosine"
-    summary, out = trained(tmp_path / "run", 3, arguments)
+    summary, result = trained(tmp_path / "run", 3, arguments.split())
     rounds = 2 * 30 // 5
     assert summary["steps"] == rounds * 5
     assert summary["global_averages"] == rounds
     samples = summary["samples_per_learner"]
     assert samples[0] == samples[1] == 2 * samples[2] == 16 * rounds * 6
     assert summary["samples"] == sum(samples)
-    assert sum(line.startswith("epoch ") for line in out.splitlines()) == 2
+    assert sum(line.startswith("epoch ") for line in result.out.splitlines()) == 2
     averaging = read_view(tmp_path / "run" / "metrics", "averaging")
     assert averaging["period_steps"].tolist() == [[6] * rounds] * 2 + [[3] * rounds]
     steps = read_view(tmp_path / "run" / "metrics", "step")
@@ -40,11 +32,10 @@ def test_learners_at_their_own_pace_are_accounted_for_one_by_one(tmp_path):
 
 
 def test_servers_record_every_update_that_arrives(tmp_path):
-    summary, out = trained(
-        tmp_path / "run", 4, "--algorithm downpour --num-servers 2 --epochs 2 --n-push 2 --n-fetch 6"
-    )
+    arguments = "--algorithm downpour --num-servers 2 --epochs 2 --n-push 2 --n-fetch 6"
+    summary, result = trained(tmp_path / "run", 4, arguments.split())
     assert (summary["num_learners"], summary["num_servers"], summary["num_ranks"]) == (2, 2, 4)
-    assert "2 learners, 1 local group, 2 servers" in out
+    assert "2 learners, 1 local group, 2 servers" in result.out
     steps = 2 * 45
     assert (summary["steps"], summary["global_averages"], summary["exchanges"]) == (steps, 0, steps // 2)
     metrics = tmp_path / "run" / "metrics"
@@ -63,8 +54,8 @@ def test_servers_record_every_update_that_arrives(tmp_path):
 
 def test_delayed_means_are_hidden_in_part_and_repeat_bit_for_bit(tmp_path):
     arguments = "--algorithm dasgd --tau 6 --delay 5 --steps 40"
-    first, _ = trained(tmp_path / "first", 2, arguments)
-    again, _ = trained(tmp_path / "again", 2, arguments)
+    first, _ = trained(tmp_path / "first", 2, arguments.split())
+    again, _ = trained(tmp_path / "again", 2, arguments.split())
     assert first["parameters_sha256"] == again["parameters_sha256"]
     assert first["global_averages"] == 6 + 1
     assert 0 <= first["hidden_fraction"] < 1
@@ -74,7 +65,8 @@ def test_delayed_means_are_hidden_in_part_and_repeat_bit_for_bit(tmp_path):
 
 
 def test_the_consensus_distance_is_measured_where_it_is_asked_for(tmp_path):
-    summary, _ = trained(tmp_path / "run", 2, "--algorithm lupa --tau auto --steps 60 --consensus-distance")
+    arguments = "--algorithm lupa --tau auto --steps 60 --consensus-distance"
+    summary, _ = trained(tmp_path / "run", 2, arguments.split())
     averaging = read_view(tmp_path / "run" / "metrics", "averaging")
     period = round(60 ** (2 / 3) / (2 * 16) ** (1 / 3))
     assert averaging["period_steps"][0].tolist() == [period] * (60 // period) + [60 % period] * (60 % period > 0)

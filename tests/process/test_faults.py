@@ -6,11 +6,10 @@ import re
 import pytest
 
 from hpcavg.checkpoints import store
-from tests.process.launch import run
+from tests.process.launch import ULFM, run
 
 pytestmark = pytest.mark.process
 
-ULFM = ("--with-ft", "ulfm")
 TASK = ["--task", "tests/process/faulty.py:task", "--model", "mlp"]
 DEADLINE_S = 300  # of runs that take some seconds, where others have the cores
 # From the timeout until the report: answers are awaited, and the thread that asks is not always on time.

@@ -18,7 +18,7 @@ def test_one_table_says_where_the_ranks_are_and_what_will_hurt():
     for text in (
         "hpcavg 0.",
         ", thread level multiple",
-        "messages go by: ob1",
+        "messages go by: ob1 (the library's choice, by its control variables)",
         "CUDA-aware: no (MPIX_Query_cuda_support says 0)",
         "fault tolerance: the library has it; not switched on",
         " UCX_LOG_LEVEL=error",

@@ -2,13 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
-from tests.process.launch import FLAGS, environment, mpirun, pid_of_rank, run, start
+from tests.process.launch import ULFM, pid_of_rank, run, start
 
 pytestmark = pytest.mark.process
 
@@ -31,11 +29,9 @@ def test_requests_may_come_at_any_time(ranks):
 
 def test_survivors_go_on_to_agree_when_ranks_die():
     """Three of five are killed, with agreements under way; requests made before are not lost."""
-    flags = ["--with-ft", "ulfm", "-np", "5", *FLAGS]
-    command = [mpirun(), *flags, sys.executable, "-m", PROGRAM, "deaths", "--count", "100"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
-    assert result.returncode == 0, result.stderr
-    assert "pauses of 2 ranks" in result.stdout
+    result = run(5, ["deaths", "--count", 100], module=PROGRAM, flags=ULFM)
+    assert result.status == 0, result.err
+    assert "pauses of 2 ranks" in result.out
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.launch import FLAGS, environment, mpirun, pid_of_rank, run
-from tests.process.test_runs import wait_for
+from tests.process.launch import FLAGS, environment, mpirun, pid_of_rank, run, wait_for
 
 pytestmark = pytest.mark.process
 

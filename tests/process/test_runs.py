@@ -15,7 +15,7 @@ import torch
 from hpcavg.checkpoints.store import load_model
 from hpcavg.results.columns import COLUMNS
 from hpcavg.results.view import read_view
-from tests.process.launch import pid_of_rank, run, start
+from tests.process.launch import pid_of_rank, run, start, steps_recorded, trained, wait_for
 
 pytestmark = pytest.mark.process
 
@@ -24,12 +24,6 @@ SUMMARY = """
     global_averages local_averages bytes_averaged wall_s compute_s data_s averaging_blocked_s hidden_fraction startup_s
     seed completed
 """
-
-
-def trained(folder, ranks, arguments):
-    result = run(ranks, [*arguments, "--output", folder], is_warm=True)
-    assert result.status == 0, result.err
-    return json.loads((folder / "summary.json").read_text()), result
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +194,7 @@ def test_a_killed_rank_ends_the_job_and_leaves_nothing_behind(tmp_path):
     folder, there = tmp_path / "run", shared_files()
     process = start(4, ["--epochs", 10_000, "--flush-seconds", 0, "--output", folder])
     try:
-        wait_for(lambda: recorded_steps(folder) > 100)
+        wait_for(lambda: sum(steps_recorded(folder)) > 100)
         os.kill(pid_of_rank(folder, 2), signal.SIGKILL)
         killed = time.monotonic()
         process.communicate(timeout=20)
@@ -210,28 +204,13 @@ def test_a_killed_rank_ends_the_job_and_leaves_nothing_behind(tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     assert process.returncode != 0
-    wait_for(lambda: not shared_files() - there, 20)  # those of other jobs come and go
+    wait_for(lambda: not shared_files() - there, seconds=20)  # those of other jobs come and go
     assert (read_view(folder / "metrics", "step")["step"] > 0).sum() > 100
 
 
 def shared_files():
     """Return the files of hpcavg in shared memory, also those of others."""
     return {name for name in os.listdir("/dev/shm") if name.startswith("hpcavg")}
-
-
-def recorded_steps(folder):
-    """Return the steps that all ranks have recorded, 0 while a rank's file is only being made."""
-    try:
-        return (read_view(folder / "metrics", "step")["step"] > 0).sum()
-    except (OSError, RuntimeError):
-        return 0
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def test_the_compiler_is_there_for_those_who_ask():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpcavg.results.view import read_view
-from tests.process.launch import pid_of_rank, run, start
+from tests.process.launch import pid_of_rank, run, start, steps_recorded, wait_for
 from tests.process.resuming import differences, kill_all, outcome, ranks_of, train, write_task
 
 pytestmark = pytest.mark.process
@@ -18,22 +18,6 @@ pytestmark = pytest.mark.process
 REQUEUE = 75
 RANKS = 3
 HIER_AVG = "--k1 4 --k2 32 --group-size 2 --batch-size 8 --flush-seconds 0.1 --steps"
-
-
-def wait_for(condition, process, seconds=200):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def steps_recorded(folder):
-    """Return the steps taken by each rank, as far as they are in the files."""
-    try:
-        return read_view(folder / "metrics", "step")["step"].max(axis=1)
-    except (OSError, RuntimeError, ValueError):
-        return [0]
 
 
 def catches_usr1(pid):
@@ -76,7 +60,7 @@ def test_a_signal_is_heeded_within_a_step(program, tmp_path, way):
         return [len(path.read_text().splitlines()) for path in begun.iterdir()] or [0]
 
     process = program(1000, STEP_S=str(step_s), BEGUN=str(begun))
-    wait_for(lambda: max(steps_begun()) > 4, process)
+    wait_for(lambda: max(steps_begun()) > 4, process, 200)
     time.sleep(random.uniform(0, step_s))
     sent_s = time.monotonic()
     if "SIGTERM" in way:
@@ -111,7 +95,7 @@ def test_a_run_that_is_stopped_in_every_way_ends_with_the_same_bits(program, tmp
 
     # While starting: it stops after its first step, or the next ones, for which all ranks are still to be woken.
     process = program(steps, STEP_S="0.1")
-    wait_for(lambda: len(ranks_of(process)) == RANKS and all(map(catches_usr1, ranks_of(process))), process)
+    wait_for(lambda: len(ranks_of(process)) == RANKS and all(map(catches_usr1, ranks_of(process))), process, 200)
     process.send_signal(signal.SIGUSR1)
     first = is_stopped(process, "by SIGUSR1")
     assert 1 <= first <= 3
@@ -123,7 +107,7 @@ def test_a_run_that_is_stopped_in_every_way_ends_with_the_same_bits(program, tmp
     assert second < is_stopped(process, "by the Slurm job ends in 3600 s") <= second + 3
     # About to finish: it may just do so.
     process = program(steps, STEP_S="0.03")
-    wait_for(lambda: max(steps_recorded(folder)) > steps - 10, process)
+    wait_for(lambda: max(steps_recorded(folder)) > steps - 10, process, 200)
     process.send_signal(signal.SIGUSR1)
     ended(process)
     assert process.returncode in (0, REQUEUE)
@@ -136,7 +120,7 @@ def test_an_asynchronous_run_ends_early_with_its_model(tmp_path, name, rank):
     arguments = ["--algorithm", "downpour", "--steps", 10**6, "--flush-seconds", 0.1, "--output", tmp_path / "run"]
     process = start(RANKS, arguments)
     try:
-        wait_for(lambda: max(steps_recorded(tmp_path / "run")) > 20, process)
+        wait_for(lambda: max(steps_recorded(tmp_path / "run")) > 20, process, 200)
         os.kill(process.pid if rank is None else pid_of_rank(tmp_path / "run", rank), signal.Signals[name])
         out = ended(process)
     finally:

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 import runpy
@@ -145,9 +146,16 @@ def modules_with_examples():
 @pytest.mark.parametrize("name", list(modules_with_examples()))
 @pytest.mark.usefixtures("run_folder")
 def test_the_examples_of_docstrings_run(name):
-    found = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert found.failed == 0
-    assert found.attempted > 0
+    module = importlib.import_module(name)
+    finder, runner = doctest.DocTestFinder(exclude_empty=True), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    tests = finder.find(module)
+    for value in vars(module).values():  # the finder passes over functions with a decorator of another module
+        if hasattr(value, "__wrapped__") and (inner := inspect.unwrap(value)).__module__ == name:
+            tests += finder.find(inner)
+    for test in tests:
+        runner.run(test)
+    assert runner.failures == 0
+    assert runner.tries == Path(module.__file__).read_text().count(">>> ")
 
 
 # -- commands -----------------------------------------------------------------------------------------------------

@@ -208,6 +208,42 @@ def test_what_libraries_say_of_themselves_is_one_line(text, version, messages_by
     assert mpi_library.messages_by({}, text)[0] == messages_by
 
 
+class Library:
+    """The MPI tools interface of a library that has the control variables `names`."""
+
+    def __init__(self, *names, status=0):
+        self.names, self.status, self.is_open = names, status, False
+
+    def MPI_T_init_thread(self, required, provided):
+        self.is_open = self.status == 0
+        return self.status
+
+    def MPI_T_cvar_get_index(self, name, index):
+        assert self.is_open
+        return 0 if name.decode() in self.names else 73
+
+    def MPI_T_finalize(self):
+        self.is_open = False
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("library", "component"),
+    [
+        (Library("pml_ob1_priority", "pml_ucx_tls", "pml_base_verbose"), "ob1"),
+        (Library("pml_ucx_priority"), "ucx"),
+        (Library("pml_ucx_priority", "pml_ob1_priority"), None),
+        (Library("MPIR_CVAR_CH4_NETMOD"), None),
+        (Library("pml_ucx_priority", status=70), None),
+    ],
+)
+def test_the_component_whose_variables_are_there_sends_messages(monkeypatch, library, component):
+    monkeypatch.setattr(mpi_library, "_library", lambda: library)
+    monkeypatch.setattr(mpi_library.MPI, "Get_library_version", lambda: OPEN_MPI)
+    assert mpi_library.messages_by({})[0] == component
+    assert not library.is_open
+
+
 def test_another_network_module_may_be_asked_for():
     asked = mpi_library.messages_by({"MPIR_CVAR_CH4_NETMOD": "ofi"}, MPICH)
     assert asked == ("ofi", "MPIR_CVAR_CH4_NETMOD; the library's device is ch4:ucx ofi")

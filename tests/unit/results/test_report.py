@@ -317,6 +317,18 @@ def test_a_run_of_an_earlier_version_is_reported(tmp_path, capsys, name, known, 
     assert str(run) not in out.replace(f"curves: {run}", "").replace(f" {run} ", "")  # nothing is wrong with it
 
 
+def test_a_view_of_today_shows_the_files_of_an_earlier_version(tmp_path):
+    """Texts were shorter then."""
+    run = copy_run("e7aff81/hier-avg", tmp_path)
+    before = {table: view.read_view(run / "metrics", table) for table in metrics.COLUMNS}
+    manifest = json.loads((run / "checkpoints" / "latest" / "manifest.json").read_text())
+    write_view(run / "metrics", 2, manifest["about"]["metrics"]["resumed"])
+    for table, columns in before.items():
+        after = view.read_view(run / "metrics", table)
+        assert all(np.array_equal(after[name], columns[name], equal_nan=name != "scope") for name in columns)
+    assert set(before["averaging"]["scope"].ravel()) == {b"local", b"global"}
+
+
 def test_whatever_numbers_there_are_can_be_drawn(tmp_path):
     numbers = [np.nan, np.inf, -np.inf, 1e308, -1e308, 5e-324, -1.0, 0.0, 1.0, 3.0]
     for seed in range(12):
