@@ -12,7 +12,7 @@ from hpcavg.errors import InputError, require_integer
 
 
 def ring_weights(learner: int, num_learners: int) -> dict[int, float]:
-    """Return a learner's weights on a ring: a third each for itself and its two neighbours, of two learners a half each.
+    """Return a learner's weights on a ring: a third each for itself and two neighbours. Two learners take their mean.
 
     Examples
     --------

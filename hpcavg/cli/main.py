@@ -161,7 +161,7 @@ def _check_early(config: Config, num_ranks: int) -> None:
     from hpcavg.results import run_folder
 
     check_ranks(num_ranks, config.run.expect_ranks)
-    check_sizes(num_ranks, config.topology.group_size, config.servers)
+    check_sizes(num_ranks, config.roles.group_size, config.servers)
     if config.run.output is not None:
         run_folder.check(Path(config.run.output), may_be_run=config.checkpoints.resume is not None)
 

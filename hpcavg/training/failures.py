@@ -25,8 +25,8 @@ def build_topology(config: Config) -> Topology:
     """Return the topology of all ranks; with ``--on-failure shrink``, one that survives deaths. Collective."""
     comm = all_ranks(config)
     if config.faults.on_failure == "shrink":
-        return SurvivingTopology(comm, group_size=config.topology.group_size)
-    topology = Topology(comm, group_size=config.topology.group_size, num_servers=config.servers)
+        return SurvivingTopology(comm, group_size=config.roles.group_size)
+    topology = Topology(comm, group_size=config.roles.group_size, num_servers=config.servers)
     install_abort_hook(_status(config))
     return topology
 
