@@ -75,6 +75,7 @@ class Averaging:
         self._gradients = GradientBuffer(parameters, topology, engine) if rule.averages == "gradients" else None
         self.equality = EqualityCheck(topology, options.check_rounds, replica.frozen)
         self._awaits_mean = False  # this learner is sick, and its parameters are worth nothing until a mean is merged
+        self._means_of_sick = 0  # the last so many means were of nobody: all neighbours were sick, too
         averaged = [self._parameters, self._buffers]
         self._delayed = Delayed(averaged, engine, topology) if rule.delay_steps else None
         self._made = time.perf_counter()
@@ -181,6 +182,7 @@ class Averaging:
                 self._outer.settle()
             if means:
                 distance = self._merge_all(means, how, how_buffers, excluded, wants_distance, rate)
+        self._means_of_sick = self._means_of_sick + 1 if excluded.is_everyone else 0
         if excluded.is_everyone:
             return self._event(scope, progress, started, 0, math.nan, excluded.learners)
         num_bytes = self._parameters.num_bytes + self._buffers.num_bytes
@@ -332,8 +334,13 @@ class Averaging:
         return self._awaits_mean or not is_finite, is_large
 
     def _check_excluded(self, excluded: Excluded, scope: Scope, what: object) -> None:
-        """Raise `SickLearnersError` where nobody may be sick, or nobody is left for a global mean."""
-        is_over = excluded.is_everyone and scope is GLOBAL
+        """Raise `SickLearnersError` if nobody may be sick, or if nobody is left to give this learner a mean.
+
+        Neighbours that are well reach a sick learner within as many means as there are learners that it does not meet.
+        """
+        others = self._topology.num_learners - excluded.num_members
+        is_over = scope is GLOBAL or (isinstance(scope, Neighbours) and self._means_of_sick >= others)
+        is_over = excluded.is_everyone and is_over
         if excluded.learners and (is_over or self._options.non_finite == "stop"):
             health.raise_sick(excluded, scope, self._topology, str(what), self._replica.name_non_finite())
 
