@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from hpcavg.algorithms.rule import Rule
 from hpcavg.algorithms.schedule import Progress, Run
 from hpcavg.algorithms.scope import GLOBAL, SERVER
 from hpcavg.averaging.calls import Caller, Kind
-from hpcavg.averaging.checks import check_alike, check_rule, check_step, check_wire, timeout_s
+from hpcavg.averaging.checks import changed, check_alike, check_rule, check_step, check_wire, timeout_s
 from hpcavg.averaging.events import Arrival, Event, Totals
 from hpcavg.averaging.parameter_server import Worker
 from hpcavg.averaging.replica import Replica
@@ -59,8 +59,10 @@ class Averager:
     Raises
     ------
     InputError
-        On every rank, for an unknown option or engine, for options that exclude each other, or if the learners' models,
+        On every rank, for a value that cannot be used, for options that exclude each other, or if the learners' models,
         rules or options differ.
+    TypeError
+        For an unknown option.
     MismatchError
         By every method, on all learners, if they meet in different calls, because one took fewer steps or called
         `mean_model` alone.
@@ -93,7 +95,7 @@ class Averager:
         **changes: Any,
     ) -> None:
         topology = topology or Topology()
-        options = topology.run_on_all_ranks(partial(replace, options or AveragingOptions(), **changes))
+        options = topology.run_on_all_ranks(partial(changed, options, changes))
         topology.run_on_all_ranks(partial(check_rule, algorithm, options, topology))
         number = topology.num_averagers
         check_alike(topology, algorithm, options, type(optimizer).__name__, number)

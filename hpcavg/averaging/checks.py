@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -24,6 +26,13 @@ _PARTS_OF_A_RULE = (
     "own_pace",
     "optimizer",
 )
+
+
+def changed(options: AveragingOptions | None, changes: Mapping[str, Any]) -> AveragingOptions:
+    """Return `options` (None: the defaults) with `changes`. Raises `InputError`, and `TypeError` for unknown names."""
+    if options is not None and not isinstance(options, AveragingOptions):
+        raise InputError("options", options, "an AveragingOptions; single options are keywords, such as engine='mpi'")
+    return replace(options or AveragingOptions(), **changes)
 
 
 def timeout_s(options: AveragingOptions) -> float:
