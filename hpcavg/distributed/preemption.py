@@ -35,7 +35,7 @@ from hpcavg.errors import InputError
 _ACTIVE_S = 0.002
 
 
-class Kind(IntEnum):
+class PauseKind(IntEnum):
     """What to pause for; where several things are asked for at once, the largest."""
 
     NOTHING = 0
@@ -46,7 +46,7 @@ class Kind(IntEnum):
 class Pause(NamedTuple):
     """What is asked for, or agreed on, and why, in a few words."""
 
-    kind: Kind
+    kind: PauseKind
     reason: str
 
 
@@ -57,7 +57,7 @@ class Deadline(NamedTuple):
     reason: str
 
 
-_NONE = Pause(Kind.NOTHING, "")
+_NONE = Pause(PauseKind.NOTHING, "")
 
 
 def deadline(
@@ -177,20 +177,20 @@ class Pauses:
         asked = max(
             topology.run_collective(lambda: topology.learner_ranks.allgather(self._asked), what="agreement on a pause")
         )
-        if asked.kind is Kind.NOTHING:
+        if asked.kind is PauseKind.NOTHING:
             return None
         with self._changed:
             self._drop(asked.kind)
         return asked
 
-    def request(self, kind: Kind, reason: str) -> None:
+    def request(self, kind: PauseKind, reason: str) -> None:
         """Ask for a pause. Any thread may; one rank is enough, and what is asked for at regular times, best."""
         with self._changed:
             self._asked = max(self._asked, Pause(kind, reason))
         self._supervisor.wake()
 
     @property
-    def requested(self) -> Kind:
+    def requested(self) -> PauseKind:
         """What this rank has been asked for and has not done yet."""
         return max(self._asked, self._given).kind
 
@@ -211,7 +211,7 @@ class Pauses:
         self._supervisor.wake()
         return pause
 
-    def _drop(self, kind: Kind) -> None:
+    def _drop(self, kind: PauseKind) -> None:
         if self._asked.kind <= kind:
             self._asked = _NONE
 
@@ -222,7 +222,7 @@ class Pauses:
             if self._topology.survives:  # a launcher that lets ranks die waits for ever where one exits with a status
                 os.kill(os.getpid(), signal.SIGKILL)
             os._exit(128 + number)
-        self.request(Kind.STOP, signal.Signals(number).name)
+        self.request(PauseKind.STOP, signal.Signals(number).name)
 
     def look(self, now: float) -> float:
         """See `hpcavg.distributed.supervisor.Part`."""
@@ -230,7 +230,7 @@ class Pauses:
         if self._stop_at is not None:
             wait_s = self._stop_at.time_s - now
             if wait_s <= 0:
-                self._asked = max(self._asked, Pause(Kind.STOP, self._stop_at.reason))
+                self._asked = max(self._asked, Pause(PauseKind.STOP, self._stop_at.reason))
                 self._stop_at, wait_s = None, math.inf
         if self._topology.is_server:
             if self._asked.kind:

@@ -15,7 +15,7 @@ from hpcavg.algorithms.scope import Neighbours, Scope
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.compression import WireFormat
 from hpcavg.engines.neighbours import mix
-from hpcavg.engines.pending import CountWell, Pending, all_done
+from hpcavg.engines.pending import CountWell, SteppedMean, all_done
 from hpcavg.engines.reduction import divide
 from hpcavg.errors import InputError
 
@@ -95,7 +95,7 @@ class MpiEngine:
         arrays: Sequence[Tensor],
         scope: Scope,
         count_well: CountWell | None = None,
-    ) -> Pending:
+    ) -> SteppedMean:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.engines.base.Engine`.
 
         What is in flight lies in host memory always: non-blocking reductions do not take a GPU's.
@@ -120,7 +120,7 @@ class MpiEngine:
                     num_ranks = num_well
             return sums
 
-        return Pending(itertools.chain(all_done(requests), self._topology.completion(comm)), collect)
+        return SteppedMean(itertools.chain(all_done(requests), self._topology.completion(comm)), collect)
 
 
 def host_memory(values: Tensor) -> NDArray[np.generic]:

@@ -49,7 +49,7 @@ def finish(work: Work) -> None:
             os.sched_yield()
 
 
-class Pending:
+class SteppedMean:
     """A mean on its way. Any thread may take its steps; only one does at a time.
 
     Parameters
@@ -135,12 +135,12 @@ class _Driver:
     """The one thread that looks after means on their way, asleep between two looks and while there is none."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[SteppedMean | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._last: Pending | None = None
+        self._last: SteppedMean | None = None
         self._stopped = False
 
-    def drive(self, pending: Pending) -> None:
+    def drive(self, pending: SteppedMean) -> None:
         """Look after `pending` until it is there."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="hpcavg means on their way", daemon=True)
@@ -155,7 +155,7 @@ class _Driver:
         while self._look_after(self._queue.get()):
             pass
 
-    def _look_after(self, pending: Pending | None) -> bool:
+    def _look_after(self, pending: SteppedMean | None) -> bool:
         """Take the steps of `pending`; return whether there is another to wait for. Keeps no hold of its arrays."""
         if pending is None:
             return False

@@ -25,7 +25,7 @@ from hpcavg.distributed.topology import Topology
 from hpcavg.engines.compression import WireFormat
 from hpcavg.engines.mpi import MpiEngine, as_real
 from hpcavg.engines.neighbours import mix
-from hpcavg.engines.pending import CountWell, Pending, Work, finish
+from hpcavg.engines.pending import CountWell, SteppedMean, Work, finish
 from hpcavg.engines.reduction import PIECE_ELEMENTS, Array, add_up, as_array, average, divide, slice_of
 from hpcavg.engines.rows import Members, Rows, block_elements, lay_out, rows_of
 from hpcavg.errors import InputError
@@ -205,7 +205,7 @@ class SharedEngine:
         arrays: Sequence[Tensor],
         scope: Scope,
         count_well: CountWell | None = None,
-    ) -> Pending:
+    ) -> SteppedMean:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.engines.base.Engine`.
 
         They are taken in place of copies, which live as the arrays do and are kept for the next time.
@@ -220,7 +220,7 @@ class SharedEngine:
             self._replace_all(copies, members, count_well),
             self._topology.completion(self._topology.background_comm(scope, self)),
         )
-        return Pending(work, lambda: [copy[0] for copy in copies])
+        return SteppedMean(work, lambda: [copy[0] for copy in copies])
 
     def _copies_of(self, arrays: Sequence[Tensor]) -> list[Tensor] | None:
         """Return memory for a copy of each of `arrays`; None where they are not all placed, or a node has no room.
