@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from hpcavg.distributed import launchers
+from hpcavg.distributed import launcher_variables
 from hpcavg.utils import streams
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def require_rank() -> None:
 
 
 def _is_of_rank() -> bool:
-    told = launchers.rank_told(os.environ)
-    return told is not None and told[0] != "SLURM_PROCID"  # which the one process of a batch script has, too
+    found = launcher_variables.rank_variable(os.environ)
+    return found is not None and found[0] != "SLURM_PROCID"  # which the one process of a batch script has, too
 
 
 def _leave_mpi_alone() -> None:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from mpi4py import MPI
 
-from hpcavg.distributed.job_environment import is_ordered_to_leave
+from hpcavg.distributed.signals import is_second_signal
 from hpcavg.distributed.supervisor import Supervisor
 from hpcavg.distributed.topology import Topology
 from hpcavg.errors import InputError
@@ -117,7 +117,7 @@ class Pauses:
         self._changed = supervisor.changed
         self._by_step = by_step
         self._stop_at = stop_at
-        self._told_s: list[float] = []
+        self._first_signal_s: list[float] = []
         self._next = step + 1  # the next end of a step: the first one at which this rank can be told of a pause
         self._asked = _NONE  # here, and not known to others
         self._given = _NONE  # what this rank brought into the agreement under way
@@ -218,7 +218,7 @@ class Pauses:
     # -- for the thread -------------------------------------------------------------------------------------------
 
     def _on_signal(self, number: int) -> None:
-        if number in (signal.SIGTERM, signal.SIGINT) and is_ordered_to_leave(self._told_s):
+        if number in (signal.SIGTERM, signal.SIGINT) and is_second_signal(self._first_signal_s):
             if self._topology.survives:  # a launcher that lets ranks die waits for ever where one exits with a status
                 os.kill(os.getpid(), signal.SIGKILL)
             os._exit(128 + number)

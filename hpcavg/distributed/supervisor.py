@@ -21,7 +21,8 @@ from typing import Any, NamedTuple, Protocol
 
 from mpi4py import MPI
 
-from hpcavg.distributed.job_environment import hold_back_at_forks, is_running, started_ticks
+from hpcavg.distributed.processes import is_running, started_ticks
+from hpcavg.distributed.signals import block_during_forks
 from hpcavg.distributed.waiting import wait_asleep
 
 _INTERVAL_S = 0.5
@@ -207,7 +208,7 @@ class Supervisor:
         """Let the thread call `action` at signals of this number, wherever the main thread is. Main thread only."""
         if self._former_wakeup_fd is None:
             self._former_wakeup_fd = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
-            hold_back_at_forks(self._on_signal, self._give_signals_back)
+            block_during_forks(self._on_signal, self._give_signals_back)
         self._on_signal[number] = action
         self._former_handlers.setdefault(number, signal.signal(number, _ignore))
 

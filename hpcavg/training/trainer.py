@@ -19,8 +19,9 @@ from hpcavg.checkpoints.manager import CheckpointManager
 from hpcavg.checkpoints.mean_model import load_mean_model
 from hpcavg.checkpoints.store import Checkpoint, save_model
 from hpcavg.config.options import CHECKPOINTS, Config
-from hpcavg.distributed.job_environment import early_signals, process_age_s
 from hpcavg.distributed.preemption import PauseKind, Pauses, deadline
+from hpcavg.distributed.processes import process_age_s
+from hpcavg.distributed.signals import early_signals
 from hpcavg.distributed.waiting import wait_asleep
 from hpcavg.distributed.watchdog import watch_over
 from hpcavg.errors import CorruptionError, SickLearnersError
