@@ -62,8 +62,8 @@ def test_the_time_limit_follows_no_wall_clock(supervisor, topology, monkeypatch)
     stop_at = Deadline(time.monotonic() + 3600, "--stop-after 3600")
     pauses = Pauses(supervisor, topology, stop_at=stop_at)
     now = stop_at.time_s - 1
-    assert (pauses.look(now), pauses.requested) == (1.0, PauseKind.NOTHING)
-    pauses.look(stop_at.time_s)
+    assert (pauses.poll(now), pauses.requested) == (1.0, PauseKind.NOTHING)
+    pauses.poll(stop_at.time_s)
     assert pauses.requested is PauseKind.STOP
 
 
@@ -151,8 +151,8 @@ def test_a_server_passes_on_what_it_is_asked_for():
     )
     pauses = Pauses(supervisor, SimpleNamespace(is_server=True, num_servers=1))
     pauses.request(PauseKind.STOP, "SIGTERM")
-    pauses.look(time.monotonic())
-    pauses.look(time.monotonic())
+    pauses.poll(time.monotonic())
+    pauses.poll(time.monotonic())
     assert sent == [("pauses", 0, "ask", (PauseKind.STOP, "SIGTERM"))]
 
 
