@@ -52,7 +52,7 @@ def on_uncaught(text: str, end: Callable[[], None], is_alone: bool = False) -> N
 
     def print_error(title: str, error: tuple[Any, Any, Any]) -> None:
         streams.flush()
-        streams.tell(f"hpcavg: {title}\n{''.join(traceback.format_exception(*error))}")
+        streams.print_error(f"hpcavg: {title}\n{''.join(traceback.format_exception(*error))}")
 
     def on_main_thread(error_type: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if is_alone or hasattr(sys, "ps1"):  # a prompt
