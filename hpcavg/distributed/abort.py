@@ -50,7 +50,7 @@ def on_uncaught(text: str, end: Callable[[], None], is_alone: bool = False) -> N
     """
     rank, training_thread = MPI.COMM_WORLD.Get_rank(), threading.current_thread()
 
-    def print_error(title: str, error: tuple[Any, Any, Any]) -> None:
+    def print_traceback(title: str, error: tuple[Any, Any, Any]) -> None:
         streams.flush()
         streams.print_error(f"hpcavg: {title}\n{''.join(traceback.format_exception(*error))}")
 
@@ -58,7 +58,7 @@ def on_uncaught(text: str, end: Callable[[], None], is_alone: bool = False) -> N
         if is_alone or hasattr(sys, "ps1"):  # a prompt
             sys.__excepthook__(error_type, error, trace)
         else:
-            print_error(text, (error_type, error, trace))
+            print_traceback(text, (error_type, error, trace))
             end()
 
     def on_other_thread(args: Any) -> None:
@@ -67,12 +67,12 @@ def on_uncaught(text: str, end: Callable[[], None], is_alone: bool = False) -> N
         error = args.exc_type, args.exc_value, args.exc_traceback
         name = args.thread.name if args.thread else "without a name"
         if name.startswith("hpcavg") or (args.thread is training_thread and not is_alone):
-            print_error(text, error)
+            print_traceback(text, error)
             end()
         elif is_alone:
             threading.__excepthook__(args)
         else:
-            print_error(f"rank {rank} goes on; its thread {name} failed", error)
+            print_traceback(f"rank {rank} goes on; its thread {name} failed", error)
 
     sys.excepthook = on_main_thread
     threading.excepthook = on_other_thread
