@@ -13,7 +13,7 @@ from hpcavg.distributed.watchdog import timeout_or_default
 from hpcavg.engines.base import Engine
 from hpcavg.errors import InputError, require_number
 
-# What rules that are not made by `hpcavg.algorithms` are told apart by; a schedule cannot be compared.
+# The parts in which rules without a name are compared. A schedule is a function and cannot be compared.
 _PARTS_OF_A_RULE = (
     "how",
     "how_buffers",
@@ -55,7 +55,7 @@ def check_rule(rule: Rule, options: AveragingOptions, topology: Topology) -> Non
 
 
 def check_alike(topology: Topology, rule: Rule, options: AveragingOptions, optimizer: str, number: int) -> None:
-    """Raise `InputError` on every rank where ranks were given different rules or options. Collective over all ranks.
+    """Raise `InputError` on every rank if ranks have different rules or options. Collective over all ranks.
 
     Learners with different rules would wait for means that the others never take.
 
@@ -80,12 +80,12 @@ def check_alike(topology: Topology, rule: Rule, options: AveragingOptions, optim
 
 
 def _text(part: object) -> str:
-    """Return what tells a part of a rule from others: its value, or the type of an object and what that holds."""
+    """Return a part of a rule as text for the comparison: its value, or its type and attributes."""
     return repr(part) if type(part).__repr__ is not object.__repr__ else f"{type(part).__name__}{vars(part)}"
 
 
 def check_wire(rule: Rule, engine: Engine, topology: Topology, wire_dtype: str | None) -> None:
-    """Raise `InputError` where what crosses nodes cannot be compressed."""
+    """Raise `InputError` if `wire_dtype` is given and the engine cannot compress, or the rule takes no means."""
     if wire_dtype is None:
         return
     if not engine.compresses and topology.num_learner_ranks > 1:
@@ -95,7 +95,7 @@ def check_wire(rule: Rule, engine: Engine, topology: Topology, wire_dtype: str |
 
 
 def check_step(rule: Rule, topology: Topology, loss: float | Tensor | None, has_closure: bool) -> None:
-    """Raise `InputError` where a step cannot be taken so."""
+    """Raise `InputError` if the rule cannot take a step with these arguments on this rank."""
     if has_closure and rule.before_step:
         raise InputError("closure", "given", f"left out: {rule.name} averages before the step")
     if topology.is_server:
