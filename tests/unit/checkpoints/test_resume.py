@@ -47,7 +47,7 @@ def train(folder, arguments, stop=False, failing=None):
         if stop:
             loop._pauses.request(PauseKind.STOP, "a test")
             until = time.monotonic() + 20
-            while loop._pauses._target is None and time.monotonic() < until:  # the thread is on its way
+            while loop._pauses._target_step is None and time.monotonic() < until:  # the thread is on its way
                 time.sleep(0.001)
 
     trainer._make_loop = prepared(trainer._make_loop, prepare)
