@@ -110,4 +110,4 @@ def require_pmix_server(environ: Mapping[str, str]) -> None:
     """
     for name in ("PMIX_NAMESPACE", "PMIX_RANK"):
         if name in environ and not any(other.startswith("PMIX_SERVER_URI") for other in environ):
-            raise InputError(name, environ[name], f"unset where no PMIX_SERVER_URI is: no launcher's; {_START}")
+            raise InputError(name, environ[name], f"unset without PMIX_SERVER_URI: no launcher is running; {_START}")

@@ -204,7 +204,7 @@ class Pauses:
         while True:
             with self._changed:
                 if step != self._next:
-                    raise ValueError(f"step {step} ended where step {self._next} was being taken")
+                    raise ValueError(f"step {step} ended, but step {self._next} is the current one")
                 if not self._is_held:
                     pause = self._begin_pause() if step == self._target_step else None
                     self._next = supervisor.step = step + 1

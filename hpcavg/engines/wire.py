@@ -77,7 +77,9 @@ class Transfer:
 
 @dataclass
 class _Buffers:
-    """Memory for one chunk, with a row for every node. Views for every chunk would take longer than its sum.
+    """Memory for one chunk, with a row for every node.
+
+    Chunks reuse it with all its views: making new views would take longer than summing the chunk.
 
     Attributes
     ----------

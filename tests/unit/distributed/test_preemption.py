@@ -70,7 +70,7 @@ def test_the_time_limit_follows_no_wall_clock(supervisor, topology, monkeypatch)
 def test_steps_are_counted_one_by_one(supervisor, topology):
     pauses = Pauses(supervisor, topology, step=5)
     assert pauses.end_step(6) is None
-    with pytest.raises(ValueError, match="step 8 ended where step 7 was being taken"):
+    with pytest.raises(ValueError, match="step 8 ended, but step 7 is the current one"):
         pauses.end_step(8)
 
 
