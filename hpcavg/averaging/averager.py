@@ -87,13 +87,13 @@ class Averager:
     >>> [(event.step, event.scope.name) for event in averager.events]
     [(2, 'global'), (4, 'global')]
 
-    `mean_model` shows the mean of all learners for a while. On one process it is the model itself:
+    In the block of `mean_model`, the model holds the mean of all learners:
 
     >>> with averager.mean_model() as mean:
-    ...     float(mean(torch.ones(1, 2))) == float(model(torch.ones(1, 2)))
+    ...     mean is model
     True
 
-    To resume, hand the states of averager, model and optimizer to new ones:
+    A checkpoint needs the states of model, optimizer and averager. To resume, restore the model first:
 
     >>> state = averager.state_dict()
     >>> again = Averager(model, optimizer, algorithms.k_avg(k=2), topology, start="own")
