@@ -25,12 +25,6 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
         The lower end of the interval.
     high : float
         The upper end of the interval.
-
-    Examples
-    --------
-    >>> from benchmarks.figures import interval
-    >>> interval([3, 1, 2])
-    (2, 1, 3)
     """
     ordered = sorted(values)
     n, cut, outside = len(ordered), 0, 0

@@ -59,7 +59,7 @@ def main() -> int:
 def _fitting(config: Config, ranks: int) -> list[str]:
     """Return the options with which the recipe fits on `ranks` ranks."""
     learners = ranks - config.servers
-    return [f"--group-size={learners}"] if (config.topology.group_size or 0) > learners else []
+    return [f"--group-size={learners}"] if (config.roles.group_size or 0) > learners else []
 
 
 def _run(launcher: list[str], arguments: list[str], timeout_s: float) -> tuple[float, str, str]:

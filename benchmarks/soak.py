@@ -53,7 +53,7 @@ ALGORITHMS: dict[str, tuple[str, dict[str, int]]] = {
         },
     ),
     "k-avg": ("--k 8", _BLOCKING),
-    "gossip": ("--graph ring --k 2", {**_ALL, "ring average": 3}),
+    "gossip": ("--topology ring --k 2", {**_ALL, "ring average": 3}),
     "slowmo": ("--k 8", _BLOCKING),
     "diloco": ("--h 16", _BLOCKING),
     "ada-lupa": ("--tau0 4 --growth loss", {**_BLOCKING, "agreement on a round": 1}),

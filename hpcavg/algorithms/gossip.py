@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import partial
 
 from hpcavg.algorithms.registry import algorithm
@@ -13,20 +12,21 @@ from hpcavg.errors import InputError, require_integer
 
 
 def ring_weights(learner: int, num_learners: int) -> dict[int, float]:
-    """Return a learner's weights on a ring: a third each for itself and its two neighbours.
+    """Return a learner's weights on a ring: a third each for itself and two neighbours. Two learners take their mean.
 
     Examples
     --------
     >>> ring_weights(0, 5)
-    {4: 0.3333333333333333, 0: 0.3333333333333333, 1: 0.3333333333333333}
+    {0: 0.3333333333333333, 1: 0.3333333333333333, 4: 0.3333333333333333}
     """
-    neighbours = Counter((learner + offset) % num_learners for offset in (-1, 0, 1))
-    return {neighbour: count / 3 for neighbour, count in neighbours.items()}
+    neighbours = {(learner + offset) % num_learners for offset in (-1, 0, 1)}
+    return {neighbour: 1 / len(neighbours) for neighbour in sorted(neighbours)}
 
 
 def hop_weights(learner: int, num_learners: int, hop: int) -> dict[int, float]:
     """Return a learner's weights if it averages with the learner `hop` places before it: a half each."""
-    return {neighbour: count / 2 for neighbour, count in Counter((learner, (learner - hop) % num_learners)).items()}
+    neighbours = {learner, (learner - hop) % num_learners}
+    return {neighbour: 1 / len(neighbours) for neighbour in neighbours}
 
 
 def exponential_graphs(num_learners: int) -> list[Neighbours]:
@@ -41,23 +41,24 @@ _GRAPHS = {"ring": lambda num_learners: [_RING], "exponential": exponential_grap
 
 @algorithm(
     options={
-        "graph": "neighbours of each learner: ring, or exponential (one peer a mean, 1, 2, 4, ... places away)",
+        "topology": "neighbours of each learner: ring, or exponential (one peer, 1, 2, 4, ... places away in turn)"
     },
-    source="D-PSGD, Lian et al. 2017, Algorithm 1; exponential graph: SGP, Assran et al. 2019",
-    when="t mod k = 0, before the local step",
+    source="D-PSGD, Lian et al. 2017; exponential graph: SGP, Assran et al. 2019",
+    when="t mod k = 0",
     who="neighbours on the graph",
-    how="x_i = sum_j W_ij x_j, W doubly stochastic",
+    how="x_i = sum_j W_ij u_j, W doubly stochastic",
     sends="2M/k on the ring, M/k on the exponential graph",
-    choose="where a mean over all waits too long: each learner waits for its neighbours only",
+    choose="if a mean over all waits too long: each learner waits for its neighbours only",
 )
-def gossip(graph: str = "ring", k: int = 1) -> Rule:
-    """Average with the neighbours on a graph every `k` steps: x_i = Σ_j W_ij x_j - γ g_i(x_i) (D-PSGD, Algorithm 1).
+def gossip(topology: str = "ring", k: int = 1) -> Rule:
+    """Average with the neighbours on a graph every `k` steps: x_i = Σ_j W_ij u_j, u_j being what learner j's step gave.
 
-    The gradient is that of the parameters before the mean. The final model is the mean over all learners.
+    D-PSGD (Algorithm 1) takes the mean before it adds the gradient's step; the exponential graph is SGP's. The final
+    model is the mean over all learners.
 
     Parameters
     ----------
-    graph : ``"ring"``, two neighbours with weights of 1/3 each, or ``"exponential"``, one neighbour with weight 1/2:
+    topology : ``"ring"``, two neighbours with weights of 1/3 each, or ``"exponential"``, one neighbour with weight 1/2:
         the learner 1 place before, at the next mean 2 places before, then 4, and so on below P.
     k : steps between two means, at least 1.
 
@@ -70,14 +71,14 @@ def gossip(graph: str = "ring", k: int = 1) -> Rule:
     --------
     >>> from hpcavg import algorithms
     >>> algorithms.gossip("exponential").options
-    {'graph': 'exponential', 'k': 1}
+    {'topology': 'exponential', 'k': 1}
     """
-    if graph not in _GRAPHS:
-        raise InputError("graph", graph, f"one of {', '.join(_GRAPHS)}")
+    if topology not in _GRAPHS:
+        raise InputError("topology", topology, f"one of {', '.join(_GRAPHS)}")
     require_integer("k", k, 1)
 
     def when(run: Run) -> Schedule:
-        graphs = _GRAPHS[graph](run.num_learners)
+        graphs = _GRAPHS[topology](run.num_learners)
 
         def due(progress: Progress) -> Scope | None:
             number, rest = divmod(progress.step, k)
@@ -85,4 +86,4 @@ def gossip(graph: str = "ring", k: int = 1) -> Rule:
 
         return due
 
-    return Rule(when, before_step=True)
+    return Rule(when)

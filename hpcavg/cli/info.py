@@ -31,7 +31,7 @@ HEADS = ("node", "ranks", "local groups", "cores", "NUMA nodes", "threads per ra
 def main(config: Config) -> None:
     """Print a table of all nodes and the engine that `config` gets there, on rank 0. Collective over all ranks."""
     wait_asleep(MPI.COMM_WORLD)
-    topology = Topology(failures.all_ranks(config), group_size=config.topology.group_size, num_servers=config.servers)
+    topology = Topology(failures.all_ranks(config), group_size=config.roles.group_size, num_servers=config.servers)
     device = topology.run_on_all_ranks(lambda: devices.choose_device(config.run.device, topology.node_rank))
     threads = config.run.threads or cores.num_threads(topology.node)
     own = inspection.take_inventory(topology, device, threads)

@@ -39,24 +39,24 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit status."""
     command, rest = parsers.split_command(sys.argv[1:] if arguments is None else arguments)
     only_prints = command in ("info", "report", "job") or parsers.wants_help(rest)
-    streams.guard(not only_prints)
+    streams.guard(only_prints)
     if command not in ("report", "job", "data") and not parsers.wants_help(rest):
         try:
             status = _with_mpi(command, rest)
         except SystemExit as error:  # a rank that left quietly would leave the others waiting
             raise RuntimeError(f"sys.exit({error.code}) was called during training") from error
         except KeyboardInterrupt:  # while starting; a launcher ends the other ranks when one leaves so
-            streams.tell("hpcavg: interrupted")
+            streams.print_error("hpcavg: interrupted")
             os._exit(ExitStatus.INTERRUPTED)
         except InputError as error:  # of what MPI must not be started with
             _print_error(error)
             sys.exit(ExitStatus.BAD_INPUT)
-        _leave(streams.settle(status, not only_prints))
+        _leave(streams.final_status(status, only_prints))
     try:
         status = _without_mpi(command, rest)
     except SystemExit as error:  # argparse has printed its help
         status = int(error.code or 0)
-    sys.exit(streams.settle(status, not only_prints))
+    sys.exit(streams.final_status(status, only_prints))
 
 
 def _without_mpi(command: str, arguments: list[str]) -> int:
@@ -95,7 +95,7 @@ def _data(arguments: list[str]) -> int:
         _print_once(error)
         return ExitStatus.BAD_INPUT
     except KeyboardInterrupt:
-        streams.tell("hpcavg: interrupted; start the same command again")
+        streams.print_error("hpcavg: interrupted; start the same command again")
         return ExitStatus.INTERRUPTED
     return 0
 
@@ -161,7 +161,7 @@ def _check_early(config: Config, num_ranks: int) -> None:
     from hpcavg.results import run_folder
 
     check_ranks(num_ranks, config.run.expect_ranks)
-    check_sizes(num_ranks, config.topology.group_size, config.servers)
+    check_sizes(num_ranks, config.roles.group_size, config.servers)
     if config.run.output is not None:
         run_folder.check(Path(config.run.output), may_be_run=config.checkpoints.resume is not None)
 

@@ -181,7 +181,7 @@ def write_job(arguments: Sequence[str]) -> None:
     if wanted.kind != "benchmarks":  # whose options are the suite's
         config = parse_train([*options, "--output", wanted.output or "runs", "--resume", wanted.resume])
         num_ranks = wanted.nodes * wanted.ranks_per_node
-        check_sizes(num_ranks, config.topology.group_size, config.servers)
+        check_sizes(num_ranks, config.roles.group_size, config.servers)
         for text in warn_of_learners(config.run.intended_learners, num_ranks - config.servers):
             print(f"hpcavg: warning: {text}", file=sys.stderr)
     job.write(wanted, options, script)

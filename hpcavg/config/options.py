@@ -19,15 +19,15 @@ from hpcavg.config.sections.faults import FaultOptions
 from hpcavg.config.sections.method import ARGUMENTS, Method, MethodOptions
 from hpcavg.config.sections.optimization import OptimizationOptions
 from hpcavg.config.sections.problem import ProblemOptions
+from hpcavg.config.sections.roles import RoleOptions
 from hpcavg.config.sections.run import RunOptions
-from hpcavg.config.sections.topology import TopologyOptions
 from hpcavg.errors import InputError, require_integer
 
 CONFIG_FILE, CHECKPOINTS = "config.toml", "checkpoints"
 
 SECTIONS: dict[str, type[Section]] = {
     "method": MethodOptions,
-    "topology": TopologyOptions,
+    "roles": RoleOptions,
     "averaging": AveragingOptions,
     "problem": ProblemOptions,
     "optimization": OptimizationOptions,
@@ -65,7 +65,7 @@ class Config:
     """
 
     method: Method
-    topology: TopologyOptions
+    roles: RoleOptions
     averaging: AveragingOptions
     problem: ProblemOptions
     optimization: OptimizationOptions
@@ -74,12 +74,13 @@ class Config:
     faults: FaultOptions
 
     def __init__(self, **options: Any) -> None:
+        unknown = options.keys() - OPTIONS.keys()
+        if unknown:
+            raise TypeError(f"Config has no option {min(unknown)!r}")
         given: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-        for name, value in options.items():
-            if name not in OPTIONS:
-                raise TypeError(f"Config has no option {name!r}")
-            option = OPTIONS[name]
-            given[option.section][option.field] = option.read(value)
+        for name, option in OPTIONS.items():
+            if name in options:
+                given[option.section][option.field] = option.read(options[name])
         for section, owner in SECTIONS.items():
             object.__setattr__(self, section, owner(**given[section]))
         rule = self.rule()
@@ -105,12 +106,12 @@ class Config:
             allowed = f"{label} sets the learning rate"
             self._require("schedule", self.optimization.schedule == "constant", f"constant: {allowed}")
             self._require("warmup_steps", self.optimization.warmup_steps == 0, f"0: {allowed}")
-        num_servers = self.topology.num_servers
+        num_servers = self.roles.num_servers
+        if num_servers is not None:
+            require_integer("num_servers", num_servers, 0 if rule.server is None else 1)
         if rule.server is None:
             self._require("num_servers", not num_servers, f"0 for {label}")
             return
-        if num_servers is not None:
-            require_integer("num_servers", num_servers, 1)
         self._require("check_rounds", not self.averaging.check_rounds, f"0 for {label}")
         why = f"{label}, whose servers' state is in no checkpoint"
         self._require("resume", self.checkpoints.resume is None, f"unset for {why}")
@@ -131,7 +132,7 @@ class Config:
     @property
     def servers(self) -> int:
         """Ranks that serve parameters instead of learning."""
-        return self.topology.num_servers or int(self.rule().server is not None)
+        return self.roles.num_servers or int(self.rule().server is not None)
 
     def as_toml(self) -> dict[str, Any]:
         """Return the options that are set, by their flat names, as a TOML file holds them."""

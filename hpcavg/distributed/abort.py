@@ -38,7 +38,7 @@ def on_uncaught(text: str, end: Callable[[], None], is_alone: bool = False) -> N
 
     def say(title: str, error: tuple[Any, Any, Any]) -> None:
         streams.flush()
-        streams.tell(f"hpcavg: {title}\n{''.join(traceback.format_exception(*error))}")
+        streams.print_error(f"hpcavg: {title}\n{''.join(traceback.format_exception(*error))}")
 
     def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if is_alone or hasattr(sys, "ps1"):

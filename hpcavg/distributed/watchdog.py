@@ -23,7 +23,7 @@ from mpi4py import MPI
 from hpcavg.distributed.supervisor import Process, Supervisor, Wait
 from hpcavg.distributed.topology import Topology
 from hpcavg.errors import InputError
-from hpcavg.utils.streams import tell
+from hpcavg.utils.streams import print_error
 from hpcavg.utils.text import fold_numbers
 
 # How long a rank may be waited for unless the program or this variable says otherwise.
@@ -196,7 +196,7 @@ class Watchdog:
         self._supervisor.later(lambda: self._act(text, missing))
 
     def _act(self, text: str, missing: list[int]) -> None:
-        tell(text)
+        print_error(text)
         if self._on_hang is not None:
             self._on_hang(missing)
 
@@ -277,7 +277,7 @@ def timeout_or_default(timeout_s: float | None) -> float:
 
 
 def _abort() -> None:
-    tell("hpcavg: hung: the job is ended; hang_timeout says after how long")
+    print_error("hpcavg: hung: the job is ended; hang_timeout says after how long")
     MPI.COMM_WORLD.Abort(1)
 
 
@@ -340,7 +340,7 @@ def _dump_stacks(rank: int, asked: Wait) -> None:
     with tempfile.TemporaryFile("w+") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
-        tell(f"hpcavg: hung: rank {rank} is here, while others wait in the {_name(asked)}:\n{file.read()}")
+        print_error(f"hpcavg: hung: rank {rank} is here, while others wait in the {_name(asked)}:\n{file.read()}")
 
 
 def _kill(process: Process) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from hpcavg.distributed.job_environment import is_running, scheduler_job, started_ticks
 from hpcavg.errors import InputError, why
 from hpcavg.utils import files
-from hpcavg.utils.streams import tell
+from hpcavg.utils.streams import print_error
 
 BEAT_S = 10.0
 SILENT_S = 60.0
@@ -320,4 +320,4 @@ def _in_use(path: Path, owner: Owner | None) -> InputError:
 
 def _tell(path: Path, owner: Owner | None) -> None:
     whose = f"of {owner}" if owner else "damaged"
-    tell(f"hpcavg: {path} is {whose}; waiting {SILENT_S:.0f} s for a sign that its run goes on")
+    print_error(f"hpcavg: {path} is {whose}; waiting {SILENT_S:.0f} s for a sign that its run goes on")

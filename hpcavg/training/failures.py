@@ -15,7 +15,7 @@ from hpcavg.distributed.shrinking import SurvivingTopology
 from hpcavg.distributed.topology import Topology
 from hpcavg.errors import CorruptionError, SickLearnersError
 from hpcavg.utils.exit_status import ExitStatus
-from hpcavg.utils.streams import tell
+from hpcavg.utils.streams import print_error
 
 # How long a rank waits for the one that reports and ends the job, before it ends the job itself.
 _LAST_WAIT_S = 10.0
@@ -25,8 +25,8 @@ def build_topology(config: Config) -> Topology:
     """Return the topology of all ranks; with ``--on-failure shrink``, one that survives deaths. Collective."""
     comm = all_ranks(config)
     if config.faults.on_failure == "shrink":
-        return SurvivingTopology(comm, group_size=config.topology.group_size)
-    topology = Topology(comm, group_size=config.topology.group_size, num_servers=config.servers)
+        return SurvivingTopology(comm, group_size=config.roles.group_size)
+    topology = Topology(comm, group_size=config.roles.group_size, num_servers=config.servers)
     install_abort_hook(_status(config))
     return topology
 
@@ -41,7 +41,7 @@ def leave_if_corrupt(error: CorruptionError, topology: Topology) -> None:
     if not topology.survives or not error.ranks:
         raise error
     if topology.rank in error.ranks:
-        tell(f"hpcavg: error: {error}; this rank leaves")
+        print_error(f"hpcavg: error: {error}; this rank leaves")
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -52,7 +52,7 @@ def report_and_abort(
     sick = error.learners if isinstance(error, SickLearnersError) else []
     if topology.rank == min(sick, default=0):
         kept = "there is no checkpoint" if last_checkpoint is None else f"last good checkpoint: {last_checkpoint}"
-        tell(f"hpcavg: error: {error}; {kept}")
+        print_error(f"hpcavg: error: {error}; {kept}")
     else:
         time.sleep(_LAST_WAIT_S)
     abort(config)
@@ -66,7 +66,7 @@ def abort(config: Config) -> None:
 
 def abort_after_takeover(text: str) -> None:
     """Print `text` and end the job at once. It must not be started again: another run has taken its folder over."""
-    tell(f"hpcavg: error: {text}")
+    print_error(f"hpcavg: error: {text}")
     MPI.COMM_WORLD.Abort(ExitStatus.FAILED)
 
 

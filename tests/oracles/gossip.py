@@ -4,8 +4,10 @@ import numpy as np
 
 
 def ring(num_learners):
-    """D-PSGD: every learner weighs itself, its left and its right neighbour alike."""
+    """D-PSGD: every learner weighs itself, its left and its right neighbour alike; two learners take their mean."""
     w = np.eye(num_learners)
+    if num_learners == 2:
+        return [np.full((2, 2), 0.5)]
     return [(w + np.roll(w, 1, axis=1) + np.roll(w, -1, axis=1)) / 3]
 
 
@@ -19,15 +21,14 @@ def exponential(num_learners):
 GRAPHS = {"ring": ring, "exponential": exponential}
 
 
-def run(graph, k, optimizer, x0, gradient, num_steps, num_learners):
+def run(topology, k, optimizer, x0, gradient, num_steps, num_learners):
     """Return the trajectory, shape (steps, learners, numel), and the final mean; see `synchronous.run`."""
-    matrices = GRAPHS[graph](num_learners)
+    matrices = GRAPHS[topology](num_learners)
     x = np.tile(np.asarray(x0, dtype=np.float64), (num_learners, 1))
     trajectory = []
     for t in range(1, num_steps + 1):
-        g = gradient(x, t)
+        x = optimizer.step(x, gradient(x, t))
         if t % k == 0:
             x = matrices[(t // k - 1) % len(matrices)] @ x
-        x = optimizer.step(x, g)
         trajectory.append(x.copy())
     return np.array(trajectory), x.mean(axis=0)

@@ -75,7 +75,7 @@ def test_an_unknown_option_in_the_file_lists_the_valid_ones(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text("k3 = 4\n")
     line = refused(tmp_path, ["--config", path])
-    assert "'k3' is none of algorithm, k, k1, k2," in line
+    assert "'k3' is none of algorithm, variant, k, k1, k2," in line
 
 
 @pytest.mark.parametrize(

@@ -148,11 +148,11 @@ def modules_with_examples():
 def test_the_examples_of_docstrings_run(name):
     module = importlib.import_module(name)
     finder, runner = doctest.DocTestFinder(exclude_empty=True), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    tests = finder.find(module)
+    found = finder.find(module)
     for value in vars(module).values():  # the finder passes over functions with a decorator of another module
         if hasattr(value, "__wrapped__") and (inner := inspect.unwrap(value)).__module__ == name:
-            tests += finder.find(inner)
-    for test in tests:
+            found += finder.find(inner)
+    for test in {test.docstring: test for test in found}.values():
         runner.run(test)
     assert runner.failures == 0
     assert runner.tries == Path(module.__file__).read_text().count(">>> ")

@@ -1,8 +1,8 @@
-"""Output that cannot be written: told, or quiet, and never the end of the work."""
+"""Output that cannot be written: it is reported or not, and never ends the work."""
 
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,13 +13,13 @@ import os, sys
 from hpcavg.utils import streams
 if "WITHOUT_BLOCKING" in os.environ:
     os.set_blocking(1, False)
-goes_on = sys.argv[1] == "training"
-streams.guard(goes_on)
+only_prints = sys.argv[1] != "training"
+streams.guard(only_prints)
 for number in range(int(sys.argv[2])):
     print(number, "\\u251c caf\\u00e9 \\udcff", flush=True)
-streams.tell("told")
+streams.print_error("told")
 sys.stderr.write("the end\\n")
-sys.exit(streams.settle(0, goes_on))
+sys.exit(streams.final_status(0, only_prints))
 """
 LOST = "standard output cannot be written"
 
@@ -32,7 +32,7 @@ def shell(tmp_path):
     def shell(words, purpose, num_lines=1, **variables):
         command = f'"$1" "$2" {purpose} {num_lines} {words}; exit ${{PIPESTATUS[0]}}'
         arguments = ["bash", "-c", command, "bash", sys.executable, str(tmp_path / "program.py")]
-        folder = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+        folder = str(Path(__file__).parents[3])
         variables = environment(PYTHONPATH=folder, **variables)
         result = subprocess.run(arguments, capture_output=True, env=variables, timeout=60)
         return result.returncode, result.stdout, result.stderr.decode().splitlines()
@@ -74,7 +74,7 @@ def test_standard_error_may_be_lost_without_a_word(shell, words):
 
 def test_a_file_that_is_opened_later_is_not_taken_for_a_closed_stream(tmp_path):
     program = (
-        "import os, sys\nfrom hpcavg.utils import streams\nstreams.guard(True)\n"
+        "import os, sys\nfrom hpcavg.utils import streams\nstreams.guard(False)\n"
         f"file = os.open({str(tmp_path / 'metrics')!r}, os.O_CREAT | os.O_WRONLY)\n"
         "os.write(1, b'of a library'); os.write(2, b'of a library'); sys.exit(file < 3)\n"
     )
@@ -96,8 +96,8 @@ def test_a_pipe_that_does_not_block_is_waited_for(shell):
 
 @pytest.mark.parametrize(("flags", "out"), [([], b""), (["-u"], b"shown\n")])
 def test_what_python_does_not_hold_back_is_not_held_back(flags, out):
-    program = "import os\nfrom hpcavg.utils import streams\nstreams.guard(True)\nprint('shown')\nos._exit(0)"
-    folder = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    program = "import os\nfrom hpcavg.utils import streams\nstreams.guard(False)\nprint('shown')\nos._exit(0)"
+    folder = str(Path(__file__).parents[3])
     variables = {name: value for name, value in environment(PYTHONPATH=folder).items() if name != "PYTHONUNBUFFERED"}
     command = [sys.executable, *flags, "-c", program]
     assert subprocess.run(command, stdout=subprocess.PIPE, env=variables, timeout=60).stdout == out
