@@ -161,7 +161,7 @@ class Averager:
                     )
                 group[name] = value
 
-    # -- where the run stands -------------------------------------------------------------------------------------
+    # -- progress -------------------------------------------------------------------------------------------------
 
     @property
     def agreed_step(self) -> float | None:
@@ -307,7 +307,7 @@ class Averager:
 
         Parameters
         ----------
-        what : what would be worth nothing then, for the message; such as ``"checkpoint"``.
+        what : what needs healthy learners, for the message; such as ``"checkpoint"``.
         """
         self._check_agreed_step("check_health")
         self._averaging.check_health(self.progress, what)

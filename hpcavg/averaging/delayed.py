@@ -1,4 +1,4 @@
-"""Delayed means: they start at one step, run beside the computation, and are merged some steps later (DaSGD)."""
+"""Delayed means: they start at one step, run during the computation, and are merged some steps later (DaSGD)."""
 
 from __future__ import annotations
 

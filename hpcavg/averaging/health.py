@@ -47,7 +47,7 @@ class Excluded:
     is_here: bool
 
     @property
-    def is_everyone(self) -> bool:
+    def are_all(self) -> bool:
         """Whether all learners are sick."""
         return len(self.learners) == self.num_members
 

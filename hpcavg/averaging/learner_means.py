@@ -1,4 +1,4 @@
-"""What all means of a learner share: which tensors they are of, who is left out, and how they are merged."""
+"""What blocking and delayed means share: the tensors, the excluded learners, taking the mean, merging it."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class LearnerMeans:
     outer : what the merge keeps between global means.
     equality : compares what must be equal on all learners.
     learners_agree : all learners held the same parameters after the last mean, and no step followed.
-    awaits_mean : this learner is sick. Its parameters are worth nothing until the next mean is merged, even if they
-        are finite again.
+    awaits_mean : this learner is sick, and stays so until it merges a mean: its parameters may be finite again, but
+        they are meaningless.
     made : when this object was made, on the clock of `time.perf_counter`.
     """
 
@@ -104,7 +104,7 @@ class LearnerMeans:
         scope : the learners that take part.
         what : the name of the mean in the message.
         """
-        is_over = excluded.is_everyone and scope is GLOBAL
+        is_over = excluded.are_all and scope is GLOBAL
         if excluded.learners and (is_over or self.options.non_finite == "stop"):
             health.raise_sick(excluded, scope, self.topology, str(what), self.replica.name_non_finite())
 
@@ -192,7 +192,7 @@ class LearnerMeans:
     ) -> float:
         distance = squared_distance(array, mean) if wants_distance and not excluded.is_here else math.nan
         if excluded.is_here and merge.reads_parameters:
-            merge = replace  # a sick learner's parameters are worth nothing
+            merge = replace  # a sick learner's parameters are meaningless
         merge.apply(array, mean, state, rate)
         return distance
 

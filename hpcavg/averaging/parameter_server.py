@@ -115,7 +115,7 @@ class Worker:
 
     Attributes
     ----------
-    is_finished : whether the learner has told the servers that no message follows.
+    is_finished : whether the learner has sent its last message.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Worker:
         self._elasticity = None if exchange.elasticity is None else exchange.elasticity(topology.num_learners)
         # The parameters when their changes were last added to the update. Later changes are not in it yet.
         self._counted = [] if exchange.elasticity else [array.clone() for array in parameters.arrays]
-        # Of the parameters that the centre was made from; None if every learner started from its own.
+        # The fingerprint of the parameters at the centre's start; None if each learner started from its own.
         self._centre_fingerprint = fingerprint(parameters.arrays) if start == "rank0" else None
         self._pushed_step = 0
         self.is_finished = self._has_centre = False

@@ -104,7 +104,7 @@ class Replica:
     def _averaged_buffers(self, parts: model_parts.Parts) -> dict[str, Tensor]:
         """Return the buffers that are averaged: of real numbers, finite on all ranks, with a finite sum. Collective.
 
-        Empty buffers are left out: the module resizes them later, which shared memory cannot bear.
+        Empty buffers are left out: a module resizes them later, and shared memory cannot be resized.
         """
         found = {name: t for name, t in parts.buffers.items() if model_parts.is_averaged_buffer(t) and t.numel()}
         looks = (examine([tensor], self._topology.num_learners) for tensor in found.values())

@@ -111,7 +111,7 @@ class Averaging:
             excluded = self._excluded(meeting, scope, is_sick)
             learner.check_excluded(excluded, scope, call)
             learner.awaits_mean = is_sick
-            if excluded.is_everyone and not is_mixed:  # a local group: it takes the next global mean from the others
+            if excluded.are_all and not is_mixed:  # a local group: it takes the next global mean from the others
                 return excluded, meeting.rate, []
             # Neighbours know of different sick learners, but must all make the same exchanges.
             kept = learner.kept_buffers.arrays if excluded.learners or is_mixed else []
@@ -121,7 +121,7 @@ class Averaging:
                 *learner.take(learner.buffers.arrays, scope, how_buffers.reads_parameters, excluded, is_large, exact),
                 *learner.take(kept, scope, True, excluded, is_large, exact=True),
             ]
-            return excluded, meeting.rate, [] if excluded.is_everyone else means
+            return excluded, meeting.rate, [] if excluded.are_all else means
 
         distance = math.nan
         with torch.no_grad():
@@ -131,7 +131,7 @@ class Averaging:
                 learner.outer.settle()
             if means:
                 distance = learner.merge(means, how, how_buffers, excluded, wants_distance, rate)
-        if excluded.is_everyone:
+        if excluded.are_all:
             return self._event(scope, progress, started, 0, math.nan, excluded.learners)
         num_bytes = learner.parameters.num_bytes + learner.buffers.num_bytes
         if is_global:
@@ -174,7 +174,7 @@ class Averaging:
             is_sick, is_large = learner.examine(arrays)
             meeting = self._caller.meet(call, error=error, is_sick=is_sick, is_large=is_large)
             excluded = self._excluded(meeting, GLOBAL, is_sick)
-            if excluded.is_everyone:
+            if excluded.are_all:
                 excluded = Excluded((), excluded.num_members, False)
             return learner.take(arrays, GLOBAL, False, excluded, meeting.is_large, exact=True)
 
