@@ -23,7 +23,7 @@ from hpcavg.algorithms.restarted import pr_sgd_hetero as pr_sgd_hetero
 from hpcavg.algorithms.adaptive import lupa as lupa
 from hpcavg.algorithms.adaptive import ada_lupa as ada_lupa
 from hpcavg.algorithms.delayed import dasgd as dasgd
-from hpcavg.algorithms.gossip import gossip as gossip
+from hpcavg.algorithms.decentralized import gossip as gossip
 from hpcavg.algorithms.outer import slowmo as slowmo
 from hpcavg.algorithms.outer import diloco as diloco
 from hpcavg.algorithms.server import downpour as downpour

@@ -55,7 +55,7 @@ def check_rule(rule: Rule, options: AveragingOptions, topology: Topology) -> Non
 
 
 def check_alike(topology: Topology, rule: Rule, options: AveragingOptions, optimizer: str, number: int) -> None:
-    """Raise `InputError` on every rank if ranks were given different rules or options. Collective over all ranks.
+    """Raise `InputError` on every rank if ranks have different rules or options. Collective over all ranks.
 
     Learners with different rules would wait for means that the others never take.
 
@@ -83,12 +83,12 @@ def check_alike(topology: Topology, rule: Rule, options: AveragingOptions, optim
 
 
 def _text(part: object) -> str:
-    """Return a part of a rule as text to compare: its repr, or its type and attributes if the repr is an address."""
+    """Return a part of a rule as text for the comparison: its value, or its type and attributes."""
     return repr(part) if type(part).__repr__ is not object.__repr__ else f"{type(part).__name__}{vars(part)}"
 
 
 def check_wire(rule: Rule, engine: Engine, topology: Topology, wire_dtype: str | None) -> None:
-    """Raise `InputError` if `wire_dtype` is given and nothing would be compressed."""
+    """Raise `InputError` if `wire_dtype` is given and the engine cannot compress, or the rule takes no means."""
     if wire_dtype is None:
         return
     if not engine.compresses and topology.num_learner_ranks > 1:
@@ -98,7 +98,7 @@ def check_wire(rule: Rule, engine: Engine, topology: Topology, wire_dtype: str |
 
 
 def check_step(rule: Rule, topology: Topology, loss: float | Tensor | None, has_closure: bool) -> None:
-    """Raise `InputError` if a step cannot be taken with these arguments."""
+    """Raise `InputError` if the rule cannot take a step with these arguments on this rank."""
     if has_closure and rule.before_step:
         raise InputError("closure", "given", f"left out: {rule.name} averages before the step")
     if topology.is_server:

@@ -1,7 +1,7 @@
 """The columns of the metrics: each is defined here, once. Light to import.
 
 `COLUMNS` makes the files, the view of all ranks, the report and the table in docs/metrics.md. A new column takes its
-definition here and the code that computes its value.
+definition here, at the end of its table, and the code that computes its value.
 """
 
 from __future__ import annotations

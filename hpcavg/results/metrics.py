@@ -72,6 +72,7 @@ class Recorder:
         self._flushed_at = time.monotonic()
         self._rows: dict[str, list[tuple[Any, ...]]] = {group: [] for group in COLUMNS}
         self._positions = {group: (rows_before or {}).get(group, 0) for group in COLUMNS}
+        self._missing = {group: [column.missing for column in columns.values()] for group, columns in COLUMNS.items()}
         self._datasets: dict[str, list[h5py.Dataset]] = {}
         self._file: h5py.File | None = None
         with self._giving_up_on_failure():
@@ -92,12 +93,18 @@ class Recorder:
         return dataset
 
     def record(self, group: str, *row: Any) -> None:
-        """Append one row, in the order of ``COLUMNS[group]``. A scalar tensor is read when the row is written."""
+        """Append one row, in the order of ``COLUMNS[group]``. A scalar tensor is read when the row is written.
+
+        A row may be shorter, as that of a loop that was written before there were the last columns. They are missing.
+        """
+        missing = self._missing[group]
+        if len(row) > len(missing):
+            raise ValueError(f"a row of {len(row)} values for the {len(missing)} columns of {group}")
         self._positions[group] += 1
         if self.lost is not None:
             self.rows_lost += 1
             return
-        self._rows[group].append(row)
+        self._rows[group].append((*row, *missing[len(row) :]))
         if time.monotonic() - self._flushed_at >= self._flush_s:
             self.flush()
 

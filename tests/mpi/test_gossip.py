@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hpcavg import Averager, InputError, Topology, algorithms
-from hpcavg.algorithms.gossip import ring_weights
+from hpcavg.algorithms.decentralized import ring_weights
 from hpcavg.algorithms.rule import Rule, always
 from hpcavg.algorithms.scope import Neighbours
 from hpcavg.distributed.waiting import wait_asleep

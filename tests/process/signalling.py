@@ -56,7 +56,7 @@ def cases(seeds, only=None):
                 yield name, role, ranks, servers, own.choice(targets[role]), seed
 
 
-def run_collective(name, role, ranks, servers, target, seed):
+def run_case(name, role, ranks, servers, target, seed):
     """Run one job; return a list of how its runs ended, by signal."""
     folder = Path(tempfile.mkdtemp(prefix="signalling-"))
     given = [name, "--target", target, "--servers", servers, "--seed", seed, "--timeout", TIMEOUT_S]
@@ -175,7 +175,7 @@ def main():
             counted["start-up", how.split()[0]] += 1
             print("start-up", what, how, flush=True)
         all_cases = list(cases(seeds, options.only))
-        for case, runs in zip(all_cases, pool.map(lambda case: run_collective(*case), all_cases), strict=True):
+        for case, runs in zip(all_cases, pool.map(lambda case: run_case(*case), all_cases), strict=True):
             note(case, runs)
     print(json.dumps({" ".join(key): count for key, count in sorted(counted.items())}, indent=1))
     sys.exit(any(word in BAD for _, word in counted))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.process.signalling import run_collective, start_up
+from tests.process.signalling import run_case, start_up
 
 pytestmark = pytest.mark.process
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.process
     ],
 )
 def test_signals_at_random_moments(algorithm, ranks, servers, target, seed):
-    runs = run_collective(algorithm, "", ranks, servers, target, seed)
+    runs = run_case(algorithm, "", ranks, servers, target, seed)
     assert [what for what, _ in runs] == ["SIGTERM", "SIGUSR1", "SIGSTOP"], runs
     for _, how in runs:
         assert how.split()[0] in ("stopped", "told", "complete"), how

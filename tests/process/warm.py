@@ -157,6 +157,9 @@ def be_python(arguments):
         status = 1
     threading._shutdown()
     atexit._run_exitfuncs()
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi and sys.modules["mpi4py"].rc.finalize is not False and mpi.Is_initialized() and not mpi.Is_finalized():
+        mpi.Finalize()  # mpi4py does so as the interpreter ends, which this process never comes to
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status or 0)

@@ -14,6 +14,7 @@ from hpcavg.checkpoints import manifest, store, tensor_file
 from hpcavg.checkpoints.store import MANIFEST, newest, open_checkpoint, prune
 from hpcavg.cli import parsers
 from hpcavg.errors import InputError
+from hpcavg.training import loop_state
 from hpcavg.training.trainer import Trainer
 from tests.unit.cli.test_fuzz import COUNT
 
@@ -185,6 +186,18 @@ def test_content_of_a_later_version_is_named(run, place):
         write_manifest(path_of(run), values)
     allowed = "a checkpoint that this hpcavg can go on from ('ema' is unknown: perhaps of a newer hpcavg)"
     assert refusal(run) == f"--resume {path_of(run)}: must be {allowed}"
+
+
+@pytest.mark.parametrize("is_later", [True, False])
+def test_content_of_this_version_may_be_missing_if_it_is_later(run, monkeypatch, is_later):
+    loaded = []
+    entry = loop_state._Entry(lambda state: 1, lambda state, saved: loaded.append(saved), is_later)
+    monkeypatch.setitem(loop_state._LOOP, "ema", entry)
+    if is_later:
+        resume(run)
+        assert loaded == []
+    else:
+        assert "(it has no 'ema')" in refusal(run)
 
 
 def test_a_manifest_may_have_more_keys(run):

@@ -67,6 +67,20 @@ def test_a_row_is_made_of_the_attributes_that_columns_name():
     assert row_of("arrival", Arrival(3, 1.5, 7)) == (3, 1.5, 7)
 
 
+def test_rows_of_loops_that_do_not_know_the_last_columns(tmp_path):
+    write_view(tmp_path, 1)
+    recorder = Recorder(tmp_path / file_name(0), {}, 3600)
+    recorder.record("averaging", 4, "local")
+    with pytest.raises(ValueError, match="a row of 4 values for the 3 columns of arrival"):
+        recorder.record("arrival", 1, 2.0, 3, 4)
+    recorder.close()
+    assert recorder.lost is None
+    read = read_view(tmp_path, "averaging")
+    assert (read["step"].tolist(), read["scope"].tolist()) == ([[4]], [[b"local"]])
+    assert (read["bytes"].tolist(), np.isnan(read["blocked_s"]).tolist()) == ([[-1]], [[True]])
+    assert read_view(tmp_path, "arrival")["learner"].shape == (1, 0)
+
+
 def test_every_column_has_its_row_in_the_docs():
     lines = [line for line in markdown_table().splitlines() if "`" in line]
     assert [line.split("`")[1] for line in lines if line.startswith("|")] == [

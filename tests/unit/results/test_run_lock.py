@@ -144,7 +144,7 @@ ABROAD = [
 @pytest.mark.parametrize("owner", ABROAD)
 def test_who_cannot_be_looked_at_is_dead_when_its_heart_is_silent(tmp_path, make_lock, monkeypatch, owner):
     said = []
-    monkeypatch.setattr(run_lock, "tell", said.append)
+    monkeypatch.setattr(run_lock, "print_error", said.append)
     path = left_by(owner, tmp_path)
     lock, began = make_lock(), time.monotonic()
     lock.take(tmp_path)
