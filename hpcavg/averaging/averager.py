@@ -113,7 +113,7 @@ class Averager:
         **changes: Any,
     ) -> None:
         topology = topology or Topology()
-        options = topology.run_on_all_ranks(partial(replace, options or AveragingOptions(), **changes))
+        options = topology.run_on_all_ranks(partial(_changed, options, **changes))
         topology.run_on_all_ranks(partial(check_rule, algorithm, options, topology))
         number = topology.num_averagers
         check_alike(topology, algorithm, options, type(optimizer).__name__, number)
@@ -476,3 +476,10 @@ class Averager:
             raise InputError(
                 "algorithm", self.algorithm.name, "one without servers, whose state is not on this rank alone"
             )
+
+
+def _changed(options: AveragingOptions | None, **changes: Any) -> AveragingOptions:
+    """Return `options`, or the defaults, with `changes`."""
+    if not isinstance(options, AveragingOptions | None):
+        raise InputError("options", options, "an AveragingOptions, or its fields by keyword, as engine='shared'")
+    return replace(options or AveragingOptions(), **changes)
