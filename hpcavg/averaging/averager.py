@@ -65,8 +65,10 @@ class Averager:
     Raises
     ------
     InputError
-        On every rank: an unknown option or engine, options that exclude each other, or models, rules or options that
+        On every rank: a value that cannot be used, options that exclude each other, or models, rules or options that
         differ between ranks.
+    TypeError
+        An unknown option.
     MismatchError
         From every collective method, on all learners, if they meet in different calls: one took fewer steps, or called
         `mean_model` alone.
