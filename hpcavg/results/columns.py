@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from hpcavg.utils import markdown
 
-
 # The first version of hpcavg.
 _FIRST = "0.1.0"
 
