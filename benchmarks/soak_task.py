@@ -250,7 +250,7 @@ class _Patch:
 
     def means(self) -> None:
         """Patch the middle of a mean: half of the slice is written, or MPI has summed the first array."""
-        reaper, average, step = self.reaper, shared.average, pending.Pending.step
+        reaper, average, step = self.reaper, shared.average, pending.SteppedMean.step
 
         def half(rows: Any, targets: Any, start: int, end: int, count: int) -> None:
             if reaper.is_due("half"):
@@ -258,7 +258,7 @@ class _Patch:
                 reaper.pass_by("half")
             average(rows, targets, start, end, count)
 
-        def watched(mean: pending.Pending) -> bool:
+        def watched(mean: pending.SteppedMean) -> bool:
             with reaper.within("delayed average on its way"):
                 got_on = step(mean)
                 if got_on and mean.is_complete:
@@ -266,7 +266,7 @@ class _Patch:
                 return got_on
 
         _replace(shared, "average", half)
-        _replace(pending.Pending, "step", watched)
+        _replace(pending.SteppedMean, "step", watched)
         self._before(mpi_engine, "divide", "half")
         self._before(neighbours, "_add_weighted", "half")
 

@@ -1,10 +1,10 @@
 """hpcavg: training neural networks by model averaging over MPI.
 
-The names below are imported when they are first used, so ``python -m hpcavg --help`` needs neither torch nor MPI.
+The names below are imported at their first use: ``python -m hpcavg --help`` loads neither torch nor MPI.
 
 Examples
 --------
-One process is one learner, and averages with nobody; ``mpirun -np 4 python script.py`` starts four of them.
+Every process is one learner. ``mpirun -np 4 python script.py`` starts four; here there is one.
 
 >>> import torch
 >>> from hpcavg import Averager, Topology, algorithms
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "Averager": "hpcavg.averaging.averager",
     "AveragingOptions": "hpcavg.config.sections.averaging",
     "FlatBuffer": "hpcavg.averaging.flat_buffer",
@@ -53,10 +53,10 @@ child_processes.guard()
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'hpcavg' has no attribute {name!r}")
-    home = import_module(_HOMES[name])
-    return home if name == "algorithms" else getattr(home, name)
+    module = import_module(_MODULES[name])
+    return module if name == "algorithms" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

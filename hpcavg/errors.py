@@ -1,4 +1,4 @@
-"""The exceptions of the package, and checks of values from outside."""
+"""The exceptions of the package, and checks of values that users give."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from hpcavg.utils.text import fold_numbers, printable
 
 
 class InputError(ValueError):
-    """A value from outside cannot be used.
+    """A value that the user gave cannot be used.
 
     Parameters
     ----------
     option : str
         The argument's name in Python, such as ``"group_size"``.
     value : object
-        What was given.
+        The value.
     allowed : str
-        What is allowed, in a few words.
+        The allowed values, in a few words.
 
     Examples
     --------
@@ -61,18 +61,28 @@ class UsageError(InputError):
 
 
 class SickLearnersError(RuntimeError):
-    """A mean or checkpoint is not taken because parameters are not finite.
+    """A mean or checkpoint is not taken, because learners are sick: their parameters are not finite.
 
     Parameters
     ----------
     learners : sequence of int
-        The learners with such parameters: their ranks in the topology's `learner_ranks`.
+        The sick learners, as ranks in the topology's `learner_ranks`.
     when : str
         The mean or checkpoint, such as ``"global average of step 32"``.
     of_how_many : int
         The number of learners that take part.
     tensor : str
-        The name of the first such tensor; empty if it is unknown.
+        The name of the first tensor that is not finite; empty if it is unknown.
+
+    Attributes
+    ----------
+    learners : the sick learners.
+
+    Examples
+    --------
+    >>> from hpcavg.errors import SickLearnersError
+    >>> print(SickLearnersError([2], "global average of step 32", 4, "weight"))
+    learner 2 (1 of 4) with parameters that are not finite (weight), at the global average of step 32
     """
 
     def __init__(self, learners: Sequence[int], when: str, of_how_many: int, tensor: str = "") -> None:
@@ -83,12 +93,23 @@ class SickLearnersError(RuntimeError):
 
 
 class MismatchError(RuntimeError):
-    """Learners met in different calls or at different steps; nothing has been averaged.
+    """Learners met in different calls or at different steps. Nothing was averaged.
 
     Parameters
     ----------
     calls : mapping
-        The call of each learner.
+        The call of each learner, by its rank in the topology's `learner_ranks`.
+
+    Attributes
+    ----------
+    calls : the calls.
+
+    Examples
+    --------
+    >>> from hpcavg.errors import MismatchError
+    >>> error = MismatchError({0: "averager.finish() after step 11", 1: "global average of step 12"})
+    >>> print(str(error).split("; every")[0])
+    calls that do not belong together: rank 0 in averager.finish() after step 11; rank 1 in global average of step 12
     """
 
     def __init__(self, calls: Mapping[int, str]) -> None:
@@ -110,15 +131,21 @@ class CorruptionError(RuntimeError):
     learners : sequence of int
         The learners that differ from the majority; all of them if there is none.
     is_known : bool
-        There is a majority.
+        Whether there is a majority.
     what : sequence of str
-        The names of what differs.
+        The names of the parts that differ, such as ``"parameters"``.
     when : str
-        The event that had made it equal.
+        The event after which they were compared, such as ``"at step 8"``.
 
     Attributes
     ----------
-    ranks : the ranks of the learners that differ from the majority; empty if there is none.
+    ranks : the learners that differ from the majority; empty if there is none.
+
+    Examples
+    --------
+    >>> from hpcavg.errors import CorruptionError
+    >>> print(CorruptionError([3], True, ["parameters"], "at step 8"))
+    learner 3 with other parameters at step 8
     """
 
     def __init__(self, learners: Sequence[int], is_known: bool, what: Sequence[str], when: str) -> None:
@@ -133,7 +160,23 @@ def _listed(learners: Sequence[int]) -> str:
 
 
 def require_integer(option: str, value: object, minimum: int, maximum: int | None = None) -> None:
-    """Raise `InputError` unless `value` is an integer from `minimum` to `maximum` (None: no upper bound)."""
+    """Raise `InputError` unless `value` is an integer from `minimum` to `maximum`.
+
+    Parameters
+    ----------
+    option : the argument's name.
+    value : its value.
+    minimum : the smallest allowed value.
+    maximum : the largest allowed value; None: there is none.
+
+    Examples
+    --------
+    >>> from hpcavg.errors import require_integer
+    >>> require_integer("k", 8, minimum=1)
+    >>> require_integer("k", 0, minimum=1)
+    Traceback (most recent call last):
+    hpcavg.errors.InputError: k=0: must be an integer of at least 1
+    """
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     if not is_integer or value < minimum or (maximum is not None and value > maximum):  # type: ignore[operator]
         upper = "" if maximum is None else f" and at most {maximum}"
@@ -141,7 +184,15 @@ def require_integer(option: str, value: object, minimum: int, maximum: int | Non
 
 
 def require_number(option: str, value: object, holds: Callable[[float], bool], allowed: str) -> None:
-    """Raise `InputError` unless `value` is a finite number for which `holds` is true; `allowed` is the message."""
+    """Raise `InputError` unless `value` is a finite number for which `holds` is true.
+
+    Parameters
+    ----------
+    option : the argument's name.
+    value : its value.
+    holds : returns whether a finite number is allowed.
+    allowed : the allowed values, in a few words.
+    """
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not holds(value):  # type: ignore[arg-type]
         raise InputError(option, value, allowed)
@@ -149,7 +200,7 @@ def require_number(option: str, value: object, holds: Callable[[float], bool], a
 
 @contextmanager
 def reading(option: str, path: object) -> Iterator[None]:
-    """Turn an `OSError` inside the block into an `InputError` of `option`, whose value is the folder `path`."""
+    """Turn an `OSError` in the block into an `InputError` for `option`, whose value is the folder `path`."""
     try:
         yield
     except OSError as error:
@@ -157,12 +208,12 @@ def reading(option: str, path: object) -> Iterator[None]:
 
 
 def why(error: OSError) -> str:
-    """Return the `reason` of a failed file operation, after the file's name if it is known."""
+    """Return why a file operation failed: the file's name, if known, and the `reason`."""
     return ": ".join(str(part) for part in (error.filename, reason(error)) if part)
 
 
 def reason(error: Exception) -> str:
-    """Return why a file could not be read or written, in a few words. HDF5 has the errno only in its text."""
+    """Return why a file could not be read or written, in a few words. HDF5 gives the errno in its text only."""
     found = re.search(r"errno = (\d+)", str(error))
     number = getattr(error, "errno", None) or (found and int(found[1]))
     return os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__

@@ -1,7 +1,7 @@
-"""HOW: what a learner does with a mean. In place, on flat buffers of shape (learners, numel).
+"""HOW: what a learner does with a mean, in place on flat buffers of shape (learners, numel).
 
-A `Merge` may keep state between means (an anchor, a momentum): `init` makes it from the starting parameters, `apply`
-reads and updates it. The state is a dictionary of tensors, so a checkpoint can hold it.
+A merge may keep state between means, such as an anchor or a momentum: `Merge.init` makes it from the parameters at the
+start, `Merge.apply` reads and updates it. The state is a dictionary of tensors, which checkpoints can hold.
 """
 
 from __future__ import annotations
@@ -15,42 +15,81 @@ State = dict[str, "Tensor"]
 
 
 class Merge(Protocol):
-    """One way of putting a mean into the parameters."""
+    """A way to put a mean into the parameters.
+
+    Attributes
+    ----------
+    reads_parameters : whether the result depends on the learner's parameters. If not, the mean may be formed in their
+        place.
+    agrees : whether all learners hold the same parameters after they merged the same mean.
+    """
 
     reads_parameters: bool
-    """False if the result is the same whatever the parameters were: the mean may then be formed in their place."""
     agrees: bool
-    """True if learners that merged the same mean hold the same parameters afterwards."""
 
     def init(self, x: Tensor) -> State:
-        """Return the state that goes with parameters `x`, shape (learners, numel)."""
+        """Return the state at the start.
+
+        Parameters
+        ----------
+        x : the parameters, shape (learners, numel).
+        """
 
     def apply(self, x: Tensor, mean: Tensor, state: State, rate: float) -> None:
-        """Merge `mean`, shape (numel,), into every row of `x`. rate : the local optimizer's learning rate.
+        """Merge `mean` into every row of `x`, in place.
 
-        `mean` may be a row of `x` where parameters are not read.
+        Parameters
+        ----------
+        x : the parameters, shape (learners, numel).
+        mean : shape (numel,), same dtype and device. It may be a row of `x` if the merge does not read parameters.
+        state : what `init` returned, updated in place.
+        rate : the local optimizer's learning rate.
         """
 
 
 class Replace:
-    """x = mean: what every blocking algorithm of the five papers does."""
+    """x = mean: the merge of all blocking algorithms.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hpcavg.algorithms.merge import Replace
+    >>> x = torch.zeros(1, 2)
+    >>> Replace().apply(x, torch.ones(2), {}, rate=0.1)
+    >>> x
+    tensor([[1., 1.]])
+    """
 
     reads_parameters = False
     agrees = True
 
     def init(self, x: Tensor) -> State:
-        """Keep nothing."""
+        """Return no state."""
         return {}
 
     def apply(self, x: Tensor, mean: Tensor, state: State, rate: float) -> None:
-        """Copy the mean into every row but the one that it may be."""
+        """Copy the mean to every row, unless it is that row."""
         for row in x:
             if row.data_ptr() != mean.data_ptr():
                 row.copy_(mean)  # x_j = mean
 
 
 class Blend:
-    """x = ξ x + (1 - ξ) mean (DaSGD, eq. 4)."""
+    """x = ξ x + (1 - ξ) mean (DaSGD, eq. 4).
+
+    Parameters
+    ----------
+    xi : the weight ξ of the learner's own parameters, 0 to 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hpcavg.algorithms.merge import Blend
+    >>> x = torch.zeros(1, 2)
+    >>> Blend(xi=0.25).apply(x, torch.ones(2), {}, rate=0.1)
+    >>> x
+    tensor([[0.7500, 0.7500]])
+    """
 
     reads_parameters = True
     agrees = False
@@ -59,7 +98,7 @@ class Blend:
         self.xi = xi
 
     def init(self, x: Tensor) -> State:
-        """Keep nothing."""
+        """Return no state."""
         return {}
 
     def apply(self, x: Tensor, mean: Tensor, state: State, rate: float) -> None:
@@ -68,16 +107,28 @@ class Blend:
 
 
 class OuterMomentum:
-    """An optimizer of its own steps from the last merge's result, the anchor, along Δ = anchor - mean.
+    """A step of an outer optimizer from the anchor, the result of the last merge, along Δ = anchor - mean.
 
-    Without momentum and at an outer rate of 1 the result is the mean itself, bit for bit.
+    SlowMo: Wang et al. 2020, Algorithm 1. DiLoCo: Douillard et al. 2023, Algorithm 1. With ``momentum=0`` and
+    ``outer_rate=1`` the result is the mean, bit for bit.
 
     Parameters
     ----------
     outer_rate : learning rate of the outer optimizer (α in SlowMo).
     momentum : its momentum (β in SlowMo).
-    nesterov : use Nesterov's form, as DiLoCo; otherwise the heavy ball, as SlowMo.
-    per_rate : keep the momentum per unit of the local learning rate γ, as SlowMo; it then follows changes of γ.
+    nesterov : use Nesterov's momentum, as DiLoCo does. Otherwise heavy-ball momentum, as SlowMo does.
+    per_rate : keep the momentum per unit of the local learning rate γ, as SlowMo does: it then follows changes of γ.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hpcavg.algorithms.merge import OuterMomentum
+    >>> x = torch.zeros(1, 2)
+    >>> merge = OuterMomentum(outer_rate=0.5, momentum=0.9, nesterov=False, per_rate=False)
+    >>> state = merge.init(x)
+    >>> merge.apply(x, torch.ones(2), state, rate=0.1)
+    >>> x
+    tensor([[0.5000, 0.5000]])
     """
 
     reads_parameters = False
@@ -90,7 +141,7 @@ class OuterMomentum:
         self.per_rate = per_rate
 
     def init(self, x: Tensor) -> State:
-        """Return the anchor, the momentum v (none where its factor is 0) and the local rate that v was scaled by."""
+        """Return the anchor and, if `momentum` is not 0, the momentum v and the local rate that v is scaled by."""
         import torch
 
         state = {"anchor": x[0].clone()}
@@ -99,12 +150,12 @@ class OuterMomentum:
         return state
 
     def apply(self, x: Tensor, mean: Tensor, state: State, rate: float) -> None:
-        """Step from the anchor and make the result the next anchor and every row."""
+        """Step from the anchor; the result is the new anchor and every row of `x`."""
         anchor, weight = state["anchor"], self.outer_rate
-        if not self.momentum or (self.per_rate and rate == 0):  # γ u is 0 where γ is
+        if not self.momentum or (self.per_rate and rate == 0):  # if γ is 0, γ u is 0
             anchor.lerp_(mean, weight)  # x = anchor - α Δ
         else:
-            # SlowMo's u = β u + Δ/γ, x = anchor - α γ u, with v = γ u: no division by a rate that may be 0.
+            # SlowMo: u = β u + Δ/γ, x = anchor - α γ u. With v = γ u, nothing is divided by γ, which may be 0.
             velocity, factor = state["momentum"], self.momentum
             if self.per_rate:
                 last_rate = float(state["rate"])

@@ -1,4 +1,4 @@
-"""A rule: one averaging algorithm as WHEN x WHO x HOW, without torch and without MPI."""
+"""A rule: an averaging algorithm as WHEN x WHO x HOW, without torch or MPI."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ from hpcavg.algorithms.schedule import Rate, Run, Schedule
 
 
 def always(schedule: Schedule) -> Callable[[Run], Schedule]:
-    """Return the WHEN that is `schedule` in every run."""
+    """Return a WHEN that does not depend on the run: `schedule` in every run."""
     return lambda run: schedule
 
 
 @dataclass(frozen=True)
 class ServerExchange:
-    """What a learner exchanges with a parameter server, in steps of its own.
+    """The exchange of a learner with the parameter servers.
 
     Attributes
     ----------
-    push_steps : steps between the updates that the learner sends.
-    fetch_steps : steps between the centres that it takes.
+    push_steps : the learner's steps from one update that it sends to the next.
+    fetch_steps : the learner's steps from one fetch of the centre to the next.
     elasticity : maps the number of learners to α: at every fetch, learner and centre move towards each other by α times
-        their difference (EAMSGD). None: the learner sends the sum of its updates and takes the centre (Downpour).
+        their difference (EAMSGD). None: the learner sends its changes and takes the centre (Downpour).
+
+    Examples
+    --------
+    >>> from hpcavg import algorithms
+    >>> algorithms.downpour(n_push=2, n_fetch=4).server
+    ServerExchange(push_steps=2, fetch_steps=4, elasticity=None)
     """
 
     push_steps: int
@@ -34,24 +40,36 @@ class ServerExchange:
 
 @dataclass(frozen=True)
 class Rule:
-    """What `Averager` carries out. Made by the constructors in `hpcavg.algorithms`.
+    """An averaging algorithm for `hpcavg.Averager`. The constructors in `hpcavg.algorithms` make rules.
 
     Attributes
     ----------
-    name : the algorithm's name.
-    options : the arguments it was made with.
-    when : makes the schedule, which returns the scope of the mean that is due at a step. Raises `InputError` if the run
-        lacks what the schedule needs.
-    how : how a global mean of the parameters is merged; local means always replace.
-    how_buffers : how a global mean of BatchNorm buffers is merged.
-    delay_steps : steps from the start of a global mean to its merge; 0 waits for it.
-    averages : what is averaged: the parameters or the gradients.
-    before_step : take the mean before the optimizer's step, not after it; the learners then differ after the step.
-    agrees_on : what learners exchange at a global mean for the schedule: their training loss, their speed, or nothing.
+    when : maps a run to its schedule, which says at every step which mean is due. It raises `InputError` if the run
+        lacks a number that the schedule needs.
+    how : merges a global mean of the parameters. Local means always replace the parameters.
+    how_buffers : merges a global mean of the buffers.
+    delay_steps : steps from the start of a global mean to its merge. 0: the learners wait for the mean.
+    averages : ``"parameters"`` or ``"gradients"``.
+    before_step : take the mean before the optimizer's step instead of after it. The learners differ after the step.
+    agrees_on : what learners exchange at a global mean, for the schedule: their training ``"loss"``, their ``"speed"``,
+        or ``"nothing"``.
     own_pace : learners may take different numbers of steps between two global means.
-    rate : makes the learning-rate schedule that the theory couples to the algorithm; None leaves the rate to the user.
-    server : the exchange with a parameter server, instead of means.
-    optimizer : settings for the local optimizer's parameter groups.
+    rate : maps a run to its learning-rate schedule, if the algorithm has one. None: the rate is the user's.
+    server : the exchange with parameter servers, which replaces means. None: there are no servers.
+    optimizer : options that the local optimizer's parameter groups get.
+    name : the algorithm's name.
+    options : the constructor's arguments.
+
+    Examples
+    --------
+    A rule of one's own takes a global mean every 4 steps, and mixes it with the learner's parameters:
+
+    >>> from hpcavg.algorithms.merge import Blend
+    >>> from hpcavg.algorithms.rule import Rule, always
+    >>> from hpcavg.algorithms.schedule import every
+    >>> rule = Rule(always(every(4)), how=Blend(xi=0.5), name="half")
+    >>> rule.delay_steps
+    0
     """
 
     when: Callable[[Run], Schedule]

@@ -1,8 +1,8 @@
-"""WHEN: pure functions of a learner's progress that say which mean a step takes, and at which learning rate.
+"""WHEN: schedules of means and learning rates, as pure functions of a learner's progress.
 
-A schedule is called with the `Progress` of the step being decided and returns the `Scope` of the mean that is
-due, or None. It keeps no state, so every learner that agrees on its progress agrees on the answer. What needs to know
-the run first (its length, its learners) is a function of `Run` that returns a schedule.
+A `Schedule` maps the `Progress` at a step to the `Scope` of the mean that is due, or to None. It keeps no state:
+learners with the same progress get the same answer. If a schedule depends on the run (its length, its learners), a
+function maps the `Run` to the schedule.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from hpcavg.algorithms.scope import GLOBAL, LOCAL, Scope
 
 @dataclass(frozen=True)
 class Run:
-    """What a run is, from its first step to its last.
+    """What a schedule may know of a run before its first step.
 
     Attributes
     ----------
     num_learners : number of learners, P.
     learner : this learner's index.
-    total_steps : steps of one learner, T; None if unknown.
-    batch_size : samples of one learner and step; None if unknown.
+    total_steps : steps of each learner, T; None if unknown.
+    batch_size : samples per step of each learner; None if unknown.
     """
 
     num_learners: int = 1
@@ -35,19 +35,25 @@ class Run:
 
 @dataclass
 class Progress:
-    """How far a learner is, in steps counted from 1, and what all learners agreed on at the last global mean.
+    """The progress of a learner. Steps count from 1. A round lasts from one global mean to the next.
 
     Attributes
     ----------
-    step : the step being taken; 0 before the first.
-    round : global means that were due so far.
-    round_step : the step at which the last of them was due.
-    round_seconds : wall-clock seconds since that mean was there.
-    first_loss : training loss of the first round; None if the rule follows no loss.
-    loss : training loss of the last round; None if the rule follows no loss.
-    relative_speed : this learner's speed over the slowest learner's; 1 before it was measured.
-    mean_speed : mean of all learners' relative speeds.
-    mean_step : steps at the last global mean, averaged over the learners, if they go at their own pace.
+    step : the current step; 0 before the first.
+    round : number of global means that were due so far.
+    round_step : the step at which the last of them was due; 0 before the first.
+    round_seconds : wall-clock seconds since the end of that mean.
+    first_loss : mean training loss of all learners in the first round; None if the rule does not follow the loss.
+    loss : the same of the last round.
+    relative_speed : this learner's speed divided by the slowest learner's; 1 before it was measured.
+    mean_step : the steps of all learners at the last global mean, averaged, if they go at their own pace.
+    mean_speed : the mean of all learners' relative speeds.
+
+    Examples
+    --------
+    >>> from hpcavg.algorithms.schedule import Progress, every
+    >>> [step for step in range(1, 10) if every(4)(Progress(step=step))]
+    [4, 8]
     """
 
     step: int = 0
@@ -62,18 +68,27 @@ class Progress:
 
 
 Schedule = Callable[[Progress], "Scope | None"]
+"""Maps the progress at a step to the scope of the mean that is due, or to None."""
 RoundLength = Callable[[Progress], int]
+"""Maps the progress to the number of steps of the current round."""
 Rate = Callable[[Progress, float], float]
-"""The learning rate of a step, from the progress and the rate that the optimizer was given."""
+"""Maps the progress at a step and the optimizer's rate at the start to the step's learning rate."""
 
 
 def never(progress: Progress) -> Scope | None:
-    """No mean is ever due."""
+    """Return None: no mean is ever due."""
     return None
 
 
 def every(period_steps: int) -> Schedule:
-    """A global mean every `period_steps` steps: t mod K = 0 (K-AVG, Algorithm 1)."""
+    """Return the schedule of a global mean every `period_steps` steps: t mod K = 0 (K-AVG, Algorithm 1).
+
+    Examples
+    --------
+    >>> from hpcavg.algorithms.schedule import Progress, every
+    >>> print(every(4)(Progress(step=8)), every(4)(Progress(step=9)))
+    global None
+    """
 
     def due(progress: Progress) -> Scope | None:
         return GLOBAL if progress.step % period_steps == 0 else None
@@ -82,10 +97,21 @@ def every(period_steps: int) -> Schedule:
 
 
 def hierarchical(local_period_steps: int, global_period_steps: int) -> Schedule:
-    """Local means at the phases K1, 2 K1, ... of every global period K2 (Hier-AVG, Algorithm 1).
+    """Return the schedule of local means within the periods of global means (Hier-AVG, Algorithm 1).
 
-    The phase restarts at every global mean, so K2 need not be a multiple of K1; where both are due the global mean
-    alone is taken.
+    A period has K2 steps and ends with a global mean. Local means are due at its steps K1, 2 K1, ... before the last.
+    K2 need not be a multiple of K1.
+
+    Parameters
+    ----------
+    local_period_steps : K1.
+    global_period_steps : K2.
+
+    Examples
+    --------
+    >>> from hpcavg.algorithms.schedule import Progress, hierarchical
+    >>> [str(hierarchical(2, 5)(Progress(step=step))) for step in range(1, 6)]
+    ['None', 'local', 'None', 'local', 'global']
     """
 
     def due(progress: Progress) -> Scope | None:
@@ -98,7 +124,7 @@ def hierarchical(local_period_steps: int, global_period_steps: int) -> Schedule:
 
 
 def in_rounds(length: RoundLength) -> Schedule:
-    """A global mean whenever a round has lasted `length` steps, which may change from round to round."""
+    """Return the schedule of a global mean after every round of `length` steps, which may change between rounds."""
 
     def due(progress: Progress) -> Scope | None:
         return GLOBAL if progress.step - progress.round_step >= length(progress) else None
@@ -107,16 +133,20 @@ def in_rounds(length: RoundLength) -> Schedule:
 
 
 def cut_at_end(length: RoundLength, total_steps: int | None) -> RoundLength:
-    """`length`, but the round in which the run ends ends with it, where its steps are known."""
+    """Return `length`, but let the last round end with the run if `total_steps` is known."""
     if total_steps is None:
         return length
     return lambda progress: min(length(progress), total_steps - progress.round_step)
 
 
 def in_seconds(budget_s: float, total_steps: int | None = None) -> Schedule:
-    """A global mean at the first step that finds `budget_s` passed since the last one (PR-SGD, after Algorithm 3).
+    """Return the schedule of a global mean at the first step after `budget_s` seconds (PR-SGD, after Algorithm 3).
 
-    No learner takes more steps in a round than the mean one has left, where the run's are known.
+    Parameters
+    ----------
+    budget_s : seconds from the end of the last global mean.
+    total_steps : steps of the run. No learner takes more steps in a round than the mean learner has left. None: there
+        is no such limit.
     """
 
     def due(progress: Progress) -> Scope | None:
@@ -127,29 +157,42 @@ def in_seconds(budget_s: float, total_steps: int | None = None) -> Schedule:
     return due
 
 
-# -- how long a round lasts ---------------------------------------------------------------------------------------
+# -- lengths of rounds --------------------------------------------------------------------------------------------
 
 
 def switched_length(switch_step: int, steps_after: int) -> RoundLength:
-    """H = 1 until step `switch_step` is over, `steps_after` from then on (post-local SGD, Lin et al. 2018)."""
+    """Return H = 1 up to step `switch_step`, then H = `steps_after` (post-local SGD, Lin et al. 2018)."""
     return lambda progress: 1 if progress.round_step < switch_step else steps_after
 
 
 def restart_length(num_learners: int) -> RoundLength:
-    """K^s = ceil(s^(1/3) / N) steps in epoch s = 1, 2, ... (PR-SGD, Theorem 2)."""
+    """Return K^s = ceil(s^(1/3) / N) steps in epoch s = 1, 2, ... (PR-SGD, Theorem 2)."""
     return lambda progress: _ceil_cube_root(progress.round + 1, num_learners**3)
 
 
 def linear_length(first_steps: int, numerator: int, denominator: int) -> RoundLength:
-    """τ_i = (1 + i α) τ_0 steps, rounded up, with α = numerator / denominator (LUPA-SGD, section 6)."""
+    """Return τ_i = (1 + i α) τ_0 steps, rounded up, with α = numerator / denominator (LUPA-SGD, section 6).
+
+    Examples
+    --------
+    >>> from hpcavg.algorithms.schedule import Progress, linear_length
+    >>> [linear_length(4, 1, 2)(Progress(round=i)) for i in range(4)]
+    [4, 6, 8, 10]
+    """
     return lambda progress: -(-(denominator + progress.round * numerator) * first_steps // denominator)
 
 
 def filling_length(first_steps: int, num_rounds: int, total_steps: int) -> RoundLength:
-    """τ_i = (1 + i α) τ_0 with the α for which `num_rounds` of them sum to `total_steps` (LUPA-SGD, section 6).
+    """Return τ_i = (1 + i α) τ_0, with the α for which `num_rounds` rounds make `total_steps` (LUPA-SGD, section 6).
 
-    The ends of the rounds are rounded up rather than their lengths, which alone gives exactly that many rounds. Where
-    even α = 0 overfills the run, the last round is cut by its end.
+    The ends of the rounds are rounded up, not their lengths: only this gives exactly `num_rounds` rounds. If the rounds
+    are too long even with α = 0, the end of the run cuts the last one.
+
+    Parameters
+    ----------
+    first_steps : τ_0.
+    num_rounds : the number of rounds, E.
+    total_steps : steps of the run.
     """
     growth = max(0, total_steps - num_rounds * first_steps)
 
@@ -163,7 +206,7 @@ def filling_length(first_steps: int, num_rounds: int, total_steps: int) -> Round
 
 
 def loss_length(first_steps: int) -> RoundLength:
-    """τ_i = ceil((F(x̄_0) / F(x̄_i))^(1/3)) τ_0, never below τ_0 (LUPA-SGD, eq. 11)."""
+    """Return τ_i = ceil((F(x̄_0) / F(x̄_i))^(1/3)) τ_0, at least τ_0 (LUPA-SGD, eq. 11)."""
 
     def length(progress: Progress) -> int:
         first, last = progress.first_loss, progress.loss
@@ -175,7 +218,16 @@ def loss_length(first_steps: int) -> RoundLength:
 
 
 def listed_length(lengths: Sequence[int], learner: int, total_steps: int | None) -> RoundLength:
-    """The learner's own of `lengths`, cut where the mean learner would go beyond the run's steps: it ends with them."""
+    """Return the learner's own length, the same in every round (PR-SGD, Algorithm 3).
+
+    The last round is shorter, in proportion, so the mean learner ends with the run.
+
+    Parameters
+    ----------
+    lengths : steps per round, by learner.
+    learner : this learner's index.
+    total_steps : steps of the run, averaged over the learners; None if unknown.
+    """
 
     @functools.cache
     def of_at_most(most: int) -> int:
@@ -187,7 +239,7 @@ def listed_length(lengths: Sequence[int], learner: int, total_steps: int | None)
 
 
 def _cut(lengths: Sequence[int], total: int) -> list[int]:
-    """Return lengths that sum to `total`, which is less, in proportion to `lengths`; at least 1 each."""
+    """Return lengths in proportion to `lengths` whose sum is `total`, which is smaller; each is at least 1."""
     spare, rest = max(0, total - len(lengths)), sum(lengths) - len(lengths)
     shares = [divmod((length - 1) * spare, rest) for length in lengths]
     cut = [1 + steps for steps, _ in shares]
@@ -198,10 +250,15 @@ def _cut(lengths: Sequence[int], total: int) -> list[int]:
 
 
 def speed_length(slowest_steps: int, total_steps: int | None) -> RoundLength:
-    """I_i steps in proportion to the learner's speed, `slowest_steps` for the slowest (PR-SGD, before Algorithm 3).
+    """Return I_i steps in proportion to the learner's speed (PR-SGD, before Algorithm 3).
 
-    The round in which the mean learner would go beyond the run's steps is cut for all alike: it then does so by less
+    The last round is shortened for all learners by the same factor, so the mean learner exceeds the run's steps by less
     than one.
+
+    Parameters
+    ----------
+    slowest_steps : steps per round of the slowest learner.
+    total_steps : steps of the run, averaged over the learners; None if unknown.
     """
 
     def length(progress: Progress) -> int:
@@ -216,7 +273,13 @@ def speed_length(slowest_steps: int, total_steps: int | None) -> RoundLength:
 
 
 def longest_round(length: RoundLength, total_steps: int) -> int:
-    """Return the longest round of a run whose lengths depend on nothing but the round."""
+    """Return the steps of the longest round of a run.
+
+    Parameters
+    ----------
+    length : depends on `Progress.round` and `Progress.round_step` only.
+    total_steps : steps of the run.
+    """
     cut, progress, longest = cut_at_end(length, total_steps), Progress(), 0
     while progress.round_step < total_steps:
         steps = cut(progress)
@@ -236,10 +299,18 @@ def _ceil_cube_root(numerator: float, denominator: float) -> int:
 
 
 def restart_rate(num_learners: int) -> Rate:
-    """γ^s = γ_0 N / s^(2/3) in epoch s = 1, 2, ... (PR-SGD, Theorem 2)."""
+    """Return γ^s = γ_0 N / s^(2/3) in epoch s = 1, 2, ... (PR-SGD, Theorem 2)."""
     return lambda progress, rate: rate * num_learners / (progress.round + 1) ** (2 / 3)
 
 
 def inverse_time_rate(mu: float, shift: float) -> Rate:
-    """η_t = 4 / (μ (t + a)), t = 0 at the first step (LUPA-SGD, Theorem 1), whatever the optimizer was given."""
+    """Return η_t = 4 / (μ (t + a)), with t = 0 at the first step (LUPA-SGD, Theorem 1).
+
+    The optimizer's own rate does not count.
+
+    Parameters
+    ----------
+    mu : μ.
+    shift : a.
+    """
     return lambda progress, rate: 4 / (mu * (progress.step - 1 + shift))

@@ -11,11 +11,17 @@ from hpcavg.errors import InputError
 
 @dataclass(frozen=True)
 class Scope:
-    """The learners over which a mean is taken, or the parameter servers instead of a mean.
+    """The learners over which a mean is taken, or the parameter servers.
 
     Parameters
     ----------
-    name : what events, metrics and messages call it; at most 16 characters.
+    name : its name in events, metrics and messages; at most 16 characters.
+
+    Examples
+    --------
+    >>> from hpcavg.algorithms.scope import GLOBAL
+    >>> GLOBAL.name
+    'global'
     """
 
     name: str
@@ -25,9 +31,9 @@ class Scope:
 
 
 LOCAL = Scope("local")
-"""The learners of a local group: every learner of the group gets the same mean."""
+"""The learners of a local group. All of them get the same mean."""
 GLOBAL = Scope("global")
-"""All learners: every learner gets the same mean."""
+"""All learners. All of them get the same mean."""
 SERVER = Scope("server")
 """The servers, and the learners that exchange parameters with them."""
 
@@ -36,15 +42,17 @@ SERVER = Scope("server")
 class Neighbours(Scope):
     """The neighbours of each learner on a graph: every learner gets a weighted mean of its own.
 
-    The mixing matrix W must be doubly stochastic: its entries are at least 0, and its rows and columns sum to 1. The
-    mean over all learners then stays what it was (Lian et al. 2017, Assumption 1).
+    The mixing matrix W must be doubly stochastic: its entries are at least 0, and its rows and columns sum to 1. Such a
+    matrix does not change the mean over all learners (Lian et al. 2017, Assumption 1).
 
     Parameters
     ----------
-    weights : maps a learner and the number of learners to row W[learner, :], as weights by learner without zeros.
+    weights : maps a learner and the number of learners to row W[learner, :], as a mapping from learner to weight that
+        leaves out zeros.
 
     Examples
     --------
+    >>> from hpcavg.algorithms.scope import Neighbours
     >>> pair = Neighbours("pair", lambda learner, num_learners: {learner: 0.5, num_learners - 1 - learner: 0.5})
     >>> pair.weights(0, 4)
     {0: 0.5, 3: 0.5}
@@ -53,9 +61,12 @@ class Neighbours(Scope):
     weights: Callable[[int, int], Mapping[int, float]]
 
     def matrix(self, num_learners: int) -> list[Mapping[int, float]]:
-        """Return all rows of W for `num_learners`.
+        """Return all rows of W for `num_learners` learners.
 
-        Raises `InputError` if W is not doubly stochastic.
+        Raises
+        ------
+        InputError
+            If W is not doubly stochastic.
         """
         rows = [self.weights(learner, num_learners) for learner in range(num_learners)]
         columns = dict.fromkeys(range(num_learners), 0.0)

@@ -1,4 +1,4 @@
-"""The averager: carries out a rule around the user's optimizer."""
+"""The averager: model averaging around a training loop's optimizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from hpcavg.algorithms.schedule import Progress, Run
 from hpcavg.algorithms.scope import GLOBAL, SERVER
 from hpcavg.averaging.calls import Caller, Kind
 from hpcavg.averaging.checks import check_alike, check_rule, check_step, check_wire, timeout_s
+from hpcavg.averaging.delayed import DelayedAveraging
 from hpcavg.averaging.events import Arrival, Event, Totals
+from hpcavg.averaging.learner_means import LearnerMeans
 from hpcavg.averaging.parameter_server import Worker
 from hpcavg.averaging.replica import Replica
 from hpcavg.averaging.rounds import Rounds
@@ -32,37 +34,41 @@ from hpcavg.errors import InputError
 
 
 class Averager:
-    """Model averaging for a training loop: call `step` where the loop called ``optimizer.step``.
+    """Model averaging for a training loop: call `step` instead of ``optimizer.step``.
 
-    The parameters that require a gradient, in the model or in the optimizer, become views of one flat buffer per
-    dtype. Every learner starts from rank 0's parameters and buffers, the frozen ones too; frozen parameters are then
-    left alone, and it is an error to unfreeze one later.
+    The parameters that require a gradient become views of one flat buffer per dtype. Every learner starts from rank 0's
+    parameters and buffers. Frozen parameters stay as they are; unfreezing one later is an error.
 
     Parameters
     ----------
-    model : any module that torch neither synchronises nor shards itself (DistributedDataParallel, FSDP); the same on
-        every rank.
-    optimizer : any torch optimizer over its parameters; the same on every rank.
+    model : any module, the same on every rank. Wrappers that synchronise or shard a model, such as
+        DistributedDataParallel and FSDP, are refused.
+    optimizer : any torch optimizer over the model's parameters, the same on every rank.
     algorithm : a rule from `hpcavg.algorithms`.
     topology : the learners, and the servers of an asynchronous algorithm. None: ``Topology()``.
-    options : an `hpcavg.AveragingOptions`. None: its defaults.
-    changes : fields of `options` that are to be others, for example ``buffers="keep"``.
+    options : the options; see `hpcavg.AveragingOptions`. None: the defaults.
+    **changes : fields of `hpcavg.AveragingOptions` that replace those of `options`, such as ``buffers="keep"``.
 
     Attributes
     ----------
-    events : the latest means and exchanges, oldest first; the caller may clear it.
-    totals : sums over all of them.
-    progress : steps taken.
-    generator : this learner's ``torch.Generator``.
-    supervisor : the thread that watches over this rank, for `hpcavg.distributed.preemption`.
+    model : the model.
+    optimizer : the optimizer.
+    algorithm : the rule.
+    topology : the learners and servers.
+    engine : takes the means.
+    events : the latest means and exchanges, oldest first, as `Event`. The caller may clear it.
+    totals : the sums over all events, as `Totals`.
+    progress : this learner's progress; ``progress.step`` is the number of steps taken.
+    generator : this learner's own ``torch.Generator``; see `AveragingOptions.seed`.
+    supervisor : the thread that watches this rank; `hpcavg.distributed.preemption` takes it.
 
     Raises
     ------
     InputError
-        On every rank, for an unknown option or engine, for options that exclude each other, or if the learners' models,
-        rules or options differ.
+        On every rank: an unknown option or engine, options that exclude each other, or models, rules or options that
+        differ between ranks.
     MismatchError
-        By every method, on all learners, if they meet in different calls, because one took fewer steps or called
+        From every collective method, on all learners, if they meet in different calls: one took fewer steps, or called
         `mean_model` alone.
 
     Examples
@@ -72,7 +78,7 @@ class Averager:
     >>> model = torch.nn.Linear(2, 1)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> topology = Topology()
-    >>> averager = Averager(model, optimizer, algorithms.k_avg(k=2), topology)
+    >>> averager = Averager(model, optimizer, algorithms.k_avg(k=2), topology, buffers="keep")
     >>> for _ in range(4):
     ...     optimizer.zero_grad()
     ...     model(torch.ones(8, 2)).mean().backward()
@@ -80,6 +86,20 @@ class Averager:
     >>> averager.finish()
     >>> [(event.step, event.scope.name) for event in averager.events]
     [(2, 'global'), (4, 'global')]
+
+    In the block of `mean_model`, the model holds the mean of all learners:
+
+    >>> with averager.mean_model() as mean:
+    ...     mean is model
+    True
+
+    A checkpoint needs the states of model, optimizer and averager. To resume, restore the model first:
+
+    >>> state = averager.state_dict()
+    >>> again = Averager(model, optimizer, algorithms.k_avg(k=2), topology, start="own")
+    >>> again.load_state_dict(state)
+    >>> again.progress.step
+    4
     >>> topology.free()
     """
 
@@ -93,7 +113,7 @@ class Averager:
         **changes: Any,
     ) -> None:
         topology = topology or Topology()
-        options = topology.run_on_all_ranks(partial(replace, options or AveragingOptions(), **changes))
+        options = topology.run_on_all_ranks(partial(_changed, options, **changes))
         topology.run_on_all_ranks(partial(check_rule, algorithm, options, topology))
         number = topology.num_averagers
         check_alike(topology, algorithm, options, type(optimizer).__name__, number)
@@ -105,13 +125,13 @@ class Averager:
         self.progress = Progress()
         self.events: deque[Event] = deque(maxlen=2**16)
         self.totals = Totals()
-        # Odd multiplier: distinct for every learner of a seed, and far apart for neighbouring seeds.
+        # An odd factor gives every learner its own seed; a large one keeps the seeds of neighbouring runs apart.
         self.generator = torch.Generator().manual_seed((options.seed * 1_000_003 + topology.learners.start) % 2**63)
         self._run = run = Run(topology.num_learners, topology.learners.start, options.total_steps, options.batch_size)
         self._due = algorithm.when(run)
         self._buffer_policy = options.buffers
         self._has_finished = False
-        self._is_lent = False  # the model holds the mean for a while
+        self._holds_mean = False  # inside the block of mean_model
         self._worker: Worker | None = None
         self._server: Server | None = None
         devices = (parameter.device for group in optimizer.param_groups for parameter in group["params"])
@@ -122,15 +142,16 @@ class Averager:
             self._set_up_optimizer()
             self._rounds = Rounds(algorithm, run, topology, optimizer)
             self._replica = replica = Replica(model, optimizer, topology, self.engine, options.start)
-            self._caller = Caller(algorithm, topology, number)
-            self._averaging = Averaging(algorithm, self.engine, topology, optimizer, replica, options, self._caller)
+            self._learner = learner = LearnerMeans(algorithm, self.engine, topology, optimizer, replica, options)
+            self._averaging = Averaging(learner, Caller(algorithm, topology, number))
+            self._delayed = DelayedAveraging(learner) if algorithm.delay_steps else None
             if topology.is_server:
                 self._server = Server(replica.parameters, topology)
             elif algorithm.server is not None:
                 self._worker = Worker(algorithm.server, replica, topology, optimizer, options.non_finite, options.start)
 
     def _set_up_optimizer(self) -> None:
-        """Give the optimizer the settings that the rule asks for."""
+        """Set the options of the optimizer that the rule requires, such as its momentum."""
         for group in self.optimizer.param_groups:
             for name, value in self.algorithm.optimizer.items():
                 if name not in group:
@@ -140,14 +161,14 @@ class Averager:
                     )
                 group[name] = value
 
-    # -- where the run stands -------------------------------------------------------------------------------------
+    # -- progress -------------------------------------------------------------------------------------------------
 
     @property
     def agreed_step(self) -> float | None:
-        """Steps taken by every learner, or by the mean learner where they go at their own pace.
+        """The number of steps that all learners have taken; None if they may differ in it.
 
-        None while learners may be anywhere, which is between the means of a rule with own pace; whatever all of them
-        do together must wait until it is a number.
+        Rules that let learners take different numbers of steps have an agreed step only at a global mean: the mean of
+        these numbers. Collective work must wait for it.
         """
         progress = self.progress
         if not self.algorithm.own_pace or self.topology.num_learners == 1:
@@ -156,7 +177,7 @@ class Averager:
 
     @property
     def done(self) -> bool:
-        """Whether `total_steps` have been taken, by all learners alike; always on a server, which takes none."""
+        """Whether all learners have taken `total_steps`; always True on a server."""
         step, total_steps = self.agreed_step, self._run.total_steps
         return self.topology.is_server or (step is not None and total_steps is not None and step >= total_steps)
 
@@ -169,18 +190,28 @@ class Averager:
         scaler: torch.amp.GradScaler | None = None,
         closure: Callable[[], float] | None = None,
     ) -> None:
-        """Take the optimizer's step and whatever averaging is due. Collective where a mean is due.
+        """Take the optimizer's step, and the mean or exchange that is due. Collective if a mean is due.
 
         Parameters
         ----------
-        loss : the step's training loss, for rules whose period follows it; the others ignore it.
-        scaler : an AMP gradient scaler; ``scaler.step`` is called instead of ``optimizer.step``, and ``scaler.update``
-            stays with the caller. A step it skips counts all the same, so that the learners stay together.
-        closure : passed to optimizers that need one. Refused where a mean comes before the step: the closure would
-            take its gradients anew, after it.
+        loss : the step's training loss. Only rules whose period follows the loss need it.
+        scaler : an AMP gradient scaler: ``scaler.step`` replaces ``optimizer.step``; the caller calls
+            ``scaler.update``. A step that the scaler skips counts as a step, which keeps the learners together.
+        closure : passed to ``optimizer.step``, for optimizers that need one. Refused if the rule averages before the
+            step: the closure would compute its gradients after the mean.
+
+        Raises
+        ------
+        InputError
+            If an argument cannot be used, or the call is on a server, in the block of `mean_model`, or, for an
+            asynchronous rule, after `finish`.
+        SickLearnersError
+            On all learners of the mean, if learners with parameters that are not finite stop the run.
+        CorruptionError
+            On all learners, if a comparison (`AveragingOptions.check_rounds`) finds a difference.
         """
         check_step(self.algorithm, self.topology, loss, closure is not None)
-        self._check_kept("step")
+        self._check_outside_block("step")
         if self._worker is not None and self._worker.is_finished:
             raise InputError("step", self.progress.step + 1, "taken before finish: the servers have left")
         rule, progress, averaging = self.algorithm, self.progress, self._averaging
@@ -197,11 +228,11 @@ class Averager:
             self.optimizer.step(closure)
         else:
             self.optimizer.step()
-        averaging.learners_agree = False
-        if averaging.merge_step == progress.step:
-            self._record(averaging.merge(progress))
-        if due is GLOBAL and rule.delay_steps:
-            averaging.start(progress)
+        self._learner.learners_agree = False
+        if self._delayed is not None and self._delayed.merge_step == progress.step:
+            self._record(self._delayed.merge(progress))
+        if self._delayed is not None and due is GLOBAL:
+            self._delayed.start(progress)
         elif due is not None and not rule.before_step:
             self._record(averaging.take(due, progress))
         if due is GLOBAL:
@@ -212,18 +243,26 @@ class Averager:
                 self._record(event)
                 self._rounds.end(progress)
         self.supervisor.begin_step(progress.step + 1)
-        averaging.equality.raise_alarm()
+        self._learner.equality.raise_alarm()
 
     def finish(self, batches: Iterable[Any] | None = None) -> None:
-        """Merge what is in flight and take the final global mean: every learner then holds the run's model.
+        """Merge the mean in flight and take the final global mean: every learner then holds the run's model.
 
-        Collective over all ranks; a server serves until then. The mean is left out where the last step took it. The
-        model of an asynchronous run is the centre. batches : training inputs, needed where buffers are recomputed; see
-        `recompute_buffers`.
+        Collective over all ranks. A server serves until all learners have called it. If the last step took a global
+        mean, no other is taken. The model of an asynchronous run is the centre.
+
+        Parameters
+        ----------
+        batches : training inputs for `recompute_buffers`. Needed if `buffers` is ``"recompute"``.
+
+        Raises
+        ------
+        InputError
+            If `batches` is needed and missing, or the learners are not at an `agreed_step`.
         """
-        averaging, progress = self._averaging, self.progress
-        self._check_kept("finish")
-        self._check_together("finish")
+        averaging, learner, progress = self._averaging, self._learner, self.progress
+        self._check_outside_block("finish")
+        self._check_agreed_step("finish")
         has_finished = self._has_finished
         self._has_finished = True
         if self._server is not None:
@@ -235,17 +274,17 @@ class Averager:
             return
         if self._worker is not None:
             self._worker.say_goodbye(progress)
-        averaging.look_whether_agreed(Kind.FINISH, progress)
-        if averaging.merge_step is not None:
-            self._record(averaging.merge(progress))
+        averaging.update_learners_agree(Kind.FINISH, progress)
+        if self._delayed is not None and self._delayed.merge_step is not None:
+            self._record(self._delayed.merge(progress))
         if self._worker is not None:
             self._worker.finish()
             if self._buffer_policy == "average":
                 averaging.replace_by_mean(Kind.FINISH, progress, self._replica.buffers)
-        elif not averaging.learners_agree:
+        elif not learner.learners_agree:
             self._record(averaging.take_final(progress))
-        averaging.learners_agree = True
-        averaging.equality.raise_alarm()
+        learner.learners_agree = True
+        learner.equality.raise_alarm()
         if self._buffer_policy == "recompute":
             if batches is None:
                 raise InputError("batches", None, "training batches, because buffers='recompute'")
@@ -253,109 +292,75 @@ class Averager:
         if self._worker is not None and not has_finished:
             self._replica.share_buffers()
 
-    def check_health(self, what: str) -> None:
-        """Raise `SickLearnersError` where no mean could be taken now: `what` is about to happen would be worth nothing.
-
-        Collective over all learners, which stand together. What `non_finite` says counts as it does at a mean.
-        """
-        self._check_together("check_health")
-        self._averaging.check_health(self.progress, what)
-
-    def reset_anchor(self) -> None:
-        """Go on from the parameters as they are now: weights were loaded on all ranks, in the middle of a run.
-
-        What was remembered of the former parameters is forgotten: SlowMo's and DiLoCo's anchor and momentum, a mean in
-        flight, the centre on the servers. Not needed before the first step. Collective over all learners; a server
-        returns at once. Raises `InputError` on all learners where their parameters differ.
-        """
-        if self._server is None:
-            self._check_kept("reset_anchor")
-            self._check_together("reset_anchor")
-            if self._worker is not None:
-                self._worker.flush()
-            self._averaging.reset_anchor(self.progress)
-            if self._worker is not None:
-                self._worker.reset_centre()
-
     def serve(self) -> Iterator[Arrival]:
-        """On a server, serve until every learner has called `finish`, yielding every update; elsewhere yield nothing.
+        """On a server, serve until every learner has called `finish`, and yield every update. Elsewhere, yield nothing.
 
-        `finish` serves, too; this is for who wants to see the updates come in.
+        `finish` serves, too. Call `serve` before it to see the updates.
         """
         if self._server is not None:
             yield from self._server.serve()
 
-    @contextmanager
-    def mean_model(self, batches: Iterable[Any] | None = None) -> Iterator[torch.nn.Module]:
-        """Let the model hold the mean over all learners inside the block; afterwards it is what it was, bit for bit.
+    def check_health(self, what: str) -> None:
+        """Raise `SickLearnersError` on all learners if they could take no global mean now. Collective over them.
 
-        Of an asynchronous run it is the centre. Collective over all learners. Needs room for one more copy of the
-        parameters. It is no part of the algorithm: it appears neither in `events` nor in `totals`.
+        `AveragingOptions.non_finite` counts as at a mean.
+
+        Parameters
+        ----------
+        what : what needs healthy learners, for the message; such as ``"checkpoint"``.
         """
-        averaging, replica, progress = self._averaging, self._replica, self.progress
-        self._check_together("mean_model")
-        averaging.look_whether_agreed(Kind.MEAN_MODEL, progress)
-        saved, was_lent = replica.snapshot(), self._is_lent
-        self._is_lent = True
-        try:
-            if not averaging.learners_agree:
-                buffers = [replica.buffers] if self._buffer_policy == "average" else []
-                if self._worker is not None:
-                    self._worker.look()
-                else:
-                    buffers = [replica.parameters, *buffers]
-                averaging.replace_by_mean(Kind.MEAN_MODEL, progress, *buffers)
-            if self._buffer_policy == "recompute" and batches is not None:
-                self.recompute_buffers(batches)
-            yield self.model
-        finally:
-            self._is_lent = was_lent
-            replica.restore(saved)
-            self.restart_clock()
+        self._check_agreed_step("check_health")
+        self._averaging.check_health(self.progress, what)
 
-    def model_state_dict(self) -> dict[str, Any]:
-        """Return a copy of the model's state in which every tensor, tied or not, is contiguous in memory of its own.
+    def reset_anchor(self) -> None:
+        """Continue from the current parameters. Call it after loading weights on all ranks in the middle of a run.
 
-        For formats that refuse shared memory, such as safetensors. ``model.state_dict()`` will do for ``torch.save``.
+        It drops what was kept of the former parameters: the anchor and momentum of SlowMo and DiLoCo, a mean in flight,
+        and the centre on the servers. Before the first step it is not needed. Collective over all learners; a server
+        returns at once.
+
+        Raises
+        ------
+        InputError
+            On all learners, if their parameters differ.
         """
-        return self._replica.state_dict()
-
-    def recompute_buffers(self, batches: Iterable[Any]) -> None:
-        """Re-estimate the BatchNorm statistics of the model as it is on `batches`, then average them over all learners.
-
-        batches : inputs, or sequences whose first element is the input, of this learner's training data.
-        """
-        with torch.no_grad():
-            torch.optim.swa_utils.update_bn(batches, self.model)
-            self._averaging.replace_by_mean(Kind.RECOMPUTE_BUFFERS, self.progress, self._replica.buffers)
+        if self._server is None:
+            self._check_outside_block("reset_anchor")
+            self._check_agreed_step("reset_anchor")
+            if self._worker is not None:
+                self._worker.flush()
+            self._averaging.require_equal_parameters(Kind.RESET_ANCHOR, self.progress)
+            if self._delayed is not None:
+                self._delayed.drop()
+            self._averaging.follow_start()
+            if self._worker is not None:
+                self._worker.reset_centre()
 
     def restart_clock(self) -> None:
-        """Let the round's clock start now: what the caller did since the mean is not the learner's time to step."""
+        """Restart the clock of the round: the time since the last mean does not count as this learner's steps."""
         self._rounds.restart_clock()
 
     def _follow_start(self) -> None:
-        """Let anchors and servers start from the parameters as they are before the first step.
+        """Let anchors and servers start from the parameters before the first step.
 
-        Collective over the learners of an asynchronous rule where they have loaded weights: none may fetch the centre
-        before it is there.
+        Collective over the learners of an asynchronous rule if they loaded weights: no learner may fetch the centre
+        before it is set.
         """
         if self._worker is None:
             self._averaging.follow_start()
         elif self._worker.has_other_parameters():
-            self._averaging.meet_alike(Kind.FIRST_STEP, self.progress)
+            self._averaging.require_equal_parameters(Kind.FIRST_STEP, self.progress)
             self._worker.reset_centre()
 
-    # -- what rules follow ----------------------------------------------------------------------------------------
-
-    def _check_together(self, what: str) -> None:
-        """Raise `InputError` where this learner is alone: the others' next mean would meet something else."""
+    def _check_agreed_step(self, what: str) -> None:
+        """Raise `InputError` if learners may be at different steps: the call would meet a mean of the others."""
         if self.agreed_step is None:
             allowed = "at a global mean, where averager.agreed_step is a number: learners go at their own pace"
             raise InputError(what, f"called at step {self.progress.step}", allowed)
 
-    def _check_kept(self, what: str) -> None:
-        """Raise `InputError` in the block of `mean_model`, after which the parameters are the former ones again."""
-        if self._is_lent:
+    def _check_outside_block(self, what: str) -> None:
+        """Raise `InputError` in the block of `mean_model`: the end of the block would undo the call."""
+        if self._holds_mean:
             raise InputError(what, f"called at step {self.progress.step}", "outside the block of averager.mean_model()")
 
     def _record(self, event: Event | None) -> None:
@@ -363,13 +368,74 @@ class Averager:
             self.events.append(event)
             self.totals.add(event)
 
+    # -- the mean model -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def mean_model(self, batches: Iterable[Any] | None = None) -> Iterator[torch.nn.Module]:
+        """Let the model hold the mean of all learners in a ``with`` block; then restore it bit for bit.
+
+        In an asynchronous run the mean is the centre. Collective over all learners. It takes memory for one more copy
+        of the parameters. It is no part of the algorithm: `events` and `totals` do not count it.
+
+        Parameters
+        ----------
+        batches : training inputs for `recompute_buffers`, used if `buffers` is ``"recompute"``.
+
+        Yields
+        ------
+        torch.nn.Module
+            The model.
+        """
+        averaging, replica, progress = self._averaging, self._replica, self.progress
+        self._check_agreed_step("mean_model")
+        averaging.update_learners_agree(Kind.MEAN_MODEL, progress)
+        saved, held_mean = replica.snapshot(), self._holds_mean
+        self._holds_mean = True
+        try:
+            if not self._learner.learners_agree:
+                buffers = [replica.buffers] if self._buffer_policy == "average" else []
+                if self._worker is not None:
+                    self._worker.show_centre()
+                else:
+                    buffers = [replica.parameters, *buffers]
+                averaging.replace_by_mean(Kind.MEAN_MODEL, progress, *buffers)
+            if self._buffer_policy == "recompute" and batches is not None:
+                self.recompute_buffers(batches)
+            yield self.model
+        finally:
+            self._holds_mean = held_mean
+            replica.restore(saved)
+            self.restart_clock()
+
+    def recompute_buffers(self, batches: Iterable[Any]) -> None:
+        """Compute the BatchNorm statistics of the current model anew, and average them. Collective over all learners.
+
+        Parameters
+        ----------
+        batches : this learner's training inputs, or sequences whose first element is the input.
+        """
+        with torch.no_grad():
+            torch.optim.swa_utils.update_bn(batches, self.model)
+            self._averaging.replace_by_mean(Kind.RECOMPUTE_BUFFERS, self.progress, self._replica.buffers)
+
+    def model_state_dict(self) -> dict[str, Any]:
+        """Return a copy of the model's state whose tensors are contiguous and share no memory, even if tied.
+
+        For formats that refuse shared memory, such as safetensors. ``torch.save`` takes ``model.state_dict()``.
+        """
+        return self._replica.state_dict()
+
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs beside the states of model and optimizer, as plain values and tensors.
+        """Return what a resumed run needs besides model and optimizer, as plain values and tensors.
 
-        A mean in flight is waited for, kept, and merged when it is due. Asynchronous algorithms keep their state on
-        servers and in messages, and they are refused.
+        It waits for a mean in flight and includes it; the mean is merged when it is due.
+
+        Raises
+        ------
+        InputError
+            For an asynchronous rule: servers and messages hold a part of its state.
         """
         self._check_resumable()
         return {
@@ -379,11 +445,20 @@ class Averager:
             "totals": asdict(self.totals),
             "generator": self.generator.get_state(),
             **self._rounds.state_dict(),
-            "averaging": self._averaging.state_dict(),
+            "averaging": {
+                **self._learner.state_dict(),
+                "in_flight": None if self._delayed is None else self._delayed.state_dict(),
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned; raises `InputError` where it belongs to another rule."""
+        """Continue from what `state_dict` returned, after model and optimizer were restored.
+
+        Raises
+        ------
+        InputError
+            If the state is of another rule, or the rule is asynchronous.
+        """
         self._check_resumable()
         given = (state["algorithm"], state["options"])
         if given != (self.algorithm.name, dict(self.algorithm.options)):
@@ -391,7 +466,9 @@ class Averager:
         self.progress = Progress(**state["progress"])
         self.totals = Totals(**state["totals"])
         self.generator.set_state(state["generator"])
-        self._averaging.load_state_dict(state["averaging"])
+        self._learner.load_state_dict(state["averaging"])
+        if self._delayed is not None:
+            self._delayed.load_state_dict(state["averaging"]["in_flight"])
         self._rounds.load_state_dict(state, self.progress)
 
     def _check_resumable(self) -> None:
@@ -399,3 +476,10 @@ class Averager:
             raise InputError(
                 "algorithm", self.algorithm.name, "one without servers, whose state is not on this rank alone"
             )
+
+
+def _changed(options: AveragingOptions | None, **changes: Any) -> AveragingOptions:
+    """Return `options`, or the defaults, with `changes`."""
+    if not isinstance(options, AveragingOptions | None):
+        raise InputError("options", options, "an AveragingOptions, or its fields by keyword, as engine='shared'")
+    return replace(options or AveragingOptions(), **changes)

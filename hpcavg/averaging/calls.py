@@ -1,8 +1,8 @@
-"""The identity of collectives: each learner says which one it is in, in the exchange that starts every mean.
+"""The identity of collectives: an exchange before every mean, in which each learner reports the call that it is in.
 
-Without it, a mean of one learner would pair with another call of the next: `finish` of one that ran out of data with
-the mean of step 12 of the others, and both would go on with different models. All records have one size and travel in
-one call of MPI, so whatever meets is compared before anything is merged.
+MPI pairs collectives by their order alone. If one learner runs out of data and calls `finish` while the others take the
+mean of step 12, MPI would average both, and the learners would continue with different models. All reports have the
+same size and travel in the same MPI call, so they are compared before anything is merged.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from hpcavg.distributed.topology import Topology
 from hpcavg.distributed.waiting import complete_asleep
 from hpcavg.errors import MismatchError
 
-# What marks a record, so that a collective of the caller's own on the same communicator is not taken for one.
+# The first bytes of a record. A collective of the user on the same communicator does not have them.
 _MARK = b"avg1"
-# Mark, kind, number of the averager, step, round; flags, fingerprint, learning rate.
+# Mark, kind, averager, step, round, flags, fingerprint, learning rate.
 _RECORD = struct.Struct("<4sHHqqQQd")
 _SICK, _LARGE, _FAILED = 1, 2, 4
 _POLL_S = 0.0005
@@ -31,7 +31,7 @@ _TAG = 78
 
 
 class Kind(IntEnum):
-    """What a learner does together with others."""
+    """The kinds of collective calls of an averager."""
 
     LOCAL_AVERAGE = 1
     GLOBAL_AVERAGE = 2
@@ -48,7 +48,7 @@ _AVERAGES = (Kind.LOCAL_AVERAGE, Kind.GLOBAL_AVERAGE, Kind.NEIGHBOUR_AVERAGE)
 
 
 def kind_of(scope: Scope) -> Kind:
-    """Return what the mean of a rule over `scope` is."""
+    """Return the kind of a rule's mean over `scope`."""
     return {GLOBAL: Kind.GLOBAL_AVERAGE, LOCAL: Kind.LOCAL_AVERAGE}.get(scope, Kind.NEIGHBOUR_AVERAGE)
 
 
@@ -80,14 +80,14 @@ class Call(NamedTuple):
 
 
 class Meeting(NamedTuple):
-    """What the learners that are in one call told each other.
+    """What the learners in one call reported.
 
     Attributes
     ----------
-    num_members : how many they are.
-    sick : those with parameters that are not finite, as indices in the topology's `learner_ranks`.
-    is_large : some of them hold values so large that their sum may overflow.
-    fingerprints : what each of them gave, to be compared.
+    num_members : number of learners in the call.
+    sick : the sick learners, as ranks in the topology's `learner_ranks`.
+    is_large : a sum over the learners may overflow.
+    fingerprints : the fingerprint of every learner.
     rate : the mean of their learning rates.
     """
 
@@ -110,40 +110,41 @@ def meet(
     error: Exception | None = None,
     asleep: bool = False,
 ) -> Meeting:
-    """Tell the learners of `scope` which call this is, and learn that all are in it. Collective over the scope.
+    """Exchange reports with the learners of `scope`; check that all are in the same call. Collective over the scope.
 
     Parameters
     ----------
-    call : what this learner does.
+    call : this learner's call.
     scope : the learners that take part.
     topology : all learners.
     is_sick : this learner's parameters are not finite.
-    is_large : this learner holds values whose sum over the learners may overflow.
-    fingerprint : 64 bits of whatever the caller compares.
+    is_large : this learner's values are so large that a sum over the learners may overflow.
+    fingerprint : 64 bits for the caller to compare.
     rate : this learner's learning rate.
-    error : what has gone wrong on this learner; it is raised on all of them.
-    asleep : wait asleep, for learners that may come at very different times. The same on all of them.
+    error : an error on this learner. It is raised on all learners of the scope; on a graph, neighbours raise a
+        `RuntimeError` that names this learner.
+    asleep : wait without using the core, for learners that come at very different times. The same on all learners.
 
     Raises
     ------
     MismatchError
-        On all of them, if they are in different calls.
+        On all learners of the scope, if they are in different calls.
     """
     flags = _SICK * is_sick | _LARGE * is_large | _FAILED * (error is not None)
     kind, averager, step, round_ = call
     own = _RECORD.pack(
         _MARK, kind, averager, -1 if step is None else step, -1 if round_ is None else round_, flags, fingerprint, rate
     )
-    told = (
-        _tell_neighbours(own, scope, topology)
+    gathered = (
+        _gather_from_neighbours(own, scope, topology)
         if isinstance(scope, Neighbours)
-        else _tell_all(own, topology.comm(scope), asleep)
+        else _gather_from_all(own, topology.comm(scope), asleep)
     )
-    num_members = len(told) // _RECORD.size
-    if not flags and told == own * num_members:  # nearly always
+    num_members = len(gathered) // _RECORD.size
+    if not flags and gathered == own * num_members:  # nearly always
         return Meeting(num_members, (), False, (fingerprint,) * num_members, rate)
     members = _members(scope, topology)
-    records = list(_RECORD.iter_unpack(told))
+    records = list(_RECORD.iter_unpack(gathered))
     calls = {member: _call_of(*record[:5]) for member, record in zip(members, records, strict=True)}
     if any(other != call for other in calls.values()):
         raise MismatchError({member: str(other or "another collective") for member, other in calls.items()})
@@ -155,54 +156,54 @@ def meet(
     return Meeting(num_members, sick, any(flags & _LARGE for flags in all_flags), fingerprints, _mean_rate(rates))
 
 
-def _tell_all(own: bytes, comm: MPI.Comm, asleep: bool) -> bytes | bytearray:
-    """Return the records of all ranks of `comm`, in their order."""
+def _gather_from_all(own: bytes, comm: MPI.Comm, asleep: bool) -> bytes | bytearray:
+    """Return the records of all ranks of `comm`, in the order of the ranks."""
     if comm.Get_size() == 1:
         return own
-    told = bytearray(len(own) * comm.Get_size())
-    buffers = [own, MPI.BYTE], [told, MPI.BYTE]
+    gathered = bytearray(len(own) * comm.Get_size())
+    buffers = [own, MPI.BYTE], [gathered, MPI.BYTE]
     if asleep:
         complete_asleep(comm.Iallgather(*buffers), _POLL_S)
     else:
         comm.Allgather(*buffers)
-    return told
+    return gathered
 
 
-def _tell_neighbours(own: bytes, scope: Neighbours, topology: Topology) -> bytes:
-    """Return the records of this rank's neighbours and its own, in the order of the ranks."""
+def _gather_from_neighbours(own: bytes, scope: Neighbours, topology: Topology) -> bytes:
+    """Return the records of this rank and its neighbours, in the order of the ranks."""
     comm = topology.comm(scope)
-    told: dict[int, bytes | bytearray] = {topology.rank: own}
+    records: dict[int, bytes | bytearray] = {topology.rank: own}
     requests = []
     for partner in topology.links(scope).partners:
-        told[partner] = record = bytearray(len(own))
+        records[partner] = record = bytearray(len(own))
         requests.append(comm.Irecv([record, MPI.BYTE], partner, _TAG))
         requests.append(comm.Isend([own, MPI.BYTE], partner, _TAG))
     MPI.Request.Waitall(requests)
-    return b"".join(told[rank] for rank in sorted(told))
+    return b"".join(records[rank] for rank in sorted(records))
 
 
 def _members(scope: Scope, topology: Topology) -> list[int]:
-    """Return the ranks whose records a rank gets, in their order."""
+    """Return the ranks in `learner_ranks` whose records this rank gathers, in the order of the records."""
     if isinstance(scope, Neighbours):
         return sorted({topology.rank, *topology.links(scope).partners})
     return list(topology.comm(scope).Get_group().Translate_ranks(None, topology.learner_ranks.Get_group()))
 
 
 def _error_of(failed: Sequence[int], own: Exception | None, scope: Scope, topology: Topology) -> Exception:
-    """Return what all members raise: the error of the first that has failed; on a graph, a learner knows its own."""
+    """Return the error to raise: that of the first learner that failed. On a graph, a learner knows its own only."""
     if not isinstance(scope, Neighbours):
         return next(filter(None, topology.comm(scope).allgather(own)))
     return own or RuntimeError(f"learner {failed[0]}, a neighbour on the graph, has failed")
 
 
 class Caller:
-    """One averager's side of its calls: knows which of its numbers all learners have in common.
+    """Makes the calls of one averager. A call holds the step only if the rule keeps all learners at the same step.
 
     Parameters
     ----------
-    rule : what the averager carries out; learners of some rules are at steps of their own.
+    rule : the averager's rule.
     topology : the learners.
-    number : of the averager on its topology, from 0.
+    number : the averager's number on its topology, from 0.
     """
 
     def __init__(self, rule: Rule, topology: Topology, number: int) -> None:
@@ -212,27 +213,27 @@ class Caller:
         self._has_own_steps = rule.own_pace or self._has_servers
 
     def call(self, kind: Kind, progress: Progress) -> Call:
-        """Return the call that a learner with this `progress` is in."""
+        """Return the call of a learner with this `progress`."""
         step = None if self._has_own_steps else progress.step
         return Call(kind, self._number, step, None if self._has_servers else progress.round)
 
-    def meet(self, call: Call, scope: Scope = GLOBAL, **told: Any) -> Meeting:
-        """Tell the learners of `scope` that this one is in `call`. Collective over them; see `meet`."""
-        return meet(call, scope, self._topology, asleep=self._has_servers, **told)
+    def meet(self, call: Call, scope: Scope = GLOBAL, **report: Any) -> Meeting:
+        """Meet the learners of `scope` in `call`; see the function `meet`. Collective over the scope."""
+        return meet(call, scope, self._topology, asleep=self._has_servers, **report)
 
-    def meet_all(self, kind: Kind, progress: Progress, **told: Any) -> Meeting:
-        """Meet all learners in a call of its own exchange. Collective over them."""
+    def meet_all(self, kind: Kind, progress: Progress, **report: Any) -> Meeting:
+        """Meet all learners in a call that is no part of a mean. Collective over all learners."""
         call = self.call(kind, progress)
-        return self._topology.run_collective(lambda: self.meet(call, **told), what=call)
+        return self._topology.run_collective(lambda: self.meet(call, **report), what=call)
 
 
 def _call_of(mark: bytes, kind: int, averager: int, step: int, round_: int) -> Call | None:
-    """Return the call that a record is of; None where it is not one of this module's."""
+    """Return the call of a record; None if this module did not write it."""
     if mark != _MARK or kind not in list(Kind):
         return None
     return Call(Kind(kind), averager, None if step < 0 else step, None if round_ < 0 else round_)
 
 
 def _mean_rate(rates: Sequence[float]) -> float:
-    """Return the mean of `rates`; where all are equal, their value to the last bit."""
+    """Return the mean of `rates`. If all are equal, it is their value, bit for bit."""
     return rates[0] if len(set(rates)) == 1 else sum(rates) / len(rates)

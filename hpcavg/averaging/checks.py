@@ -1,4 +1,4 @@
-"""Checks of an averager's options, rule and calls, on all ranks together."""
+"""Checks of an averager's rule, options and calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpcavg.distributed.watchdog import timeout_or_default
 from hpcavg.engines.base import Engine
 from hpcavg.errors import InputError, require_number
 
-# The parts in which rules without a name are compared. A schedule is a function and cannot be compared.
+# The parts of a rule that ranks compare. A schedule is a function and cannot be compared.
 _PARTS_OF_A_RULE = (
     "how",
     "how_buffers",
@@ -27,12 +27,12 @@ _PARTS_OF_A_RULE = (
 
 
 def timeout_s(options: AveragingOptions) -> float:
-    """Return for how many seconds a rank may be waited for; 0 for ever."""
+    """Return how many seconds others wait for a rank before it is reported; 0: no limit."""
     return timeout_or_default(options.hang_timeout)
 
 
 def check_rule(rule: Rule, options: AveragingOptions, topology: Topology) -> None:
-    """Raise `InputError` for a rule, options and a topology that do not go together."""
+    """Raise `InputError` if rule, options and topology exclude each other."""
     if not isinstance(rule, Rule):
         raise InputError("algorithm", rule, "a rule of hpcavg.algorithms, such as algorithms.k_avg(8)")
     require_number("hang_timeout", timeout_s(options), lambda value: value >= 0, "a number of seconds, 0 for no limit")
@@ -61,19 +61,22 @@ def check_alike(topology: Topology, rule: Rule, options: AveragingOptions, optim
 
     Parameters
     ----------
-    optimizer : the name of its type.
-    number : number of the averager among those of its topology.
+    topology : all ranks.
+    rule : this rank's rule.
+    options : this rank's options.
+    optimizer : the name of the optimizer's type.
+    number : number of averagers that the topology had before.
     """
-    told = {"algorithm": rule.name or type(rule).__name__}
-    told |= {f"algorithm.{option}": repr(value) for option, value in rule.options.items()}
-    told |= {f"algorithm.{name}": _text(getattr(rule, name)) for name in _PARTS_OF_A_RULE}
-    told |= {field.name: repr(getattr(options, field.name)) for field in fields(options) if field.compare}
-    told |= {"hang_timeout": repr(timeout_s(options)), "optimizer": optimizer, "topology": f"with {number} averagers"}
-    first = topology.all_ranks.bcast(told)
+    own = {"algorithm": rule.name or type(rule).__name__}
+    own |= {f"algorithm.{option}": repr(value) for option, value in rule.options.items()}
+    own |= {f"algorithm.{name}": _text(getattr(rule, name)) for name in _PARTS_OF_A_RULE}
+    own |= {field.name: repr(getattr(options, field.name)) for field in fields(options) if field.compare}
+    own |= {"hang_timeout": repr(timeout_s(options)), "optimizer": optimizer, "topology": f"with {number} averagers"}
+    first = topology.all_ranks.bcast(own)
     error = None
-    for option in [*first, *told]:
-        if told.get(option) != first.get(option):
-            given = f"{told.get(option, 'left out')} on rank {topology.rank}"
+    for option in [*first, *own]:
+        if own.get(option) != first.get(option):
+            given = f"{own.get(option, 'left out')} on rank {topology.rank}"
             error = InputError(option, given, f"{first.get(option, 'left out')}, as on rank 0")
             break
     topology.raise_everywhere(error)

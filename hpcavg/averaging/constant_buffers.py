@@ -1,4 +1,4 @@
-"""Buffers that nobody has changed since the start: a mean leaves their bits as they are."""
+"""Constant buffers: a mean does not change the bits of buffers that no learner has changed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from hpcavg.averaging.flat_buffer import FlatBuffer
 
 
 class Constants:
-    """Keeps the bits of those buffers that no learner has changed, without a word between the learners.
+    """Restores buffers that no learner has changed since the start.
 
-    The mean of equal values need not be equal to them, and that of large ones not even finite. So each learner brings a
-    number for every buffer into the mean, along with the buffers: 1 where it has changed it, else 0. Where the mean of
-    these is 0, the values of the start are put back.
+    The mean of equal values may differ from them by rounding, or overflow. Every learner therefore adds a mark for each
+    buffer to the mean of the buffers: 1 if it has changed the buffer, else 0. If the mean of a buffer's marks is 0, the
+    values of the start are restored. This needs no exchange of its own.
 
     Parameters
     ----------
-    buffers : where the last slot is for these numbers, one for each of the others.
-    is_constant : for each of the others, whether all learners hold the same in it so far.
+    buffers : the averaged buffers; the last slot holds the marks, one for each of the other slots.
+    is_constant : for each slot but the last, whether all learners start with equal values.
     """
 
     def __init__(self, buffers: FlatBuffer, is_constant: Sequence[bool]) -> None:
         self._buffers = buffers
-        # In the order of memory, so that neighbours are compared and copied as one.
+        # In the order of memory: adjacent slots are compared and copied as one.
         order = sorted(range(len(is_constant)), key=lambda index: buffers.slots[index][2:4])
         self._slots = [buffers.slots[index] for index in order]
         self._first_values = buffers.snapshot()
@@ -38,7 +38,7 @@ class Constants:
             self._first_values = []
 
     def _runs_of(self, first: int, last: int) -> list[tuple[int, int]]:
-        """Return where constant slots stand next to each other, within ``[first:last]``."""
+        """Return the runs of adjacent constant slots within ``[first:last]``, as pairs (first, last)."""
         runs: list[tuple[int, int]] = []
         for index in range(first, last):
             if not self._is_constant[index]:
@@ -50,32 +50,32 @@ class Constants:
         return runs
 
     def _values(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Return the memory of the slots ``[first:last]``, of one array, and what it held at the start."""
+        """Return the memory of the slots ``[first:last]`` of one array, and its values at the start."""
         start, end = self._slots[first], self._slots[last - 1]
         part = slice(start.start, end.start + end.shape.numel())
         return self._buffers.arrays[start.array][0, part], self._first_values[start.array][0, part]
 
-    def _numbers(self) -> Tensor:
+    def _marks(self) -> Tensor:
         return self._buffers.view(self._buffers.slots[-1])
 
     def mark(self) -> None:
-        """Write for the mean which buffers this learner has changed."""
+        """Mark the buffers that this learner has changed, before a mean."""
         if not self._slots:
             return
-        numbers = torch.ones(len(self._slots))
+        marks = torch.ones(len(self._slots))
         for first, last in self._runs:
             if torch.equal(*self._values(first, last)):
-                numbers[first:last] = 0
+                marks[first:last] = 0
             else:
                 for index in range(first, last):
-                    numbers[index] = float(not torch.equal(*self._values(index, index + 1)))
-        self._numbers().copy_(numbers)
+                    marks[index] = float(not torch.equal(*self._values(index, index + 1)))
+        self._marks().copy_(marks)
 
     def put_back(self) -> None:
-        """Give the buffers that nobody has changed, as a mean tells that was merged, the values of the start."""
+        """Restore the buffers that no learner has changed, after a mean was merged."""
         if not self._runs:
             return
-        is_changed = self._numbers().tolist()
+        is_changed = self._marks().tolist()
         if any(any(is_changed[first:last]) for first, last in self._runs):
             self._keep([now and not changed for now, changed in zip(self._is_constant, is_changed, strict=True)])
         for first, last in self._runs:

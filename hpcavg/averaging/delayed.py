@@ -1,4 +1,4 @@
-"""Delayed means: started at one step, on their way beside the computation, and there some steps later."""
+"""Delayed means: they start at one step, run during the computation, and are merged some steps later (DaSGD)."""
 
 from __future__ import annotations
 
@@ -14,29 +14,122 @@ from torch import Tensor
 
 from hpcavg.algorithms.schedule import Progress
 from hpcavg.algorithms.scope import GLOBAL
+from hpcavg.averaging import health
+from hpcavg.averaging.events import Event
 from hpcavg.averaging.flat_buffer import FlatBuffer
 from hpcavg.averaging.health import Excluded
+from hpcavg.averaging.learner_means import LearnerMeans
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import Engine, PendingMean
 from hpcavg.engines.pending import CompletedMean
 
-# The complaint of a learner whose values are large; that of one that is sick is 1.
-_LARGE = 0.25
+# What a learner reports along with its arrays.
+_SICK, _LARGE = 1.0, 0.25
+
+
+class DelayedAveraging:
+    """Starts the global means of a rule with a delay, and merges them when they are due.
+
+    Parameters
+    ----------
+    learner : takes and merges this learner's means.
+    """
+
+    def __init__(self, learner: LearnerMeans) -> None:
+        self._learner = learner
+        self._delayed = Delayed([learner.parameters, learner.buffers], learner.engine, learner.topology)
+
+    @property
+    def merge_step(self) -> int | None:
+        """The step at which the mean in flight is merged; None if no mean is in flight."""
+        flight = self._delayed.flight
+        return None if flight is None else flight.step + self._learner.rule.delay_steps
+
+    def start(self, progress: Progress) -> None:
+        """Start the global mean of the current values, which may then change. Collective over all learners."""
+        learner = self._learner
+
+        def examine() -> tuple[bool, bool]:
+            learner.awaits_mean, is_large = learner.examine()
+            return learner.awaits_mean, is_large
+
+        with torch.no_grad():
+            learner.replica.refresh()
+            self._delayed.start(progress, examine)
+
+    def merge(self, progress: Progress) -> Event | None:
+        """Wait for the mean in flight and merge it. Collective over all learners.
+
+        Returns
+        -------
+        Event or None
+            None if the mean was abandoned because ranks died.
+
+        Raises
+        ------
+        SickLearnersError
+            On all learners, if sick learners stop the run.
+        OverflowError
+            On all learners, if the sum of large values is not finite.
+        """
+        entered, learner = time.perf_counter(), self._learner
+        rule = learner.rule
+        collected = self._delayed.collect()
+        if collected is None:
+            return None
+        flight, means, excluded, is_large = collected
+        learner.check_excluded(excluded, GLOBAL, f"{GLOBAL} average of step {flight.step}")
+        if is_large and not health.is_finite(means):
+            raise OverflowError(f"the sum of all learners' parameters at step {flight.step} is too large for its dtype")
+        learner.replica.refresh()
+        with torch.no_grad():
+            if excluded.learners:
+                means += learner.topology.run_collective(
+                    lambda: learner.take(learner.kept_buffers.arrays, GLOBAL, True, excluded, False, exact=True)
+                )
+            distance = learner.merge(means, rule.how, rule.how_buffers, excluded, True, learner.rate)
+        learner.end_global(rule.how)
+        event = Event(
+            flight.step,
+            GLOBAL,
+            flight.period_steps,
+            flight.started - learner.made,
+            flight.blocked_s + time.perf_counter() - entered,
+            (flight.pending.done_s or entered) - flight.started,
+            flight.num_bytes,
+            distance,
+            excluded.learners,
+        )
+        learner.equality.compare(progress.round, progress.step, learner.equal_after(rule.how, rule.how_buffers))
+        return event
+
+    def drop(self) -> None:
+        """Wait for the mean in flight, and do not merge it."""
+        self._delayed.collect()
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return the mean in flight after waiting for it; None if no mean is in flight."""
+        return self._delayed.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Continue from what `state_dict` returned."""
+        self._delayed.load_state_dict(state)
 
 
 @dataclass
 class InFlight:
-    """A mean on its way.
+    """A mean in flight.
 
     Attributes
     ----------
     step : the step at which it was due.
-    period_steps : the learner's steps since the mean before.
-    started : when it was started.
-    blocked_s : seconds that starting it took.
+    period_steps : this learner's steps since the mean before.
+    started : when it was started, on the clock of `time.perf_counter`.
+    blocked_s : how long its start blocked this learner.
     num_bytes : bytes that this learner brought into it.
     num_members : number of learners that take part.
-    is_sick : whether this learner brought only the report that it is sick.
+    is_sick : whether this learner was sick, and contributed zeros.
+    pending : the mean itself.
     """
 
     step: int
@@ -50,13 +143,20 @@ class InFlight:
 
 
 class Delayed:
-    """One learner's part in the delayed means of `flats`; there is one on its way at a time.
+    """Keeps one global mean in flight.
 
-    Who is sick is told along with the mean, a number for each learner, so that nobody waits to hear of it.
+    The first array of the mean holds one report per learner: sick, large values, or neither. The reports need no
+    exchange of their own, so no learner waits for them.
+
+    Parameters
+    ----------
+    flats : hold the tensors that are averaged.
+    engine : takes the means.
+    topology : the learners.
 
     Attributes
     ----------
-    flight : the mean on its way, None where there is none.
+    flight : the mean in flight; None if there is none.
     """
 
     def __init__(self, flats: list[FlatBuffer], engine: Engine, topology: Topology) -> None:
@@ -65,32 +165,35 @@ class Delayed:
         self._topology = topology
         self.flight: InFlight | None = None
         self._merged_step = 0
-        self._given_up_step = 0  # means up to here were given up when ranks died
+        self._abandoned_step = 0  # means of steps up to this one were abandoned when ranks died
         device = next((array.device for flat in flats for array in flat.arrays), torch.device("cpu"))
-        self._complaints = FlatBuffer([("", torch.zeros(topology.num_learners, device=device))])
+        self._reports = FlatBuffer([("", torch.zeros(topology.num_learners, device=device))])
         self._reallocate()
-        topology.on_shrink(self._go_on)
+        topology.on_shrink(self._agree_after_shrink)
 
     def start(self, progress: Progress, examine: Callable[[], tuple[bool, bool]]) -> None:
-        """Start the global mean of what the buffers hold now; they may go on changing. Collective over all learners.
+        """Start the mean of the current values, which may then change. Collective over all learners.
 
-        examine : returns whether this learner must be left out, and whether a sum with its values may overflow. One
-        that is left out is withdrawn at once, in place, since nobody asks for its parameters until the mean is merged.
+        Parameters
+        ----------
+        progress : this learner's progress.
+        examine : returns whether this learner is sick, and whether the sum of all learners' values may overflow. The
+            arrays of a sick learner become zero at once: nobody reads its parameters before the mean is merged.
         """
         topology, started = self._topology, time.perf_counter()
-        sick = Excluded((), topology.num_learners, False)
+        excluded = Excluded((), topology.num_learners, False)
 
         def begin() -> PendingMean | None:
-            nonlocal sick
-            if progress.step <= self._given_up_step:
+            nonlocal excluded
+            if progress.step <= self._abandoned_step:
                 return None
             arrays = [array for flat in self._flats for array in flat.arrays]
             is_sick, is_large = examine()
-            sick = Excluded((), topology.num_learners, is_sick)
-            sick.zero_contribution(arrays)
-            (complaints,) = self._complaints.arrays
-            complaints.zero_()[0, topology.learners.start] = 1.0 if is_sick else _LARGE * is_large
-            return self._engine.start([complaints, *arrays], GLOBAL, lambda mean: _told(mean, sick).num_well)
+            excluded = Excluded((), topology.num_learners, is_sick)
+            excluded.zero_contribution(arrays)
+            (reports,) = self._reports.arrays
+            reports.zero_()[0, topology.learners.start] = _SICK if is_sick else _LARGE * is_large
+            return self._engine.start([reports, *arrays], GLOBAL, lambda mean: _reported(mean, excluded).num_well)
 
         pending = topology.run_retryable(begin, "start of a global mean")
         if pending is not None:
@@ -100,84 +203,100 @@ class Delayed:
                 started,
                 time.perf_counter() - started,
                 sum(flat.num_bytes for flat in self._flats),
-                sick.num_members,
-                sick.is_here,
+                excluded.num_members,
+                excluded.is_here,
                 pending,
             )
 
     def collect(self) -> tuple[InFlight, list[Tensor], Excluded, bool] | None:
-        """Return the mean in flight, waiting for it where need be; None where it was given up because ranks died.
+        """Wait for the mean in flight and end its flight.
 
-        The mean of every array is that over the learners who are well; whether it may have overflowed comes last.
+        Returns
+        -------
+        tuple or None
+            The flight, the mean of every array over the learners that are not sick, the sick learners, and whether a
+            sum may have overflowed. None if the mean was abandoned because ranks died.
         """
         means = self._topology.run_retryable(lambda: self.flight and self.flight.pending.wait(), "delayed global mean")
         flight, self.flight = self.flight, None
         if flight is None or not means:
             return None
         self._merged_step = flight.step
-        complaints, *means = means
-        sick = _told(complaints, Excluded((), flight.num_members, flight.is_sick))
-        return flight, means, sick, int(complaints.count_nonzero()) > len(sick.learners)
+        reports, *means = means
+        excluded = _reported(reports, Excluded((), flight.num_members, flight.is_sick))
+        return flight, means, excluded, int(reports.count_nonzero()) > len(excluded.learners)
 
     # -- after ranks died -----------------------------------------------------------------------------------------
 
     def _reallocate(self) -> None:
-        self._complaints.move_to([self._engine.allocate(array) for array in self._complaints.arrays])
+        self._reports.move_to([self._engine.allocate(array) for array in self._reports.arrays])
 
-    def _go_on(self) -> None:
-        """Agree with the other survivors on the mean in flight: it counts if one has it. Collective over them."""
+    def _agree_after_shrink(self) -> None:
+        """Keep the mean in flight if one survivor has it; else abandon it everywhere. Collective over the survivors."""
         self._reallocate()
         flight = self.flight
-        is_there = flight is not None and flight.pending.is_complete
-        told = np.array(
+        is_complete = flight is not None and flight.pending.is_complete
+        steps = np.array(
             [
-                flight.step if flight is not None and is_there else self._merged_step,
-                self._given_up_step if flight is None else flight.step,
+                flight.step if flight is not None and is_complete else self._merged_step,
+                self._abandoned_step if flight is None else flight.step,
             ]
         )
-        self._topology.learner_ranks.Allreduce(MPI.IN_PLACE, told, MPI.MAX)
-        newest_there, newest_begun = map(int, told)
-        if newest_begun > newest_there:
-            self._given_up_step = newest_begun
+        self._topology.learner_ranks.Allreduce(MPI.IN_PLACE, steps, MPI.MAX)
+        newest_complete, newest_started = map(int, steps)
+        if newest_started > newest_complete:
+            self._abandoned_step = newest_started
         if flight is not None:
-            means = flight.pending.settle(flight.step <= newest_there)
+            means = flight.pending.settle(flight.step <= newest_complete)
             flight.pending = CompletedMean(means)
             self.flight = flight if means else None
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Return the mean in flight, which is waited for; None where there is none."""
+        """Return the mean in flight after waiting for it; None if no mean is in flight."""
         flight = self.flight
         if flight is None:
             return None
         with self._topology.waiting("delayed global mean", GLOBAL):
-            complaints, *means = flight.pending.wait()
-        flight.pending = CompletedMean([complaints, *means])
+            reports, *means = flight.pending.wait()
+        flight.pending = CompletedMean([reports, *means])
         return {
             "step": flight.step,
             "period_steps": flight.period_steps,
             "num_bytes": flight.num_bytes,
             "num_members": flight.num_members,
             "is_sick": flight.is_sick,
-            "means": [mean.clone() for mean in (*means, complaints)],
+            "means": [mean.clone() for mean in (*means, reports)],
         }
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Continue from what `state_dict` returned."""
+        """Continue from what `state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            If the mean is of another model.
+        """
         self.flight = None
         if state is not None:
             known = {name: value for name, value in state.items() if name != "means"}
-            (here,) = self._complaints.arrays
-            *means, complaints = (mean.to(here.device, copy=True) for mean in state["means"])
+            (here,) = self._reports.arrays
+            *means, reports = (mean.to(here.device, copy=True) for mean in state["means"])
             sizes = [array[0].numel() for flat in self._flats for array in flat.arrays]
             if [mean.numel() for mean in means] != sizes:
                 raise ValueError("a mean in flight of another model")
-            pending = CompletedMean([complaints, *means])
+            pending = CompletedMean([reports, *means])
             self.flight = InFlight(started=time.perf_counter(), blocked_s=0.0, pending=pending, **known)
 
 
-def _told(complaints: Tensor, own: Excluded) -> Excluded:
-    """Return who is sick, of the learners that `own` counts, by the mean of their complaints, which goes as it is."""
-    learners = (complaints > _LARGE / own.num_members).nonzero().flatten().tolist()
+def _reported(reports: Tensor, own: Excluded) -> Excluded:
+    """Return `own` with the learners that reported that they are sick.
+
+    Parameters
+    ----------
+    reports : the mean of all learners' reports, shape (learners,).
+    own : the number of learners, and whether this learner is sick.
+    """
+    learners = (reports > _LARGE / own.num_members).nonzero().flatten().tolist()
     return Excluded(tuple(learners), own.num_members, own.is_here)

@@ -1,4 +1,4 @@
-"""What the averager and the parameter server did: one record each, and sums over a run."""
+"""Records of means, exchanges and updates, and their sums over a run."""
 
 from __future__ import annotations
 
@@ -10,21 +10,29 @@ from hpcavg.algorithms.scope import GLOBAL, SERVER, Scope
 
 @dataclass(frozen=True)
 class Event:
-    """One mean that was taken, or one exchange with the parameter server.
+    """One mean, or one exchange with the parameter servers.
 
     Attributes
     ----------
     step : the step at which it was due.
     scope : the learners that took part.
-    period_steps : this learner's steps since the last global mean or exchange; for local means, too.
-    started_s : when it started, in seconds since the averager was made.
-    blocked_s : how long this learner could not compute because of it.
-    in_flight_s : from its start until it was there; equal to `blocked_s` for a blocking mean.
-    num_bytes : what this learner brought into it, or sent and received.
-    consensus_distance : this learner's ||x_j - x̄||² before a global mean was merged; its mean over the learners is the
-        consensus distance (1/P) Σ ||x_j - x̄||². NaN if it was not measured.
-    sick : the learners that were excluded, because their parameters were not finite, and got the mean; in an exchange,
-        this learner, if it took the centre instead of its own parameters.
+    period_steps : this learner's steps since the last global mean or exchange.
+    started_s : its start, in seconds since the averager was made.
+    blocked_s : seconds in which it kept this learner from computing.
+    in_flight_s : seconds from its start to its end; equal to `blocked_s` for a blocking mean.
+    num_bytes : bytes that this learner brought into it, or sent and received.
+    consensus_distance : this learner's ||x_j - x̄||² before a global mean was merged; NaN if it was not measured. Its
+        mean over the learners is the consensus distance (1/P) Σ ||x_j - x̄||².
+    sick : the learners whose parameters were not finite; the mean excludes them, and they take it. In an exchange, this
+        learner if its parameters were not finite; it takes the centre.
+
+    Examples
+    --------
+    >>> from hpcavg.algorithms.scope import GLOBAL
+    >>> from hpcavg.averaging.events import Event
+    >>> event = Event(8, GLOBAL, 4, started_s=0.5, blocked_s=0.01, in_flight_s=0.01, num_bytes=400, sick=(2,))
+    >>> event.scope.name, event.excluded
+    ('global', 1)
     """
 
     step: int
@@ -39,7 +47,7 @@ class Event:
 
     @property
     def excluded(self) -> int:
-        """How many learners were left out."""
+        """Number of learners that were excluded."""
         return len(self.sick)
 
 
@@ -49,13 +57,22 @@ class Totals:
 
     Attributes
     ----------
-    local_averages : means over local groups and over neighbours.
-    global_averages : means over all learners.
-    exchanges : exchanges with parameter servers.
-    bytes_averaged : bytes that this learner brought into them, or sent and received.
-    blocked_s : seconds in which this learner could not compute because of them.
-    in_flight_s : seconds from their starts until they were there.
-    excluded : learners that were excluded, summed over all of them.
+    local_averages : number of means over local groups and over neighbours.
+    global_averages : number of means over all learners.
+    exchanges : number of exchanges with parameter servers.
+    bytes_averaged : bytes that this learner brought into means, or sent and received.
+    blocked_s : seconds in which events kept this learner from computing.
+    in_flight_s : seconds from start to end, summed over the events.
+    excluded : number of learners that were excluded, summed over the events.
+
+    Examples
+    --------
+    >>> from hpcavg.algorithms.scope import GLOBAL
+    >>> from hpcavg.averaging.events import Event, Totals
+    >>> totals = Totals()
+    >>> totals.add(Event(8, GLOBAL, 4, started_s=0.5, blocked_s=0.01, in_flight_s=0.01, num_bytes=400))
+    >>> totals.global_averages, totals.bytes_averaged
+    (1, 400)
     """
 
     local_averages: int = 0
@@ -67,12 +84,12 @@ class Totals:
     excluded: int = 0
 
     def add(self, event: Event) -> None:
-        """Count `event`."""
+        """Add `event` to the sums."""
         if event.scope is GLOBAL:
             self.global_averages += 1
         elif event.scope is SERVER:
             self.exchanges += 1
-        else:  # over a local group, or neighbours
+        else:
             self.local_averages += 1
         self.bytes_averaged += event.num_bytes
         self.blocked_s += event.blocked_s
@@ -88,7 +105,13 @@ class Arrival:
     ----------
     learner : the learner that sent it.
     arrived_s : time of its arrival, in seconds since the server was made.
-    staleness : updates that the server applied between the learner's last fetch and this one.
+    staleness : number of updates that the server applied between the learner's last fetch and this update.
+
+    Examples
+    --------
+    >>> from hpcavg.averaging.events import Arrival
+    >>> Arrival(learner=3, arrived_s=1.5, staleness=2).staleness
+    2
     """
 
     learner: int

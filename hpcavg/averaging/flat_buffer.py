@@ -1,6 +1,6 @@
 """FlatBuffer: many tensors as views of one contiguous array per dtype.
 
-A mean over learners is then one collective on one array, and there is nothing to pack before it or unpack after it.
+A mean over learners is then one collective per array, without packing and unpacking.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from torch.nn.parameter import is_lazy
 
 from hpcavg.errors import InputError
 
-# Every tensor starts on a cache line, as torch's own allocations do: kernels then take the same path, bit for bit.
+# Every tensor starts on a cache line, like torch's own allocations: kernels then give the same bits.
 _ALIGNMENT_BYTES = 64
 
 Strides = tuple[int, ...]
-# The first name and all tensors of every memory.
+# For each memory, the first name and all tensors that share it.
 Ties = list[tuple[str, list[Tensor]]]
 
 
 class Slot(NamedTuple):
-    """Where one tensor lives.
+    """The place of one tensor in a flat buffer.
 
     Attributes
     ----------
-    name : the tensor's name, of all its names the first.
-    tensors : the tensor, and others tied to the same memory.
+    name : the tensor's first name.
+    tensors : the tensor, and the tensors tied to it.
     array : index of the array.
     start : first element of the tensor in each row of the array.
     shape : shape of the tensor.
@@ -45,30 +45,30 @@ class Slot(NamedTuple):
 
 
 class FlatBuffer:
-    """Tensors re-pointed into one contiguous array per (dtype, device).
+    """Tensors that become views of one contiguous array per (dtype, device).
 
-    On a host every tensor has a storage of its own that ends where the tensor ends, over the array's memory: what saves
-    or shares the tensor does so with it alone, and never with the array.
+    Values, shapes and dense strides, such as channels-last, are kept. Other strides become contiguous. Tied tensors
+    take one slot. On a host, every tensor has a storage of its own over the array's memory: saving or sharing a tensor
+    includes nothing of the others.
 
     Parameters
     ----------
-    named : pairs of name and tensor. Tensors over the same memory (tied weights) take one slot. Values, shapes
-        and dense strides (channels-last, say) are kept; other strides become contiguous.
-    learners : rows of the arrays; the tensors are views of row 0.
-    allocate : returns where an array should live: itself, or memory of its form.
-    ties : what `tied` returned of them, in place of `named`.
-    strides : dense ones for every slot, in place of the tensors' own.
+    named : pairs of name and tensor.
+    learners : number of rows of the arrays. The tensors are views of row 0.
+    allocate : maps an array to the memory in which it should live: the array itself, or another of the same form.
+    ties : what `tied` returned, instead of `named`.
+    strides : dense strides for every slot, instead of the tensors' own.
 
     Attributes
     ----------
     arrays : one tensor of shape (learners, numel) per (dtype, device), in order of first appearance. Slots start on
-        64-byte boundaries; the gaps between them stay zero.
-    slots : one `Slot` per distinct tensor.
+        64-byte boundaries. The gaps between them stay zero.
+    slots : a `Slot` for every distinct tensor. Iterating over the flat buffer yields them.
 
     Raises
     ------
     InputError
-        For tensors that overlap only in part or are not yet initialised.
+        If tensors overlap in part, or a lazy module is not initialised.
 
     Examples
     --------
@@ -76,8 +76,16 @@ class FlatBuffer:
     >>> from hpcavg import FlatBuffer
     >>> weight, bias = torch.ones(3), torch.zeros(2)
     >>> buffer = FlatBuffer([("weight", weight), ("bias", bias)])
-    >>> buffer.arrays[0].mul_(2).shape  # one row; each tensor starts on a 64-byte boundary
+    >>> buffer.arrays[0].mul_(2).shape  # one learner; two tensors of up to 16 elements each
     torch.Size([1, 32])
+    >>> weight
+    tensor([2., 2., 2.])
+    >>> buffer.num_bytes
+    128
+    >>> saved = buffer.snapshot()
+    >>> weight.zero_()
+    tensor([0., 0., 0.])
+    >>> buffer.restore(saved)
     >>> weight
     tensor([2., 2., 2.])
     """
@@ -110,7 +118,7 @@ class FlatBuffer:
         self._take_in(self.slots)
 
     def _take_in(self, slots: Iterable[Slot]) -> None:
-        """Copy the tensors' values into their slots, and let the slots be their memory."""
+        """Copy the tensors' values into the slots, and make the tensors views of the slots."""
         for slot in slots:
             view = self._view(slot)
             view.copy_(slot.tensors[0].detach())
@@ -124,7 +132,7 @@ class FlatBuffer:
         self._numels = list(map(Tensor.numel, self._tensors))
 
     def _view(self, slot: Slot) -> Tensor:
-        """Return the slot's part of row 0: on a host with a storage of its own over the same memory."""
+        """Return the slot's part of row 0; on a host, with a storage of its own over the same memory."""
         array = self.arrays[slot.array]
         start = array.storage_offset() + slot.start
         if array.device.type != "cpu":
@@ -134,12 +142,17 @@ class FlatBuffer:
         return torch.empty(0, dtype=array.dtype).set_(storage, 0, slot.shape, slot.strides)
 
     def view(self, slot: Slot) -> Tensor:
-        """Return the slot's part of row 0, wherever its tensors are now."""
+        """Return the slot's part of row 0, even if its tensors have other memory by now."""
         array = self.arrays[slot.array]
         return array.as_strided(slot.shape, slot.strides, array.storage_offset() + slot.start)
 
     def move_to(self, arrays: list[Tensor]) -> None:
-        """Let `arrays`, of the same shapes and dtypes, take the place of the arrays; values move along."""
+        """Move the tensors to other arrays, with their values.
+
+        Parameters
+        ----------
+        arrays : of the same shapes and dtypes as `arrays`.
+        """
         moved = {index for index, array in enumerate(arrays) if array is not self.arrays[index]}
         for index in moved:
             arrays[index].zero_()
@@ -148,46 +161,54 @@ class FlatBuffer:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of one learner's row over all arrays: what one learner brings into a mean."""
+        """Bytes of one learner in all arrays: what it brings into a mean."""
         return sum(array.shape[1] * array.element_size() for array in self.arrays)
 
     def adopt(self, successors: dict[int, Tensor]) -> None:
-        """Let other tensors take the place of some, by the `id` of these; `refresh` then takes over their values."""
+        """Exchange tensors for others of the same form. The next `refresh` makes them views, with their values.
+
+        Parameters
+        ----------
+        successors : the new tensors, by the `id` of the former ones.
+        """
         for slot in self.slots:
             slot.tensors[:] = [successors.get(id(tensor), tensor) for tensor in slot.tensors]
         self._tensors = [tensor for slot in self.slots for tensor in slot.tensors]
 
     def refresh(self) -> None:
-        """Take back tensors that were given new memory since (``p.data = ...``); values of the new memory are kept.
+        """Make tensors that got new memory (``p.data = new``) views of the arrays again, with their new values.
 
-        Raises `InputError` naming the tensor whose shape, dtype or device is no longer the one it had.
+        Raises
+        ------
+        InputError
+            Names a tensor whose shape, dtype or device has changed.
         """
         pointers, numels = list(map(Tensor.data_ptr, self._tensors)), list(map(Tensor.numel, self._tensors))
         if pointers == self._pointers and numels == self._numels:
             return
-        places, homes = zip(pointers, numels, strict=True), zip(self._pointers, self._numels, strict=True)
-        is_home = (place == home for place, home in zip(places, homes, strict=True))
+        now, before = zip(pointers, numels, strict=True), zip(self._pointers, self._numels, strict=True)
+        is_in_place = (one == other for one, other in zip(now, before, strict=True))
         for slot in self.slots:
-            away = [tensor for tensor in slot.tensors if not next(is_home)]
-            if not away:
+            moved = [tensor for tensor in slot.tensors if not next(is_in_place)]
+            if not moved:
                 continue
             array = self.arrays[slot.array]
-            then = form(slot.shape, array.dtype, array.device)
-            for tensor in away:
-                now = form(tensor.shape, tensor.dtype, tensor.device)
-                if now != then:
-                    raise InputError("model", f"{slot.name} as {now}", f"{then}, as when it was handed over")
+            wanted = form(slot.shape, array.dtype, array.device)
+            for tensor in moved:
+                given = form(tensor.shape, tensor.dtype, tensor.device)
+                if given != wanted:
+                    raise InputError("model", f"{slot.name} as {given}", f"{wanted}, as when it was handed over")
             view = self._view(slot)
-            view.copy_(away[0].detach())
+            view.copy_(moved[0].detach())
             for tensor in slot.tensors:
                 tensor.data = view
 
     def snapshot(self) -> list[Tensor]:
-        """Return copies of the arrays (allocates)."""
+        """Return copies of the arrays, for `restore`."""
         return [array.clone() for array in self.arrays]
 
     def restore(self, arrays: Iterable[Tensor]) -> None:
-        """Copy `arrays`, as `snapshot` returned them, back."""
+        """Restore the values that `snapshot` returned."""
         for array, saved in zip(self.arrays, arrays, strict=True):
             array.copy_(saved)
 
@@ -196,14 +217,29 @@ class FlatBuffer:
 
 
 def tied(named: Iterable[tuple[str, Tensor]]) -> Ties:
-    """Return the first name and all tensors of every memory that the strided tensors in `named` lie in.
+    """Return, for every memory of the dense tensors in `named`, the first name and all tensors that share it.
 
-    Raises `InputError` for tensors that overlap only in part, as a write to one would change the other, or are not yet
-    initialised.
+    Parameters
+    ----------
+    named : pairs of name and tensor.
+
+    Raises
+    ------
+    InputError
+        If tensors overlap in part (a write to one would change a part of the other), or a lazy module is not
+        initialised.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hpcavg.averaging.flat_buffer import tied
+    >>> weight = torch.ones(2)
+    >>> [(name, len(tensors)) for name, tensors in tied([("first", weight), ("second", weight.view(2))])]
+    [('first', 2)]
     """
     named = list(named)
     refuse_lazy(named)
-    starts = [tensor.data_ptr() or id(tensor) for _, tensor in named]  # no address where there are no elements
+    starts = [tensor.data_ptr() or id(tensor) for _, tensor in named]  # empty tensors have no address
     if len(set(starts)) == len(named):
         ties = [(name, [tensor]) for name, tensor in named]
     else:
@@ -220,7 +256,7 @@ def tied(named: Iterable[tuple[str, Tensor]]) -> Ties:
 
 
 def refuse_lazy(named: Iterable[tuple[str, Tensor]]) -> None:
-    """Raise `InputError` for a tensor that has no shape yet."""
+    """Raise `InputError` if a tensor of a lazy module has no shape yet."""
     for name, tensor in named:
         if is_lazy(tensor):
             raise InputError("model", name, "a model whose lazy modules have been initialised by a forward pass")
@@ -248,14 +284,14 @@ def _overlap(name: str, next_name: str) -> InputError:
 
 
 def span(tensor: Tensor) -> int:
-    """Return how many elements lie from the first to the last of a tensor that has some."""
+    """Return the number of elements in memory from the first to the last of `tensor`, which is not empty."""
     if tensor.is_contiguous():
         return tensor.numel()
     return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
 
 
 def dense_strides(tensor: Tensor) -> Strides:
-    """Return the strides if they visit every element of one block once, in whatever order; else contiguous ones."""
+    """Return the tensor's strides if it is dense (a block without gaps, in any order), else contiguous strides."""
     own = tensor.stride()
     if tensor.is_contiguous():
         return own
@@ -270,5 +306,5 @@ def dense_strides(tensor: Tensor) -> Strides:
 
 
 def form(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> str:
-    """Return what must stay as it is of a tensor that is averaged, in words."""
+    """Return what may not change of an averaged tensor, in words."""
     return f"{tuple(shape)} {dtype} on {device}"

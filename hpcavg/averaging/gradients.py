@@ -1,4 +1,4 @@
-"""Gradients packed into a flat buffer, for the baseline that averages them instead of parameters."""
+"""Means of gradients instead of parameters, for synchronous SGD."""
 
 from __future__ import annotations
 
@@ -29,11 +29,20 @@ def _kind(gradient: Tensor | None) -> int:
 
 
 class GradientBuffer:
-    """Packs ``p.grad`` of every parameter, averages them, and points ``p.grad`` at the means.
+    """Averages ``p.grad`` of every parameter, packed into a flat buffer.
 
-    A gradient that is None on some learners counts as zero there; one that is None on all of them stays None, so that
-    weight decay and momentum leave its parameter alone, as they would on one process. `average` raises `InputError` on
-    every learner of the scope for a gradient that is sparse on one.
+    A gradient that is None on some learners counts as zero there. A gradient that is None on all learners stays None:
+    weight decay and momentum then leave the parameter alone, as on one process.
+
+    Parameters
+    ----------
+    parameters : the parameters.
+    topology : the learners.
+    engine : takes the means.
+
+    Attributes
+    ----------
+    num_bytes : bytes of one learner's gradients.
     """
 
     def __init__(self, parameters: FlatBuffer, topology: Topology, engine: Engine) -> None:
@@ -50,7 +59,16 @@ class GradientBuffer:
     def average(self, scope: Scope, meet: Callable[[int], Meeting], call: Call) -> None:
         """Replace every learner's gradients by their mean over `scope`. Collective over the scope.
 
-        meet : meets the others in `call`, with a fingerprint.
+        Parameters
+        ----------
+        scope : the learners that take part.
+        meet : meets them with a fingerprint.
+        call : identifies the collective.
+
+        Raises
+        ------
+        InputError
+            On every learner of the scope, if a gradient is sparse on one.
         """
         means, present = self._topology.run_collective(lambda: self._take(scope, meet), scope, call)
         for array, mean in zip(self._flat.arrays, means, strict=True):
@@ -63,14 +81,14 @@ class GradientBuffer:
         self._flat.move_to([self._engine.allocate(array) for array in self._flat.arrays])
 
     def _take(self, scope: Scope, meet: Callable[[int], Meeting]) -> tuple[list[Tensor], Values]:
-        """Return the means of the arrays, and which tensors have a gradient on any learner."""
+        """Return the means of the arrays, and for each tensor whether any learner has a gradient."""
         gradients = [tensor.grad for tensor in self._tensors]
         present = np.array([_kind(gradient) for gradient in gradients], dtype=np.uint8)
-        # Nearly always the learners have gradients of the same tensors, and need not tell each other which.
+        # Nearly always, the learners have gradients of the same tensors, and no exchange is needed.
         if len(set(meet(crc32(present.tobytes())).fingerprints)) > 1:
             self._topology.comm(scope).Allreduce(MPI.IN_PLACE, present, MPI.MAX)
         for index in np.flatnonzero(present == _SPARSE):
-            raise InputError("model", self._names[index], "of a dense gradient (sparse=False) where these are averaged")
+            raise InputError("model", self._names[index], "of a dense gradient (sparse=False): gradients are averaged")
         self._flat.refresh()
         for gradient, packed in zip(gradients, self._packed, strict=True):
             if gradient is None:

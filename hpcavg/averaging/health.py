@@ -1,4 +1,4 @@
-"""Whether the learners are well: their parameters finite, and the same where they must be."""
+"""Health of the learners: parameters that are not finite, and bits that differ but must be equal."""
 
 from __future__ import annotations
 
@@ -27,13 +27,19 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 @dataclass(frozen=True)
 class Excluded:
-    """The learners that a mean leaves out, because their parameters are not finite.
+    """The sick learners: a mean leaves them out, because their parameters are not finite.
 
     Attributes
     ----------
     learners : their indices.
-    num_members : the number of learners that take part, with them.
-    is_here : whether this rank's learner is one of them.
+    num_members : the number of learners that take part, sick ones included.
+    is_here : whether this rank's learner is sick.
+
+    Examples
+    --------
+    >>> from hpcavg.averaging.health import Excluded
+    >>> Excluded(learners=(2,), num_members=4, is_here=False).num_well
+    3
     """
 
     learners: tuple[int, ...]
@@ -41,23 +47,23 @@ class Excluded:
     is_here: bool
 
     @property
-    def is_everyone(self) -> bool:
-        """Whether nobody is left to take a mean of."""
+    def are_all(self) -> bool:
+        """Whether all learners are sick."""
         return len(self.learners) == self.num_members
 
     def zero_contribution(self, arrays: Iterable[Tensor]) -> None:
-        """Make this learner's `arrays` zero if it is left out: it then adds nothing to a sum."""
+        """Set `arrays` to zero if this learner is sick: it then adds nothing to a sum."""
         if self.is_here:
             for array in arrays:
                 array.zero_()
 
     def rescale(self, means: list[Tensor], weights: Mapping[int, float]) -> list[Tensor]:
-        """Return weighted means of the others, in place.
+        """Turn weighted means in which sick learners added zeros into means of the others, in place.
 
         Parameters
         ----------
-        means : each of shape (numel,), to which the excluded learners have added zeros.
-        weights : by learner, its weight; together they are 1.
+        means : each of shape (numel,).
+        weights : the weight of each learner, by its index. Their sum is 1.
         """
         well = sum(weight for learner, weight in weights.items() if learner not in self.learners)
         if self.learners and well > 0:
@@ -67,41 +73,55 @@ class Excluded:
 
     @property
     def num_well(self) -> int | None:
-        """By how many an engine divides the sum without them; None if nobody is left out. At least 1."""
+        """The divisor of the sum, at least 1; None if no learner is sick. See `Engine.mean`."""
         return max(self.num_members - len(self.learners), 1) if self.learners else None
 
 
 def raise_sick(excluded: Excluded, scope: Scope, topology: Topology, what: str, tensor: str) -> NoReturn:
-    """Raise `SickLearnersError` on all of `scope`, with the first tensor that a sick learner names. Collective.
+    """Raise `SickLearnersError` with the name of a tensor. Collective over `scope`.
 
     Parameters
     ----------
     excluded : the sick learners.
     scope : the learners that raise.
     topology : all learners.
-    what : what cannot be done.
-    tensor : this learner's first tensor that is not finite, "" for none.
+    what : the mean or checkpoint that cannot be taken.
+    tensor : the name of this learner's first tensor that is not finite; "" if all are finite.
     """
     own = tensor if excluded.is_here else ""
-    # Neighbours of other learners know nothing of it, so a learner on a graph can name its own tensor only.
+    # On a graph, other learners do not take part in this call, so a learner can name its own tensor only.
     tensors = [own] if isinstance(scope, Neighbours) else topology.comm(scope).allgather(own)
     raise SickLearnersError(excluded.learners, what, excluded.num_members, next(filter(None, tensors), ""))
 
 
 def examine(arrays: Iterable[Tensor], num_learners: int) -> tuple[bool, bool]:
-    """Return whether all elements of `arrays` are finite, and whether some are so large that their sum may overflow.
+    """Return whether all elements of `arrays` are finite, and whether a sum over the learners may overflow.
 
-    One pass. arrays : each of shape (learners, numel). num_learners : how many values are summed.
+    It reads the arrays once.
+
+    Parameters
+    ----------
+    arrays : any shapes; real or complex.
+    num_learners : the number of learners in the sum.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hpcavg.averaging.health import examine
+    >>> examine([torch.tensor([1.0, 3e38])], num_learners=2)
+    (True, True)
+    >>> examine([torch.tensor([1.0, torch.nan])], num_learners=2)
+    (False, False)
     """
     is_finite, is_large = True, False
     for array in arrays:
         values = torch.view_as_real(array) if array.is_complex() else array
-        # Squares that can be summed are of values that can be. Half precision has too small a range for squares.
+        # If the sum of squares is finite, the sum of the values is, too. Squares overflow in half precision.
         if values.itemsize > 2 and math.isfinite(torch.linalg.vector_norm(values).item()):
             continue
         if values.numel():
-            lowest, highest = (float(bound) for bound in values.aminmax())  # NaN where one value is
-            # Half precision is summed in float32, in which no sum of float16 overflows.
+            lowest, highest = (float(bound) for bound in values.aminmax())  # NaN if one value is NaN
+            # Half precision is summed in float32; a sum of float16 never overflows in it.
             limit = torch.finfo(torch.float32 if values.itemsize == 2 else values.dtype).max / num_learners
             is_finite = is_finite and math.isfinite(lowest) and math.isfinite(highest)
             is_large = is_large or max(-lowest, highest) > limit
@@ -109,12 +129,18 @@ def examine(arrays: Iterable[Tensor], num_learners: int) -> tuple[bool, bool]:
 
 
 def is_finite(arrays: Iterable[Tensor]) -> bool:
-    """Return whether every element of `arrays`, each of shape (learners, numel), is finite. One pass over them."""
+    """Return whether all elements of `arrays` are finite. It reads the arrays once."""
     return examine(arrays, 1)[0]
 
 
 def squared_distance(x: Tensor, mean: Tensor) -> float:
-    """Return ||x_j - mean||², averaged over the rows of `x`, summed in float64."""
+    """Return ||x_j - mean||², averaged over the rows x_j, computed in float64.
+
+    Parameters
+    ----------
+    x : shape (learners, numel).
+    mean : shape (numel,).
+    """
     parts = [
         (rows - part).abs().double().square().sum()
         for rows, part in zip(
@@ -128,17 +154,21 @@ def squared_distance(x: Tensor, mean: Tensor) -> float:
 
 
 def compare(parts: Mapping[str, Iterable[Tensor]], topology: Topology, when: str) -> None:
-    """Raise `CorruptionError` on every learner unless all of them hold the same bits. Collective over the learners.
+    """Raise `CorruptionError` on every learner unless all hold the same bits. Collective over all learners.
 
-    parts : what to compare, by the name it has in the message. when : what has made them equal, for the message.
+    Parameters
+    ----------
+    parts : the tensors to compare, by their name in the message.
+    topology : the learners.
+    when : the event that has made them equal, for the message.
     """
     num_ranks = topology.num_learner_ranks
     if num_ranks == 1 or not parts:
         return
     own = np.frombuffer(b"".join(map(digest, parts.values())), dtype=np.uint8)
-    told = np.empty((num_ranks, len(parts), _DIGEST_BYTES), dtype=np.uint8)
-    topology.learner_ranks.Allgather(own, told)
-    digests = {name: [each.tobytes() for each in told[:, index]] for index, name in enumerate(parts)}
+    gathered = np.empty((num_ranks, len(parts), _DIGEST_BYTES), dtype=np.uint8)
+    topology.learner_ranks.Allgather(own, gathered)
+    digests = {name: [each.tobytes() for each in gathered[:, index]] for index, name in enumerate(parts)}
     differing = {name: of_learners for name, of_learners in digests.items() if len(set(of_learners)) > 1}
     if differing:
         odd: set[int] = set()
@@ -151,13 +181,13 @@ def compare(parts: Mapping[str, Iterable[Tensor]], topology: Topology, when: str
 
 
 class EqualityCheck:
-    """Compares, after every N-th global mean, what must then be equal on all learners.
+    """Compares what must be equal on all learners, after every N-th global mean.
 
     Parameters
     ----------
     topology : the learners.
-    every : N, counted in global means; 0 compares nothing.
-    frozen : the tensors that no training changes, which are compared along with the others.
+    every : N; 0 compares nothing.
+    frozen : tensors that training does not change, compared with the others.
     """
 
     def __init__(self, topology: Topology, every: int, frozen: Sequence[Tensor]) -> None:
@@ -167,7 +197,14 @@ class EqualityCheck:
         self._alarm: CorruptionError | None = None
 
     def compare(self, number: int, step: int, parts: Mapping[str, Sequence[Tensor]]) -> None:
-        """Compare `parts`, by their names, if mean `number` is one to check after. Collective over all learners."""
+        """Compare tensors if `number` is a multiple of N; see `raise_alarm`. Collective over all learners.
+
+        Parameters
+        ----------
+        number : the number of the global mean; 0 is always compared.
+        step : the step of the mean, for the message.
+        parts : the tensors, by their name in the message.
+        """
         if not self._every or number % self._every:
             return
         given = {name: tensors for name, tensors in {**parts, "frozen parameters": self._frozen}.items() if tensors}
@@ -179,31 +216,36 @@ class EqualityCheck:
             self._alarm = error
 
     def raise_alarm(self) -> None:
-        """Raise what the last comparison has found, once all else is done that belongs to the step."""
+        """Raise `CorruptionError` if the last comparison found a difference. Called at the end of a step."""
         alarm, self._alarm = self._alarm, None
         if alarm is not None:
             raise alarm
 
 
 def check_same_start(fingerprints: Sequence[int]) -> None:
-    """Raise `InputError` unless all learners gave the same fingerprint of what they start from."""
+    """Raise `InputError` unless all learners start from the same parameters.
+
+    Parameters
+    ----------
+    fingerprints : the fingerprint of every learner's parameters.
+    """
     if len(set(fingerprints)) > 1:
         odd = [learner for learner, other in enumerate(fingerprints) if other != fingerprints[0]]
         raise InputError(
             "model",
             f"other parameters on ranks {fold_numbers(odd)} than on rank 0",
-            "the same on all ranks where anchors or servers start: load weights on all of them, or before the Averager",
+            "the same on all ranks if anchors or servers start: load weights on all of them, or before the Averager",
         )
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> int:
-    """Return 64 bits that differ where the bits of `tensors` do."""
+    """Return a 64-bit hash of the bits of `tensors`."""
     return int.from_bytes(digest(tensors)[:8], "little")
 
 
 def digest(tensors: Iterable[Tensor]) -> bytes:
-    """Return a hash of the bits of `tensors`, wherever they are."""
-    # SHA-256 is in the instruction sets of current processors, and there more than twice as fast as BLAKE2.
+    """Return the SHA-256 hash of the bits of `tensors`, on any device."""
+    # Current processors have instructions for SHA-256, which make it more than twice as fast as BLAKE2.
     state = hashlib.sha256()
     for tensor in tensors:
         state.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -211,6 +253,6 @@ def digest(tensors: Iterable[Tensor]) -> bytes:
 
 
 def _most_frequent(values: list[bytes]) -> bytes | None:
-    """Return the value that is there more often than any other; None where there is none such."""
+    """Return the most frequent value; None if several values are equally frequent."""
     (most, count), *others = Counter(values).most_common(2)
     return None if others and others[0][1] == count else most

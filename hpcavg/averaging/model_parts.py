@@ -1,4 +1,4 @@
-"""What a model and an optimizer consist of: tensors by name, and their forms, which all ranks must have alike."""
+"""The tensors of a model and an optimizer by name, and their forms, which must be the same on all ranks."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch import Tensor
 from hpcavg.averaging.flat_buffer import refuse_lazy
 from hpcavg.errors import InputError
 
-# What means are taken of. Parameters may be complex, too.
+# The dtypes of averaged buffers, and of trained parameters.
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _TRAINED = (*_REAL, torch.complex64, torch.complex128)
 
 
 @dataclass
 class Parts:
-    """The tensors of a model, and of an optimizer over more than the model, by their names.
+    """The tensors of a model, and of its optimizer if that has more, by name. A tied tensor has several names.
 
     Attributes
     ----------
-    parameters : all parameters, each under every name it has; the model's come first.
-    buffers : all buffers, in the same way.
-    fleeting : the names of buffers that are no part of the model's state.
+    parameters : all parameters, the model's first.
+    buffers : all buffers.
+    non_persistent : the names of the buffers that are no part of the model's state (``persistent=False``).
     """
 
     parameters: dict[str, Tensor]
     buffers: dict[str, Tensor]
-    fleeting: set[str]
+    non_persistent: set[str]
 
     @property
     def trained(self) -> dict[str, Tensor]:
@@ -38,12 +38,12 @@ class Parts:
 
     @property
     def frozen(self) -> dict[str, Tensor]:
-        """The parameters that do not."""
+        """The parameters that do not require a gradient."""
         return {name: tensor for name, tensor in self.parameters.items() if not tensor.requires_grad}
 
 
 _SHARDED = "a model that is whole on every rank: leave the sharding out"
-# By the name of torch's class, which is not imported for this: what averages gradients itself, or cuts the model up.
+# Classes that average gradients themselves or shard the model. By name, so torch's modules need not be imported.
 _WRAPPERS = {
     "DistributedDataParallel": (
         "the plain module, whose gradients nobody else averages: leave the wrapper out, or pass model.module and call"
@@ -57,7 +57,7 @@ _WRAPPERS = {
 
 
 def refuse_wrapped(model: torch.nn.Module) -> None:
-    """Raise `InputError` where torch synchronises or shards the model, or a part of it, over ranks of its own."""
+    """Raise `InputError` if torch synchronises or shards the model, or one of its modules."""
     for kind, name in {type(module): name for name, module in model.named_modules()}.items():
         for base in kind.__mro__:
             if base.__name__ in _WRAPPERS and base.__module__.startswith("torch."):
@@ -66,20 +66,20 @@ def refuse_wrapped(model: torch.nn.Module) -> None:
 
 
 def look_up(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Parts:
-    """Return what `model` and `optimizer` consist of now."""
+    """Return the current tensors of `model` and `optimizer`."""
     parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     known = set(map(id, parameters.values()))
     parameters |= {name: tensor for name, tensor in optimized(optimizer) if id(tensor) not in known}
-    fleeting = {
+    non_persistent = {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules(remove_duplicate=False)
         for name in module._non_persistent_buffers_set
     }
-    return Parts(parameters, dict(model.named_buffers(remove_duplicate=False)), fleeting)
+    return Parts(parameters, dict(model.named_buffers(remove_duplicate=False)), non_persistent)
 
 
 def optimized(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """Yield the optimizer's parameters, under names by their places in it."""
+    """Yield name and tensor of the optimizer's parameters; the name is ``optimizer.GROUP.PLACE``."""
     for index, group in enumerate(optimizer.param_groups):
         for place, tensor in enumerate(group["params"]):
             yield f"optimizer.{index}.{place}", tensor
@@ -104,7 +104,7 @@ def check(parts: Parts) -> None:
 
 
 def describe(parts: Parts, optimizer: torch.optim.Optimizer) -> list[tuple[object, ...]]:
-    """Return what all ranks must have alike, a line for each tensor and each place in the optimizer."""
+    """Return what must be the same on all ranks: a line per tensor, and per place in the optimizer."""
     first_in: dict[int, str] = {}
     lines: list[tuple[object, ...]] = []
     for kind, named in (("parameter", parts.parameters), ("buffer", parts.buffers)):
@@ -120,12 +120,12 @@ def describe(parts: Parts, optimizer: torch.optim.Optimizer) -> list[tuple[objec
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Return whether the tensor's elements lie in memory at strides, one by one."""
+    """Return whether the tensor is dense: its elements lie in memory one by one, at strides."""
     return tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
 
 
 def is_averaged_buffer(tensor: Tensor) -> bool:
-    """Return whether means can be taken of a buffer like `tensor`."""
+    """Return whether a mean of a buffer like `tensor` is defined."""
     return is_plain(tensor) and tensor.dtype in _REAL
 
 
@@ -138,10 +138,10 @@ _COMPRESSED: dict[torch.layout, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
 
 
 def contents(name: str, tensor: Tensor) -> tuple[Tensor, ...]:
-    """Return plain tensors that say what is in one that is not."""
+    """Return plain tensors that hold the contents of a sparse or quantized tensor; `InputError` for other layouts."""
     tensor = tensor.detach()
     if tensor.is_quantized:
-        return tensor.int_repr(), tensor.dequantize()  # the values tell scales and zero points
+        return tensor.int_repr(), tensor.dequantize()  # the values depend on scales and zero points
     if tensor.layout is torch.sparse_coo:
         tensor = tensor.coalesce()
         return tensor.indices(), tensor.values()

@@ -1,4 +1,4 @@
-"""What becomes of the local optimizers' state (momentum, Adam's moments) at a global mean."""
+"""The local optimizers' state (momentum, Adam's moments) at a global mean: kept, averaged, or reset."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hpcavg.engines.base import Engine, take_means
 
 
 def forget(optimizer: torch.optim.Optimizer) -> None:
-    """Drop the state and the gradients of all parameters: what is left of the steps that made a learner sick.
+    """Drop the state of the optimizer, and set all gradients to zero, after a learner was sick.
 
-    Gradients become zero rather than None, so that a step that is still to come finds them.
+    Gradients become zero, not None: the optimizer may still take its step with them.
     """
     optimizer.state.clear()
     for group in optimizer.param_groups:
@@ -27,10 +27,19 @@ def forget(optimizer: torch.optim.Optimizer) -> None:
 
 
 class StateAverager:
-    """Averages the optimizer's state tensors that have a parameter's shape, over all learners.
+    """Averages the optimizer's state tensors that have their parameter's shape, over all learners.
 
-    A parameter's state is averaged where every learner has it (a learner whose gradient was None has none yet); step
-    counters are not averaged. The state becomes views of a flat buffer, remade when the set of tensors changes.
+    A parameter's state is averaged if every learner has it: if a gradient was None so far, there is none. Step counters
+    are not averaged. The state tensors become views of a flat buffer, made anew if their set changes.
+
+    Parameters
+    ----------
+    optimizer : the local optimizer.
+    topology : the learners.
+
+    Attributes
+    ----------
+    flat : holds the averaged state.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, topology: Topology) -> None:
@@ -40,7 +49,13 @@ class StateAverager:
         self.flat = FlatBuffer([])
 
     def treat(self, policy: str, engine: Engine) -> int:
-        """Do at a global mean what the `policy` says; return the bytes this learner brought in. Collective."""
+        """Keep, average or reset the state at a global mean; return the bytes averaged. Collective over all learners.
+
+        Parameters
+        ----------
+        policy : ``"keep"``, ``"average"`` or ``"reset"``.
+        engine : takes the means.
+        """
         if policy == "average":
             return self.average(engine)
         if policy == "reset":
@@ -48,7 +63,7 @@ class StateAverager:
         return 0
 
     def average(self, engine: Engine) -> int:
-        """Average the state in place; return the bytes this learner brought in. Collective over all learners."""
+        """Average the state in place; return its bytes. Collective over all learners."""
         means = self._topology.run_collective(lambda: self._take(engine), what="average of the optimizer's state")
         for array, mean in zip(self.flat.arrays, means, strict=True):
             replace.apply(array, mean, {}, 0.0)
@@ -62,7 +77,7 @@ class StateAverager:
         if list(tensors) != self._names or any(
             slot.tensors[0] is not tensor for slot, tensor in zip(self.flat, tensors.values(), strict=True)
         ):
-            # The state's order of memory may differ between the ranks; that of the parameters does not.
+            # The state's order of memory may differ between ranks; the parameters' does not.
             parameters = self._parameters()
             strides = [dense_strides(parameters[index]) for index, _ in found if index in common]
             self.flat, self._names = FlatBuffer(tensors.items(), strides=strides), list(tensors)
@@ -73,7 +88,7 @@ class StateAverager:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def _tensors(self) -> dict[tuple[int, str], Tensor]:
-        """Return the state tensors by parameter index and name."""
+        """Return the state tensors that can be averaged, by parameter index and name."""
         return {
             (index, name): value
             for index, parameter in enumerate(self._parameters())
@@ -82,7 +97,7 @@ class StateAverager:
         }
 
     def _common(self, found: dict[tuple[int, str], Tensor]) -> set[int]:
-        """Return the parameters that have state on every learner."""
+        """Return the indices of the parameters that have state on every learner. Collective over all learners."""
         present = np.zeros(len(self._parameters()), dtype=np.uint8)
         present[[index for index, _ in found]] = 1
         self._topology.learner_ranks.Allreduce(MPI.IN_PLACE, present, MPI.MIN)

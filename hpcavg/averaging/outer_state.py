@@ -1,4 +1,4 @@
-"""What merges keep from one global mean to the next: SlowMo's and DiLoCo's anchor and momentum."""
+"""The state that a merge keeps between global means: the anchor and momentum of SlowMo and DiLoCo."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from hpcavg.averaging.flat_buffer import FlatBuffer
 
 
 class OuterState:
-    """The state of a merge for every array of the parameters; most merges have none.
+    """The state of a merge; empty for most merges.
 
-    It follows from the parameters that all learners start with, so it must be the same on all of them.
+    It is computed from the parameters at the start, so it must be equal on all learners.
+
+    Parameters
+    ----------
+    how : the merge.
+    parameters : the parameters.
 
     Attributes
     ----------
-    states : one for every array.
+    states : the state for every array of the parameters.
     """
 
     def __init__(self, how: Merge, parameters: FlatBuffer) -> None:
@@ -27,25 +32,25 @@ class OuterState:
         self.start()
 
     def start(self) -> None:
-        """Start from the parameters as they are now."""
+        """Make the state anew from the current parameters."""
         self.states: list[State] = [self._how.init(array) for array in self._parameters.arrays]
         self._is_compared = False
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All of it."""
+        """All tensors of the state."""
         return [tensor for state in self.states for tensor in state.values()]
 
     def fingerprint(self) -> int:
-        """Return what learners compare at the first global mean after a start; 0 where there is nothing to compare."""
+        """Return what learners compare at the first global mean after `start`; 0 if nothing is to be compared."""
         return 0 if self._is_compared or not self.tensors else health.fingerprint(self.tensors)
 
     def settle(self) -> None:
-        """Note that all learners have the same."""
+        """Note that the states of all learners were compared and are equal."""
         self._is_compared = True
 
     def state_dict(self) -> list[dict[str, Tensor]]:
-        """Return a copy."""
+        """Return a copy of the states."""
         return [{name: tensor.clone() for name, tensor in state.items()} for state in self.states]
 
     def load_state_dict(self, saved: list[dict[str, Any]]) -> None:

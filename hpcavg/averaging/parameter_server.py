@@ -1,6 +1,6 @@
-"""Downpour and EAMSGD: learners that exchange with server ranks, each alone and whenever it is due.
+"""The learners' side of Downpour and EAMSGD: each learner exchanges with the servers at steps of its own.
 
-What travels, and what the servers do with it, is in `hpcavg.averaging.server`.
+`hpcavg.averaging.server` describes the messages and the servers' side.
 """
 
 from __future__ import annotations
@@ -38,12 +38,19 @@ from hpcavg.errors import SickLearnersError
 
 
 class _Link:
-    """One learner's side of the exchange with one server.
+    """One learner's exchange with one server.
+
+    Parameters
+    ----------
+    comm : the communicator of the exchange.
+    rank : the server's rank in it.
+    slices : the server's part of this learner's parameters, as views of shape (part,), one per dtype.
 
     Attributes
     ----------
-    slices : the server's part of this learner's parameters, as views.
-    centre : the centre as last seen.
+    slices : as given.
+    centre : the centre as last received.
+    num_bytes : bytes of one update.
     """
 
     def __init__(self, comm: MPI.Comm, rank: int, slices: list[Tensor]) -> None:
@@ -57,13 +64,13 @@ class _Link:
         self.num_bytes = self._update.num_bytes
 
     def request(self, tag: int) -> MPI.Request:
-        """Ask for the centre; it is in `centre` when the request that is returned completes."""
+        """Ask for the centre, with a `FETCH` or `PEEK`. When the returned request completes, it is in `centre`."""
         answer = self._comm.Irecv(self.centre.raw, source=self._rank, tag=CENTRE)
         self._comm.Send([None, 0, MPI.BYTE], dest=self._rank, tag=tag)
         return answer
 
     def add(self, parts: list[Tensor]) -> None:
-        """Add `parts` to the update that is to be sent."""
+        """Add `parts` to the next update."""
         if self._is_sent:
             complete_asleep(self._sending, POLL_S)
             self._update.raw[:] = 0
@@ -72,23 +79,23 @@ class _Link:
             view.add_(part.to(view.device))
 
     def push(self) -> None:
-        """Send the update; it is on its way when this returns."""
+        """Start to send the update."""
         self._sending = self._comm.Isend(self._update.raw, dest=self._rank, tag=PUSH)
         self._is_sent = True
 
     def set(self, parts: list[Tensor]) -> None:
-        """Send `parts` as the centre."""
+        """Send `parts` as the new centre."""
         message = Message(self.slices)
         for view, part in zip(message.views, parts, strict=True):
             view.copy_(part)
         self._comm.Send(message.raw, dest=self._rank, tag=SET)
 
     def progress(self) -> None:
-        """Let MPI carry on with an update on its way."""
+        """Let MPI make progress with the update that is being sent."""
         self._sending.Test()
 
     def close(self) -> None:
-        """Wait until the last update has been received and say that none follows."""
+        """Wait until the last update was received, and tell the server that none follows."""
         complete_asleep(self._sending, POLL_S)
         self._comm.Send([None, 0, MPI.BYTE], dest=self._rank, tag=DONE)
 
@@ -98,16 +105,17 @@ class Worker:
 
     Parameters
     ----------
-    exchange : what the learner exchanges and when.
-    replica : its parameters.
+    exchange : the rule's exchange.
+    replica : holds the parameters.
     topology : learners and servers.
-    optimizer : loses its state when the learner is sick: the learner then takes the centre, and sends nothing.
-    non_finite : as in `hpcavg.Averager`.
-    start : as in `hpcavg.Averager`.
+    optimizer : the local optimizer. If the learner is sick, it takes the centre, sends nothing, and the optimizer's
+        state is dropped.
+    non_finite : see `hpcavg.AveragingOptions`.
+    start : see `hpcavg.AveragingOptions`.
 
     Attributes
     ----------
-    is_finished : whether the learner has told the servers that nothing follows.
+    is_finished : whether the learner has sent its last message.
     """
 
     def __init__(
@@ -133,23 +141,26 @@ class Worker:
         ]
         self._num_bytes = sum(link.num_bytes for link in self._links)
         self._elasticity = None if exchange.elasticity is None else exchange.elasticity(topology.num_learners)
-        # The parameters when their changes were last counted: what has changed since is the update not yet counted.
+        # The parameters when their changes were last added to the update. Later changes are not in it yet.
         self._counted = [] if exchange.elasticity else [array.clone() for array in parameters.arrays]
-        # What the centre was made from; nothing where the learners' own parameters are another.
+        # The fingerprint of the parameters at the centre's start; None if each learner started from its own.
         self._centre_fingerprint = fingerprint(parameters.arrays) if start == "rank0" else None
         self._pushed_step = 0
         self.is_finished = self._has_centre = False
         self._made = time.perf_counter()
 
     def has_other_parameters(self) -> bool:
-        """Return whether the parameters are not those that the centre was made from."""
+        """Return whether the parameters differ from those that the centre was made from."""
         self._replica.refresh()
         return fingerprint(self._parameters.arrays) != self._centre_fingerprint
 
     def exchange(self, progress: Progress) -> Event | None:
-        """Exchange what is due after a step; return what was done, None where nothing was due.
+        """Exchange what is due after a step; return the event, or None if nothing was due.
 
-        Raises `SickLearnersError`, here alone, where the parameters are not finite and that is to stop the run.
+        Raises
+        ------
+        SickLearnersError
+            On this learner alone, if its parameters are not finite and `non_finite` is ``"stop"``.
         """
         push = progress.step % self._exchange.push_steps == 0
         fetch = progress.step % self._exchange.fetch_steps == 0
@@ -185,18 +196,18 @@ class Worker:
         )
 
     def _contact(self) -> AbstractContextManager[None]:
-        """Return a context in which this rank may wait for the servers, also in what it sends: they may not take it."""
+        """Return a context in which this rank may wait for the servers, to receive and to send."""
         return self._topology.waiting("exchange with the servers", self._servers)
 
     def _start_over(self, progress: Progress) -> None:
-        """Take the centre in place of parameters that are not finite; what has changed them is never sent."""
+        """Take the centre instead of parameters that are not finite; their changes are never sent."""
         if self._non_finite == "stop":
             raise SickLearnersError([*self._topology.learners], f"{SERVER} average of step {progress.step}", 1)
         self._fetch(FETCH)
         forget(self._optimizer)
 
     def _pull_together(self, elasticity: float) -> None:
-        """Pull learner and centre together: e = α (x - c), x -= e, c += e, for the centre c as it was fetched."""
+        """Pull learner and centre together (EAMSGD): e = α (x - c), x -= e, c += e, for the fetched centre c."""
         self._receive(FETCH)
         for link in self._links:
             differences = [
@@ -208,7 +219,7 @@ class Worker:
                 x.sub_(difference)
 
     def _count(self) -> None:
-        """Add what the parameters changed by since they were last counted to the update that is to be sent."""
+        """Add the latest changes of the parameters to the next update."""
         changes = [array - counted for array, counted in zip(self._parameters.arrays, self._counted, strict=True)]
         for server, link in enumerate(self._links):
             link.add(slices_of(changes, server, len(self._links)))
@@ -221,13 +232,13 @@ class Worker:
             link.push()
 
     def _receive(self, tag: int) -> None:
-        """Have the centre in every link."""
+        """Receive the centre from every server, with a `FETCH` or `PEEK`."""
         with self._contact():
             for answer in [link.request(tag) for link in self._links]:
                 complete_asleep(answer, POLL_S)
 
     def _fetch(self, tag: int) -> None:
-        """Replace the parameters by the centre."""
+        """Replace the parameters by the current centre, with a `FETCH` or `PEEK`."""
         self._receive(tag)
         self._replace()
 
@@ -239,13 +250,13 @@ class Worker:
             counted.copy_(array)
 
     def flush(self) -> None:
-        """Wait until the servers have applied all that was sent: they answer in order."""
+        """Wait until the servers have applied everything that this learner sent: they answer in order."""
         self._receive(PEEK)
 
     def reset_centre(self) -> None:
-        """Make learner 0's parameters the centre, and count changes from now on. Collective over the learners.
+        """Make learner 0's parameters the centre; updates then hold the changes from here on. Collective.
 
-        All hold the same parameters, and the servers have applied all that was sent.
+        All learners must hold the same parameters, and the servers must have applied all updates; see `flush`.
         """
         if self._topology.rank == 0:
             with self._contact():
@@ -256,10 +267,10 @@ class Worker:
         for array, counted in zip(self._parameters.arrays, self._counted, strict=False):  # EAMSGD counts nothing
             counted.copy_(array)
 
-    def look(self) -> None:
-        """Replace the parameters by the centre for an evaluation, the same on all learners, which meet here.
+    def show_centre(self) -> None:
+        """Replace the parameters by the centre for an evaluation. Collective over the learners: all get the same.
 
-        Afterwards the caller puts its own parameters back; what is pending stays pending. Collective over the learners.
+        The caller restores its parameters afterwards. Changes that were not sent yet are kept.
         """
         self.flush()
         counted = [values.clone() for values in self._counted]
@@ -276,7 +287,7 @@ class Worker:
             values.copy_(saved)
 
     def say_goodbye(self, progress: Progress) -> None:
-        """Send what is pending, and the servers that nothing follows. Once."""
+        """Send the last changes, and tell the servers that no message follows. A second call does nothing."""
         if self.is_finished:
             return
         self.is_finished = True
@@ -290,7 +301,7 @@ class Worker:
                 link.close()
 
     def finish(self) -> None:
-        """Take the final centre. Collective over all ranks, after all learners have said goodbye; once."""
+        """Take the final centre. Collective over all ranks, after `say_goodbye`. A second call does nothing."""
         if self._has_centre:
             return
         self._has_centre = True

@@ -1,4 +1,4 @@
-"""What schedules follow from one global mean to the next: a learner's loss, speed and time, and what all agree on."""
+"""Rounds: the steps between two global means, and the time, speed and loss that schedules follow."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from hpcavg.distributed.topology import Topology
 
 
 class Rounds:
-    """Keeps the rounds of one learner, and the learning rate where the rule sets it.
+    """Measures the rounds of one learner, and sets the learning rate if the rule has one.
 
     Parameters
     ----------
-    rule : what is carried out.
-    run : what the learner's run is.
+    rule : the algorithm.
+    run : this learner's run.
     topology : the learners, which agree at the end of a round.
-    optimizer : whose parameter groups are given the rule's learning rate.
+    optimizer : the local optimizer. The rule's learning rate is set in its parameter groups.
     """
 
     def __init__(self, rule: Rule, run: Run, topology: Topology, optimizer: torch.optim.Optimizer) -> None:
@@ -38,11 +38,11 @@ class Rounds:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Let the round's clock start now."""
+        """Restart the clock of the round."""
         self._round_started = self._step_started = time.perf_counter()
 
     def begin_step(self, progress: Progress, loss: float | Tensor | None) -> None:
-        """Keep what the round's schedule and rate follow: time, speed, loss; set the rate."""
+        """Measure what schedules follow (time, speed, loss) and set the learning rate, at the start of a step."""
         now = time.perf_counter()
         progress.round_seconds = now - self._round_started
         if self._rule.agrees_on == "speed" and progress.round == 0:
@@ -55,7 +55,7 @@ class Rounds:
                 group["lr"] = self._rate(progress, first_rate)
 
     def end(self, progress: Progress) -> None:
-        """Begin the next round. Collective over all learners where the rule follows what they agree on."""
+        """Begin the next round. Collective over all learners if the rule needs an agreement."""
         if self._rule.own_pace or self._rule.agrees_on != "nothing":
             self._agree(progress)
         progress.round += 1
@@ -63,35 +63,35 @@ class Rounds:
         self._round_started = time.perf_counter()
 
     def _agree(self, progress: Progress) -> None:
-        """Tell all learners this one's loss over the round, seconds per step and steps; draw the same conclusions."""
+        """Exchange loss, seconds per step and steps; put what follows from them into `progress`. Collective."""
         loss = float(self._loss_sum) / (progress.step - progress.round_step)
-        # The median: a first step that warms caches up says nothing of the learner's speed.
+        # The median leaves out slow first steps, which warm caches up.
         seconds = median(self._step_seconds) if self._step_seconds else math.nan
         own = np.array([loss, seconds, progress.step])
 
-        def tell() -> Any:
-            told = np.empty((self._topology.num_learner_ranks, len(own)))
-            self._topology.learner_ranks.Allgather(own, told)
-            return told
+        def gather() -> Any:
+            gathered = np.empty((self._topology.num_learner_ranks, len(own)))
+            self._topology.learner_ranks.Allgather(own, gathered)
+            return gathered
 
-        told = self._topology.run_collective(tell, what=f"agreement of round {progress.round + 1}")
-        loss, _, progress.mean_step = map(float, told.mean(axis=0))
-        known = told[np.isfinite(told[:, 0]), 0]
-        if 0 < len(known) < len(told):  # the loss of a sick learner says nothing of the others
+        gathered = self._topology.run_collective(gather, what=f"agreement of round {progress.round + 1}")
+        loss, _, progress.mean_step = map(float, gathered.mean(axis=0))
+        known = gathered[np.isfinite(gathered[:, 0]), 0]
+        if 0 < len(known) < len(gathered):  # leave out the losses of sick learners
             loss = float(known.mean())
         if self._rule.agrees_on == "loss":
             progress.first_loss = loss if progress.first_loss is None else progress.first_loss
             progress.loss = loss
             self._loss_sum = 0.0
         elif self._rule.agrees_on == "speed" and progress.round == 0:
-            slowest = told[:, 1].max()
+            slowest = gathered[:, 1].max()
             progress.relative_speed, progress.mean_speed = (
                 float(slowest / seconds),
-                float((slowest / told[:, 1]).mean()),
+                float((slowest / gathered[:, 1]).mean()),
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs, as plain values."""
+        """Return what a resumed run needs besides `progress`, as plain values."""
         return {"first_rates": list(self._first_rates), "loss_sum": float(self._loss_sum)}
 
     def load_state_dict(self, state: dict[str, Any], progress: Progress) -> None:

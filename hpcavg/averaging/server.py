@@ -1,15 +1,16 @@
-"""The servers of Downpour and EAMSGD, and the messages that learners exchange with them.
+"""The servers' side of Downpour and EAMSGD, and the messages.
 
-A server holds one contiguous slice of the parameters, the centre. What travels is one message per learner and server:
-the slices of all dtypes, packed.
+Each server holds one contiguous slice of the parameters: its slice of the centre. A message packs the slices of all
+dtypes.
 
-    FETCH   learner -> server    empty; answered by CENTRE, and counted as the learner's last sight of the centre
-    PEEK    learner -> server    the same for an evaluation, which counts for nothing
+    FETCH   learner -> server    empty; the server answers with CENTRE, and counts staleness from here
+    PEEK    learner -> server    the same for an evaluation; staleness does not count from here
+    CENTRE  server -> learner    the centre
     PUSH    learner -> server    an update; the server adds it to the centre at once
-    SET     learner -> server    the centre, anew; from learner 0, while the others wait
+    SET     learner -> server    a new centre, from learner 0 while the other learners wait
     DONE    learner -> server    empty; no message follows
 
-MPI keeps the messages of one learner to one server in order, and servers take them in order of arrival.
+MPI keeps the messages of one learner to one server in order. Servers take messages in order of arrival.
 """
 
 from __future__ import annotations
@@ -29,12 +30,23 @@ from hpcavg.distributed.topology import Topology
 from hpcavg.distributed.waiting import wait_asleep, wait_until
 
 FETCH, PEEK, CENTRE, PUSH, SET, DONE = range(1, 7)
-_UNIT_BYTES = 8  # messages are counted in these: 16 GiB for a server's slice, since MPI's counts are 32-bit
+_UNIT_BYTES = 8  # MPI counts these units in 31 bits: a server's slice is at most 16 GiB
 POLL_S = 0.0001
 
 
 class Message:
-    """The slices of one server, packed: host memory that MPI sends, and a view of it for every slice."""
+    """Host memory for the slices of one server, packed.
+
+    Parameters
+    ----------
+    slices : tensors of the slices' sizes and dtypes; their values are not copied.
+
+    Attributes
+    ----------
+    raw : the memory, as MPI sends it.
+    views : a view of it for every slice, shape (part,).
+    num_bytes : its size.
+    """
 
     def __init__(self, slices: list[Tensor]) -> None:
         starts, end = [], 0
@@ -51,7 +63,7 @@ class Message:
 
 
 def slices_of(arrays: list[Tensor], server: int, num_servers: int) -> list[Tensor]:
-    """Return the part of every array of shape (1, numel) that belongs to `server`, as views of shape (part,)."""
+    """Return the parts of `arrays`, each of shape (1, numel), that belong to `server`, as views of shape (part,)."""
     return [
         array[0, array.shape[1] * server // num_servers : array.shape[1] * (server + 1) // num_servers]
         for array in arrays
@@ -59,12 +71,17 @@ def slices_of(arrays: list[Tensor], server: int, num_servers: int) -> list[Tenso
 
 
 class Server:
-    """A server rank: its slice of the centre, and the loop that serves it.
+    """A server rank: holds its slice of the centre and serves it.
+
+    Parameters
+    ----------
+    parameters : the model's parameters; the centre starts from them.
+    topology : learners and servers.
 
     Attributes
     ----------
-    centre : the slice, packed.
-    version : updates applied so far.
+    centre : the slice.
+    version : number of updates that were applied.
     """
 
     def __init__(self, parameters: FlatBuffer, topology: Topology) -> None:
@@ -84,7 +101,7 @@ class Server:
         self._made = time.perf_counter()
 
     def serve(self) -> Iterator[Arrival]:
-        """Serve until every learner is done; yield every update after it was applied."""
+        """Serve until every learner has sent DONE; yield every update that was applied."""
         status = MPI.Status()
         while self._open:
             with self._topology.waiting("service of the learners", tuple(self._open)):
@@ -96,7 +113,7 @@ class Server:
                 yield arrival
 
     def _take(self, learner: int, tag: int) -> Arrival | None:
-        """Take a message, which has arrived in part at least, and answer it; return the update if it is one."""
+        """Receive and answer the message that was probed; return the arrival if it is an update."""
         if tag == SET:
             self._comm.Recv(self.centre.raw, source=learner, tag=tag)
             return None
@@ -117,7 +134,7 @@ class Server:
         return None
 
     def finish(self) -> None:
-        """Share the final centre, so that this rank's model holds it, too. Collective over all ranks, once."""
+        """Take the final centre into this rank's model, too. Collective over all ranks. A second call does nothing."""
         if self._is_finished:
             return
         self._is_finished = True
@@ -133,13 +150,19 @@ class Server:
 
 
 def claim_servers(topology: Topology) -> MPI.Comm:
-    """Return a communicator for the messages of one averager, whose servers are taken. Collective over all ranks."""
+    """Reserve the servers for one averager; return a communicator for its messages. Collective over all ranks."""
     topology.has_busy_servers = True
     return topology.own(topology.all_ranks.Dup())
 
 
 def share_centre(centres: list[Message], topology: Topology) -> None:
-    """Give everyone every server's slice of the centre."""
+    """Send every server's slice of the centre to all ranks. Collective over all ranks.
+
+    Parameters
+    ----------
+    centres : a message per server, in the servers' order. Each server has filled its own.
+    topology : learners and servers.
+    """
     with topology.waiting("end of all learners", SERVER):
         wait_asleep(topology.all_ranks)
         for server, centre in enumerate(centres):

@@ -9,7 +9,7 @@ import torch
 from mpi4py import MPI
 
 from hpcavg.config.options import Config
-from hpcavg.distributed import job_environment, launchers
+from hpcavg.distributed import job_environment, launcher_variables
 from hpcavg.distributed.topology import Topology
 from hpcavg.distributed.waiting import wait_asleep
 from hpcavg.engines.base import Engine
@@ -142,7 +142,7 @@ def _of_software(first: RankInventory) -> Iterator[str]:
     settings = mpi_library.settings(os.environ)
     yield f"settings: {' '.join(f'{name}={value}' for name, value in settings.items()) or 'none'}"
     job = job_environment.scheduler_job(os.environ)
-    yield f"launcher: {launchers.started_by(os.environ)}{f', {job}' if job else ''}"
+    yield f"launcher: {launcher_variables.launcher_name(os.environ)}{f', {job}' if job else ''}"
 
 
 def _fault_tolerance(mpi: str, has: bool, is_on: bool) -> str:

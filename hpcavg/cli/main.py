@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 from hpcavg.cli import parsers
 from hpcavg.config.options import Config
-from hpcavg.distributed import launchers
+from hpcavg.distributed import launcher_variables
 from hpcavg.distributed.job_environment import (
     check_ranks,
     check_sizes,
     launcher_rank,
-    remember_early_signals,
     require_pmix_server,
 )
+from hpcavg.distributed.signals import remember_early_signals
 from hpcavg.errors import InputError
 from hpcavg.utils import streams
 from hpcavg.utils.exit_status import ExitStatus
@@ -171,7 +171,7 @@ def _print_once(error: InputError) -> None:
 
     The others stay until it has: a launcher may end all ranks as soon as one has left, torchrun within 0.1 s.
     """
-    if launchers.speaks_for_lone(os.environ):
+    if launcher_variables.reports_lone_ranks(os.environ):
         _print_error(error)
     else:
         time.sleep(_LONE_S)

@@ -1,4 +1,4 @@
-"""Ending the job when a rank fails: the other ranks would wait for it for ever."""
+"""Ends the job when a rank fails: the other ranks would wait for it forever."""
 
 from __future__ import annotations
 
@@ -16,10 +16,18 @@ from hpcavg.utils import streams
 
 
 def install_abort_hook(status: int = 1) -> None:
-    """Make an uncaught exception, on any rank, print its traceback once and end the whole job; see `on_uncaught`.
+    """Make an uncaught exception on any rank print its traceback once and end the whole job; see `on_uncaught`.
 
-    One rank alone keeps nobody waiting, so that its own exceptions are left to Python, unless the job is to end with
-    another status than Python's.
+    If there is one rank, no other rank waits for it, and Python handles its exceptions, unless `status` is not 1.
+
+    Parameters
+    ----------
+    status : the exit status of the job.
+
+    Raises
+    ------
+    RuntimeError
+        In a child process of a rank.
     """
     child_processes.require_rank()
     world = MPI.COMM_WORLD
@@ -30,35 +38,41 @@ def install_abort_hook(status: int = 1) -> None:
 def on_uncaught(text: str, end: Callable[[], None], is_alone: bool = False) -> None:
     """Make an uncaught exception print `text` and its traceback, and then call `end`.
 
-    That is one of the main thread, of the thread that calls this, in which the training is, or of hpcavg's own, which
-    have names that begin with "hpcavg": others wait for these. What any other thread raises is printed with the rank,
-    and what a user raises at a prompt is printed. Where a rank `is_alone`, only hpcavg's own threads end it.
-    """
-    rank, training = MPI.COMM_WORLD.Get_rank(), threading.current_thread()
+    This holds for the threads that other ranks wait for: the main thread, the training thread (it calls this
+    function), and the threads whose names start with "hpcavg". Exceptions of other threads, and exceptions at a
+    prompt, are only printed.
 
-    def say(title: str, error: tuple[Any, Any, Any]) -> None:
+    Parameters
+    ----------
+    text : first line of the report.
+    end : ends the rank or the job.
+    is_alone : there is one rank. Only the threads whose names start with "hpcavg" call `end`.
+    """
+    rank, training_thread = MPI.COMM_WORLD.Get_rank(), threading.current_thread()
+
+    def print_traceback(title: str, error: tuple[Any, Any, Any]) -> None:
         streams.flush()
         streams.print_error(f"hpcavg: {title}\n{''.join(traceback.format_exception(*error))}")
 
-    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if is_alone or hasattr(sys, "ps1"):
-            sys.__excepthook__(kind, error, trace)
+    def on_main_thread(error_type: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if is_alone or hasattr(sys, "ps1"):  # a prompt
+            sys.__excepthook__(error_type, error, trace)
         else:
-            say(text, (kind, error, trace))
+            print_traceback(text, (error_type, error, trace))
             end()
 
-    def tell_from_thread(args: Any) -> None:
+    def on_other_thread(args: Any) -> None:
         if args.exc_type is SystemExit:
             return
         error = args.exc_type, args.exc_value, args.exc_traceback
         name = args.thread.name if args.thread else "without a name"
-        if name.startswith("hpcavg") or (args.thread is training and not is_alone):
-            say(text, error)
+        if name.startswith("hpcavg") or (args.thread is training_thread and not is_alone):
+            print_traceback(text, error)
             end()
         elif is_alone:
             threading.__excepthook__(args)
         else:
-            say(f"rank {rank} goes on; its thread {name} failed", error)
+            print_traceback(f"rank {rank} goes on; its thread {name} failed", error)
 
-    sys.excepthook = tell
-    threading.excepthook = tell_from_thread
+    sys.excepthook = on_main_thread
+    threading.excepthook = on_other_thread

@@ -1,6 +1,6 @@
-"""Processes that a rank starts, such as a DataLoader's workers: they have its environment, and no part in MPI.
+"""Child processes of a rank, such as the workers of a DataLoader: they inherit its environment, but must not use MPI.
 
-Light to import: the package does so first of all.
+Light to import: the package imports this module first.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from hpcavg.distributed import launchers
+from hpcavg.distributed import launcher_variables
 from hpcavg.utils import streams
 
 if TYPE_CHECKING:
@@ -19,16 +19,16 @@ _is_child = False
 
 
 def guard() -> None:
-    """Keep MPI from starting in a child of a rank: spawned, started by the forkserver, that server, or forked off."""
+    """Keep MPI from starting in every child of a rank: spawned, forked, the forkserver and its children."""
     os.register_at_fork(after_in_child=_after_fork)
-    # Spawned children and the forkserver are `python -c "from multiprocessing..."`, known before anything is imported.
+    # The commands of spawned children and of the forkserver start with `python -c "from multiprocessing.`.
     is_of_multiprocessing = any(word.startswith("from multiprocessing.") for word in sys.orig_argv)
-    if is_of_multiprocessing and _is_of_rank():
-        _leave_mpi_alone()
+    if is_of_multiprocessing and _has_rank():
+        _disable_mpi()
 
 
 def require_rank() -> None:
-    """Raise `RuntimeError` in a child of a rank: MPI is the rank's alone."""
+    """Raise `RuntimeError` in a child of a rank: only the rank uses MPI."""
     if _is_child:
         raise RuntimeError(
             "this process was started by a rank, through multiprocessing or os.fork, and has no MPI of its own: make"
@@ -36,12 +36,13 @@ def require_rank() -> None:
         )
 
 
-def _is_of_rank() -> bool:
-    told = launchers.rank_told(os.environ)
-    return told is not None and told[0] != "SLURM_PROCID"  # which the one process of a batch script has, too
+def _has_rank() -> bool:
+    """Return whether the environment is that of a rank."""
+    found = launcher_variables.rank_variable(os.environ)
+    return found is not None and found[0] != "SLURM_PROCID"  # set in the process of a batch script, too
 
 
-def _leave_mpi_alone() -> None:
+def _disable_mpi() -> None:
     global _is_child
     _is_child = True
     if "mpi4py.MPI" not in sys.modules:
@@ -51,9 +52,9 @@ def _leave_mpi_alone() -> None:
 
 
 def _after_fork() -> None:
-    """Let a child that was forked off fail by itself: through MPI it would wait for ever for the job's end."""
-    if "mpi4py.MPI" in sys.modules or _is_of_rank():
-        _leave_mpi_alone()
+    """Disable MPI in a forked child, and the hook that ends the job: in a child, MPI_Abort never returns."""
+    if "mpi4py.MPI" in sys.modules or _has_rank():
+        _disable_mpi()
     import threading
 
     if getattr(sys.excepthook, "__module__", None) == "hpcavg.distributed.abort":
@@ -62,8 +63,8 @@ def _after_fork() -> None:
         threading.excepthook = threading.__excepthook__
 
 
-def _end_alone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Tell of an uncaught exception and end this process at once: at an orderly exit it would finalize MPI."""
-    sys.__excepthook__(kind, error, trace)
+def _end_alone(error_type: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an uncaught exception and end this process at once: a normal exit would finalize MPI."""
+    sys.__excepthook__(error_type, error, trace)
     streams.flush()
     os._exit(1)

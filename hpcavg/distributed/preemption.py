@@ -1,17 +1,17 @@
 """Agreement of all learners on a step after which they pause together: to write a checkpoint, or to stop.
 
-Learners run freely between means, and a signal reaches them at different steps. A learner that stopped at once would
-leave others waiting for it in a mean. So their supervisors' threads agree, while training goes on:
+Learners run freely between means, and a signal reaches them at different steps. If a learner stopped at once, others
+would wait for it in a mean. The supervisors' threads therefore agree on a step, while training continues:
 
-1. A rank with a request tells rank 0, whose thread wakes all others. Nobody is held up until all of them are awake.
-2. Each thread then holds its main thread back at the end of the step that it is taking, and tells rank 0 which step
-   that is. The threads answer even while their main threads are inside a mean, so this takes milliseconds.
-3. Rank 0 tells all of them the largest of these steps, and they go on to its end.
+1. A rank with a request informs rank 0. Rank 0's thread wakes all others. No training waits until all are awake.
+2. Each thread holds its main thread at the end of the current step, and sends the number of this step to rank 0.
+   Threads answer even if their main threads are inside a mean; this takes milliseconds.
+3. Rank 0 sends the largest of these steps to all ranks. They continue to its end and pause.
 
-All can get there: a rank that waits in a mean of step m has said m, so those it waits for go on to m at least. Where
-ranks die meanwhile, survivors tell each other the step, as some may know it already, or stand there.
+All ranks can reach this step: a rank that waits in a mean of step m has sent m, and the ranks that it waits for
+continue at least to m. If ranks die meanwhile, the survivors exchange the step: some may know it, or be there already.
 
-Servers take no steps and no part; what they are asked for they pass on to rank 0.
+Servers take no steps and do not take part in the agreement. They pass requests on to rank 0.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from typing import Any, NamedTuple
 
 from mpi4py import MPI
 
-from hpcavg.distributed.job_environment import is_ordered_to_leave
+from hpcavg.distributed.signals import is_second_signal
 from hpcavg.distributed.supervisor import Supervisor
 from hpcavg.distributed.topology import Topology
 from hpcavg.errors import InputError
 
-# How often a thread looks for messages while an agreement is under way.
-_ACTIVE_S = 0.002
+# Interval between polls for messages during an agreement.
+_POLL_S = 0.002
 
 
-class Kind(IntEnum):
-    """What to pause for; where several things are asked for at once, the largest."""
+class PauseKind(IntEnum):
+    """The purpose of a pause. Of several requests, the largest counts."""
 
     NOTHING = 0
     CHECKPOINT = 1
@@ -44,20 +44,32 @@ class Kind(IntEnum):
 
 
 class Pause(NamedTuple):
-    """What is asked for, or agreed on, and why, in a few words."""
+    """A request for a pause, or an agreed pause.
 
-    kind: Kind
+    Attributes
+    ----------
+    kind : the purpose.
+    reason : the reason, in a few words.
+    """
+
+    kind: PauseKind
     reason: str
 
 
 class Deadline(NamedTuple):
-    """When to ask for a stop, in seconds of `time.monotonic`, and why."""
+    """The time at which a run requests a stop.
+
+    Attributes
+    ----------
+    time_s : the time, as `time.monotonic`.
+    reason : the reason, in a few words.
+    """
 
     time_s: float
     reason: str
 
 
-_NONE = Pause(Kind.NOTHING, "")
+_NO_PAUSE = Pause(PauseKind.NOTHING, "")
 
 
 def deadline(
@@ -70,11 +82,31 @@ def deadline(
 ) -> Deadline | None:
     """Return the earlier of `stop_after_s` after the start and `stop_margin_s` before the end of the Slurm job.
 
-    The wall clock is read once, for the latter: it may be set meanwhile.
+    The result is on the monotonic clock: the wall clock may be set during the run.
 
-    now_s, epoch_s : now, of `time.monotonic` and `time.time`. age_s : since the start. stop_after_s : None for no such
-    limit. environment : Slurm's ``SLURM_JOB_END_TIME`` is looked for here. None where there is no limit. Raises
-    `InputError` where the variable is no time.
+    Parameters
+    ----------
+    now_s : the time now, as `time.monotonic`.
+    epoch_s : the time now, as `time.time`.
+    age_s : seconds since the start.
+    stop_after_s : seconds from the start to the stop; None for no such limit.
+    stop_margin_s : seconds from the stop to the end of the Slurm job.
+    environment : the environment, with Slurm's ``SLURM_JOB_END_TIME`` in a Slurm job.
+
+    Returns
+    -------
+    Deadline or None
+        None if there is no limit.
+
+    Raises
+    ------
+    InputError
+        If ``SLURM_JOB_END_TIME`` is not a time.
+
+    Examples
+    --------
+    >>> deadline(now_s=5.0, epoch_s=1.7e9, age_s=2.0, stop_after_s=60, stop_margin_s=120, environment={})
+    Deadline(time_s=63.0, reason='--stop-after 60')
     """
     found = []
     if stop_after_s is not None:
@@ -88,19 +120,31 @@ def deadline(
 
 
 class Pauses:
-    """Agreement on pauses, seen from one rank: call `end_step` after every step.
+    """The part of one rank in the agreement on pauses. The training loop calls `end_step` after every step.
 
     Parameters
     ----------
     supervisor : the thread of this rank.
     topology : the learners that agree.
-    step : steps taken so far.
-    stop_at : when to ask for a stop.
-    catch_signals : SIGUSR1, SIGTERM and SIGINT ask for a stop. A second SIGTERM or SIGINT, a second or more later, ends
-        the process at once with status 128 + its number. A SIGINT that is ignored, as in the background of a shell, or
-        handled by the program stays so. Main thread only.
-    by_step : whether all ranks take the same means at the same steps. If not, nothing is agreed on by steps, and the
-        loop calls `agree_now` when all of them stand together.
+    step : number of steps taken so far.
+    stop_at : the time to request a stop.
+    catch_signals : SIGUSR1, SIGTERM and SIGINT request a stop. A second SIGTERM or SIGINT, a second or more later, ends
+        the process at once with status 128 + its number. SIGINT stays as it is if the program handles it, or if it is
+        ignored, as in the background of a shell. Main thread only.
+    by_step : whether all ranks take the same means at the same steps. If not, there is no agreement on a step, and the
+        loop calls `agree_now` at a point that all ranks reach together.
+
+    Examples
+    --------
+    >>> from mpi4py import MPI
+    >>> from hpcavg import Topology
+    >>> from hpcavg.distributed.supervisor import Supervisor
+    >>> supervisor = Supervisor(MPI.COMM_SELF)
+    >>> pauses = Pauses(supervisor, Topology(MPI.COMM_SELF), by_step=False)
+    >>> pauses.request(PauseKind.STOP, "the time is up")
+    >>> pauses.agree_now().reason
+    'the time is up'
+    >>> supervisor.close()
     """
 
     def __init__(
@@ -117,22 +161,22 @@ class Pauses:
         self._changed = supervisor.changed
         self._by_step = by_step
         self._stop_at = stop_at
-        self._told_s: list[float] = []
-        self._next = step + 1  # the next end of a step: the first one at which this rank can be told of a pause
-        self._asked = _NONE  # here, and not known to others
-        self._given = _NONE  # what this rank brought into the agreement under way
-        self._is_known = False  # rank 0 has been told that there is a request here
-        self._is_called = False  # rank 0 waits to hear that this thread is awake
+        self._first_signal_s: list[float] = []
+        self._next = step + 1  # the step that this rank is taking; it ends at the earliest possible pause
+        self._request = _NO_PAUSE  # this rank's request that is in no agreement yet
+        self._submitted = _NO_PAUSE  # this rank's request in the current agreement
+        self._is_reported = False  # rank 0 knows that this rank has a request
+        self._is_called = False  # rank 0 waits for this thread to be awake
         self._is_held = False
-        self._is_under_way = False  # from being called until the pause
-        self._target: int | None = None
-        self._agreed = _NONE
-        self._latest: tuple[int, Pause] | None = None  # target and pause that were agreed on last, also when it is over
-        # What rank 0 keeps: whether someone asks, and of the agreement it leads, who is awake and who has said what.
+        self._is_under_way = False  # from the call to the pause
+        self._target_step: int | None = None
+        self._agreed_pause = _NO_PAUSE
+        self._last_agreement: tuple[int, Pause] | None = None  # step and pause; kept after the pause
+        # On rank 0 only: whether a rank has a request, and the state of the current agreement.
         self._is_wanted = False
         self._is_leading = False
         self._num_awake = 0
-        self._answers: list[tuple[int, Pause]] = []
+        self._answers: list[tuple[int, Pause]] = []  # each rank's step and request
         supervisor.step = self._next
         supervisor.add("pauses", self)
         if catch_signals:
@@ -141,138 +185,150 @@ class Pauses:
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 supervisor.on_signal(signal.SIGINT, self._on_signal)
 
-    # -- for the loop ---------------------------------------------------------------------------------------------
+    # -- called by the loop ---------------------------------------------------------------------------------------
 
     def end_step(self, step: int) -> Pause | None:
-        """Return the pause that all ranks make after `step`, which has just been taken; None if there is none.
+        """Return the pause after `step`, the step that has just ended; None if there is none.
 
-        Every rank gets the same pause after the same step. It is over when this is called after the next step. Waits,
-        for milliseconds, while the others say where they are, longer if some of them die. Raises `ValueError` unless
-        steps are counted one by one.
+        Every rank gets the same pause after the same step. The pause is over at the next call. During an agreement,
+        this call waits for milliseconds; it waits longer if ranks die.
+
+        Raises
+        ------
+        ValueError
+            If `step` is not the number of the last call plus one.
         """
         supervisor = self._supervisor
-        if supervisor.has_mail():
+        if supervisor.has_message():
             supervisor.wake()
         while True:
             with self._changed:
                 if step != self._next:
-                    raise ValueError(f"step {step} ended where step {self._next} was being taken")
+                    raise ValueError(f"step {step} ended, but step {self._next} is the current one")
                 if not self._is_held:
-                    pause = self._arrive() if step == self._target else None
+                    pause = self._begin_pause() if step == self._target_step else None
                     self._next = supervisor.step = step + 1
                     break
-            self._topology.run_retryable(self._wait_to_go, "agreement on a pause")
+            self._topology.run_retryable(self._wait_for_release, "agreement on a pause")
         supervisor.step_since = time.monotonic()
         return pause
 
-    def _wait_to_go(self) -> None:
+    def _wait_for_release(self) -> None:
         with self._changed:
             self._changed.wait_for(lambda: not self._is_held or self._supervisor.is_quiet)
-            if self._is_held:  # those who died may have been the ones to say how far
+            if self._is_held:  # the ranks that died may have been the ones to send the step
                 raise MPI.Exception(MPI.ERR_PROC_FAILED)
 
     def agree_now(self) -> Pause | None:
-        """Return the pause that some learner asks for, on all of them; None if none does. Collective over them."""
+        """Return the largest request of all learners; None if there is none. Collective over the learners."""
         topology = self._topology
         asked = max(
-            topology.run_collective(lambda: topology.learner_ranks.allgather(self._asked), what="agreement on a pause")
+            topology.run_collective(
+                lambda: topology.learner_ranks.allgather(self._request), what="agreement on a pause"
+            )
         )
-        if asked.kind is Kind.NOTHING:
+        if asked.kind is PauseKind.NOTHING:
             return None
         with self._changed:
-            self._drop(asked.kind)
+            self._drop_request(asked.kind)
         return asked
 
-    def request(self, kind: Kind, reason: str) -> None:
-        """Ask for a pause. Any thread may; one rank is enough, and what is asked for at regular times, best."""
+    def request(self, kind: PauseKind, reason: str) -> None:
+        """Request a pause. Any thread may call this, and one rank is enough.
+
+        Parameters
+        ----------
+        kind : the purpose.
+        reason : the reason, in a few words.
+        """
         with self._changed:
-            self._asked = max(self._asked, Pause(kind, reason))
+            self._request = max(self._request, Pause(kind, reason))
         self._supervisor.wake()
 
     @property
-    def requested(self) -> Kind:
-        """What this rank has been asked for and has not done yet."""
-        return max(self._asked, self._given).kind
+    def requested(self) -> PauseKind:
+        """The purpose of this rank's request that has not led to a pause yet."""
+        return max(self._request, self._submitted).kind
 
     def count_from(self, step: int) -> None:
-        """Go on from `step` steps taken, where a loop that was restarted after a failure counts anew."""
+        """Continue after `step` steps: a loop that restarts after a failure sets its count back."""
         with self._changed:
             self._next = self._supervisor.step = step + 1
-            self._latest = self._target = None
+            self._last_agreement = self._target_step = None
             self._is_under_way = False
 
-    def _arrive(self) -> Pause:
-        """Begin the agreed pause; whatever was asked for meanwhile and is done by it is done."""
-        pause = self._agreed
-        self._target = None
+    def _begin_pause(self) -> Pause:
+        """Begin the agreed pause. It also fulfils newer requests, if they are no larger."""
+        pause = self._agreed_pause
+        self._target_step = None
         self._is_under_way = False
-        self._given = _NONE
-        self._drop(pause.kind)
+        self._submitted = _NO_PAUSE
+        self._drop_request(pause.kind)
         self._supervisor.wake()
         return pause
 
-    def _drop(self, kind: Kind) -> None:
-        if self._asked.kind <= kind:
-            self._asked = _NONE
+    def _drop_request(self, kind: PauseKind) -> None:
+        if self._request.kind <= kind:
+            self._request = _NO_PAUSE
 
-    # -- for the thread -------------------------------------------------------------------------------------------
+    # -- called by the thread -------------------------------------------------------------------------------------
 
     def _on_signal(self, number: int) -> None:
-        if number in (signal.SIGTERM, signal.SIGINT) and is_ordered_to_leave(self._told_s):
-            if self._topology.survives:  # a launcher that lets ranks die waits for ever where one exits with a status
+        if number in (signal.SIGTERM, signal.SIGINT) and is_second_signal(self._first_signal_s):
+            if self._topology.survives:  # a launcher that lets ranks die would wait forever for a rank that exits
                 os.kill(os.getpid(), signal.SIGKILL)
             os._exit(128 + number)
-        self.request(Kind.STOP, signal.Signals(number).name)
+        self.request(PauseKind.STOP, signal.Signals(number).name)
 
-    def look(self, now: float) -> float:
+    def poll(self, now: float) -> float:
         """See `hpcavg.distributed.supervisor.Part`."""
         wait_s = math.inf
         if self._stop_at is not None:
             wait_s = self._stop_at.time_s - now
             if wait_s <= 0:
-                self._asked = max(self._asked, Pause(Kind.STOP, self._stop_at.reason))
+                self._request = max(self._request, Pause(PauseKind.STOP, self._stop_at.reason))
                 self._stop_at, wait_s = None, math.inf
         if self._topology.is_server:
-            if self._asked.kind:
-                self._send(0, "ask", self._asked)
-                self._asked = _NONE
+            if self._request.kind:
+                self._send(0, "ask", self._request)
+                self._request = _NO_PAUSE
             return wait_s
         if not self._by_step:
             return wait_s
-        if self._asked.kind and not self._is_under_way and not self._is_known:
-            self._is_known = True
+        if self._request.kind and not self._is_under_way and not self._is_reported:
+            self._is_reported = True
             self._send(0, "request")
-        if self._is_called and self._target is None:  # the pause before this one has been made
+        if self._is_called and self._target_step is None:  # the previous pause has begun
             self._is_called = False
             self._is_under_way = True
             self._send(0, "awake")
         if self._is_wanted and not self._is_leading:
             self._is_leading = True
             self._send_to_all("wake")
-        return min(wait_s, _ACTIVE_S) if self._is_known or self._is_under_way else wait_s
+        return min(wait_s, _POLL_S) if self._is_reported or self._is_under_way else wait_s
 
     def receive(self, source: int, *message: Any) -> None:
         """See `hpcavg.distributed.supervisor.Part`."""
         what, *content = message
         getattr(self, f"_receive_{what}")(source, *content)
 
-    def tell(self) -> tuple[int, Pause] | None:
-        """See `hpcavg.distributed.supervisor.Part`."""
-        return self._latest
+    def recovery_state(self) -> tuple[int, Pause] | None:
+        """Return step and pause of the last agreement; see `hpcavg.distributed.supervisor.Part`."""
+        return self._last_agreement
 
-    def restart(self, told: Sequence[tuple[int, Pause] | None]) -> None:
-        """Requests are kept, and so is a step that was agreed on, if one knows it."""
-        self._asked = max(self._asked, self._given)
-        self._given = _NONE
-        self._is_known = self._is_called = self._is_held = self._is_under_way = False
+    def restart(self, states: Sequence[tuple[int, Pause] | None]) -> None:
+        """Keep requests, and the agreed step if any survivor knows it; see `hpcavg.distributed.supervisor.Part`."""
+        self._request = max(self._request, self._submitted)
+        self._submitted = _NO_PAUSE
+        self._is_reported = self._is_called = self._is_held = self._is_under_way = False
         self._is_wanted = self._is_leading = False
         self._num_awake = 0
         self._answers.clear()
-        self._target = None
-        self._latest = max(filter(None, told), default=None)
-        if self._latest is not None and self._latest[0] >= self._next:  # where others are or will be
+        self._target_step = None
+        self._last_agreement = max(filter(None, states), default=None)
+        if self._last_agreement is not None and self._last_agreement[0] >= self._next:  # other ranks pause there
             self._is_under_way = True
-            self._target, self._agreed = self._latest
+            self._target_step, self._agreed_pause = self._last_agreement
         self._changed.notify_all()
 
     def _receive_wake(self, source: int) -> None:
@@ -280,44 +336,44 @@ class Pauses:
 
     def _receive_hold(self, source: int) -> None:
         self._is_held = True
-        self._given, self._asked = self._asked, _NONE
-        self._send(0, "step", self._next, self._given)
+        self._submitted, self._request = self._request, _NO_PAUSE
+        self._send(0, "step", self._next, self._submitted)
 
     def _receive_go(self, source: int, target: int, agreed: Pause) -> None:
-        self._is_held = self._is_known = False
-        self._target, self._agreed = self._latest = target, agreed
+        self._is_held = self._is_reported = False
+        self._target_step, self._agreed_pause = self._last_agreement = target, agreed
         self._changed.notify_all()
 
-    # -- for the thread of rank 0 ---------------------------------------------------------------------------------
+    # -- called by the thread of rank 0 ---------------------------------------------------------------------------
 
     def _receive_ask(self, source: int, asked: Pause) -> None:
-        self._asked = max(self._asked, asked)
+        self._request = max(self._request, asked)
 
     def _receive_request(self, source: int) -> None:
         self._is_wanted = True
 
     def _receive_awake(self, source: int) -> None:
         self._num_awake += 1
-        if self._num_awake == self._size:
+        if self._num_awake == self._num_ranks:
             self._num_awake = 0
             self._send_to_all("hold")
 
     def _receive_step(self, source: int, step: int, asked: Pause) -> None:
         self._answers.append((step, asked))
-        if len(self._answers) == self._size:
+        if len(self._answers) == self._num_ranks:
             steps, requests = zip(*self._answers, strict=True)
             self._answers.clear()
-            self._is_leading = self._is_wanted = False  # requests of before are in the answers
+            self._is_leading = self._is_wanted = False  # the answers contain all earlier requests
             self._send_to_all("go", max(steps), max(requests))
 
     def _send(self, rank: int, *message: Any) -> None:
         self._supervisor.send("pauses", rank, *message)
 
     def _send_to_all(self, *message: Any) -> None:
-        for rank in range(self._size):
+        for rank in range(self._num_ranks):
             self._send(rank, *message)
 
     @property
-    def _size(self) -> int:
-        """How many ranks agree; fewer after some have died."""
+    def _num_ranks(self) -> int:
+        """Number of ranks that agree; smaller after deaths."""
         return self._supervisor.size - self._topology.num_servers

@@ -1,4 +1,4 @@
-"""Arrays that the ranks of one node hold once, in memory they share."""
+"""Memory that the ranks of a node share."""
 
 from __future__ import annotations
 
@@ -15,19 +15,43 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 _PREFIX = "hpcavg-"
-# The processes of other containers cannot be seen; theirs are done with a file long before.
-_LEFT_OVER_S = 60.0
+# A file that is younger may belong to a process in another container, which /proc does not show.
+_LEFTOVER_AGE_S = 60.0
 
 MEMORY = ("/dev/shm",)
+"""Folders for `map_shared_memory`, in order of preference."""
+
 MEMORY_OR_DISK = (*MEMORY, tempfile.gettempdir())
+"""Folders for data that may also be in the page cache of a disk."""
 
 
 def map_shared_memory(node: MPI.Comm, num_bytes: int, folders: tuple[str, ...] = MEMORY) -> mmap.mmap:
-    """Return `num_bytes` of zeros that every rank of `node` maps. Collective; `num_bytes` is rank 0's.
+    """Return zeroed memory that every rank of `node` maps. Collective over `node`.
 
-    The file behind it has lost its name before this returns, so nothing is left behind however the job ends after it.
-    What was left by a process that died in here is removed. Raises OSError on every rank where no folder has the room,
-    or where one rank cannot map it.
+    The file of the memory is unlinked before this function returns, so no file remains, however the job ends. Files of
+    processes that died inside this function are removed.
+
+    Parameters
+    ----------
+    node : the ranks of a node.
+    num_bytes : size of the memory; rank 0's counts.
+    folders : folders for the file, in order of preference.
+
+    Returns
+    -------
+    mmap.mmap
+        The memory.
+
+    Raises
+    ------
+    OSError
+        On every rank, if no folder has room, or if one rank cannot map the memory.
+
+    Examples
+    --------
+    >>> from mpi4py import MPI
+    >>> len(map_shared_memory(MPI.COMM_SELF, 4096))
+    4096
     """
     descriptor, path, error = -1, "", None
     if node.Get_rank() == 0:
@@ -45,8 +69,9 @@ def map_shared_memory(node: MPI.Comm, num_bytes: int, folders: tuple[str, ...] =
             memory = mmap.mmap(descriptor, max(num_bytes, 1))
         except OSError as raised:
             error = str(raised)
-        errors = [told for told in node.allgather(error) if told is not None]  # all have mapped it, or one cannot
-    finally:  # also where MPI tells that a rank has died
+        # After this, all ranks have opened the file, or one cannot.
+        errors = [found for found in node.allgather(error) if found is not None]
+    finally:  # also if MPI reports that a rank has died
         if descriptor >= 0:
             os.close(descriptor)
         if own_path:
@@ -58,9 +83,23 @@ def map_shared_memory(node: MPI.Comm, num_bytes: int, folders: tuple[str, ...] =
 
 
 def share_array(node: MPI.Comm, array: NDArray[np.generic] | None) -> NDArray[np.generic]:
-    """Return rank 0's `array` on every rank of `node`, in memory that all of them map.
+    """Return rank 0's `array` on every rank of `node`, in shared memory. Collective over `node`.
 
-    `array` is read on rank 0 of `node` only; the others pass None. Raises OSError as `map_shared_memory` does.
+    Parameters
+    ----------
+    node : the ranks of a node.
+    array : the array, on rank 0; other ranks pass None.
+
+    Raises
+    ------
+    OSError
+        See `map_shared_memory`.
+
+    Examples
+    --------
+    >>> from mpi4py import MPI
+    >>> share_array(MPI.COMM_SELF, np.arange(3)).tolist()
+    [0, 1, 2]
     """
     form = node.bcast(None if array is None else (array.shape, array.dtype.str, array.nbytes), root=0)
     assert form is not None
@@ -74,7 +113,7 @@ def share_array(node: MPI.Comm, array: NDArray[np.generic] | None) -> NDArray[np
 
 
 def _create_file(num_bytes: int, folders: tuple[str, ...]) -> tuple[int, str]:
-    """Create a file of `num_bytes` with its room reserved, so that a full disk is an error and not a bus error."""
+    """Create a file of `num_bytes` and reserve its space: a full disk then raises `OSError`, not a bus error."""
     for folder in folders:
         _remove_leftovers(folder)
         try:
@@ -91,11 +130,11 @@ def _create_file(num_bytes: int, folders: tuple[str, ...]) -> tuple[int, str]:
 
 
 def _remove_leftovers(folder: str) -> None:
-    """Remove the files in `folder` of processes that were killed before they could."""
+    """Remove the files in `folder` that killed processes have left."""
     with suppress(OSError):
         for path in Path(folder).glob(f"{_PREFIX}*-*"):
             pid = path.name[len(_PREFIX) :].partition("-")[0]
             if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
                 with suppress(OSError):
-                    if time.time() - path.stat().st_mtime > _LEFT_OVER_S:
+                    if time.time() - path.stat().st_mtime > _LEFTOVER_AGE_S:
                         path.unlink()

@@ -1,13 +1,14 @@
-"""Going on without ranks that die: Open MPI's fault tolerance (ULFM) behind the interface of `Topology`.
+"""A topology that survives deaths of ranks, by Open MPI's fault tolerance (ULFM).
 
-A collective that a death interrupts is taken again by the survivors, or counts as taken if one of them had it complete:
-then all had their part of it. Nobody uses a result before that is settled, so survivors agree bit for bit.
+If a death interrupts a collective, the survivors repeat it. If one of them has completed it, then all have their part
+of the result, and it counts as completed. No rank uses a result before this is decided: survivors agree bit for bit.
 
-Every survivor comes here at its next collective, since the first that meets a death revokes all communicators. Each
-brings how many collectives it has completed in each scope, and learns whether anyone has completed the one it is in.
+The first survivor that meets a death revokes all communicators. Every other survivor therefore comes here at its next
+collective. The survivors exchange the numbers of collectives that they have completed in each scope, and so learn
+whether one has completed the current one.
 
-A collective that a death interrupts may also end with success and hand out what is in its buffers. Where that is then
-made sense of within the collective, as mpi4py does of pickled objects, an exception of any kind may come of a death.
+A collective that a death interrupts may also end with success and return the content of its buffers. If it then
+interprets them, as mpi4py does with pickled objects, a death may cause an exception of any type.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ from hpcavg.errors import InputError
 
 _T = TypeVar("_T")
 
-# What mpirun --with-ft ulfm sets for the ranks.
+# mpirun --with-ft ulfm sets this variable for the ranks.
 _ENABLED = "OMPI_MCA_mpi_ft_enable"
-# How long a rank that is done waits for the others to be so, and one that fails for others to fail as well.
+# Time that a rank waits at its end for the others to end.
 _END_WAIT_S = 5.0
-_FAREWELL_S = 2.0
-# How long the news of a death may take to a rank on which its consequences failed.
+# Time that a rank waits after a failure for the others to fail, too.
+_ALL_FAILED_S = 2.0
+# Time until MPI reports a death on a rank that has already met an error because of it.
 _NEWS_S = 1.0
 _has_survivors = False
 
@@ -49,13 +51,13 @@ def is_enabled() -> bool:
 
 @dataclass(frozen=True)
 class Loss:
-    """Ranks that died, and what it cost the survivors.
+    """A death of ranks, and its cost.
 
     Attributes
     ----------
-    ranks : the ranks that died, numbered as at the start.
+    ranks : the ranks that died, by their numbers at the start.
     num_learners : number of learners that are left.
-    recovery_s : seconds from when this rank met the death until it could go on, waiting for other survivors included.
+    recovery_s : seconds that this rank needed to recover, including the wait for other survivors.
     """
 
     ranks: tuple[int, ...]
@@ -64,9 +66,15 @@ class Loss:
 
 
 class SurvivingTopology(Topology):
-    """A `Topology` that shrinks to the survivors when ranks die. Needs ``mpirun --with-ft ulfm``.
+    """A `Topology` that shrinks to the survivors when ranks die. It needs ``mpirun --with-ft ulfm``.
 
-    Survivors keep their local groups; a group that dies out is gone. They are numbered anew, in their old order.
+    Survivors keep their local groups; a group without survivors disappears. Survivors get new numbers, in the same
+    order.
+
+    Parameters
+    ----------
+    comm : see `Topology`.
+    group_size : see `Topology`.
 
     Attributes
     ----------
@@ -76,7 +84,7 @@ class SurvivingTopology(Topology):
     Raises
     ------
     InputError
-        If MPI was started without fault tolerance.
+        If MPI was started without fault tolerance, or as `Topology` does.
     """
 
     survives = True
@@ -85,67 +93,67 @@ class SurvivingTopology(Topology):
         if not is_enabled():
             allowed = "abort or restart here, or Open MPI started with fault tolerance: mpirun --with-ft ulfm"
             raise InputError("on_failure", "shrink", allowed)
-        self._name: int | None = None
+        self._own_group_name: int | None = None
         self._completed = dict.fromkeys((LOCAL, GLOBAL, SERVER), 0)
-        self._renewals: list[Callable[[], None]] = []
+        self._shrink_actions: list[Callable[[], None]] = []
         self.losses: list[Loss] = []
         global _has_survivors
         _has_survivors = True
         super().__init__(comm, group_size)
         self.origin = self.rank
-        self._members: list[int] = self.all_ranks.allgather(self.origin)
-        install_farewell_hook(self)
+        self._origins: list[int] = self.all_ranks.allgather(self.origin)
+        install_leave_hook(self)
 
     def _group_name(self, first_on_node: int) -> int:
-        if self._name is None:
-            self._name = super()._group_name(first_on_node)
-        return self._name
+        if self._own_group_name is None:
+            self._own_group_name = super()._group_name(first_on_node)
+        return self._own_group_name
 
     def on_shrink(self, action: Callable[[], None]) -> None:
-        """Have `action` called whenever ranks were lost and the communicators are new.
+        """Call `action` after every loss of ranks, with new communicators.
 
-        It may communicate; it is repeated if more ranks die meanwhile.
+        It may communicate. It is repeated if more ranks die meanwhile.
         """
-        self._renewals.append(action)
+        self._shrink_actions.append(action)
 
     def _split(self, all_ranks: MPI.Intracomm) -> None:
         super()._split(all_ranks)
-        self._farewell = all_ranks.Dup()
+        self._failing_ranks = all_ranks.Dup()
 
-    def is_abandoned(self) -> bool:
-        """Return whether all ranks that are left have called this, having failed; waits for them some seconds."""
-        until = time.monotonic() + _FAREWELL_S
+    def have_all_failed(self) -> bool:
+        """Return whether all remaining ranks have failed; a rank that fails calls this. Waits some seconds for them."""
+        until = time.monotonic() + _ALL_FAILED_S
         try:
-            request = self._farewell.Iagree(array("i", [1]))
+            request = self._failing_ranks.Iagree(array("i", [1]))
             while not request.Test():
                 if time.monotonic() > until:
                     return False
                 time.sleep(0.01)
-        except MPI.Exception as error:  # what agreement ends with where ranks are dead, when all others have come
+        except MPI.Exception as error:  # the error of an agreement that all remaining ranks joined, with dead ranks
             return bool(error.Get_error_class() == MPI.ERR_PROC_FAILED)
         return True
 
     def ranks_of(self, scope: Scope) -> Sequence[int]:
-        """Return the ranks that this rank meets in `scope`; after a mean of neighbours it waits for all learners.
+        """Return the ranks that take part in `scope`. For `Neighbours`, all learners take part.
 
-        Without that, a learner could be steps ahead of another one when a rank dies, and could no longer give it the
-        parameters that their mean needs.
+        Otherwise a learner could be steps ahead of another one when a rank dies, and would no longer have the
+        parameters that the other one's mean needs.
         """
         return super().ranks_of(GLOBAL if isinstance(scope, Neighbours) else scope)
 
     # -- collectives ----------------------------------------------------------------------------------------------
 
     def run_collective(self, action: Callable[[], _T], scope: Scope = GLOBAL, what: object = "agreement") -> _T:
-        """Return what `action` does, which is collective over `scope`; take it again where ranks die.
+        """Run the collective `action` and return its result; repeat it if ranks die. See `Topology.run_collective`.
 
-        It must not call this method again, nor change anything that it reads: that is for after it.
+        The action must not call this method, and must not change what it reads.
         """
         results: list[_T] = []
         counted_as = GLOBAL if isinstance(scope, Neighbours) else scope
 
         def act() -> None:
             results[:] = [action()]
-            self.comm(scope).Barrier()  # all have it
+            self.comm(scope).Barrier()  # after it, all ranks have the result
 
         while True:
             try:
@@ -160,17 +168,17 @@ class SurvivingTopology(Topology):
             return results[0]
 
     def run_retryable(self, action: Callable[[], _T], what: object) -> _T:
-        """Return what `action` does, again after a recovery; it knows itself what others have done of it."""
+        """Run `action` and return its result; repeat it after a recovery. See `Topology.run_retryable`."""
         results: list[_T] = []
         while not results:
             try:
                 results.append(super().run_retryable(action, what))
-            except Exception as error:  # noqa: PERF203  perhaps a death
+            except Exception as error:  # noqa: PERF203  perhaps because of a death
                 self.recover(error)
         return results[0]
 
     def completion(self, comm: MPI.Comm) -> Iterator[bool]:
-        """Wait, in steps that yield False, until all of `comm` have come as far."""
+        """Wait until all ranks of `comm` are here; each step yields False."""
         request = comm.Ibarrier()
         while not request.Test():
             yield False
@@ -178,62 +186,64 @@ class SurvivingTopology(Topology):
     # -- recovery -------------------------------------------------------------------------------------------------
 
     def recover(self, error: Exception) -> None:
-        """Go on with the survivors: new communicators, and what others had registered with `on_shrink`.
+        """Continue with the survivors: make new communicators and call the actions of `on_shrink`.
 
-        Raises `error` where nobody has died: it is then none of this module's.
+        Parameters
+        ----------
+        error : the exception that this rank met. It is raised again if no rank has died.
         """
-        met = time.perf_counter()
-        if not self._may_come_of_a_death(error):
+        started = time.perf_counter()
+        if not self._may_be_a_death(error):
             raise error
-        before = self._members
-        # Of nobody in particular: all who are left, under whatever number.
+        before = self._origins
+        # The survivors have no common numbers yet: the wait names no ranks.
         with self.waiting("recovery from a death", ()):
-            self._renew(error, before)
-        lost = tuple(rank for rank in before if rank not in self._members)
-        self.losses.append(Loss(lost, self.num_learners, time.perf_counter() - met))
+            self._rebuild(error, before)
+        lost = tuple(rank for rank in before if rank not in self._origins)
+        self.losses.append(Loss(lost, self.num_learners, time.perf_counter() - started))
 
-    def _renew(self, error: Exception, before: list[int]) -> None:
-        """Make new communicators, until nobody dies meanwhile; raise `error` where nobody had."""
+    def _rebuild(self, error: Exception, before: list[int]) -> None:
+        """Make new communicators, and repeat this if ranks die meanwhile. Raise `error` if no rank has died."""
         while True:
             self._revoke()
             self._owned.clear()
             try:
                 self._split(cast(MPI.Intracomm, self.all_ranks.Shrink()))
-                self._members = self.all_ranks.allgather(self.origin)
-                if len(self._members) == len(before):
+                self._origins = self.all_ranks.allgather(self.origin)
+                if len(self._origins) == len(before):
                     raise error
                 for scope in self._completed:
                     self._completed[scope] = max(self.comm(scope).allgather(self._completed[scope]))
-                for action in self._renewals:
+                for action in self._shrink_actions:
                     action()
                 self.all_ranks.Barrier()
                 return
             except Exception as raised:
-                if raised is error or not self._may_come_of_a_death(raised):
+                if raised is error or not self._may_be_a_death(raised):
                     raise
 
-    def _may_come_of_a_death(self, error: Exception) -> bool:
-        """Return whether `error` is MPI's, or somebody has died; waits for the news of it."""
+    def _may_be_a_death(self, error: Exception) -> bool:
+        """Return whether `error` is an MPI error or a rank has died. Waits a second for MPI to report a death."""
         if isinstance(error, MPI.Exception):
             return True
         until = time.monotonic() + _NEWS_S
         while time.monotonic() < until:
             if self.all_ranks.Is_revoked() or self.all_ranks.Get_failed().Get_size():
                 return True
-            MPI.COMM_SELF.Iprobe()  # MPI learns of a death while it is called
+            MPI.COMM_SELF.Iprobe()  # MPI detects deaths only during calls
             time.sleep(0.01)
         return False
 
     def _revoke(self) -> None:
-        """Wake everybody who waits in one of the communicators, and let everybody else find out."""
+        """Revoke all communicators: ranks that wait in one of them get an error now, others at their next call."""
         for comm in self.communicators:
             if comm != MPI.COMM_NULL:
                 comm.Revoke()
 
     def free(self) -> None:
-        """Let the other survivors get as far as this: a rank that is gone counts as dead to whoever is not.
+        """Wait until the other survivors end, too: a rank that has ended counts as dead for the others.
 
-        Nothing is freed: that would need the dead, who may have died just now.
+        Communicators are not freed: dead ranks make this impossible, and a rank may have died just now.
         """
         atexit.unregister(self.free)
         if self._is_free:
@@ -247,20 +257,20 @@ class SurvivingTopology(Topology):
 
 
 def finalize() -> None:
-    """End MPI, except where ranks may die: it would wait for what they owe, and is left as it is."""
+    """Finalize MPI, unless ranks may die: then MPI would wait for dead ranks."""
     if not _has_survivors and not MPI.Is_finalized():
         MPI.Finalize()
 
 
-def install_farewell_hook(topology: SurvivingTopology) -> None:
-    """Make an uncaught exception, in any thread, print its traceback and end this rank alone.
+def install_leave_hook(topology: SurvivingTopology) -> None:
+    """Make an uncaught exception of any thread print its traceback and end this rank alone.
 
-    Only a process that a signal ends is dead in the eyes of MPI; one that exits would be waited for. The launcher takes
-    no notice of signals, though, so where all that are left fail they exit: the job must not end with status 0.
+    A rank ends by SIGKILL, since MPI would wait for a process that exits. If all remaining ranks fail, they exit with
+    status 1: the launcher ignores deaths by signals, and the job must not end with status 0.
     """
 
     def leave() -> None:
-        if topology.is_abandoned():
+        if topology.have_all_failed():
             os._exit(1)
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -1,8 +1,8 @@
-"""One sleeping thread a rank: it hears signals, answers the other ranks' threads, and knows where the main thread is.
+"""The supervisor: one thread per rank that receives signals, answers other ranks, and knows what the main thread does.
 
-A signal handler in Python does not run while the main thread is inside MPI, and a rank that waits in a mean cannot say
-so. This thread can. It sleeps until a signal, the main thread or the clock wakes it, and looks for messages twice a
-second. What it does is the matter of its parts, `hpcavg.distributed.preemption` and `hpcavg.distributed.watchdog`.
+A Python signal handler does not run while the main thread is inside MPI, and a rank that waits in a mean cannot answer
+messages. This thread can. It sleeps until a signal, the main thread or the clock wakes it, and polls for messages twice
+a second. Its parts do the work: `hpcavg.distributed.preemption` and `hpcavg.distributed.watchdog`.
 """
 
 from __future__ import annotations
@@ -21,18 +21,24 @@ from typing import Any, NamedTuple, Protocol
 
 from mpi4py import MPI
 
-from hpcavg.distributed.job_environment import hold_back_at_forks, is_running, started_ticks
+from hpcavg.distributed.processes import is_running, started_ticks
+from hpcavg.distributed.signals import block_during_forks
 from hpcavg.distributed.waiting import wait_asleep
 
-_INTERVAL_S = 0.5
+_POLL_S = 0.5
 _TAG = 1
-_NO_SIGNAL = b"\0"  # what wakes the thread without being a signal's number
+_NO_SIGNAL = b"\0"  # wakes the thread and is not the number of a signal
 
 
 class Wait(NamedTuple):
-    """What the main thread waits for: the `step` it belongs to, the `ranks` that take part, the clock at its start.
+    """A wait of the main thread for other ranks.
 
-    `step` is None where `what` tells it.
+    Attributes
+    ----------
+    what : its name, as text or as a picklable object with that text.
+    step : the training step; None if `what` contains it.
+    ranks : the ranks that take part.
+    since : start of the wait, as `time.monotonic`.
     """
 
     what: object
@@ -42,7 +48,7 @@ class Wait(NamedTuple):
 
 
 class Waiting:
-    """Sets `wait` of a supervisor for the time of a block; see `Supervisor.waiting`."""
+    """A context that sets `Supervisor.wait`; see `Supervisor.waiting`."""
 
     __slots__ = ("_outer", "_supervisor", "_wait")
 
@@ -60,49 +66,69 @@ class Waiting:
 
 
 class Process(NamedTuple):
-    """A rank's process; its start, in clock ticks since its host's, tells it from a later one of the same number."""
+    """The process of a rank.
+
+    Attributes
+    ----------
+    host : name of its host.
+    pid : its number.
+    started_ticks : its start, in clock ticks since the host started. A later process may have the same number, but not
+        the same start.
+    """
 
     host: str
     pid: int
     started_ticks: int
 
     def is_here(self) -> bool:
-        """Return whether it still runs on this host."""
+        """Return whether the process runs on this host."""
         return self.host == MPI.Get_processor_name() and is_running(self.pid, self.started_ticks) is True
 
 
 class Part(Protocol):
-    """What the thread does. All methods are called by the thread, holding `Supervisor.changed`, and return at once."""
+    """One task of the thread. The thread calls all methods, holds `Supervisor.changed`, and expects a quick return."""
 
     def receive(self, source: int, *message: Any) -> None:
-        """Take a message that the same part of rank `source` has sent."""
+        """Handle a message from the same part of rank `source`."""
 
-    def look(self, now: float) -> float:
-        """Do what is due at `now`, of `time.monotonic`; return in how many seconds to call again at the latest."""
+    def poll(self, now: float) -> float:
+        """Do what is due at `now`, as `time.monotonic`. Return the seconds until the next call at the latest."""
 
-    def tell(self) -> Any:
-        """Return what survivors need to know of this rank when others have died."""
+    def recovery_state(self) -> Any:
+        """Return what the survivors need from this rank after a death."""
 
-    def restart(self, told: Sequence[Any]) -> None:
-        """Begin anew on a new communicator: forget what was under way; `told` is what its ranks' parts have to say."""
+    def restart(self, states: Sequence[Any]) -> None:
+        """Restart on a new communicator, without unfinished work. `states` has the `recovery_state` of every rank."""
 
 
 class Supervisor:
-    """The thread of one rank, with a duplicate of a communicator that only these threads use. Collective over `comm`.
+    """The supervising thread of one rank. Collective over `comm`.
 
-    After MPI has failed on its communicator, because a rank died, the thread goes quiet: it hears signals, but talks to
-    nobody until `move_to` gives it a communicator of the survivors.
+    If a rank dies, MPI fails on the communicator, and the thread goes quiet: it still receives signals, but sends and
+    receives no messages until `move_to` gives it a communicator of the survivors.
+
+    Parameters
+    ----------
+    comm : the ranks. The threads use a duplicate of it.
 
     Attributes
     ----------
     rank : rank in the communicator.
     size : size of the communicator.
     processes : the processes of all ranks.
-    changed : the condition that guards the thread's state and that of its parts.
-    wait : what the main thread waits for; None if it does not wait.
-    step : the step that the main thread is taking.
-    step_since : since when it does, or since it last waited.
+    changed : the condition that guards the state of the thread and of its parts.
+    wait : the current wait of the main thread; None if it does not wait.
+    step : the current step of the main thread.
+    step_since : start of this step, or end of the last wait if that is later, as `time.monotonic`.
     is_quiet : whether MPI has failed.
+
+    Examples
+    --------
+    >>> supervisor = Supervisor(MPI.COMM_SELF)
+    >>> with supervisor.waiting("global mean", step=3, ranks=[0]):
+    ...     supervisor.wait.what
+    'global mean'
+    >>> supervisor.close()
     """
 
     def __init__(self, comm: MPI.Intracomm) -> None:
@@ -112,205 +138,218 @@ class Supervisor:
         self.is_quiet = False
         self._parts: dict[str, Part] = {}
         self._on_signal: dict[int, Callable[[int], None]] = {}
-        self._former_handlers: dict[int, Any] = {}
-        self._former_wakeup_fd: int | None = None
+        self._old_handlers: dict[int, Any] = {}
+        self._old_wakeup_fd: int | None = None
         self._actions: deque[Callable[[], None]] = deque()
         self._is_closed = False
-        self._is_rung = False
-        self._ear, self._bell = socket.socketpair()
-        self._ear.setblocking(False)
-        self._bell.setblocking(False)
-        self._take(comm)
+        self._is_woken = False
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_receiver.setblocking(False)
+        self._wake_sender.setblocking(False)
+        self._start_on(comm)
         self._thread = threading.Thread(target=self._run, name="hpcavg supervisor", daemon=True)
         self._thread.start()
         atexit.register(self.abandon)
 
-    def _take(self, comm: MPI.Intracomm) -> None:
-        """Duplicate `comm` and begin anew on it. Collective."""
+    def _start_on(self, comm: MPI.Intracomm) -> None:
+        """Duplicate `comm` and start, or restart, on the duplicate. Collective over `comm`."""
         own = comm.Dup()
         process = Process(MPI.Get_processor_name(), os.getpid(), started_ticks(os.getpid()))
         with self.changed:
-            told = {name: part.tell() for name, part in self._parts.items()}
-        processes, told_by_all = zip(*own.allgather((process, told)), strict=True)
+            own_states = {name: part.recovery_state() for name, part in self._parts.items()}
+        processes, all_states = zip(*own.allgather((process, own_states)), strict=True)
         with self.changed:
             self._comm = own
             self.processes: Sequence[Process] = processes
             self.rank: int = own.Get_rank()
             self.size: int = own.Get_size()
             self.is_quiet = False
-            self._mail: deque[tuple[int, tuple[Any, ...]]] = deque()
-            self._early: list[tuple[int, tuple[Any, ...]]] = []
-            self._on_their_way: list[MPI.Request] = []
+            self._messages: deque[tuple[int, tuple[Any, ...]]] = deque()
+            self._early_messages: list[tuple[int, tuple[Any, ...]]] = []
+            self._sends: list[MPI.Request] = []
             self._num_sent = [0] * self.size
             self._num_received = 0
-            for name, part in self._parts.items():  # which others may not have made yet
-                part.restart([told[name] for told in told_by_all if name in told])
+            for name, part in self._parts.items():  # other ranks may not have added this part yet
+                part.restart([states[name] for states in all_states if name in states])
 
-    # -- where the main thread is ---------------------------------------------------------------------------------
+    # -- state of the main thread ---------------------------------------------------------------------------------
 
     def waiting(self, what: object, step: int | None, ranks: Sequence[int]) -> Waiting:
-        """Return a context in which the main thread waits for all of `ranks`, as the other ranks may learn.
+        """Return a context in which the main thread waits for all of `ranks`; watchdog reports contain the wait.
 
-        what : a few words, such as ``"global mean"``, or what has them as its text and can be pickled; the same on all
-        of `ranks`. step : the step it belongs to; None where `what` tells it.
+        Parameters
+        ----------
+        what : its name, such as ``"global mean"``, as text or as a picklable object with that text; the same on all of
+            `ranks`.
+        step : the training step; None if `what` contains it.
+        ranks : the ranks that take part.
         """
         return Waiting(self, Wait(what, step, ranks, time.monotonic()))
 
     def begin_step(self, step: int) -> None:
-        """Let the main thread be in `step` from now on."""
+        """Set the current step of the main thread."""
         self.step, self.step_since = step, time.monotonic()
 
-    # -- for parts ------------------------------------------------------------------------------------------------
+    # -- called by parts ------------------------------------------------------------------------------------------
 
     def add(self, name: str, part: Part) -> None:
-        """Let `part` take part, under the same name on all ranks."""
+        """Add `part`, under the same name on all ranks."""
         with self.changed:
             self._parts[name] = part
-            self._mail.extend(self._early)
-            self._early.clear()
+            self._messages.extend(self._early_messages)
+            self._early_messages.clear()
         self.wake()
 
     def send(self, name: str, rank: int, *message: Any) -> None:
-        """Send a small message to the part `name` of `rank`, which may be this one; it is lost where MPI has failed."""
+        """Send a small message to a part of another rank, or of this rank. The message is lost if MPI has failed.
+
+        Parameters
+        ----------
+        name : name of the part.
+        rank : the receiver.
+        *message : picklable values.
+        """
         with self.changed:
             if rank == self.rank:
-                self._mail.append((rank, (name, *message)))
+                self._messages.append((rank, (name, *message)))
             elif not self.is_quiet:
                 try:
-                    self._on_their_way.append(self._comm.isend((name, *message), rank, _TAG))
+                    self._sends.append(self._comm.isend((name, *message), rank, _TAG))
                     self._num_sent[rank] += 1
                 except MPI.Exception:
-                    self._fall_silent()
+                    self._go_quiet()
 
     def later(self, action: Callable[[], None]) -> None:
-        """Let the thread call `action` when it does not hold `changed`: it may take its time."""
+        """Let the thread call `action` without holding `changed`. The action may take long."""
         self._actions.append(action)
         self.wake()
 
     def wake(self) -> None:
-        """Let the thread look now."""
-        if not self._is_rung:  # the bell has room for some hundred bytes, and a signal that finds it full is lost
-            self._is_rung = True
+        """Wake the thread."""
+        if not self._is_woken:  # the socket holds some hundred bytes, and a signal is lost if it is full
+            self._is_woken = True
             with suppress(OSError):  # closed
-                self._bell.send(_NO_SIGNAL)
+                self._wake_sender.send(_NO_SIGNAL)
 
-    def has_mail(self) -> bool:
-        """Return whether a message waits for the thread. Takes about a microsecond."""
+    def has_message(self) -> bool:
+        """Return whether a message has arrived for the thread. Takes about a microsecond."""
         if self.is_quiet or self.size == 1:
             return False
         try:
             return self._comm.Iprobe(MPI.ANY_SOURCE, _TAG)
         except MPI.Exception:
-            return True  # the thread will see
+            return True  # the thread will find the error
 
     def on_signal(self, number: int, action: Callable[[int], None]) -> None:
-        """Let the thread call `action` at signals of this number, wherever the main thread is. Main thread only."""
-        if self._former_wakeup_fd is None:
-            self._former_wakeup_fd = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
-            hold_back_at_forks(self._on_signal, self._give_signals_back)
-        self._on_signal[number] = action
-        self._former_handlers.setdefault(number, signal.signal(number, _ignore))
+        """Let the thread call ``action(number)`` at every such signal, whatever the main thread does.
 
-    # -- the end, and another beginning ---------------------------------------------------------------------------
+        Call this on the main thread.
+        """
+        if self._old_wakeup_fd is None:
+            self._old_wakeup_fd = signal.set_wakeup_fd(self._wake_sender.fileno(), warn_on_full_buffer=False)
+            block_during_forks(self._on_signal, self._restore_handlers)
+        self._on_signal[number] = action
+        self._old_handlers.setdefault(number, signal.signal(number, _ignore))
+
+    # -- recovery and end -----------------------------------------------------------------------------------------
 
     def move_to(self, comm: MPI.Intracomm) -> None:
-        """Go on with the ranks of `comm`, after others have died. Collective over `comm`.
+        """Continue with the ranks of `comm` after a death. Collective over `comm`.
 
-        Requests and signals that have not been answered are kept. The former communicator is not freed: with ranks
-        that are dead, it cannot be.
+        Open requests and signals are kept. The old communicator is not freed: dead ranks make this impossible.
         """
-        self._take(comm)
+        self._start_on(comm)
         self.wake()
 
     def close(self) -> None:
-        """End the threads of all ranks. Collective, and safe to call twice."""
+        """End the threads of all ranks. Collective over all ranks. May be called twice."""
         if self._is_closed:
             return
-        wait_asleep(self._comm)  # others may need this rank's thread until they are here, too
+        wait_asleep(self._comm)  # until then, other ranks may need this thread
         self.abandon()
-        # A message that nobody received would be met by whoever gets the communicator's number next.
+        # The next communicator with the same number would receive messages that are left.
         num_expected = sum(self._comm.alltoall(self._num_sent))
         while self._num_received < num_expected:
             self._comm.recv(source=MPI.ANY_SOURCE, tag=_TAG)
             self._num_received += 1
-        MPI.Request.Waitall(self._on_their_way)
+        MPI.Request.Waitall(self._sends)
         self._comm.Free()
 
     def abandon(self) -> None:
-        """End this rank's thread and leave its communicator as it is; called at exit."""
+        """End this rank's thread and leave its communicator as it is. Called at exit."""
         if self._is_closed:
             return
         atexit.unregister(self.abandon)
         self._is_closed = True
-        self._give_signals_back()
+        self._restore_handlers()
         self.wake()
         self._thread.join()
-        self._ear.close()
-        self._bell.close()
+        self._wake_receiver.close()
+        self._wake_sender.close()
 
-    def _give_signals_back(self) -> None:
-        """Restore the handlers."""
-        if self._former_wakeup_fd is not None and threading.current_thread() is threading.main_thread():
-            signal.set_wakeup_fd(self._former_wakeup_fd)
-            self._former_wakeup_fd = None
-            for number, handler in self._former_handlers.items():
+    def _restore_handlers(self) -> None:
+        """Restore the signal handlers from before `on_signal`."""
+        if self._old_wakeup_fd is not None and threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(self._old_wakeup_fd)
+            self._old_wakeup_fd = None
+            for number, handler in self._old_handlers.items():
                 signal.signal(number, handler or signal.SIG_DFL)
 
     # -- the thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         poller = select.poll()
-        poller.register(self._ear, select.POLLIN)
+        poller.register(self._wake_receiver, select.POLLIN)
         wait_s = 0.0
         while not self._is_closed:
             poller.poll(1000 * wait_s)
-            for number in self._hear():
+            for number in self._read_signals():
                 if number in self._on_signal:
                     self._on_signal[number](number)
             with self.changed:
-                wait_s = self._look()
+                wait_s = self._poll()
             while self._actions and not self._is_closed:
                 self._actions.popleft()()
 
-    def _hear(self) -> bytes:
-        """Return the numbers of the signals that have come, among others."""
-        self._is_rung = False  # before the look at what has come, or that is missed which comes between the two
+    def _read_signals(self) -> bytes:
+        """Return the numbers of the signals that have arrived, and zeros."""
+        self._is_woken = False  # before the read: a call of wake() in between must not be lost
         try:
-            return self._ear.recv(4096)
+            return self._wake_receiver.recv(4096)
         except BlockingIOError:
             return b""
 
-    def _look(self) -> float:
-        """Hand out messages and let the parts do what is due; return how many seconds to sleep."""
+    def _poll(self) -> float:
+        """Deliver messages and let the parts do what is due. Return the seconds to sleep."""
         self._receive()
-        while self._mail:
-            source, (name, *message) = self._mail.popleft()
+        while self._messages:
+            source, (name, *message) = self._messages.popleft()
             if name in self._parts:
                 self._parts[name].receive(source, *message)
-            else:  # it is being made here, and was made faster there
-                self._early.append((source, (name, *message)))
+            else:  # the other rank added this part earlier than this rank
+                self._early_messages.append((source, (name, *message)))
         now = time.monotonic()
-        wait_s = min((part.look(now) for part in self._parts.values()), default=_INTERVAL_S)
-        return 0.0 if self._mail else max(0.0, min(wait_s, _INTERVAL_S))
+        wait_s = min((part.poll(now) for part in self._parts.values()), default=_POLL_S)
+        return 0.0 if self._messages else max(0.0, min(wait_s, _POLL_S))
 
     def _receive(self) -> None:
-        """Take in what has arrived."""
+        """Receive all messages that have arrived."""
         if self.is_quiet or self.size == 1:
             return
         try:
             status = MPI.Status()
             while (message := self._comm.improbe(MPI.ANY_SOURCE, _TAG, status)) is not None:
-                self._mail.append((status.Get_source(), message.recv()))
+                self._messages.append((status.Get_source(), message.recv()))
                 self._num_received += 1
-            self._on_their_way = [request for request in self._on_their_way if not request.Test()]
+            self._sends = [request for request in self._sends if not request.Test()]
         except MPI.Exception:
-            self._fall_silent()
+            self._go_quiet()
 
-    def _fall_silent(self) -> None:
-        """Talk to nobody from now on; nobody may be left waiting for an answer."""
+    def _go_quiet(self) -> None:
+        """Stop all messages after MPI has failed, and wake the main thread if it waits for one."""
         self.is_quiet = True
         self.changed.notify_all()
 
 
 def _ignore(*_: object) -> None:
-    """A signal's handler in Python, which runs late: the thread has heard of the signal by then."""
+    """Handle a signal in Python: nothing to do, since the thread has received the signal before."""

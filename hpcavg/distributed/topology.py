@@ -1,6 +1,6 @@
-"""The ranks of a job: which of them are learners, their nodes and local groups, and the communicators between them.
+"""The ranks of a job: learners and servers, nodes and local groups, and the communicators between them.
 
-Importing this module starts MPI (mpi4py does).
+Importing this module starts MPI, as mpi4py does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Links(NamedTuple):
 
     Attributes
     ----------
-    weights : by learner in ascending order, the weight of its parameters in the mean of this rank's learner.
+    weights : the weight of each learner in the mean of this rank's learner, by learner in ascending order.
     sources : the other ranks whose parameters this rank needs.
     targets : the other ranks that need this rank's parameters.
     """
@@ -46,50 +46,51 @@ class Links(NamedTuple):
 
 
 class Topology:
-    """The learners of a run, the servers beside them, and the communicators between them.
+    """The learners and servers of a run, and the communicators between them.
 
-    A rank holds `learners_per_rank` learners. The last `num_servers` ranks hold none: they hold the parameters of an
-    asynchronous algorithm.
+    A rank holds `learners_per_rank` learners. The last `num_servers` ranks hold no learner: they hold the parameters
+    of an asynchronous algorithm.
 
     Parameters
     ----------
-    comm : the communicator of all ranks; None means ``MPI.COMM_WORLD``. It is duplicated, and the original stays free
-        for the caller. ``MPI.COMM_SELF`` is for a rank that is meant to be alone.
-    group_size : learners in a local group, which are consecutive; it need not divide their number. None makes a local
-        group of the learners of a node.
-    num_servers : ranks that serve parameters instead of learning.
+    comm : the communicator of all ranks; None means ``MPI.COMM_WORLD``. The topology uses a duplicate. Use
+        ``MPI.COMM_SELF`` for a single rank.
+    group_size : number of consecutive learners in a local group. It need not divide the number of learners. None: the
+        learners of each node form a local group.
+    num_servers : number of ranks that serve parameters instead of learning.
 
     Attributes
     ----------
     all_ranks : communicator of all ranks.
-    learner_ranks : communicator of the ranks with learners; on a server, of the servers.
+    learner_ranks : communicator of the ranks with learners; on a server, communicator of the servers.
     local : communicator of the ranks of this rank's local group.
     node : communicator of the ranks on this node.
     peers : communicator of the ranks of `learner_ranks` on this node.
-    rank : index of this rank in `all_ranks`. Ranks with learners come first: it is the index in `learner_ranks`, too.
+    rank : index of this rank in `all_ranks`. Ranks with learners come first, and have the same index in
+        `learner_ranks`.
     num_ranks : number of all ranks.
     num_learner_ranks : number of ranks with learners.
     num_learners : number of learners, P.
-    learners_per_rank : number of learners in each rank that has some.
+    learners_per_rank : number of learners of each rank with learners.
     learners : indices of this rank's learners.
     num_servers : number of servers.
-    is_server : whether this rank is one.
+    is_server : whether this rank is a server.
     group : index of this rank's local group.
     num_groups : number of local groups.
     group_sizes : number of ranks in each group, by the group's lowest rank.
     num_nodes : number of nodes.
     node_rank : index of this rank on its node.
-    survives : whether the run goes on if ranks die.
+    survives : whether the run continues if ranks die.
     losses : the deaths so far.
-    num_averagers : averagers made so far.
+    num_averagers : number of averagers made so far.
     has_busy_servers : whether the servers serve an averager that has not finished.
-    watch : what names ranks that hang, from the first averager on; see `hpcavg.distributed.watchdog.watch_over`.
+    watch : the `hpcavg.distributed.watchdog.Watch` that reports hung ranks; None before the first averager.
 
     Raises
     ------
     InputError
-        On every rank, if `group_size` is not within 1..P, if no learner is left, or if MPI sees a single rank although
-        a launcher, such as torchrun, has started several.
+        On every rank, if `group_size` is not within 1..P, if no learner is left, or if MPI sees one rank but a
+        launcher, such as torchrun, has started several.
 
     Examples
     --------
@@ -121,7 +122,7 @@ class Topology:
         atexit.register(self.free)
 
     def _split(self, all_ranks: MPI.Intracomm) -> None:
-        """Make the communicators of all ranks, which are those of `all_ranks`, and find out who is where."""
+        """Make the communicators from `all_ranks`, and find nodes and groups. Collective over `all_ranks`."""
         self.all_ranks = all_ranks
         self.rank: int = all_ranks.Get_rank()
         self.num_ranks: int = all_ranks.Get_size()
@@ -147,26 +148,26 @@ class Topology:
         self._links: dict[Neighbours, Links] = {}
 
     def _group_name(self, first_on_node: int) -> int:
-        """Return the lowest rank of the local group, which names it."""
+        """Return the name of this rank's local group: the lowest rank in it."""
         return first_on_node if self._group_size is None else self.rank - self.rank % self._group_size
 
     # -- scopes ---------------------------------------------------------------------------------------------------
 
     def comm(self, scope: Scope) -> MPI.Comm:
-        """Return the communicator for what the ranks of `scope` do together.
+        """Return the communicator for collectives over `scope`.
 
-        Neighbours send each other messages on that of all ranks with learners.
+        For `Neighbours`, this is the communicator of all ranks with learners.
         """
         return self._comms[GLOBAL if isinstance(scope, Neighbours) else scope]
 
     def background_comm(self, scope: Scope, user: object = None) -> MPI.Comm:
-        """Return a communicator of the same ranks for what goes on beside `comm`. Collective at its first call.
+        """Return a duplicate of `comm` for means in the background. Collective over the scope at the first call.
 
         Parameters
         ----------
         scope : the ranks.
-        user : the only user of the communicator. Two users would start their means in different orders on different
-            ranks.
+        user : the only user of the communicator. Two users of one communicator could start their means in different
+            orders on different ranks.
         """
         comms = self._background_comms.setdefault(self if user is None else user, {})
         if scope not in comms:
@@ -174,7 +175,7 @@ class Topology:
         return comms[scope]
 
     def ranks_of(self, scope: Scope) -> Sequence[int]:
-        """Return the ranks that this rank meets in `scope`, itself included, as indices in `all_ranks`."""
+        """Return the ranks that take part in `scope`, with this rank, as indices in `all_ranks`."""
         if isinstance(scope, Neighbours):
             return sorted({*self.links(scope).partners, self.rank})
         if scope not in self._ranks:
@@ -185,7 +186,10 @@ class Topology:
     def links(self, scope: Neighbours) -> Links:
         """Return the edges of this rank on the graph of `scope`.
 
-        Raises `InputError` on every rank if the weights are not doubly stochastic.
+        Raises
+        ------
+        InputError
+            On every rank, if the weights are not doubly stochastic.
         """
         if scope not in self._links:
             if len(self._links) == _MAX_GRAPHS:
@@ -200,22 +204,22 @@ class Topology:
     # -- communicators --------------------------------------------------------------------------------------------
 
     def split_by_node(self, comm: MPI.Comm) -> MPI.Comm:
-        """Return a communicator of the ranks of `comm` on this node, in their order. Collective over `comm`."""
+        """Return the communicator of the ranks of `comm` on this node, in the same order. Collective over `comm`."""
         return comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.Get_rank())
 
     def own(self, comm: MPI.Comm) -> MPI.Comm:
-        """Return `comm`, which is freed along with the topology's own communicators."""
+        """Take over `comm` and return it: `free` frees it, too."""
         if comm != MPI.COMM_NULL:
             self._owned.append(comm)
         return comm
 
     @property
     def communicators(self) -> list[MPI.Comm]:
-        """All that the topology made or owns, the latest first."""
+        """All communicators that the topology made or owns, the newest first."""
         return [*reversed(self._owned), self.local, self.peers, self.node, self.learner_ranks, self.all_ranks]
 
     def free(self) -> None:
-        """Free the communicators and end the watch. Collective over all ranks, safe to call twice, called at exit."""
+        """Free the communicators and end the watch. Collective over all ranks. Called at exit; may be called twice."""
         atexit.unregister(self.free)
         if self._is_free or MPI.Is_finalized():
             return
@@ -225,16 +229,22 @@ class Topology:
         for comm in self.communicators:
             comm.Free()
 
-    # -- doing things together ------------------------------------------------------------------------------------
+    # -- running on all ranks -------------------------------------------------------------------------------------
 
     def raise_everywhere(self, error: InputError | None) -> None:
-        """Raise the same `InputError` on every rank if any rank brings one; the lowest rank's is taken."""
+        """Raise the same `InputError` on every rank if any rank has an `error`: that of the lowest rank."""
         for first in self.all_ranks.allgather(error):
             if first is not None:
                 raise first
 
     def run_on_all_ranks(self, action: Callable[[], _T]) -> _T:
-        """Run `action` on every rank and wait, asleep, for all; an `InputError` on any rank is raised on all."""
+        """Run `action` on every rank, wait for all ranks asleep, and return the result of this rank's `action`.
+
+        Raises
+        ------
+        InputError
+            On every rank, if `action` raises one on any rank.
+        """
         result, error = None, None
         try:
             result = action()
@@ -246,7 +256,7 @@ class Topology:
         return result  # type: ignore[return-value]  # it is set if raise_everywhere() returns
 
     def run_on_first_rank(self, action: Callable[[], _T]) -> _T:
-        """Return on every rank what `action` returns on rank 0; see `run_on_all_ranks`."""
+        """Run `action` on rank 0 and return its result on every rank; see `run_on_all_ranks`."""
         result = self.run_on_all_ranks(lambda: action() if self.rank == 0 else None)
         with self.waiting("start", SERVER):
             return cast(_T, self.all_ranks.bcast(result, root=0))
@@ -254,44 +264,57 @@ class Topology:
     def run_collective(self, action: Callable[[], _T], scope: Scope = GLOBAL, what: object = "agreement") -> _T:
         """Run the collective `action` and return its result.
 
-        All collectives of a training loop go through this method: the watchdog watches them here, and
-        `SurvivingTopology` repeats them here.
+        Every collective of a training loop goes through this method: the watchdog watches it here, and
+        `SurvivingTopology` repeats it here.
 
         Parameters
         ----------
         action : the collective.
         scope : the ranks that take part.
         what : its name in watchdog reports, the same on all ranks that take part.
+
+        Examples
+        --------
+        >>> from mpi4py import MPI
+        >>> topology = Topology(MPI.COMM_SELF)
+        >>> topology.run_collective(lambda: topology.learner_ranks.allgather(topology.rank), what="list of ranks")
+        [0]
         """
         with self.waiting(what, scope):
             return action()
 
     def run_retryable(self, action: Callable[[], _T], what: object) -> _T:
-        """Run `action` and return its result; unlike `run_collective`, it does not wait until all have done it."""
+        """Run `action` and return its result. Unlike `run_collective`, it does not wait until all ranks are done.
+
+        Parameters
+        ----------
+        action : may run again after a death; it must know itself what other ranks have done.
+        what : its name in watchdog reports.
+        """
         with self.waiting(what, GLOBAL):
             return action()
 
     # -- watching and surviving -----------------------------------------------------------------------------------
 
     def waiting(self, what: object, ranks: Scope | Sequence[int]) -> AbstractContextManager[None]:
-        """Return a context in which this rank may wait for others.
+        """Return a context in which the watchdog knows that this rank waits for others.
 
         Parameters
         ----------
-        what : what for, the same on all ranks that take part.
-        ranks : which ranks, as a scope or as indices in `all_ranks`.
+        what : name of the wait, the same on all ranks that take part.
+        ranks : the ranks that take part, as a scope or as indices in `all_ranks`.
         """
         if self._waiting is None:
             return nullcontext()
         return self._waiting(what, self.ranks_of(ranks) if isinstance(ranks, Scope) else ranks)
 
     def watch_waits(self, waiting: Callable[[object, Sequence[int]], AbstractContextManager[None]]) -> None:
-        """Enter what `waiting` returns wherever this rank may wait for others: it gets what for and for which ranks."""
+        """Enter the context ``waiting(what, ranks)`` in every wait from now on; `ranks` are indices in `all_ranks`."""
         self._waiting = waiting
 
     def completion(self, comm: MPI.Comm) -> Iterator[bool]:
-        """Wait, in steps that yield False, until `SurvivingTopology` can rely on what all of `comm` did before this."""
+        """Wait until all ranks of `comm` are here, if ranks may die; each step yields False. Here, nothing to do."""
         yield from ()
 
     def on_shrink(self, action: Callable[[], None]) -> None:
-        """Call `action` whenever ranks were lost and the communicators are new, which here they never are."""
+        """Call `action` after every loss of ranks, with new communicators. Here, ranks are never lost."""

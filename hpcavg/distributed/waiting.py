@@ -1,4 +1,4 @@
-"""Waiting for other ranks without taking the cores from them."""
+"""Waiting for other ranks without occupying a core: ranks may share cores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mpi4py import MPI
 
 
 def wait_asleep(comm: MPI.Comm) -> None:
-    """Wait for every rank of `comm`, asleep: a busy-polling barrier would take the cores from ranks still starting."""
+    """Wait for every rank of `comm`, asleep. A barrier polls, and slows ranks that are still starting."""
     complete_asleep(comm.Ibarrier(), 0.005)
 
 
@@ -18,13 +18,20 @@ def complete_asleep(request: MPI.Request, interval_s: float) -> None:
     wait_until(request.Test, interval_s)
 
 
-def wait_until(is_there: Callable[[], bool], interval_s: float) -> None:
-    """Call `is_there` until it is true: some dozen times at once, then asleep for `interval_s` between two looks.
+def wait_until(condition: Callable[[], bool], interval_s: float) -> None:
+    """Poll until `condition` returns true: 50 times at once, then every `interval_s` seconds.
 
-    What takes microseconds is then not slept through, and what takes longer leaves the core to other ranks.
+    The first polls catch what takes microseconds. The sleep then leaves the core to other ranks.
+
+    Examples
+    --------
+    >>> left = [1, 2, 3]
+    >>> wait_until(lambda: left.pop() == 1, interval_s=0.005)
+    >>> left
+    []
     """
     for _ in range(50):
-        if is_there():
+        if condition():
             return
-    while not is_there():
+    while not condition():
         time.sleep(interval_s)

@@ -1,10 +1,10 @@
-"""A watchdog for hung ranks: who waits in a mean for too long learns which ranks have not come, and what they do.
+"""A watchdog for hung ranks: if a rank waits too long, it reports which ranks are missing and what they do.
 
-The thread of a rank that waits longer than the timeout asks the threads of all others where their main threads are, and
-collects the answers of a few seconds; of several that ask at once, the lowest one goes on. A rank that has been
-computing for too long answers, and writes the stacks of its Python threads to standard error. A stopped process answers
-nothing. A rank that has taken a step or left a wait less than the timeout ago is slow, not hung; so a server that waits
-for learners only wonders when they do not get on. Until a timeout has passed nobody sends anything.
+If a rank waits longer than the timeout, its thread asks the threads of all other ranks what their main threads do, and
+collects answers for a few seconds. If several ranks ask at once, the lowest one continues. A rank that has computed for
+too long answers, and writes the stacks of its Python threads to standard error. A stopped process does not answer. A
+rank that has taken a step or left a wait within the timeout is slow, not hung; a server that waits for slow learners
+therefore reports nothing. Before a timeout, no messages are sent.
 """
 
 from __future__ import annotations
@@ -26,22 +26,28 @@ from hpcavg.errors import InputError
 from hpcavg.utils.streams import print_error
 from hpcavg.utils.text import fold_numbers
 
-# How long a rank may be waited for unless the program or this variable says otherwise.
+# The default timeout. The environment variable changes it.
 TIMEOUT_S = 600.0
 TIMEOUT_VARIABLE = "HPCAVG_HANG_TIMEOUT"
 
-# A thread answers when it wakes, which it does twice a second, and when the others on its core let it.
+# Time for answers: a thread wakes twice a second, and may have to wait for its core.
 _ANSWERS_S = 2.5
-# A thread that has not looked for longer was stopped, with its process or the whole job: the rest does not count.
-_ASLEEP_S = 5.0
-# Ranks come to a mean at much the same time; their questions should not.
+# If a thread has not polled for longer, its process or the whole job was stopped. The time beyond this does not count.
+_STOPPED_S = 5.0
+# Ranks arrive at a mean at about the same time. Their questions are spread over this time.
 _SPREAD_S = 0.25
 
 
 class Answer(NamedTuple):
-    """Where a rank's main thread is: what it waits for and how long it has, or else for how long it has been in `step`.
+    """What the main thread of a rank does.
 
-    Clocks differ between hosts, so only durations travel; `wait.since` is not used.
+    Clocks differ between hosts. Ranks therefore use `for_s`, not ``wait.since``, of others.
+
+    Attributes
+    ----------
+    wait : its wait; None if it computes.
+    step : its training step.
+    for_s : seconds since the wait started; without a wait, since the step started.
     """
 
     wait: Wait | None
@@ -50,15 +56,15 @@ class Answer(NamedTuple):
 
 
 class Watchdog:
-    """The watchdog of one rank; what the main thread waits for it is told by `Supervisor.waiting`.
+    """The watchdog of one rank. It watches the waits that `Supervisor.waiting` registers.
 
     Parameters
     ----------
-    supervisor : whose ranks watch each other.
-    timeout_s : how long a rank may wait in one place; 0 asks nobody, but answers others.
-    on_hang : called by the thread of the rank that reports, once the report is written, with the ranks that have not
-        come. It may call `kill`, or end the job. None are named where all have come and the mean is not done all the
-        same. As long as the hang lasts this repeats after every further `timeout_s`.
+    supervisor : the thread of this rank; its ranks watch each other.
+    timeout_s : maximum time of a wait, in seconds; 0 for no limit on this rank, which still answers others.
+    on_hang : called after every report with the list of missing ranks, by the thread of the rank that reports. The list
+        is empty if all ranks have arrived but the wait goes on. It may call `kill`, or end the job. Reports repeat
+        every `timeout_s` while the hang lasts.
     """
 
     def __init__(
@@ -68,16 +74,19 @@ class Watchdog:
         self._timeout_s = timeout_s
         self._on_hang = on_hang
         self._quiet_until = self._dumped_s = -math.inf
-        self._looked_s = self._not_before_s = time.monotonic()
+        self._polled_s = self._not_before_s = time.monotonic()
         self._asked: Wait | None = None  # the wait that this rank asks about
         self._collect_until = math.inf
         self._answers: dict[int, Answer] = {}
         supervisor.add("watchdog", self)
 
     def kill(self, ranks: Iterable[int]) -> list[int]:
-        """Send SIGKILL to `ranks`, through a rank of the same host where they are on another.
+        """Send SIGKILL to `ranks`, if necessary through another rank on the same host. Any thread may call this.
 
-        Returns those that nobody can reach: the hosts of which have no other rank. Any thread may call this.
+        Returns
+        -------
+        list of int
+            The ranks that cannot be reached, since their hosts have no other rank.
         """
         unreached, ranks = [], set(ranks)
         processes = self._supervisor.processes
@@ -92,21 +101,21 @@ class Watchdog:
                 unreached.append(rank)
         return unreached
 
-    # -- for the thread -------------------------------------------------------------------------------------------
+    # -- called by the thread -------------------------------------------------------------------------------------
 
-    def look(self, now: float) -> float:
+    def poll(self, now: float) -> float:
         """See `hpcavg.distributed.supervisor.Part`."""
         supervisor, wait = self._supervisor, self._supervisor.wait
-        asleep_s = now - self._looked_s - _ASLEEP_S
-        if asleep_s > 0:  # on a busy machine this may be so at every look: some time must pass for all that
-            self._not_before_s = self._since(wait) + asleep_s
-        self._looked_s = now
+        stopped_s = now - self._polled_s - _STOPPED_S
+        if stopped_s > 0:  # on a busy machine this may happen at every poll; _STOPPED_S of each interval still counts
+            self._not_before_s = self._since(wait) + stopped_s
+        self._polled_s = now
         if supervisor.is_quiet:
             self._asked = None
-            return self._look_alone(wait, now)
+            return self._poll_alone(wait, now)
         if self._asked is not None:
             if self._asked is not wait:
-                self._asked = None  # they have come after all
+                self._asked = None  # the wait has ended
             elif now >= self._collect_until or len(self._answers) == supervisor.size:
                 self._conclude(self._asked)
                 return 0.0
@@ -123,21 +132,21 @@ class Watchdog:
             self._send(rank, "ask", wait)
         return _ANSWERS_S
 
-    def _look_alone(self, wait: Wait | None, now: float) -> float:
-        """Do what is due where a death has cut off the other ranks' threads: nobody can be asked."""
+    def _poll_alone(self, wait: Wait | None, now: float) -> float:
+        """Report a long wait without asking other ranks: a death has cut off their threads."""
         if wait is None or not self._timeout_s:
             return math.inf
         due = max(self._since(wait) + self._timeout_s, self._quiet_until)
         if now < due:
             return due - now
-        self._be_quiet(self._timeout_s)
+        self._stay_quiet(self._timeout_s)
         here = {self._supervisor.rank: Answer(wait, self._supervisor.step, now - wait.since)}
         text = report(wait, now - wait.since, [], here, self._supervisor.processes)
         self._supervisor.later(lambda: self._act(text, []))
         return self._timeout_s
 
     def _since(self, wait: Wait | None) -> float:
-        """Return when `wait` has begun, or else the step; later by the time for which this process was stopped."""
+        """Return the start of `wait`, or of the step if it is None. The time while stopped does not count."""
         return max(wait.since if wait else self._supervisor.step_since, self._not_before_s)
 
     def receive(self, source: int, *message: Any) -> None:
@@ -145,13 +154,13 @@ class Watchdog:
         what, *content = message
         getattr(self, f"_receive_{what}")(source, *content)
 
-    def tell(self) -> None:
-        """See `hpcavg.distributed.supervisor.Part`: nothing."""
+    def recovery_state(self) -> None:
+        """Return nothing; see `hpcavg.distributed.supervisor.Part`."""
 
-    def restart(self, told: Sequence[None]) -> None:
-        """See `hpcavg.distributed.supervisor.Part`; means begin anew, and so do their clocks."""
+    def restart(self, states: Sequence[None]) -> None:
+        """Restart all clocks, since waits restart, too; see `hpcavg.distributed.supervisor.Part`."""
         self._asked = None
-        self._be_quiet(self._timeout_s)
+        self._stay_quiet(self._timeout_s)
 
     def _receive_ask(self, source: int, asked: Wait) -> None:
         supervisor, now = self._supervisor, time.monotonic()
@@ -161,7 +170,7 @@ class Watchdog:
         if source < supervisor.rank:
             self._asked = None
         if source != supervisor.rank:
-            self._be_quiet(2 * _ANSWERS_S)
+            self._stay_quiet(2 * _ANSWERS_S)
             is_late = wait is None and for_s >= self._timeout_s
             if is_late and now > self._dumped_s + 2 * _ANSWERS_S:
                 self._dumped_s = now
@@ -172,21 +181,21 @@ class Watchdog:
 
     def _receive_reported(self, source: int) -> None:
         self._asked = None
-        self._be_quiet(self._timeout_s)
+        self._stay_quiet(self._timeout_s)
 
     def _receive_kill(self, source: int, process: Process) -> None:
         _kill(process)
 
-    def _be_quiet(self, duration_s: float) -> None:
+    def _stay_quiet(self, duration_s: float) -> None:
         self._quiet_until = max(self._quiet_until, time.monotonic() + duration_s)
 
     def _conclude(self, wait: Wait) -> None:
-        """Report, tell the others that it is done, and act."""
+        """Evaluate the answers. If ranks hang, report them, inform all ranks and act."""
         answers = self._answers
         missing, quiet_s = missing_ranks(answers, self._timeout_s)
         if quiet_s:
             self._asked = None
-            self._be_quiet(quiet_s)
+            self._stay_quiet(quiet_s)
             return
         waited_s = time.monotonic() - wait.since
         text = report(wait, waited_s, missing, answers, self._supervisor.processes)
@@ -205,17 +214,17 @@ class Watchdog:
 
 
 class Watch:
-    """What looks on wherever the ranks of a topology wait for each other; made by `watch_over`.
+    """The supervisor and the watchdog of a topology; `watch_over` makes it.
 
     Parameters
     ----------
-    topology : whose ranks are watched.
+    topology : the ranks to watch.
     timeout_s : see `Watchdog`.
-    end : ends the job where ranks hang that the run cannot part with.
+    end : ends the job if the run cannot continue without the hung ranks.
 
     Attributes
     ----------
-    supervisor : the thread of this rank, which other parts may use too.
+    supervisor : the thread of this rank; other parts may use it, too.
     """
 
     def __init__(self, topology: Topology, timeout_s: float, end: Callable[[], None]) -> None:
@@ -228,7 +237,7 @@ class Watch:
         topology.on_shrink(self._move)
 
     def close(self) -> None:
-        """End the threads of all ranks. Collective, and safe to call twice."""
+        """End the threads of all ranks. Collective over all ranks. May be called twice."""
         self.supervisor.close()
 
     def abandon(self) -> None:
@@ -240,21 +249,30 @@ class Watch:
         self.supervisor.move_to(self._topology.all_ranks)
 
     def _on_hang(self, missing: list[int]) -> None:
-        """Part with ranks that hang, or end the job; on the supervisor's thread of one rank."""
-        may_part = self._topology.survives and not self._killed.issuperset(missing)  # MPI may not notice their death
+        """Kill hung ranks, or end the job. Called by the thread of one rank."""
+        # If ranks are missing that were killed before, MPI has not noticed their deaths.
+        may_continue = self._topology.survives and not self._killed.issuperset(missing)
         self._killed.update(missing)
-        if not may_part or self._watchdog.kill(missing):
+        if not may_continue or self._watchdog.kill(missing):
             self._end()
 
 
 def watch_over(topology: Topology, timeout_s: float, end: Callable[[], None] | None = None) -> Watch:
-    """Return what watches over the ranks of `topology`, made at the first call. Collective over all ranks then.
+    """Return the watch of `topology`; the first call makes it and is collective over all ranks.
 
     Parameters
     ----------
-    topology : whose ranks are watched.
-    timeout_s : seconds after which a rank that others wait for is named and the job ended; 0 for never.
-    end : ends the job, in place of MPI_Abort with status 1.
+    topology : the ranks to watch.
+    timeout_s : maximum time of a wait, in seconds. After it, hung ranks are reported and the job ends. 0 for no limit.
+    end : ends the job. None: MPI_Abort with status 1.
+
+    Examples
+    --------
+    >>> from hpcavg import Topology
+    >>> topology = Topology(MPI.COMM_SELF)
+    >>> watch_over(topology, timeout_s=600).supervisor.size
+    1
+    >>> topology.free()
     """
     if topology.watch is None:
         topology.watch = Watch(topology, timeout_s, end or _abort)
@@ -263,9 +281,17 @@ def watch_over(topology: Topology, timeout_s: float, end: Callable[[], None] | N
 
 
 def timeout_or_default(timeout_s: float | None) -> float:
-    """Return `timeout_s`; where it is None what the environment says, else ten minutes.
+    """Return `timeout_s`. If it is None, return the environment's ``HPCAVG_HANG_TIMEOUT``, or ten minutes if unset.
 
-    Raises `InputError` where that is no number.
+    Raises
+    ------
+    InputError
+        If the variable is not a number.
+
+    Examples
+    --------
+    >>> timeout_or_default(20.0)
+    20.0
     """
     if timeout_s is None:
         text = os.environ.get(TIMEOUT_VARIABLE, str(TIMEOUT_S))
@@ -282,12 +308,22 @@ def _abort() -> None:
 
 
 def missing_ranks(answers: dict[int, Answer], timeout_s: float) -> tuple[list[int], float]:
-    """Return the ranks that keep those waiting who have waited too long, going by the answers of those who gave one.
+    """Return the ranks that cause the waits beyond the timeout, and the seconds until the next check.
 
-    They are those waited for that do not answer, or have been computing for too long. Where there are none, but one
-    that is where it is since less than that, it may be slower than others, but is not hung: the seconds for which to
-    leave it in peace are returned, too. Where all have waited in different places for too long, nobody is to blame but
-    the program, and it is all of them.
+    The causes are the absent ranks that do not answer or have computed beyond the timeout. If there are none and an
+    absent rank has not reached the timeout, that rank is slow, not hung: no rank is returned, and a time above zero.
+    If all absent ranks have waited elsewhere beyond the timeout, the program is wrong, and all of them are returned.
+
+    Parameters
+    ----------
+    answers : the answers, by rank. Ranks that have not answered are missing here.
+    timeout_s : maximum time of a wait, in seconds.
+
+    Examples
+    --------
+    >>> waits = Answer(Wait("global mean", 4, (0, 1), 0.0), 4, 30.0)
+    >>> missing_ranks({0: waits}, timeout_s=20.0)
+    ([1], 0.0)
     """
     late = [answer.wait for answer in answers.values() if answer.wait and answer.for_s >= timeout_s]
     absent = {rank for wait in late for rank in wait.ranks if rank not in answers or not _is_in(answers[rank], wait)}
@@ -301,7 +337,16 @@ def missing_ranks(answers: dict[int, Answer], timeout_s: float) -> tuple[list[in
 def report(
     wait: Wait, waited_s: float, missing: Sequence[int], answers: dict[int, Answer], processes: Sequence[Process]
 ) -> str:
-    """Return the message on ranks `missing`, after `waited_s` in `wait`: who waits, and a line on each of them."""
+    """Return the report on a hang: a line on the waiting ranks, and a line on each missing rank.
+
+    Parameters
+    ----------
+    wait : the wait.
+    waited_s : its duration, in seconds.
+    missing : the missing ranks.
+    answers : the answers, by rank.
+    processes : the processes of all ranks.
+    """
     here = [rank for rank, answer in sorted(answers.items()) if _is_in(answer, wait)]
     if not missing:
         fault = "all have arrived, yet it is not done"
@@ -332,11 +377,12 @@ def _name(wait: Wait) -> str:
 
 
 def _count(ranks: Sequence[int]) -> str:
-    """Return ascending `ranks` as text, neighbours as a range."""
+    """Return ascending `ranks` as text, with consecutive ranks as a range."""
     return f"rank{'s' if len(ranks) > 1 else ''} {fold_numbers(ranks)}"
 
 
 def _dump_stacks(rank: int, asked: Wait) -> None:
+    """Write the stacks of all threads of this process to standard error."""
     with tempfile.TemporaryFile("w+") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)

@@ -1,4 +1,4 @@
-"""What an engine is: it takes means over the learners of a scope, at once or on the way."""
+"""The interface of engines. An engine takes means over the learners of a scope: blocking, or in the background."""
 
 from __future__ import annotations
 
@@ -13,24 +13,34 @@ from hpcavg.engines.pending import CountWell
 
 
 class PendingMean(Protocol):
-    """A mean that was started."""
+    """A mean that was started and may still be in progress."""
 
     @property
     def done_s(self) -> float | None:
-        """When it was there, on the clock of `time.perf_counter`; None while it is on its way."""
+        """End of the mean, as `time.perf_counter`; None during the mean."""
 
     def test(self) -> bool:
-        """Return whether it is there."""
+        """Return whether the mean has ended, without waiting."""
 
     def wait(self) -> list[Tensor]:
-        """Return the mean of every array, waiting for it where need be."""
+        """Wait for the mean and return it, for every array with shape (numel,)."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether it is there; False, too, once MPI has raised an exception in its place."""
+        """Whether the mean has ended without an exception of MPI."""
 
     def settle(self, is_complete: bool) -> list[Tensor]:
-        """Take no more steps: return the mean where `is_complete`, as others know it to be, else nothing."""
+        """End the mean after a death of ranks.
+
+        Parameters
+        ----------
+        is_complete : whether the survivors have agreed that the mean is complete.
+
+        Returns
+        -------
+        list of Tensor
+            The mean of every array if `is_complete`, else an empty list.
+        """
 
 
 class Engine(Protocol):
@@ -39,8 +49,8 @@ class Engine(Protocol):
     Attributes
     ----------
     name : its name.
-    notes : why this engine was chosen, and what trials showed.
-    compresses : whether what crosses nodes, if anything does, travels in the wire format that the engine was given.
+    notes : the reason for the choice of this engine, and results of trials.
+    compresses : whether messages between nodes, if there are any, have the wire format that the engine was given.
     """
 
     name: str
@@ -48,16 +58,16 @@ class Engine(Protocol):
     compresses: bool
 
     def allocate(self, array: Tensor) -> Tensor:
-        """Return the memory in which an array that is to be averaged should live. Collective over all learners.
+        """Return memory for an array, in which the engine averages it fast. Collective over all learners.
 
         Parameters
         ----------
-        array : shape (learners, numel), the same on all ranks. The caller copies its values.
+        array : an array with shape (learners, numel) and dtype of the wanted memory, the same on all ranks.
 
         Returns
         -------
         Tensor
-            `array` itself, or memory of the same form.
+            `array` itself, or memory with the same shape, dtype and device. The caller copies the values to it.
         """
 
     def mean(
@@ -72,11 +82,11 @@ class Engine(Protocol):
 
         Parameters
         ----------
-        rows : shape (learners, numel), this rank's learners.
-        out : shape (numel,), same dtype and device. If the rank has one learner, it may be ``rows[0]`` itself.
-        scope : the learners; no `Neighbours`.
-        num_well : the number of ranks that the mean is of, if it leaves out the others, whose rows are zero. None: all.
-            If ranks are left out, nothing is compressed.
+        rows : the values of this rank's learners, shape (learners, numel).
+        out : the mean, shape (numel,), with the same dtype and device. With one learner it may be ``rows[0]`` itself.
+        scope : the learners; not `Neighbours`.
+        num_well : number of ranks that the mean includes. The rows of other ranks must be zero, and nothing is
+            compressed. None: all ranks.
         exact : compress nothing.
         """
 
@@ -85,23 +95,23 @@ class Engine(Protocol):
 
         Parameters
         ----------
-        rows : shape (learners, numel), this rank's learners.
-        out : shape (learners, numel), same dtype and device; it may be `rows` itself.
+        rows : the values of this rank's learners, shape (learners, numel).
+        out : the means, shape (learners, numel), with the same dtype and device. It may be `rows` itself.
         scope : the graph, with its weights.
         """
 
     def start(self, arrays: Sequence[Tensor], scope: Scope, count_well: CountWell | None = None) -> PendingMean:
-        """Start the mean of every array as it is now, and return at once.
+        """Start the mean of the current values of every array, and return at once.
 
-        An engine has one such mean on its way at a time. Collective over the scope; at the first call for these arrays
-        over all learners.
+        Only one such mean of an engine may be in progress. Collective over the scope; the first call for these arrays
+        is collective over all learners.
 
         Parameters
         ----------
-        arrays : each of shape (learners, numel). They may change while the mean is on its way.
-        scope : the learners; no `Neighbours`.
-        count_well : returns the `num_well` of all arrays but the first from the mean of the first array, which is over
-            all learners and exact.
+        arrays : arrays of shape (learners, numel). They may change during the mean.
+        scope : the learners; not `Neighbours`.
+        count_well : returns the `num_well` of the other arrays from the mean of the first array. The mean of the first
+            array is exact and over all learners.
         """
 
 
@@ -118,12 +128,22 @@ def take_means(
     Parameters
     ----------
     engine : takes the means.
-    arrays : each of shape (learners, numel).
-    scope : the learners. The means of `Neighbours` are those of this rank's learner.
-    out_of_place : leave the arrays intact. Otherwise the mean of a single learner takes the array's place: that saves a
-        copy and a second array.
-    num_well : see `Engine.mean`; None for `Neighbours`.
-    exact : see `Engine.mean`.
+    arrays : arrays of shape (learners, numel).
+    scope : the learners. For `Neighbours`, the result is the weighted mean of this rank's learner.
+    out_of_place : leave the arrays intact. Otherwise, with one learner, the mean replaces the array: this saves a copy
+        and memory.
+    num_well : see `Engine.mean`; ignored for `Neighbours`.
+    exact : see `Engine.mean`; ignored for `Neighbours`.
+
+    Examples
+    --------
+    >>> from mpi4py import MPI
+    >>> from hpcavg import Topology
+    >>> from hpcavg.algorithms.scope import GLOBAL
+    >>> from hpcavg.engines.mpi import MpiEngine
+    >>> engine = MpiEngine(Topology(MPI.COMM_SELF))
+    >>> take_means(engine, [torch.tensor([[1.0, 2.0], [3.0, 4.0]])], GLOBAL)
+    [tensor([2., 3.])]
     """
     means = []
     for array in arrays:
@@ -141,14 +161,21 @@ def take_means(
 def take_means_of_large(
     engine: Engine, arrays: Sequence[Tensor], scope: Scope, num_members: int, num_well: int | None
 ) -> list[Tensor]:
-    """Return the means of values whose sum may overflow: of copies divided by a power of two, which is exact.
+    """Return the means of values whose sum may overflow. Collective over the scope.
 
-    num_members : how many learners are in the scope. num_well : the divisor; see `Engine.mean`. Collective over the
-    scope.
+    It divides copies by a power of two, which is exact, and multiplies the means by it.
+
+    Parameters
+    ----------
+    engine : takes the means.
+    arrays : arrays of shape (learners, numel).
+    scope : the learners.
+    num_members : number of learners in the scope.
+    num_well : see `Engine.mean`.
     """
     means = []
     for array in arrays:
-        # Sums of float16 are taken in float32, and do not overflow.
+        # float16 is summed in float32, which does not overflow.
         scale = 1.0 if array.dtype == torch.float16 else 2.0 ** -num_members.bit_length()
         (mean,) = take_means(engine, [array * scale], scope, num_well=num_well, exact=True)
         means.append(mean.div_(scale))

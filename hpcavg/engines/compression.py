@@ -1,8 +1,8 @@
-"""What crosses nodes, in fewer bytes: half precision of what has changed since the last mean.
+"""Compression of messages between nodes: the difference from the last mean, in half precision.
 
-All nodes know the last mean, bit for bit. A node sends how far its sum is from it, and gets how far the new mean is:
-small numbers, of which half precision keeps as many digits as of large ones. What no learner has changed is exact, and
-so is the first mean, which goes as it is for want of one before.
+All nodes have the last mean, bit for bit. A node sends the difference of its sum from it, and receives the difference
+of the new mean. Differences are small, and half precision rounds them with the same relative error as large numbers.
+Values that no learner has changed stay exact. The first mean has no reference and is sent uncompressed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from hpcavg.errors import InputError
 
 @dataclass(frozen=True)
 class WireFormat:
-    """How sums and means are written for the wire.
+    """The format of compressed sums and means in messages.
 
-    dtype : ``torch.bfloat16`` or ``torch.float16``. error_feedback : what rounding takes away is added the next time,
-    for one more slice of memory.
+    Attributes
+    ----------
+    dtype : ``torch.bfloat16`` or ``torch.float16``.
+    error_feedback : add the rounding error of a message to the next one. This costs memory for one more slice.
     """
 
     dtype: torch.dtype
@@ -34,7 +36,23 @@ WIRE_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def wire_format(wire_dtype: str | None, error_feedback: bool) -> WireFormat | None:
-    """Return the format of the given names, None where all goes as it is; raises `InputError` for others."""
+    """Return the wire format for options; None for no compression.
+
+    Parameters
+    ----------
+    wire_dtype : a name in `WIRE_DTYPES`; None for no compression.
+    error_feedback : see `WireFormat`.
+
+    Raises
+    ------
+    InputError
+        If the name is unknown, or for `error_feedback` without compression.
+
+    Examples
+    --------
+    >>> wire_format("bfloat16", error_feedback=True)
+    WireFormat(dtype=torch.bfloat16, error_feedback=True)
+    """
     if wire_dtype is None:
         if error_feedback:
             raise InputError("error_feedback", error_feedback, "left out without wire_dtype: nothing is rounded")
@@ -45,33 +63,47 @@ def wire_format(wire_dtype: str | None, error_feedback: bool) -> WireFormat | No
 
 
 class Exact:
-    """Sums and means go as they are.
+    """The code without compression. Codes convert sums and means to and from messages, in chunks ``[first:end]``.
 
-    dtype : of the sums.
+    Parameters
+    ----------
+    dtype : dtype of the sums.
     """
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
 
     def buffers(self, sums: Values) -> Tensor:
-        """Return memory for what travels, of the form of `sums`: shape (nodes, numel)."""
+        """Return memory for the messages with `sums`, shape (nodes, numel)."""
         return torch.from_numpy(sums)
 
     def relate(self, first: int, end: int, total: Values, num_learners: int) -> None:
-        """Make the sum over the `num_learners` of this node what is sent of it, but for rounding."""
+        """Convert `total`, the sum over `num_learners` of this node, to the difference that is sent, in place."""
 
     def encode(self, first: int, end: int, total: Values, coded: Tensor) -> None:
-        """Write `total` to `coded` for the wire."""
+        """Write `total` to the message `coded`."""
 
     def decode(self, coded: Tensor, total: Values) -> None:
-        """Write what arrived to `total`, to be added up."""
+        """Write the message `coded` to `total`."""
 
     def settle(self, first: int, end: int, coded: Tensor, mean: Values) -> None:
-        """Write the mean that `coded` stands for to `mean`, the same bits on all nodes."""
+        """Write the mean in the message `coded` to `mean`, the same bits on all nodes."""
 
 
 class First(Exact):
-    """As `Exact`, and the mean is kept, to be the reference of the means to come."""
+    """The code of the first mean: without compression. It keeps the mean as the reference of the next one.
+
+    Parameters
+    ----------
+    start : start of the part of the array in this rank's lane.
+    end : end of this part.
+    dtype : dtype of the sums.
+    wire_format : format of the next means.
+
+    Attributes
+    ----------
+    next : the code of the next mean.
+    """
 
     def __init__(self, start: int, end: int, dtype: np.dtype[Any], wire_format: WireFormat) -> None:
         super().__init__(dtype)
@@ -83,10 +115,19 @@ class First(Exact):
 
 
 class Relative(Exact):
-    """Differences from the last mean, rounded.
+    """The code of later means: rounded differences from the last mean.
 
-    start, end : the part of the array that this rank's lane takes; `reference`, the last mean, and `residual`, what
-    rounding took away, are of that part.
+    Parameters
+    ----------
+    start : start of the part of the array in this rank's lane.
+    end : end of this part.
+    dtype : dtype of the sums.
+    wire_format : format of the differences.
+
+    Attributes
+    ----------
+    reference : the last mean of this part.
+    residual : rounding errors of this part, if `wire_format` has error feedback.
     """
 
     def __init__(self, start: int, end: int, dtype: np.dtype[Any], wire_format: WireFormat) -> None:
@@ -98,19 +139,19 @@ class Relative(Exact):
 
     @property
     def next(self) -> Relative:
-        """What takes the next mean."""
+        """The code of the next mean."""
         return self
 
     def buffers(self, sums: Values) -> Tensor:
-        """Return memory for what arrives and leaves, of the form of `sums`: shape (nodes, numel)."""
+        """Return memory for the messages with `sums`, shape (nodes, numel)."""
         return torch.empty(sums.shape, dtype=self._wire_dtype)
 
     def relate(self, first: int, end: int, total: Values, num_learners: int) -> None:
-        """Total = sum over the node's learners of (x_j - reference)."""
+        """Compute total = sum over the node's learners of (x_j - reference)."""
         np.subtract(total, total.dtype.type(num_learners) * self.reference[self._part(first, end)], out=total)
 
     def encode(self, first: int, end: int, total: Values, coded: Tensor) -> None:
-        """Coded = round(total + residual); residual = total + residual - coded."""
+        """Compute coded = round(total + residual) and residual = total + residual - coded."""
         if self.residual is None:
             put(total, coded)
             return
@@ -120,11 +161,11 @@ class Relative(Exact):
         np.subtract(residual, coded.to(torch.from_numpy(residual).dtype).numpy(), out=residual)
 
     def decode(self, coded: Tensor, total: Values) -> None:
-        """Write what arrived to `total`, to be added up."""
+        """Write the message `coded` to `total`."""
         torch.from_numpy(total).copy_(coded)
 
     def settle(self, first: int, end: int, coded: Tensor, mean: Values) -> None:
-        """Mean = reference = reference + coded."""
+        """Compute mean = reference = reference + coded."""
         reference = self.reference[self._part(first, end)]
         torch.from_numpy(reference).add_(coded)
         mean[...] = reference

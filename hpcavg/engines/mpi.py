@@ -1,4 +1,4 @@
-"""The portable engine: MPI_Allreduce in place over the flat buffer, MPI_Iallreduce on a copy for delayed means."""
+"""The portable engine: MPI_Allreduce in place on the flat buffer; MPI_Iallreduce on a copy for delayed means."""
 
 from __future__ import annotations
 
@@ -15,21 +15,38 @@ from hpcavg.algorithms.scope import Neighbours, Scope
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.compression import WireFormat
 from hpcavg.engines.neighbours import mix
-from hpcavg.engines.pending import CountWell, Pending, all_done
+from hpcavg.engines.pending import CountWell, SteppedMean, all_done
 from hpcavg.engines.reduction import divide
 from hpcavg.errors import InputError
 
-# MPI counts are 32-bit C integers here (Open MPI 5 has no MPI_Allreduce_c).
 MAX_CHUNK_ELEMENTS = 2**31 - 1
-# Dtypes and devices that MPI cannot reduce pass through host memory a piece at a time: 16 MiB of float32.
+"""The largest count of MPI, a 32-bit C integer. Open MPI 5 has no MPI_Allreduce_c."""
+
+# Arrays that MPI cannot reduce pass through host memory in pieces: 16 MiB of float32.
 _STAGING_ELEMENTS = 4 * 2**20
 
 
 class MpiEngine:
-    """Means by MPI_Allreduce, in place, in chunks of at most `max_chunk_elements`; MPI has no `wire_format`.
+    """Means by MPI_Allreduce.
 
-    float32 and float64 on the CPU are reduced where they lie. Everything else goes through a small host buffer and is
-    summed in float32: half precision, which MPI has no type for, and other devices.
+    float32 and float64 in host memory are reduced in place. Other arrays pass through a small buffer in host memory:
+    half precision, which MPI has no type for, is summed in float32, and so are arrays on other devices.
+
+    Parameters
+    ----------
+    topology : the ranks.
+    wire_format : ignored: MPI cannot reduce compressed values.
+    max_chunk_elements : maximum count of a call of MPI.
+
+    Examples
+    --------
+    >>> from mpi4py import MPI
+    >>> from hpcavg import Topology
+    >>> from hpcavg.algorithms.scope import GLOBAL
+    >>> rows, mean = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.empty(2)
+    >>> MpiEngine(Topology(MPI.COMM_SELF)).mean(rows, mean, GLOBAL)
+    >>> mean
+    tensor([2., 3.])
     """
 
     name = "mpi"
@@ -46,7 +63,7 @@ class MpiEngine:
         self.notes: list[str] = []
 
     def allocate(self, array: Tensor) -> Tensor:
-        """Return `array`: MPI reduces it where it is."""
+        """Return `array`: MPI reduces it in any memory."""
         return array
 
     def mean(
@@ -69,7 +86,7 @@ class MpiEngine:
             self._average(comm, as_real(out), num_ranks * num_local_learners)
 
     def _average(self, comm: MPI.Comm, values: Tensor, num_learners: int) -> None:
-        """Sum `values` over `comm` and divide by `num_learners`: a product with 1/n would round twice."""
+        """Sum `values` over `comm` in place and divide by `num_learners`; a product with 1/n would round twice."""
         if _is_reducible(values):
             array = values.numpy()
             for first in range(0, len(array), self._max_chunk_elements):
@@ -83,7 +100,7 @@ class MpiEngine:
             chunk.copy_(staged.div_(num_learners))
 
     def mix(self, rows: Tensor, out: Tensor, scope: Neighbours) -> None:
-        """Write the weighted mean of its neighbours to this rank's row; see `hpcavg.engines.base.Engine`."""
+        """Write the weighted mean of the neighbours to this rank's row; see `hpcavg.engines.base.Engine`."""
         own = as_real(rows[0]).cpu()
         mixed = as_real(out[0]) if out.device.type == "cpu" else torch.empty_like(own)
         mix(own, mixed, self._topology.links(scope), {}, self._topology.comm(scope))
@@ -95,10 +112,10 @@ class MpiEngine:
         arrays: Sequence[Tensor],
         scope: Scope,
         count_well: CountWell | None = None,
-    ) -> Pending:
+    ) -> SteppedMean:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.engines.base.Engine`.
 
-        What is in flight lies in host memory always: non-blocking reductions do not take a GPU's.
+        The copies are in host memory: MPI's non-blocking reductions do not accept device memory.
         """
         comm = self._topology.background_comm(scope, self)
         sums = [rows.sum(dim=0) if rows.shape[0] > 1 else rows[0].clone() for rows in arrays]
@@ -120,13 +137,16 @@ class MpiEngine:
                     num_ranks = num_well
             return sums
 
-        return Pending(itertools.chain(all_done(requests), self._topology.completion(comm)), collect)
+        return SteppedMean(itertools.chain(all_done(requests), self._topology.completion(comm)), collect)
 
 
 def host_memory(values: Tensor) -> NDArray[np.generic]:
-    """Return `values` for a request that MPI works on later: non-blocking reductions of a GPU's memory crash.
+    """Return `values` as an array for a non-blocking reduction, which crashes with device memory.
 
-    Raises `InputError` for values on another device.
+    Raises
+    ------
+    InputError
+        If `values` are on a device.
     """
     if values.device.type != "cpu":
         raise InputError("device", str(values.device), "cpu for what MPI works on in the background")
@@ -134,7 +154,10 @@ def host_memory(values: Tensor) -> NDArray[np.generic]:
 
 
 def as_real(values: Tensor) -> Tensor:
-    """Return `values` as real numbers over the same memory, which MPI and NumPy can add up."""
+    """Return the memory of `values` as a tensor of real numbers, shape (numel,) if they are complex.
+
+    MPI and NumPy can sum real numbers only.
+    """
     return torch.view_as_real(values).view(-1) if values.is_complex() else values
 
 
@@ -143,5 +166,5 @@ def _is_reducible(values: Tensor) -> bool:
 
 
 def _staged(values: Tensor) -> Tensor:
-    """Return a copy in host memory of a dtype that MPI can sum."""
+    """Return a copy of `values` in host memory, in a dtype that MPI can sum."""
     return values.to("cpu", torch.float64 if values.dtype == torch.float64 else torch.float32)

@@ -1,4 +1,4 @@
-"""Weighted means of the neighbours on a graph: what gossip takes instead of a mean over all learners."""
+"""Weighted means of the neighbours on a graph, for gossip."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from hpcavg.distributed.topology import Links
 from hpcavg.engines.reduction import PIECE_ELEMENTS, Array, Values, as_array, put, sum_dtype
 
-# 1 MiB of float32 a message: long enough for the wire, and the memory for all neighbours stays small.
+# 1 MiB of float32 per message: large enough for a fast network, and small enough for the memory of all neighbours.
 _MESSAGE_ELEMENTS = 256 * 1024
 _TAG = 77
 
@@ -20,14 +20,14 @@ _TAG = 77
 def mix(own: Tensor, out: Tensor, links: Links, here: Mapping[int, Tensor], comm: MPI.Comm) -> None:
     """Write the weighted mean of this rank's neighbours to `out`. Collective over all ranks on the graph.
 
-    The order of the sum is that of the ranks, whichever way a row came.
+    The sum is in the order of the ranks, whether a row arrives by message or is in shared memory.
 
     Parameters
     ----------
     own : this rank's row, shape (numel,), in host memory.
-    out : the mean, shape (numel,). It may be `own` if no other rank reads `own` where it lies.
+    out : the mean, shape (numel,). It may be `own` if no other rank reads `own` in shared memory.
     links : the edges of this rank.
-    here : by rank, the rows that this rank reads where they lie; these ranks read `own` the same way.
+    here : rows in shared memory, by rank. These ranks read `own` in shared memory, too.
     comm : communicator for messages with the other ranks.
     """
     rank = comm.Get_rank()
@@ -48,7 +48,7 @@ def mix(own: Tensor, out: Tensor, links: Links, here: Mapping[int, Tensor], comm
 
 
 def _add_weighted(terms: Sequence[tuple[float, Array]], out: Array) -> None:
-    """Write the sum of all rows times their weights to `out`, which may be one of the rows."""
+    """Write the weighted sum of all rows to `out`, which may be one of the rows. `terms` has weights and rows."""
     dtype = sum_dtype(out)
     for first in range(0, len(out), PIECE_ELEMENTS):
         piece = slice(first, min(first + PIECE_ELEMENTS, len(out)))
@@ -63,5 +63,5 @@ def _values(row: Array) -> Values:
 
 
 def _bytes(row: Tensor) -> Values:
-    """Return the memory of `row` for MPI."""
+    """Return the memory of `row` as bytes, for MPI."""
     return row.view(torch.uint8).numpy()

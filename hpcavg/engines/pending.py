@@ -1,6 +1,6 @@
-"""Means in steps: one iterator that gets a mean done piece by piece, at once or on its way beside the computation.
+"""Means in steps: one iterator does a mean piece by piece, blocking or in the background.
 
-MPI makes no progress by itself, so whoever waits for a mean, or one thread of the process, takes the steps.
+MPI makes no progress by itself. A caller that waits for a mean takes its steps; otherwise a thread of the process does.
 """
 
 from __future__ import annotations
@@ -16,23 +16,24 @@ from typing import TypeAlias
 from mpi4py import MPI
 from torch import Tensor
 
-# A mean as steps: yields whether the step got on, or found nothing but to wait for other ranks.
 Work: TypeAlias = Iterator[bool]
-# From the mean of what ranks tell of themselves, how many of them the means that come with it are of; None: of all.
-CountWell: TypeAlias = Callable[[Tensor], "int | None"]
+"""The steps of a mean. Each yields whether it made progress; if not, it waits for other ranks."""
 
-# Every look takes something from the computation, so there are no more of them than find that something has arrived.
-_MIN_PAUSE_S = 0.0005
-_MAX_PAUSE_S = 0.004
-# A program that ends without `finish` leaves a mean that all ranks have started: it is there in no time.
+CountWell: TypeAlias = Callable[[Tensor], "int | None"]
+"""Returns the number of ranks that a mean includes, from the mean of the ranks' health; None for all ranks."""
+
+# Polling slows the computation. The sleep between polls grows while nothing arrives.
+_MIN_SLEEP_S = 0.0005
+_MAX_SLEEP_S = 0.004
+# At the end of a program without `finish`, all ranks have started the last mean, and it completes soon.
 _LAST_WAIT_S = 5.0
-# Who has nothing else to do waits so long awake, and then in naps: other ranks may want the core.
-_AWAKE_S = 0.001
-_NAP_S = 0.0001
+# A blocking wait first polls without sleep, then with it: other ranks may need the core.
+_BUSY_S = 0.001
+_WAIT_SLEEP_S = 0.0001
 
 
 def all_done(requests: Sequence[MPI.Request]) -> Work:
-    """Wait for all of `requests`."""
+    """Wait for all of `requests`, in steps."""
     while not MPI.Request.Testall(requests):
         yield False
 
@@ -40,27 +41,27 @@ def all_done(requests: Sequence[MPI.Request]) -> Work:
 def finish(work: Work) -> None:
     """Take all steps of `work` now."""
     last = time.perf_counter()
-    for got_on in work:
-        if got_on:
+    for has_progressed in work:
+        if has_progressed:
             last = time.perf_counter()
-        elif time.perf_counter() - last > _AWAKE_S:
-            time.sleep(_NAP_S)
+        elif time.perf_counter() - last > _BUSY_S:
+            time.sleep(_WAIT_SLEEP_S)
         else:
             os.sched_yield()
 
 
-class Pending:
-    """A mean on its way. Any thread may take its steps; only one does at a time.
+class SteppedMean:
+    """A mean in progress that any thread may advance, one at a time; see `hpcavg.engines.base.PendingMean`.
 
     Parameters
     ----------
     work : the remaining steps.
-    collect : returns the mean's arrays after them.
+    collect : returns the mean of every array after them.
 
     Attributes
     ----------
-    done_s : when the mean was there, on the clock of `time.perf_counter`; None while it is on its way.
-    error : what MPI raised instead, on whichever thread; `wait` raises it.
+    done_s : end of the mean, as `time.perf_counter`; None during the mean.
+    error : the exception that MPI raised during a step; `wait` raises it again.
     """
 
     def __init__(self, work: Work, collect: Callable[[], list[Tensor]]) -> None:
@@ -69,15 +70,15 @@ class Pending:
         self._lock = threading.Lock()
         self.done_s: float | None = None
         self.error: MPI.Exception | None = None
-        _driver.drive(self)
+        _progress_thread.follow(self)
 
     @property
     def is_complete(self) -> bool:
-        """Whether the mean is there."""
+        """Whether the mean has ended without an exception of MPI."""
         return self.done_s is not None and self.error is None
 
     def step(self) -> bool:
-        """Take one step; return whether it got on. Nothing is left to do once `done_s` is there."""
+        """Take one step, unless the mean has ended; return whether it made progress."""
         with self._lock:
             if self.done_s is not None:
                 return False
@@ -91,19 +92,19 @@ class Pending:
             return True
 
     def test(self) -> bool:
-        """Take one step; return whether nothing is left to do."""
+        """Take one step; return whether the mean has ended."""
         self.step()
         return self.done_s is not None
 
     def wait(self) -> list[Tensor]:
-        """Return the mean of every array, shape (numel,), waiting for it where need be. To be called once."""
+        """Wait for the mean and return it, for every array with shape (numel,). Call this once."""
         finish(self._steps())
         if self.error is not None:
             raise self.error
         return self._collect()
 
     def settle(self, is_complete: bool) -> list[Tensor]:
-        """Take no more steps: return the mean where `is_complete`, as others know it to be, else nothing."""
+        """End the mean after a death of ranks; see `hpcavg.engines.base.PendingMean`."""
         with self._lock:
             self.done_s = self.done_s or time.perf_counter()
         return self._collect() if is_complete else []
@@ -114,7 +115,17 @@ class Pending:
 
 
 class CompletedMean:
-    """A mean that is there already, such as one that a checkpoint held."""
+    """A mean that has ended, such as one from a checkpoint; see `hpcavg.engines.base.PendingMean`.
+
+    Parameters
+    ----------
+    means : the mean of every array.
+
+    Attributes
+    ----------
+    done_s : the time now, as `time.perf_counter`.
+    is_complete : true.
+    """
 
     def __init__(self, means: list[Tensor]) -> None:
         self._means = means
@@ -127,57 +138,58 @@ class CompletedMean:
         return self._means
 
     def settle(self, is_complete: bool) -> list[Tensor]:
-        """Return the mean of every array where `is_complete`."""
+        """Return the mean of every array if `is_complete`, else an empty list."""
         return self._means if is_complete else []
 
 
-class _Driver:
-    """The one thread that looks after means on their way, asleep between two looks and while there is none."""
+class _ProgressThread:
+    """The thread of a process that advances means in the background. It sleeps between polls and without a mean."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[SteppedMean | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._last: Pending | None = None
+        self._last: SteppedMean | None = None
         self._stopped = False
 
-    def drive(self, pending: Pending) -> None:
-        """Look after `pending` until it is there."""
+    def follow(self, mean: SteppedMean) -> None:
+        """Advance `mean` until it ends."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="hpcavg means on their way", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="hpcavg means in progress", daemon=True)
             self._thread.start()
-        # Last in, first out: before the communicator is freed and MPI finalised, which would tear at a mean in flight.
+        # Exit handlers run in reverse order: this one must run before communicators are freed and MPI is finalized.
         atexit.unregister(self._stop)
         atexit.register(self._stop)
-        self._last = pending
-        self._queue.put(pending)
+        self._last = mean
+        self._queue.put(mean)
 
     def _run(self) -> None:
-        while self._look_after(self._queue.get()):
+        while self._complete(self._queue.get()):
             pass
 
-    def _look_after(self, pending: Pending | None) -> bool:
-        """Take the steps of `pending`; return whether there is another to wait for. Keeps no hold of its arrays."""
-        if pending is None:
+    def _complete(self, mean: SteppedMean | None) -> bool:
+        """Take the steps of `mean`; return False for None, which ends the thread. Keeps no reference to the mean."""
+        if mean is None:
             return False
-        pause_s = _MIN_PAUSE_S
-        while not self._stopped and pending.done_s is None:
-            if pending.step():
-                pause_s = max(pause_s / 2, _MIN_PAUSE_S)
+        sleep_s = _MIN_SLEEP_S
+        while not self._stopped and mean.done_s is None:
+            if mean.step():
+                sleep_s = max(sleep_s / 2, _MIN_SLEEP_S)
             else:
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, _MAX_PAUSE_S)
-        if self._last is pending:
+                time.sleep(sleep_s)
+                sleep_s = min(2 * sleep_s, _MAX_SLEEP_S)
+        if self._last is mean:
             self._last = None
         return True
 
     def _stop(self) -> None:
+        """Complete the last mean, if it takes seconds at most, and end the thread."""
         deadline = time.monotonic() + _LAST_WAIT_S
         while (last := self._last) is not None and not last.test() and time.monotonic() < deadline:
-            time.sleep(_MIN_PAUSE_S)
+            time.sleep(_MIN_SLEEP_S)
         self._stopped = True
         self._queue.put(None)
         if self._thread is not None:
             self._thread.join()
 
 
-_driver = _Driver()
+_progress_thread = _ProgressThread()

@@ -1,7 +1,7 @@
-"""Sums of rows in memory, a piece at a time that fits a core's cache.
+"""Sums of rows in memory, in pieces that fit a core's cache.
 
-NumPy does what it has types for: its calls cost a third of torch's, and pieces make many of them. Half precision, which
-it cannot sum well, is summed by torch in float32.
+Pieces need many calls, and a call of NumPy costs a third of a call of torch. NumPy therefore does the sums, except in
+half precision, which torch sums in float32.
 """
 
 from __future__ import annotations
@@ -14,40 +14,61 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# NumPy's, over whatever memory.
 Values: TypeAlias = NDArray[Any]
-# A tensor's memory as NumPy sees it, or the tensor where NumPy is of no use.
+"""A NumPy array."""
+
 Array: TypeAlias = "Values | Tensor"
+"""A NumPy array over a tensor's memory; in half precision, the tensor."""
 
 _HALF = (torch.float16, torch.bfloat16)
 
-# 128 KiB of float32: the pieces of the mean and of a few rows fit a core's cache.
 PIECE_ELEMENTS = 32 * 1024
-# Slices start on multiples of this many elements: no cache line has two writers.
+"""128 KiB of float32: the pieces of the mean and of a few rows fit a core's cache."""
+
 ALIGNMENT_ELEMENTS = 64
+"""Slices start on multiples of this number of elements: no two ranks write to one cache line."""
 
 
 def as_array(tensor: Tensor) -> Array:
-    """Return what `average` works on fastest, over the same memory."""
+    """Return the memory of `tensor` as the array type that `average` works on fastest."""
     return tensor if tensor.dtype in _HALF else tensor.numpy()
 
 
 def sum_dtype(row: Array) -> np.dtype[Any]:
-    """Return what rows like `row` are summed in."""
+    """Return the dtype in which rows like `row` are summed."""
     return row.dtype if isinstance(row, np.ndarray) else np.dtype(np.float32)
 
 
 def slice_of(numel: int, index: int, count: int) -> tuple[int, int]:
-    """Return the first and the last element but one of slice `index` of `count`; slices start on cache lines."""
+    """Return start and end of one of `count` slices; slices start on cache lines.
+
+    Examples
+    --------
+    >>> [slice_of(1000, index, 3) for index in range(3)]
+    [(0, 320), (320, 640), (640, 1000)]
+    """
     units = -(-numel // ALIGNMENT_ELEMENTS)
     start, end = (units * i // count * ALIGNMENT_ELEMENTS for i in (index, index + 1))
     return min(start, numel), min(end, numel)
 
 
 def average(rows: Sequence[Array], targets: Sequence[Array], start: int, end: int, count: int) -> None:
-    """Write the sum of all `rows`, divided by `count`, to ``[start:end]`` of all `targets`, which may be the rows.
+    """Write the sum of all rows, divided by `count`, to all targets. The sum is in the order of the rows.
 
-    The order of the sum is that of the rows, whoever takes it.
+    Parameters
+    ----------
+    rows : arrays of shape (numel,).
+    targets : arrays of shape (numel,); they may be the rows.
+    start : first element to sum and write.
+    end : end of these elements.
+    count : the divisor.
+
+    Examples
+    --------
+    >>> mean = np.zeros(3)
+    >>> average([np.array([1.0, 2.0, 3.0]), np.array([3.0, 4.0, 5.0])], [mean], start=0, end=2, count=2)
+    >>> mean.tolist()
+    [2.0, 3.0, 0.0]
     """
     for first in range(start, end, PIECE_ELEMENTS):
         piece = slice(first, min(first + PIECE_ELEMENTS, end))
@@ -61,7 +82,7 @@ def average(rows: Sequence[Array], targets: Sequence[Array], start: int, end: in
 
 
 def add_up(parts: Sequence[Array], total: Values) -> None:
-    """Write the sum of `parts`, in their order, to `total`, which may be one of the first two of them."""
+    """Write the sum of `parts`, in their order, to `total`, which may be one of the first two parts."""
     if isinstance(parts[0], Tensor):
         result = torch.from_numpy(total).copy_(parts[0])
         for part in parts[1:]:
@@ -84,7 +105,7 @@ def put(values: Values, target: Array) -> None:
 
 
 def divide(total: Values, count: int) -> None:
-    """Divide `total` by `count` in place: by a power of two as a product, which is exact then, and faster."""
+    """Divide `total` by `count` in place. If `count` is a power of two, a product is exact and faster."""
     if count & (count - 1):
         np.divide(total, count, out=total)
     else:

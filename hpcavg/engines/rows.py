@@ -1,4 +1,4 @@
-"""Where arrays lie that the ranks of a node read from each other, and who these ranks are."""
+"""Arrays in memory that the ranks of a node share, and these ranks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,19 @@ from hpcavg.engines.wire import Crossing, Wire
 
 @dataclass(frozen=True)
 class Members:
-    """The ranks of a scope, seen from one of them.
+    """The ranks of a scope, as this rank sees them.
 
-    scope : what they are the ranks of. num_ranks : how many there are on all nodes.
-    node : those on this node. peers : their indices among the ranks of the node, which are those of their rows.
-    in_background : they meet for delayed means. is_asleep : wait for each other asleep, in steps.
-    num_lanes : how many ranks of each node may meet those of the others, each in a lane of its own; 0 where all are on
-    one node. wire : this rank's lane, if it has one.
+    Attributes
+    ----------
+    scope : the scope.
+    node : communicator of the ranks on this node.
+    peers : indices of these ranks in ``topology.peers``; they are the indices of their rows in `Rows.blocks`.
+    num_ranks : number of ranks on all nodes.
+    num_lanes : number of ranks of each node that may communicate with other nodes, each in its own lane; 0 if all ranks
+        are on one node.
+    wire : this rank's lane; None if it has none.
+    in_background : they take delayed means.
+    is_asleep : they wait for each other in steps, which may sleep, instead of in a blocking barrier.
     """
 
     scope: Scope
@@ -40,7 +46,7 @@ class Members:
     is_asleep: bool = False
 
     def meet(self) -> Work:
-        """Wait until all on this node are here."""
+        """Wait for all of these ranks on this node, in steps."""
         if len(self.peers) == 1:
             return
         if self.is_asleep:
@@ -51,12 +57,17 @@ class Members:
 
 @dataclass
 class Rows:
-    """Where an array of every rank of the node lies.
+    """One array of every rank of the node, in shared memory.
 
-    blocks : shape (learners, numel), one per rank. means : by scope, the mean where it does not take the rows' place;
-    None where a node has no room for it. copies : for small arrays and each scope, blocks for two copies, used in
-    turns; else empty. crossing : the fastest way between nodes, if it was looked for. codes : by scope, what
-    compression knows of the last mean. mixed : the mean of neighbours until all have read the rows.
+    Attributes
+    ----------
+    blocks : the values of every rank's learners, shape (learners, numel).
+    means : memory for the mean if it does not replace the rows, by scope; None if a node has no room for it.
+    copies : two sets of blocks for copies of small arrays, by scope; empty for large arrays.
+    turns : iterators that alternate between the two sets of copies, by scope.
+    crossing : the fastest lanes and chunks between nodes, if a trial has found them.
+    codes : the state of compression after the last mean, by scope.
+    mixed : memory for the mean of neighbours, until all ranks have read the rows.
     """
 
     blocks: list[Tensor]
@@ -70,58 +81,65 @@ class Rows:
 
     @cached_property
     def learners(self) -> int:
-        """Rows of a block."""
+        """Number of rows of a block."""
         return self.blocks[0].shape[0]
 
     @cached_property
     def numel(self) -> int:
-        """Elements of a row."""
+        """Number of elements of a row."""
         return self.blocks[0].shape[1]
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """What all of them are."""
+        """Dtype of all rows."""
         return self.blocks[0].dtype
 
     @cached_property
     def num_bytes(self) -> int:
-        """Bytes of a row."""
+        """Size of a row, in bytes."""
         return self.numel * self.dtype.itemsize
 
     def num_learners(self, members: Members, num_well: int | None) -> int:
-        """Return how many learners a mean is of; see `hpcavg.engines.base.Engine.mean`."""
+        """Return the number of learners that a mean includes; see `hpcavg.engines.base.Engine.mean`."""
         return self.learners * (members.num_ranks if num_well is None else num_well)
 
     def of(self, peers: tuple[int, ...]) -> list[Array]:
-        """Return the rows of `peers` and of all their learners, in their order."""
+        """Return the rows of all learners of `peers`, in their order."""
         if peers not in self._rows_of:
             self._rows_of[peers] = rows_of(self.blocks, peers)
         return self._rows_of[peers]
 
 
 def rows_of(blocks: Sequence[Tensor], peers: Sequence[int]) -> list[Array]:
-    """Return the rows of the blocks of `peers`, in their order."""
+    """Return all rows of the blocks of `peers`, in their order."""
     return [as_array(row) for peer in peers for row in blocks[peer]]
 
 
 def _stride(array: Tensor) -> int:
-    """Return the elements from one row of `array` to the next: rows start on cache lines."""
+    """Return the number of elements between the starts of two rows of `array`: rows start on cache lines."""
     return -(-array.shape[1] // ALIGNMENT_ELEMENTS) * ALIGNMENT_ELEMENTS
 
 
 def block_elements(array: Tensor) -> int:
-    """Return the elements of a block of the form of `array`."""
+    """Return the number of elements of a block for `array`, shape (learners, numel), with padding."""
     return array.shape[0] * _stride(array)
 
 
 def lay_out(memory: mmap.mmap, start: int, array: Tensor, num_blocks: int) -> list[Tensor]:
-    """Return `num_blocks` tensors of the form of `array`, side by side in `memory` from byte `start` on.
+    """Return consecutive tensors in `memory`, with the shape and dtype of `array`.
 
-    Each is a storage of its own, so that who pickles one does not drag the others along.
+    Each tensor has its own storage: pickling one does not include the others.
+
+    Parameters
+    ----------
+    memory : shared memory.
+    start : byte at which the first tensor starts.
+    array : an array with the wanted shape, (learners, numel), and dtype.
+    num_blocks : number of tensors.
     """
     learners, numel = array.shape
     elements = block_elements(array)
-    strides = (_stride(array) if learners > 1 else numel, 1)  # for one row what a plain tensor of this shape has
+    strides = (_stride(array) if learners > 1 else numel, 1)  # one row has the strides of a plain tensor
     return [
         torch.frombuffer(memory, dtype=array.dtype, count=elements, offset=offset).as_strided(
             (learners, numel), strides

@@ -1,52 +1,66 @@
-"""Engines by name, and the best one for where the ranks and their parameters are."""
+"""The choice of an engine: by name, or the best one for the nodes and devices of the ranks."""
 
 from __future__ import annotations
 
 import pkgutil
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from hpcavg.config.components import HOST_ENGINES
+from hpcavg.config.components import DEVICE_ENGINES, HOST_ENGINES
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import Engine
 from hpcavg.engines.compression import WireFormat
-from hpcavg.engines.device_select import select_for_device
+from hpcavg.engines.gpu.cuda import Cuda
+from hpcavg.engines.gpu.cuda_aware import CudaAwareEngine
+from hpcavg.engines.gpu.cuda_ipc import CudaIpcEngine, find_obstacle
+from hpcavg.engines.gpu.cuda_support import find_cuda_awareness
+from hpcavg.engines.staged import StagedEngine
+from hpcavg.errors import InputError
 
 CPU = torch.device("cpu")
 
 
 def _make(maker: str, topology: Topology, wire_format: WireFormat | None = None, **more: bool) -> Engine:
-    """Return the engine of a class, whose module is imported now."""
+    """Import the engine's class and return an engine."""
     return pkgutil.resolve_name(maker)(topology, wire_format, **more)
 
 
 ENGINES: dict[str, Callable[..., Engine]] = {name: partial(_make, entry.maker) for name, entry in HOST_ENGINES.items()}
-"""What makes each engine for host memory."""
+"""Functions that make the engines for host memory, by name."""
 
 
 def select_engine(
     name: str, topology: Topology, device: torch.device = CPU, wire_format: WireFormat | None = None
 ) -> Engine:
-    """Return the engine of this name. Collective over all ranks.
+    """Return the engine with this name. Collective over all ranks.
 
     Parameters
     ----------
     name : a name, or ``"auto"`` for the best engine here.
     topology : the ranks.
-    device : where the parameters are.
-    wire_format : what crosses nodes as, unless a mean is exact; None: as it is.
+    device : the device of the parameters.
+    wire_format : the format of messages between nodes, unless a mean is exact. None sends values unchanged.
 
     Raises
     ------
     InputError
         On every rank, if the name is unknown or the engine cannot work here.
+
+    Examples
+    --------
+    >>> from mpi4py import MPI
+    >>> from hpcavg import Topology
+    >>> select_engine("auto", Topology(MPI.COMM_SELF)).name
+    'mpi'
     """
     if name in ("auto", *ENGINES) and device.type == "cpu":
         return _select_host_engine(name, topology, wire_format)
     engine, choice = select_for_device(
-        name, topology, device, list(ENGINES), lambda host: _select_host_engine(host, topology, wire_format)
+        name, topology, device, lambda host: _select_host_engine(host, topology, wire_format)
     )
     engine.notes.insert(0, choice.reason)
     return engine
@@ -66,3 +80,143 @@ def _select_host_engine(name: str, topology: Topology, wire_format: WireFormat |
         engine = ENGINES["twolevel"](topology, wire_format, is_required=False)
     engine.notes.append(reason)
     return engine
+
+
+# -- devices ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the choice depends on; the same on all ranks.
+
+    Attributes
+    ----------
+    device : type of the parameters' device, cpu or cuda.
+    num_ranks : number of ranks with learners.
+    num_nodes : number of nodes.
+    is_cuda_aware : whether MPI accepts device memory.
+    how_known : the source of `is_cuda_aware`.
+    ipc_obstacle : why ranks cannot read each other's device memory; None if they can.
+    """
+
+    device: str
+    num_ranks: int = 1
+    num_nodes: int = 1
+    is_cuda_aware: bool = False
+    how_known: str = "not asked"
+    ipc_obstacle: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen engine.
+
+    Attributes
+    ----------
+    engine : its name.
+    host : name of the engine for host memory. If the parameters are in host memory, it is the same as `engine`.
+    reason : the reason, in one sentence.
+    warning : a warning for the user, or None.
+    """
+
+    engine: str
+    host: str
+    reason: str
+    warning: str | None = None
+
+
+def select_for_device(
+    requested: str,
+    topology: Topology,
+    device: torch.device,
+    make_host_engine: Callable[[str], Engine],
+    cuda: Cuda | None = None,
+) -> tuple[Engine, Choice]:
+    """Return the engine for arrays on `device` and the reason for the choice. Collective over all ranks.
+
+    Parameters
+    ----------
+    requested : ``"auto"`` or a name.
+    topology : the ranks.
+    device : the device of the parameters.
+    make_host_engine : returns the engine for host memory with a name, also for ``"auto"``.
+    cuda : the calls to CUDA; None for the real ones.
+
+    Raises
+    ------
+    InputError
+        On every rank, if the name is unknown or the engine cannot work here.
+    """
+    choice = choose_engine(requested, find_facts(requested, topology, device, cuda))
+    if choice.warning is not None and topology.rank == 0:
+        warnings.warn(choice.warning, stacklevel=2)
+    if choice.engine == "cuda-aware":
+        return CudaAwareEngine(topology, cuda=cuda), choice
+    host = make_host_engine(choice.host)
+    if choice.engine == choice.host:
+        return host, choice
+    staged = StagedEngine(topology, host, cuda)
+    return (CudaIpcEngine(topology, staged, cuda) if choice.engine == "cuda-ipc" else staged), choice
+
+
+def find_facts(requested: str, topology: Topology, device: torch.device, cuda: Cuda | None = None) -> Facts:
+    """Return the facts for `device`. Only what matters for `requested` is tried. Collective over all ranks.
+
+    Raises `InputError` on every rank if the ranks have different types of devices.
+    """
+    types = topology.all_ranks.allgather(device.type)
+    if len(set(types)) > 1:
+        given = f"{types[0]} on rank 0 and not on rank {next(r for r, other in enumerate(types) if other != types[0])}"
+        raise InputError("device", given, "of one kind on all ranks, cpu or cuda")
+    if device.type != "cuda":
+        return Facts(device.type)
+    if topology.survives:
+        reason = "what device memory is given to MPI or other ranks does not survive the death of one"
+        return Facts(device.type, topology.num_learner_ranks, topology.num_nodes, False, reason, reason)
+    is_cuda_aware, how_known = find_cuda_awareness(topology)
+    obstacle = find_obstacle(topology, device, cuda) if requested in ("auto", "cuda-ipc") else "not tried"
+    return Facts(device.type, topology.num_learner_ranks, topology.num_nodes, is_cuda_aware, how_known, obstacle)
+
+
+def choose_engine(requested: str, facts: Facts) -> Choice:
+    """Return the engine for `requested`, ``"auto"`` or a name.
+
+    Raises `InputError` if the name is unknown or the engine cannot work here.
+
+    Examples
+    --------
+    >>> choose_engine("auto", Facts("cuda", num_ranks=4)).engine
+    'cuda-ipc'
+    """
+    if requested not in ("auto", *HOST_ENGINES, *DEVICE_ENGINES):
+        raise InputError("engine", requested, f"one of {', '.join(('auto', *HOST_ENGINES, *DEVICE_ENGINES))}")
+    if facts.device != "cuda":
+        if requested in DEVICE_ENGINES:
+            allowed = f"one of {', '.join(('auto', *HOST_ENGINES))} for parameters on {facts.device}"
+            raise InputError("engine", requested, allowed)
+        return Choice(requested, requested, f"the parameters are on {facts.device}")
+    if requested in HOST_ENGINES:
+        return Choice("staged", requested, f"{requested} was asked for, which works in host memory")
+    if requested == "auto":
+        return _choose_for_cuda(facts)
+    if requested == "cuda-aware" and not facts.is_cuda_aware:
+        allowed = f"staged or auto: {facts.how_known} (HPCAVG_CUDA_AWARE=1 if MPI takes device memory all the same)"
+        raise InputError("engine", requested, allowed)
+    if requested == "cuda-ipc" and facts.ipc_obstacle is not None:
+        raise InputError("engine", requested, f"staged or auto: {facts.ipc_obstacle}")
+    return Choice(requested, "auto", "it was asked for")
+
+
+def _choose_for_cuda(facts: Facts) -> Choice:
+    """Return the best engine for device memory."""
+    if facts.num_ranks == 1:
+        return Choice("staged", "auto", "there is one learner, and nothing to send")
+    if facts.num_nodes == 1 and facts.ipc_obstacle is None:
+        return Choice("cuda-ipc", "auto", "all ranks are on one node and read each other's device memory")
+    if facts.num_nodes == 1:
+        reason = f"ranks cannot read each other's device memory: {facts.ipc_obstacle}"
+        return Choice("staged", "auto", reason, warning=f"{reason}; means go through host memory")
+    where = f"the ranks are on {facts.num_nodes} nodes"
+    if facts.is_cuda_aware:
+        return Choice("cuda-aware", "auto", f"{where}, and MPI takes device memory ({facts.how_known})")
+    return Choice("staged", "auto", f"{where}, and MPI takes host memory only ({facts.how_known})")

@@ -1,9 +1,8 @@
-"""Means inside a node at the speed of memory: ranks read each other's parameters where they lie.
+"""Means inside a node in shared memory.
 
-The flat buffers of a node's ranks lie side by side in memory that all of them map. Every rank averages its slice of all
-rows, a cache-sized piece at a time, straight into the rows where the mean replaces them, into a mean beside them where
-it is merged. No message is sent but the two barriers around it; small arrays do
-with one, each rank then sums all of them for itself.
+All ranks of a node map the flat buffers of all of them. Every rank averages one slice of all rows, in pieces that fit
+the cache. It writes the mean to the rows if the mean replaces them, else to separate memory. There are no messages, but
+a barrier before and after. Small arrays need one barrier: each rank sums all rows itself.
 """
 
 from __future__ import annotations
@@ -25,29 +24,42 @@ from hpcavg.distributed.topology import Topology
 from hpcavg.engines.compression import WireFormat
 from hpcavg.engines.mpi import MpiEngine, as_real
 from hpcavg.engines.neighbours import mix
-from hpcavg.engines.pending import CountWell, Pending, Work, finish
+from hpcavg.engines.pending import CountWell, SteppedMean, Work, finish
 from hpcavg.engines.reduction import PIECE_ELEMENTS, Array, add_up, as_array, average, divide, slice_of
 from hpcavg.engines.rows import Members, Rows, block_elements, lay_out, rows_of
 from hpcavg.errors import InputError
 
-# Pieces between two looks at whether anyone else wants the interpreter.
-_PIECES_A_STEP = 8
-# Up to here a second barrier costs more than summing everything on every rank.
+# Number of pieces before other threads get the interpreter.
+_PIECES_PER_STEP = 8
+# Up to this size, a second barrier costs more than a sum of all rows on every rank.
 _SMALL_BYTES = 128 * 1024
 
 
 class SharedEngine:
-    """Means over learners that are all on one node, in memory they share.
+    """Means over learners on one node, in shared memory.
 
-    Arrays that `allocate` placed are averaged there; others, and all on other devices, go the way of `MpiEngine`. So do
-    means that need more memory, beside the rows or for copies, where a node has none left; ranks agree on it once.
+    It averages arrays from `allocate`. `MpiEngine` averages all other arrays, and arrays on devices. `MpiEngine` also
+    takes means that need memory for copies or for a separate mean, if a node has no room for it.
 
     Parameters
     ----------
     topology : the ranks.
-    wire_format : what crosses nodes as; inside a node nothing is rounded.
-    is_required : raise `InputError` if a node has no room to share, in `allocate` or later; otherwise warn and go the
-        way of `MpiEngine`.
+    wire_format : format of messages between nodes; inside a node nothing is compressed.
+    is_required : raise `InputError` if a node has no room, in `allocate` or later. Otherwise warn and use `MpiEngine`.
+
+    Raises
+    ------
+    InputError
+        On every rank, if there are several nodes.
+
+    Examples
+    --------
+    >>> from mpi4py import MPI
+    >>> from hpcavg import Topology
+    >>> engine = SharedEngine(Topology(MPI.COMM_SELF))
+    >>> rows = engine.allocate(torch.zeros(2, 3))
+    >>> rows.copy_(torch.tensor([[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]])).mean(dim=0)
+    tensor([2., 3., 4.])
     """
 
     name = "shared"
@@ -68,7 +80,7 @@ class SharedEngine:
         topology.on_shrink(self._forget)
 
     def _forget(self) -> None:
-        """Let go of communicators and memory shared with lost ranks; `allocate` is called anew."""
+        """Forget communicators and memory shared with lost ranks; the caller calls `allocate` again."""
         for known in (self._members, self._placed, self._copies):
             known.clear()
         self._peer_ranks = None
@@ -92,10 +104,10 @@ class SharedEngine:
         num_ranks = comm.Get_size()
         return Members(scope, node, peers, num_ranks, in_background=in_background, is_asleep=in_background)
 
-    # -- where arrays live ----------------------------------------------------------------------------------------
+    # -- memory of arrays -----------------------------------------------------------------------------------------
 
     def allocate(self, array: Tensor) -> Tensor:
-        """Return memory of the form of `array` that the other ranks of the node read, too."""
+        """Return shared memory with the shape and dtype of `array`; see `hpcavg.engines.base.Engine`."""
         if array.device.type != "cpu" or array.numel() == 0:
             return array
         is_small = array.numel() * array.element_size() <= _SMALL_BYTES
@@ -103,9 +115,12 @@ class SharedEngine:
         return array if placed is None else placed[0]
 
     def _place(self, arrays: Sequence[Tensor], num_copies: int = 0) -> list[Tensor] | None:
-        """Return memory of the form of each of `arrays`, as `allocate` does; None if there is no room for all of them.
+        """Return shared memory for each array; None if there is no room for all. Collective over all learners.
 
-        num_copies : of each, for small arrays. Collective over all learners.
+        Parameters
+        ----------
+        arrays : arrays with the wanted shapes, (learners, numel), and dtypes.
+        num_copies : number of copies of each array, for means of small arrays.
         """
         peers = self._topology.peers
         num_blocks = peers.Get_size() * (1 + num_copies)
@@ -127,7 +142,7 @@ class SharedEngine:
     def _memory(self, node: MPI.Comm, num_bytes: int, scope: Scope) -> mmap.mmap | None:
         """Return memory that the ranks of `node` share. Collective over `scope`.
 
-        Returns None on all ranks of the scope where one of its nodes has no room, and none is required.
+        If one of its nodes has no room, it raises `InputError` or returns None on all ranks; see `is_required`.
         """
         memory, error = None, ""
         try:
@@ -164,7 +179,7 @@ class SharedEngine:
         if (
             placed is None
             or members.num_ranks == 1
-            or (out_of_place and self._mean_beside(placed, members) is None)  # no room
+            or (out_of_place and self._out_of_place_mean(placed, members) is None)  # no room
         ):
             self._mpi.mean(rows, out, scope, num_well)
         elif is_small:
@@ -172,15 +187,15 @@ class SharedEngine:
         elif is_in_place:
             finish(self._replace(placed, members, num_well, exact))
         else:
-            mean = self._mean_beside(placed, members)
+            mean = self._out_of_place_mean(placed, members)
             assert mean is not None
             finish(self._average(placed, [as_array(mean)], members, num_well, exact))
             out.copy_(mean)
 
     def mix(self, rows: Tensor, out: Tensor, scope: Neighbours) -> None:
-        """Write the weighted mean of its neighbours to this rank's row; see `hpcavg.engines.base.Engine`.
+        """Write the weighted mean of the neighbours to this rank's row; see `hpcavg.engines.base.Engine`.
 
-        Neighbours on this node read each other's rows where they lie, so a mean in place needs a second array.
+        Neighbours on this node read each other's rows in shared memory. A mean in place therefore needs a second array.
         """
         placed, peers = self._placed.get(rows.data_ptr()), self._topology.peers
         if placed is None or peers.Get_size() == 1:
@@ -196,7 +211,7 @@ class SharedEngine:
         assert mixed is not None
         peers.Barrier()  # all rows are final
         mix(as_real(rows[0]), as_real(mixed[0]), self._topology.links(scope), here, self._topology.comm(scope))
-        peers.Barrier()  # nobody reads the rows any more
+        peers.Barrier()  # no rank reads the rows any more
         if is_in_place:
             out.copy_(mixed)
 
@@ -205,10 +220,10 @@ class SharedEngine:
         arrays: Sequence[Tensor],
         scope: Scope,
         count_well: CountWell | None = None,
-    ) -> Pending:
+    ) -> SteppedMean:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.engines.base.Engine`.
 
-        They are taken in place of copies, which live as the arrays do and are kept for the next time.
+        Means replace copies in shared memory, which are kept for the next call.
         """
         members = self._members_of(scope, in_background=True)
         copies = None if members.num_ranks == 1 else self._copies_of(arrays)
@@ -220,12 +235,12 @@ class SharedEngine:
             self._replace_all(copies, members, count_well),
             self._topology.completion(self._topology.background_comm(scope, self)),
         )
-        return Pending(work, lambda: [copy[0] for copy in copies])
+        return SteppedMean(work, lambda: [copy[0] for copy in copies])
 
     def _copies_of(self, arrays: Sequence[Tensor]) -> list[Tensor] | None:
-        """Return memory for a copy of each of `arrays`; None where they are not all placed, or a node has no room.
+        """Return shared memory for a copy of each array; None if one is not from `allocate`, or a node has no room.
 
-        Collective over all learners at the first call.
+        The first call is collective over all learners.
         """
         if any(rows.data_ptr() not in self._placed for rows in arrays):
             return None
@@ -245,15 +260,15 @@ class SharedEngine:
         """Replace the members' `copies` by their means, one after the other; see `start`."""
         num_well = None
         for index, copy in enumerate(copies):
-            is_of_complaints = index == 0 and count_well is not None
-            yield from self._replace(self._placed[copy.data_ptr()], members, num_well, exact=is_of_complaints)
+            is_count = index == 0 and count_well is not None
+            yield from self._replace(self._placed[copy.data_ptr()], members, num_well, exact=is_count)
             if index == 0 and count_well is not None:
                 num_well = count_well(copy[0])
 
-    def _mean_beside(self, rows: Rows, members: Members) -> Tensor | None:
-        """Return the memory of a mean that does not take the rows' place; None where a node has no room for it.
+    def _out_of_place_mean(self, rows: Rows, members: Members) -> Tensor | None:
+        """Return shared memory for a mean that does not replace the rows; None if a node has no room.
 
-        Collective over the members at the first call.
+        The first call is collective over the members.
         """
         if members.scope not in rows.means:
             memory = self._memory(members.node, rows.num_bytes, members.scope)
@@ -261,12 +276,12 @@ class SharedEngine:
         return rows.means[members.scope]
 
     def _replace(self, rows: Rows, members: Members, num_well: int | None, exact: bool) -> Work:
-        """Replace the members' rows by their mean, straight into all of them while it is in cache."""
+        """Replace the members' rows by their mean. Each piece goes to all rows while it is in the cache."""
         return self._average(rows, rows.of(members.peers), members, num_well, exact)
 
     def _average(self, rows: Rows, targets: list[Array], members: Members, num_well: int | None, exact: bool) -> Work:
         """Write the mean of the members' rows to all `targets`, which may be the rows. Collective over the members."""
-        yield from members.meet()  # all rows are final, and nobody reads the last mean any more
+        yield from members.meet()  # all rows are final, and no rank reads the last mean any more
         yield from self._reduce(rows, targets, members, num_well, exact)
         yield from members.meet()  # the mean is complete
 
@@ -274,7 +289,7 @@ class SharedEngine:
         """Write this rank's slice of the mean of the members' rows to `targets`."""
         own_rows, count = rows.of(members.peers), rows.num_learners(members, num_well)
         start, end = slice_of(rows.numel, members.node.Get_rank(), members.node.Get_size())
-        step = _PIECES_A_STEP * PIECE_ELEMENTS
+        step = _PIECES_PER_STEP * PIECE_ELEMENTS
         for first in range(start, end, step):
             average(own_rows, targets, first, min(first + step, end), count)
             yield True
@@ -285,9 +300,10 @@ class SharedEngine:
     def _mean_of_small(
         self, placed: Rows, out: Tensor, is_in_place: bool, members: Members, num_well: int | None
     ) -> None:
-        """Take the mean behind a single barrier: each rank sums all rows, of copies that the next mean leaves alone.
+        """Take the mean of a small array with one barrier: each rank sums copies of all rows.
 
-        The copies of the mean after that are written behind its barrier, when everybody has read these.
+        Two sets of copies alternate. The mean after the next one overwrites this set; all ranks have then passed the
+        barrier of the next mean, and no longer read this set.
         """
         if members.scope not in placed.turns:
             own = self._topology.peers.Get_rank()

@@ -1,7 +1,7 @@
-"""Device arrays over an MPI that knows nothing of devices: through page-locked rows in host memory.
+"""Device arrays without a CUDA-aware MPI: through page-locked rows in host memory.
 
-Where the host engine averages in memory that the node shares, the rows are that memory, page-locked in place: nothing
-is copied but from the device and back.
+If the host engine uses shared memory, the rows are in it, page-locked in place. The only copies are from the device and
+back.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from hpcavg.engines.pending import CountWell
 
 @dataclass
 class _HostRow:
-    """Host memory for one row of `array`, and the copy back to the device that still reads it."""
+    """Host memory for one row of a device array.
+
+    Attributes
+    ----------
+    array : the array.
+    row : the memory, shape (1, numel).
+    read : end of the last copy to the device, which reads the row.
+    """
 
     array: Tensor
     row: Tensor
@@ -29,12 +36,20 @@ class _HostRow:
 
 
 class StagedEngine:
-    """Means of device arrays, taken by `host` on rows in host memory.
+    """Means of device arrays on rows in host memory.
 
-    Arrays in host memory go to `host` as they are. Several learners of a rank are averaged on the device first. Half
-    precision is half precision on the way, too.
+    The learners of a rank are averaged on the device first. Arrays keep their dtype, also half precision. Arrays in
+    host memory are averaged by the host engine as they are.
 
-    topology : the learners. host : takes means of host memory. cuda : see `hpcavg.engines.gpu.cuda`.
+    Parameters
+    ----------
+    topology : the ranks.
+    host : the engine for host memory.
+    cuda : the calls to CUDA; None for the real ones.
+
+    Attributes
+    ----------
+    host : the engine for host memory.
     """
 
     name = "staged"
@@ -49,7 +64,7 @@ class StagedEngine:
         topology.on_shrink(self._host_rows.clear)
 
     def allocate(self, array: Tensor) -> Tensor:
-        """Return `array`, which stays on its device, and allocate its row in host memory."""
+        """Return `array`, which stays on its device. Allocate its row in host memory."""
         if not self._cuda.holds(array):
             return self.host.allocate(array)
         wanted = torch.empty(1, array.shape[1], dtype=array.dtype)
@@ -82,7 +97,7 @@ class StagedEngine:
             host.read = self._cuda.mark(out.device)
 
     def mix(self, rows: Tensor, out: Tensor, scope: Neighbours) -> None:
-        """Write the weighted mean of its neighbours to this rank's row; see `hpcavg.engines.base.Engine`."""
+        """Write the weighted mean of the neighbours to this rank's row; see `hpcavg.engines.base.Engine`."""
         if not self._cuda.holds(rows):
             self.host.mix(rows, out, scope)
             return
@@ -106,29 +121,39 @@ class StagedEngine:
         return _StagedMean(self.host.start(rows, scope, count_well), devices, self._cuda)
 
     def _copy_out(self, rows: Tensor) -> _HostRow:
-        """Queue the copy of this rank's mean row to host memory: its own where `allocate` made one."""
+        """Queue the copy of the mean of this rank's learners to its row in host memory, and return the row.
+
+        An array that is not from `allocate` gets a temporary row.
+        """
         host = self._host_rows.get(key_of(rows))
         if host is None:
             host = _HostRow(rows, self._cuda.pinned(torch.empty((1, rows.shape[1]), dtype=rows.dtype, device="meta")))
         if host.read is not None:
-            host.read.synchronize()  # it may be in another stream
+            host.read.synchronize()  # the copy may be in another stream
         self._cuda.copy(host.row[0], rows[0] if rows.shape[0] == 1 else rows.mean(dim=0))
         return host
 
 
 class _StagedMean:
-    """A mean on its way in host memory, awaited on devices; None stands for the host."""
+    """A pending mean in host memory, for arrays on devices; see `hpcavg.engines.base.PendingMean`.
+
+    Parameters
+    ----------
+    pending : the mean in host memory.
+    devices : the device of every array; None for the host.
+    cuda : the calls to CUDA.
+    """
 
     def __init__(self, pending: PendingMean, devices: list[torch.device | None], cuda: Cuda) -> None:
         self._pending, self._devices, self._cuda = pending, devices, cuda
 
     @property
     def done_s(self) -> float | None:
-        """See `PendingMean`; the way back to the device is not in it."""
+        """End of the mean in host memory, without the copy to the device."""
         return self._pending.done_s
 
     def test(self) -> bool:
-        """Return whether it is there."""
+        """See `PendingMean`."""
         return self._pending.test()
 
     @property
@@ -137,11 +162,11 @@ class _StagedMean:
         return self._pending.is_complete
 
     def wait(self) -> list[Tensor]:
-        """Return the means, each on its array's device."""
+        """Return the means, each on the device of its array."""
         return self._to_devices(self._pending.wait())
 
     def settle(self, is_complete: bool) -> list[Tensor]:
-        """Return the means where `is_complete`, each on its array's device."""
+        """Return the means, each on the device of its array, if `is_complete`; see `PendingMean`."""
         return self._to_devices(self._pending.settle(True)) if is_complete else self._pending.settle(False)
 
     def _to_devices(self, host_means: list[Tensor]) -> list[Tensor]:
@@ -150,12 +175,20 @@ class _StagedMean:
 
 
 def key_of(array: Tensor) -> object:
-    """Return what tells `array` from others that are alive: where it is, and its form."""
+    """Return a key that identifies `array` among all existing arrays: its memory, shape and dtype."""
     return array.device, array.data_ptr(), tuple(array.shape), array.dtype
 
 
 def average_own(rows: Tensor, out: Tensor) -> None:
-    """Write the mean of this rank's own `rows`, shape (learners, numel), to `out`, which may be ``rows[0]``."""
+    """Write the mean of this rank's own `rows`, shape (learners, numel), to `out`, which may be ``rows[0]``.
+
+    Examples
+    --------
+    >>> rows, out = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.empty(2)
+    >>> average_own(rows, out)
+    >>> out
+    tensor([2., 3.])
+    """
     if rows.shape[0] > 1:
         out.copy_(rows.mean(dim=0))
     elif out.data_ptr() != rows.data_ptr():

@@ -1,7 +1,7 @@
-"""Means at two levels: inside nodes in shared memory, and between them only what no node can know by itself.
+"""Means at two levels: in shared memory inside nodes, by messages between them.
 
-A node's ranks sum their rows in memory they share, a slice each; the ranks of all nodes with the same slice then meet
-on the wire, in a lane of their own, and write what comes out into all rows. Nothing crosses twice.
+Each rank of a node sums one slice of all rows in shared memory. The ranks of all nodes with the same slice form a lane.
+They sum the slice across nodes and write the mean to all rows. Every value crosses between nodes only once each way.
 """
 
 from __future__ import annotations
@@ -25,23 +25,29 @@ from hpcavg.engines.rows import Members, Rows
 from hpcavg.engines.shared import SharedEngine
 from hpcavg.engines.wire import CHUNK_BYTES, Crossing, Transfer, Wire, largest_chunk_bytes
 
-# Chunks a lane of a trial: enough to be on the way together, and no more than a slow wire takes a second for.
+# Number of chunks per lane in a trial: enough to be in flight together, and less than a second on a slow network.
 _TRIAL_CHUNKS = 16
 _TRIALS = 3
-# A chunk that takes longer does so because of the wire, and larger ones would only take longer to try.
+# If a chunk takes longer, the network limits it, and trials of larger chunks are not worth their time.
 _LONG_CHUNK_S = 0.0005
-# Behind a computation nobody waits for the first and the last, and every chunk takes something from it.
+# During a computation latency does not matter, and every chunk slows the computation: chunks are larger.
 _BACKGROUND_CHUNK_BYTES = CHUNK_BYTES[2]
-# Up to here all nodes may send all they have to all others: it takes less time than a second message.
+# Up to this size, every node sends its sum to all others: this is faster than a second message.
 _GATHERED_BYTES = 512 * 1024
 
 
 class TwoLevelEngine(SharedEngine):
-    """Means over learners on any number of nodes, with any number of them on each.
+    """Means over learners on any number of nodes, with any number of learners on each.
 
-    There are as many lanes as the smallest node has ranks, or a single one, and what travels does so in chunks of some
-    size: what a trial shows to be fastest. The sum is that of the ranks of each node in their order, then of the nodes
-    in theirs, and so does not depend on it.
+    The number of lanes is one, or the number of ranks on the smallest node. A trial finds the fastest combination of
+    lanes and chunk size. The sum is over the ranks of each node in their order, then over the nodes in their order. It
+    does not depend on lanes and chunks.
+
+    Parameters
+    ----------
+    topology : the ranks.
+    wire_format : format of messages between nodes; None sends values unchanged.
+    is_required : see `SharedEngine`.
     """
 
     name = "twolevel"
@@ -51,7 +57,7 @@ class TwoLevelEngine(SharedEngine):
         self._crossings: dict[tuple[int, torch.dtype], Crossing | None] = {}
 
     def _check_nodes(self) -> None:
-        """Take any number of nodes."""
+        """Accept any number of nodes."""
 
     def _find_members(self, scope: Scope, in_background: bool) -> Members:
         members = super()._find_members(scope, in_background)
@@ -66,11 +72,11 @@ class TwoLevelEngine(SharedEngine):
         return replace(members, wire=wire, num_lanes=num_lanes, is_asleep=True)
 
     def allocate(self, array: Tensor) -> Tensor:
-        """Return memory of the form of `array` that the other ranks of the node read, too."""
+        """Return shared memory with the shape and dtype of `array`; see `hpcavg.engines.base.Engine`."""
         own = super().allocate(array)
         placed = self._placed.get(own.data_ptr())
         if placed is not None:
-            # After ranks were lost, the way that was found for the array before.
+            # After a loss of ranks, the result of the first trial is used again.
             key = (placed.numel, placed.dtype)
             if key not in self._crossings:
                 self._crossings[key] = self._fastest_crossing(placed)
@@ -78,7 +84,10 @@ class TwoLevelEngine(SharedEngine):
         return own
 
     def _fastest_crossing(self, placed: Rows) -> Crossing | None:
-        """Return what takes the least time for a part of the rows, which hold nothing yet; None if none is needed."""
+        """Return the fastest lanes and chunks for these rows, by trial; None if the rows do not need them.
+
+        The trial overwrites the rows, which have no values yet.
+        """
         members = self._members_of(GLOBAL, in_background=False)
         if not members.num_lanes or self._is_small(placed, members):
             return None
@@ -100,7 +109,7 @@ class TwoLevelEngine(SharedEngine):
         return fastest
 
     def _seconds_per_byte(self, placed: Rows, members: Members, crossing: Crossing) -> float:
-        """Return the best of a few means of as much of the rows as shows what these chunks are worth."""
+        """Return the time per byte of the fastest of a few means with these lanes and chunks."""
         num_bytes = crossing.chunk_bytes * crossing.num_lanes * _TRIAL_CHUNKS
         numel = min(placed.numel, num_bytes // placed.dtype.itemsize)
         trial = Rows([block[:, :numel] for block in placed.blocks], crossing=crossing)
@@ -112,12 +121,12 @@ class TwoLevelEngine(SharedEngine):
         return seconds / max(1, trial.num_bytes)
 
     def _reduce(self, rows: Rows, targets: list[Array], members: Members, num_well: int | None, exact: bool) -> Work:
-        """Write the mean of this rank's slice to `targets`: all of it that crosses nodes crosses here."""
+        """Write the mean of this rank's slice to `targets`, summed across nodes in this rank's lane."""
         if not members.num_lanes:
             yield from super()._reduce(rows, targets, members, num_well, exact)
             return
         crossing = rows.crossing or Crossing(members.num_lanes)
-        # A group can have fewer lanes than all ranks, for whom this number was found to be best.
+        # The trial was over all ranks. A local group may have fewer lanes.
         num_lanes = min(crossing.num_lanes, members.num_lanes)
         index = members.node.Get_rank()
         if members.wire is None or index >= num_lanes:
@@ -126,7 +135,7 @@ class TwoLevelEngine(SharedEngine):
         start, end = slice_of(rows.numel, index, num_lanes)
         summed_as = sum_dtype(here[0])
         code = Exact(summed_as)
-        # Rows of zeros are far from the last mean: their differences would not be small.
+        # Rows of excluded ranks are zero: their differences from the last mean are not small.
         if self._wire_format is not None and not exact and num_well is None and summed_as.kind == "f":
             code = rows.codes.get(members.scope) or First(start, end, summed_as, self._wire_format)
 
@@ -151,13 +160,13 @@ class TwoLevelEngine(SharedEngine):
         return is_gathered and super()._is_small(rows, members)
 
     def _finish_small(self, rows: Rows, copies: list[Array], out: Any, members: Members, num_well: int | None) -> None:
-        """Write the mean of the `copies` of all nodes to `out`: one rank of each node sums and tells the others."""
+        """Write the mean of the `copies` of all nodes to `out`. One rank of each node computes it."""
         if not members.num_lanes:
             super()._finish_small(rows, copies, out, members, num_well)
             return
-        beside = self._mean_beside(rows, members)
-        assert beside is not None
-        mean = as_array(beside)
+        mean_memory = self._out_of_place_mean(rows, members)
+        assert mean_memory is not None
+        mean = as_array(mean_memory)
         if members.wire is not None and members.node.Get_rank() == 0:
             total = np.empty(rows.numel, dtype=sum_dtype(mean))
             add_up(copies, total)

@@ -1,9 +1,9 @@
-"""Sums across nodes at the speed of the wire: chunks on their way to the node that sums them, and back, all at once.
+"""Means across nodes, in chunks: many chunks are in flight at once.
 
-Chunk c of an array belongs to rank c mod N of the N that meet here, one of each node. The others send it theirs, it
-sums in the order of the nodes, and sends the mean to all. Every rank thus sends and receives 2 (N - 1)/N of the array,
-the least there is, both ways at once; with several chunks on the way the wire is never idle, and what memory has to do
-is done meanwhile.
+A lane has N ranks, one of each node. Chunk c of an array belongs to rank c mod N. The other ranks send their chunk c
+to this owner. The owner sums in the order of the nodes and sends the mean to all. Every rank sends and receives
+2 (N - 1)/N of the array, which is the minimum. With several chunks in flight, the network is always busy in both
+directions, and the sums in memory overlap with it.
 """
 
 from __future__ import annotations
@@ -21,23 +21,29 @@ from hpcavg.engines.compression import Exact
 from hpcavg.engines.pending import Work
 from hpcavg.engines.reduction import Values, add_up, divide
 
-# Small chunks let the wire start soon and end soon; a fast wire has them over before the next is made up. Just below
-# 64 KiB: from there on MPI over TCP asks before it sends, and the answer waits behind what travels the other way.
+# Small chunks start and end the transfer early; a fast network needs larger ones. The smallest size is just below
+# 64 KiB: above it, MPI over TCP uses a handshake, which waits behind data in the other direction.
 CHUNK_BYTES = tuple(60 * 1024 * 2**exponent for exponent in range(5))
 _MIN_CHUNK_BYTES = 4 * 1024
-_CHUNKS_ON_THE_WAY = 16
-# What all chunks on the way may take on a rank: with many nodes they become smaller.
+_MAX_ACTIVE_CHUNKS = 16
+# Maximum memory of all active chunks on a rank: with many nodes, chunks are smaller.
 _BUFFER_BYTES = 16 * 2**20
-# The smallest upper bound of tags that MPI allows; chunks on the way are far fewer.
+# MPI guarantees this number of tags, far more than the number of active chunks.
 _NUM_TAGS = 32768
 
-# A chunk on its way: yields the requests that must be complete before it goes on.
 Chunk: TypeAlias = Iterator[list[MPI.Request]]
+"""A chunk in steps: yields the requests that must complete before the next step."""
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """How arrays cross nodes: in how many lanes, a rank of each node in every one of them, and in what chunks."""
+    """The way of arrays between nodes.
+
+    Attributes
+    ----------
+    num_lanes : number of lanes. Each lane has one rank of every node.
+    chunk_bytes : size of a chunk, in bytes.
+    """
 
     num_lanes: int
     chunk_bytes: int = CHUNK_BYTES[0]
@@ -45,12 +51,18 @@ class Crossing:
 
 @dataclass
 class Transfer:
-    """A mean across nodes: its part of an array, and where that comes from and goes to.
+    """A mean across nodes of one part of an array.
 
-    start, end : the part. chunk_bytes : of which so many bytes travel at a time.
-    num_learners, num_learners_here : how many there are on all nodes and on this one.
-    read : writes this node's sum over ``[first:end]`` to an array. write : takes the mean over ``[first:end]``.
-    code : how both are written for the wire.
+    Attributes
+    ----------
+    start : start of the part.
+    end : end of the part.
+    chunk_bytes : size of a chunk, in bytes.
+    num_learners : number of learners on all nodes.
+    num_learners_here : number of learners on this node.
+    read : ``read(first, end, total)`` writes this node's sum of the elements ``[first:end]`` to `total`.
+    write : ``write(first, end, mean)`` takes the mean of these elements.
+    code : converts sums and means to and from messages.
     """
 
     start: int
@@ -65,33 +77,39 @@ class Transfer:
 
 @dataclass
 class _Buffers:
-    """Memory for one chunk on its way: the sum of every node, as it is added up, as it travels, and as MPI takes that.
+    """Memory for one chunk, with a row for every node.
 
-    Made once, with all the views: making them anew for every chunk would take longer than adding it up.
+    Chunks reuse it with all its views: making new views would take longer than summing the chunk.
+
+    Attributes
+    ----------
+    sums : the sums of the nodes.
+    coded : the messages, as tensors.
+    messages : the same memory, for MPI.
     """
 
     sums: list[Values]
     coded: list[Tensor]
-    travelling: list[Values]
+    messages: list[Values]
 
     def cut(self, numel: int) -> _Buffers:
-        """Return the first `numel` elements of all of them."""
+        """Return views of the first `numel` elements of all rows."""
         first = slice(numel)
-        sums, travelling = ([each[first] for each in part] for part in (self.sums, self.travelling))
-        return _Buffers(sums, [each[first] for each in self.coded], travelling)
+        sums, messages = ([each[first] for each in part] for part in (self.sums, self.messages))
+        return _Buffers(sums, [each[first] for each in self.coded], messages)
 
 
 def largest_chunk_bytes(num_nodes: int) -> int:
-    """Return the size that the memory for chunks on the way allows, of which each holds the sums of all nodes."""
-    return _BUFFER_BYTES // (_CHUNKS_ON_THE_WAY * num_nodes)
+    """Return the size of a chunk that the memory for active chunks allows. Each holds the sums of all nodes."""
+    return _BUFFER_BYTES // (_MAX_ACTIVE_CHUNKS * num_nodes)
 
 
 class Wire:
-    """The ranks that meet across nodes, and the memory of the chunks on the way.
+    """A lane between nodes, and the memory of its chunks.
 
     Parameters
     ----------
-    lane : the communicator, one rank of each node in the order of the nodes.
+    lane : communicator of one rank of each node, in the order of the nodes.
 
     Attributes
     ----------
@@ -107,7 +125,7 @@ class Wire:
         self._free: tuple[object, list[_Buffers]] = (None, [])
 
     def mean(self, transfer: Transfer) -> Work:
-        """Sum over all nodes, divide, and hand the mean to `write` chunk by chunk. Collective over the lane."""
+        """Take the mean over all nodes, in steps and chunks, and call `transfer.write`. Collective over the lane."""
         start, end = transfer.start, transfer.end
         size = self._chunk_elements(end - start, transfer.chunk_bytes, transfer.code.dtype)
         free = self._free_buffers(size, transfer.code)
@@ -115,10 +133,10 @@ class Wire:
             self._chunk(index, first, min(first + size, end), transfer, free)
             for index, first in enumerate(range(start, end, size))
         )
-        yield from together(chunks, len(free))
+        yield from run_chunks(chunks, len(free))
 
     def sum_small(self, total: Values) -> None:
-        """Sum `total` over all nodes, in place: one message there and none back. Collective over the lane."""
+        """Sum `total` over all nodes, in place. Every node sends its sum to all others. Collective over the lane."""
         size = CHUNK_BYTES[0] // total.itemsize
         for part in (total[first : first + size] for first in range(0, len(total), size)):
             gathered = np.empty((self.num_nodes, len(part)), dtype=total.dtype)
@@ -127,15 +145,15 @@ class Wire:
 
     def _chunk_elements(self, numel: int, chunk_bytes: int, dtype: np.dtype[Any]) -> int:
         limit_bytes = min(chunk_bytes, largest_chunk_bytes(self.num_nodes))
-        # Each node should have chunks of its own, also of small arrays.
+        # Each node should own chunks, also of small arrays.
         per_node = -(-numel // self.num_nodes)
         return max(min(limit_bytes // dtype.itemsize, per_node), _MIN_CHUNK_BYTES // dtype.itemsize)
 
     def _free_buffers(self, size: int, code: Exact) -> list[_Buffers]:
-        """Return the buffers, kept from the last time if that was alike."""
+        """Return the buffers of all active chunks: those of the last mean if they have the same size and code."""
         form = (size, code.dtype, type(code))
         if self._free[0] != form:
-            self._free = form, [self._buffers(size, code) for _ in range(_CHUNKS_ON_THE_WAY)]
+            self._free = form, [self._buffers(size, code) for _ in range(_MAX_ACTIVE_CHUNKS)]
         return self._free[1]
 
     def _buffers(self, size: int, code: Exact) -> _Buffers:
@@ -144,52 +162,52 @@ class Wire:
         return _Buffers(list(sums), list(coded), list(_memory(coded)))
 
     def _chunk(self, index: int, first: int, end: int, transfer: Transfer, free: list[_Buffers]) -> Chunk:
-        """Take one chunk there and back."""
+        """Take the mean of one chunk, in steps."""
         lane, code, rank, others = self._lane, transfer.code, self.node, self._others
         owner, tag = index % self.num_nodes, index % _NUM_TAGS
         buffers = free.pop()
         used = buffers if len(buffers.sums[0]) == end - first else buffers.cut(end - first)
-        sums, coded, travelling = used.sums, used.coded, used.travelling
-        arriving = [lane.Irecv(travelling[node], node, tag) for node in (others if rank == owner else [owner])]
+        sums, coded, messages = used.sums, used.coded, used.messages
+        receives = [lane.Irecv(messages[node], node, tag) for node in (others if rank == owner else [owner])]
         transfer.read(first, end, sums[rank])
         code.relate(first, end, sums[rank], transfer.num_learners_here)
         if rank == owner:
-            yield arriving
+            yield receives
             for node in others:
                 code.decode(coded[node], sums[node])
             add_up(sums, sums[0])
             divide(sums[0], transfer.num_learners)
             code.encode(first, end, sums[0], coded[0])
-            leaving = [lane.Isend(travelling[0], node, tag) for node in others]
+            sends = [lane.Isend(messages[0], node, tag) for node in others]
             code.settle(first, end, coded[0], sums[0])
             transfer.write(first, end, sums[0])
-            yield leaving
+            yield sends
         else:
             code.encode(first, end, sums[rank], coded[rank])
-            yield [*arriving, lane.Isend(travelling[rank], owner, tag)]
+            yield [*receives, lane.Isend(messages[rank], owner, tag)]
             code.settle(first, end, coded[owner], sums[owner])
             transfer.write(first, end, sums[owner])
         free.append(buffers)
 
 
-def together(chunks: Iterator[Chunk], limit: int) -> Work:
-    """Take all of `chunks` to their end, started in their order, up to `limit` at a time."""
+def run_chunks(chunks: Iterator[Chunk], limit: int) -> Work:
+    """Complete all chunks, in steps. They start in order, and at most `limit` are active."""
     waiting: list[tuple[Chunk, list[MPI.Request]]] = []
     while True:
         while len(waiting) < limit and (chunk := next(chunks, None)) is not None:
             waiting.append((chunk, next(chunk)))
         if not waiting:
             return
-        # One call for all, of a list that stays: beside a computation, a look costs a turn of the interpreter's lock.
+        # One call tests all requests: during a computation, every call waits for the interpreter's lock.
         requests = [request for _, awaited in waiting for request in awaited]
         while not MPI.Request.Testsome(requests):
             yield False
-        waiting = [each for each in (_advanced(*each) for each in waiting) if each is not None]
+        waiting = [each for each in (_advance(*each) for each in waiting) if each is not None]
         yield True
 
 
-def _advanced(chunk: Chunk, requests: list[MPI.Request]) -> tuple[Chunk, list[MPI.Request]] | None:
-    """Let `chunk` go on where all its requests are complete; return what it waits for then, None at its end."""
+def _advance(chunk: Chunk, requests: list[MPI.Request]) -> tuple[Chunk, list[MPI.Request]] | None:
+    """Advance `chunk` if all its requests are complete. Return chunk and open requests; None at its end."""
     left = [request for request in requests if request != MPI.REQUEST_NULL]
     if left:
         return chunk, left
@@ -198,5 +216,5 @@ def _advanced(chunk: Chunk, requests: list[MPI.Request]) -> tuple[Chunk, list[MP
 
 
 def _memory(coded: Tensor) -> Values:
-    """Return `coded` as MPI takes it: half precision as the integers of its bits."""
+    """Return the memory of `coded` for MPI, which has no half precision: 16-bit integers with the same bits."""
     return (coded.view(torch.int16) if coded.itemsize == 2 else coded).numpy()

@@ -23,7 +23,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hpcavg.distributed.job_environment import is_running, scheduler_job, started_ticks
+from hpcavg.distributed.job_environment import scheduler_job
+from hpcavg.distributed.processes import is_running, started_ticks
 from hpcavg.errors import InputError, why
 from hpcavg.utils import files
 from hpcavg.utils.streams import print_error

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hpcavg.checkpoints.manager import CheckpointManager
-from hpcavg.distributed.preemption import Kind, Pauses
+from hpcavg.distributed.preemption import PauseKind, Pauses
 from hpcavg.errors import CorruptionError
 from hpcavg.results.columns import row_of
 from hpcavg.tasks import Task
@@ -62,8 +62,8 @@ class Loop:
         while not averager.done and self.stopped_by is None:
             self._train_step()
             self._recorder.advance(averager.progress.step)
-            if self._checkpoints.is_overdue and self._pauses.requested is Kind.NOTHING:
-                self._pauses.request(Kind.CHECKPOINT, "the clock")
+            if self._checkpoints.is_overdue and self._pauses.requested is PauseKind.NOTHING:
+                self._pauses.request(PauseKind.CHECKPOINT, "the clock")
             pause = self._pauses.end_step(averager.progress.step)
             reached = averager.agreed_step
             if reached is None:
@@ -73,7 +73,7 @@ class Loop:
             self._state.follow_schedule(reached)
             if averager.done:
                 break
-            if pause is not None and pause.kind is Kind.STOP:
+            if pause is not None and pause.kind is PauseKind.STOP:
                 self.stopped_by = pause.reason
             if not is_asynchronous and (pause is not None or self._checkpoints.is_due(reached)):
                 self._save(reached)

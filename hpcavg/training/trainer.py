@@ -19,8 +19,9 @@ from hpcavg.checkpoints.manager import CheckpointManager
 from hpcavg.checkpoints.mean_model import load_mean_model
 from hpcavg.checkpoints.store import Checkpoint, save_model
 from hpcavg.config.options import CHECKPOINTS, Config
-from hpcavg.distributed.job_environment import early_signals, process_age_s
-from hpcavg.distributed.preemption import Kind, Pauses, deadline
+from hpcavg.distributed.preemption import PauseKind, Pauses, deadline
+from hpcavg.distributed.processes import process_age_s
+from hpcavg.distributed.signals import early_signals
 from hpcavg.distributed.waiting import wait_asleep
 from hpcavg.distributed.watchdog import watch_over
 from hpcavg.errors import CorruptionError, SickLearnersError
@@ -205,7 +206,7 @@ class Trainer:
         is_by_step = not averager.algorithm.own_pace
         pauses = Pauses(averager.supervisor, topology, step, self._stop_at, True, is_by_step)
         for early in early_signals():
-            pauses.request(Kind.STOP, early.name)
+            pauses.request(PauseKind.STOP, early.name)
         return Loop(self.task, state, self.recorder, self._checkpoints, pauses)
 
     def _conclude(self, result: Evaluation | None) -> ExitStatus:

@@ -7,12 +7,11 @@ from torch import nn
 
 from hpcavg import Averager, Topology, algorithms
 from hpcavg.algorithms.scope import GLOBAL, LOCAL
-from hpcavg.engines.device_select import select_for_device
 from hpcavg.engines.gpu.cuda_aware import CudaAwareEngine
 from hpcavg.engines.gpu.cuda_ipc import CudaIpcEngine, find_obstacle
 from hpcavg.engines.gpu.cuda_support import find_cuda_awareness
 from hpcavg.engines.mpi import MpiEngine
-from hpcavg.engines.select import ENGINES, select_engine
+from hpcavg.engines.select import ENGINES, select_engine, select_for_device
 from hpcavg.engines.staged import StagedEngine
 from hpcavg.machine.devices import choose_device
 
@@ -160,9 +159,7 @@ def test_engines_may_come_and_go(topology, device):
 
 @pytest.mark.filterwarnings("ignore:ranks cannot read each other's device memory")
 def test_auto_finds_an_engine(topology, device):
-    engine, choice = select_for_device(
-        "auto", topology, device, tuple(ENGINES), lambda name: select_engine(name, topology)
-    )
+    engine, choice = select_for_device("auto", topology, device, lambda name: select_engine(name, topology))
     rows = engine.allocate(torch.zeros(1, 5, device=device))
     rows.fill_(float(topology.rank))
     engine.mean(rows, rows[0], GLOBAL)

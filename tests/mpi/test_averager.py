@@ -396,3 +396,11 @@ def test_the_model_that_is_lent_takes_no_steps(topology, call):
         getattr(averager, call)()
     averager.step()
     averager.finish()
+
+
+@pytest.mark.parametrize("options", ["mpi", {"engine": "mpi"}])
+def test_options_that_are_none_are_refused(topology, options):
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(InputError, match=r"options=.*: must be an AveragingOptions, or its fields by keyword"):
+        Averager(model, optimizer, algorithms.k_avg(), topology, options)

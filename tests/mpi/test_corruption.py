@@ -96,7 +96,7 @@ def test_a_bit_of_a_mean_that_was_just_written(world):
     def damage(averager, step):
         if step != 1:
             return
-        engine, mean = averager._averaging._engine, averager._averaging._engine.mean
+        engine, mean = averager.engine, averager.engine.mean
 
         def damaged_mean(rows, out, *arguments):
             mean(rows, out, *arguments)
@@ -115,7 +115,7 @@ def test_a_bit_of_a_mean_that_was_just_written(world):
 def test_a_bit_of_the_outer_state(world, rule, kind):
     def damage(averager, step):
         if step == 6 and world.Get_rank() == 0:
-            flip_bit(averager._averaging._outer.states[0][kind])
+            flip_bit(averager._learner.outer.states[0][kind])
 
     averager, error = train(world, rule, 12, damage)
     assert_found(world, averager, error, 8, 0, "outer state")

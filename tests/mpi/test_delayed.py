@@ -71,8 +71,8 @@ def test_between_start_and_merge_the_parameters_are_those_of_a_run_without_avera
 def test_a_run_ends_with_nothing_in_flight(world, num_steps):
     averager, module = train(world, algorithms.dasgd(4, 2, 0.25), num_steps)
     assert averager.totals.global_averages == num_steps // 4 + 1
-    assert averager._averaging.merge_step is None
-    assert len([thread for thread in threading.enumerate() if "means on their way" in thread.name]) <= 1
+    assert averager._delayed.merge_step is None
+    assert len([thread for thread in threading.enumerate() if "means in progress" in thread.name]) <= 1
     values = values_of(module)
     assert np.array_equal(world.bcast(values), values)
 

@@ -9,12 +9,11 @@ import torch
 
 from hpcavg import Averager, InputError, Topology, algorithms
 from hpcavg.algorithms.scope import GLOBAL, LOCAL
-from hpcavg.engines.device_select import find_facts, select_for_device
 from hpcavg.engines.gpu.cuda_aware import CudaAwareEngine
 from hpcavg.engines.gpu.cuda_ipc import CudaIpcEngine, find_obstacle
 from hpcavg.engines.gpu.cuda_support import OVERRIDE, ask_here, find_cuda_awareness
 from hpcavg.engines.mpi import MpiEngine
-from hpcavg.engines.select import ENGINES, select_engine
+from hpcavg.engines.select import ENGINES, find_facts, select_engine, select_for_device
 from hpcavg.engines.staged import StagedEngine
 from tests.mpi.pretend import PretendCuda, remove_exports
 from tests.mpi.problems import Logistic, values_of
@@ -358,12 +357,12 @@ def test_engines_for_arrays_on_the_cpu_are_those_of_the_host(topology):
         return select_engine(name, topology)
 
     for requested in ("auto", "mpi", "shared"):
-        engine, choice = select_for_device(requested, topology, CPU, tuple(ENGINES), make)
+        engine, choice = select_for_device(requested, topology, CPU, make)
         assert engine.name == select_engine(requested, topology).name
         assert choice.reason == "the parameters are on cpu"
     for requested in ("staged", "cuda-aware", "cuda-ipc"):
         with pytest.raises(InputError, match="one of auto, mpi, shared, twolevel for parameters on cpu"):
-            select_for_device(requested, topology, CPU, tuple(ENGINES), make)
+            select_for_device(requested, topology, CPU, make)
 
 
 def test_devices_must_be_of_one_kind(topology):

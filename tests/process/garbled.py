@@ -12,7 +12,7 @@ from hpcavg.distributed import shrinking
 
 def main(case):
     topology = shrinking.SurvivingTopology()
-    shrinking.install_farewell_hook(topology)
+    shrinking.install_leave_hook(topology)
     attempts = []
 
     def act():

@@ -76,7 +76,7 @@ class Program:
         rule = algorithms.build("sync_sgd" if self.name == "gradients" else self.name, options)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.5)
         averager = Averager(
-            model, optimizer, rule, topology, self.engine, total_steps=NUM_STEPS, hang_timeout=timeout_s
+            model, optimizer, rule, topology, engine=self.engine, total_steps=NUM_STEPS, hang_timeout=timeout_s
         )
         torch.manual_seed(10 + world.rank)
         return averager

@@ -13,11 +13,11 @@ import time
 from mpi4py import MPI
 
 from hpcavg.distributed import shrinking
-from hpcavg.distributed.preemption import Kind, Pause, Pauses
+from hpcavg.distributed.preemption import Pause, PauseKind, Pauses
 from hpcavg.distributed.watchdog import watch_over
 
 LAST = 2
-REQUEST = (Kind.STOP, "SIGTERM")
+REQUEST = (PauseKind.STOP, "SIGTERM")
 
 
 def die():
@@ -27,7 +27,7 @@ def die():
 def agree_together(pauses, topology):
     """Rank 2 dies between the exchange of what is asked for and the word that all have it."""
     if topology.origin == LAST:
-        nothing = Pause(Kind.NOTHING, "")
+        nothing = Pause(PauseKind.NOTHING, "")
         topology.run_collective(
             lambda: (topology.learner_ranks.allreduce(nothing, MPI.MAX), die()), what="agreement on a pause"
         )

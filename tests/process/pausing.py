@@ -19,7 +19,7 @@ import numpy as np
 from mpi4py import MPI
 
 from hpcavg import Topology
-from hpcavg.distributed.preemption import Kind, Pauses
+from hpcavg.distributed.preemption import PauseKind, Pauses
 from hpcavg.distributed.supervisor import Supervisor
 
 K1, K2 = 4, 32
@@ -46,7 +46,7 @@ def pause_in_turn(num_pauses):
     for number in range(num_pauses):
         num_asking = together.choice([1, 1, topology.num_learners, together.randint(1, topology.num_learners)])
         asks = topology.rank in together.sample(range(topology.num_learners), num_asking)
-        wanted = (together.choice([Kind.CHECKPOINT, Kind.STOP]), f"number {number}")
+        wanted = (together.choice([PauseKind.CHECKPOINT, PauseKind.STOP]), f"number {number}")
         ask_s, asked_s = time.monotonic() + own.uniform(0, 0.01), None
         pause = None
         while pause is None:
@@ -57,7 +57,7 @@ def pause_in_turn(num_pauses):
                 asked_s = time.monotonic()
             pause = pauses.end_step(step)
         assert pause == wanted, (pause, wanted)
-        assert pauses.requested is Kind.NOTHING
+        assert pauses.requested is PauseKind.NOTHING
         if asked_s is not None:
             waits_s.append(time.monotonic() - asked_s)
         steps = topology.learner_ranks.allgather(step)
@@ -69,7 +69,7 @@ def ask_at_any_time(pauses):
     def ask():
         for number in range(10**6):
             time.sleep(own.expovariate(topology.num_learners / 0.02))
-            pauses.request(own.choice([Kind.CHECKPOINT, Kind.STOP]), f"{topology.rank}.{number}")
+            pauses.request(own.choice([PauseKind.CHECKPOINT, PauseKind.STOP]), f"{topology.rank}.{number}")
 
     threading.Thread(target=ask, daemon=True).start()
 

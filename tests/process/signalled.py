@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from hpcavg.averaging.server import Server
 from hpcavg.cli import parsers
-from hpcavg.distributed import job_environment, watchdog
+from hpcavg.distributed import signals, watchdog
 from hpcavg.tasks import digits
 from hpcavg.training import trainer as train_module
 from hpcavg.training.trainer import Trainer
@@ -134,7 +134,7 @@ def train(given, folder, moment=None, number=None, is_watched=False):
     # Who has taken its last step finishes; one of them may be ahead of all others.
     last_s = world.allreduce(math.inf if trainer.topology.is_server else progress[-1], MPI.MIN)
     left_s = last_s - world.allreduce(sent[0] if sent else 0.0, MPI.SUM)
-    job_environment._early_signals.clear()
+    signals._early_signals.clear()
     return status, shown.getvalue(), left_s
 
 
@@ -165,7 +165,7 @@ def main():
     parser.add_argument("--timeout", type=float, default=2.0)
     parser.add_argument("--folder", type=Path, required=True)
     options = parser.parse_args()
-    job_environment.remember_early_signals()
+    signals.remember_early_signals()
     say("is process", os.getpid())
     own = random.Random(f"{options.algorithm} {options.target} {options.seed}")
     for name in options.signals:

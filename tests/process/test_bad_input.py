@@ -152,7 +152,7 @@ def test_lone_ranks_are_noticed(tmp_path, variables, is_refused):
 
 def test_what_is_left_of_a_launcher_is_told_before_mpi_dies_of_it(tmp_path):
     line = refused(tmp_path, [], ranks=0, PMIX_NAMESPACE="gone@1", PMIX_RANK="0")
-    assert line.startswith("PMIX_NAMESPACE=gone@1: must be unset where no PMIX_SERVER_URI is")
+    assert line.startswith("PMIX_NAMESPACE=gone@1: must be unset without PMIX_SERVER_URI: no launcher is running")
 
 
 def test_only_the_first_of_many_lone_ranks_says_so(tmp_path):

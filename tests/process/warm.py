@@ -167,6 +167,8 @@ def be_python(arguments):
 
 def be_rank(arguments):
     """Have the server fork a rank, and end as it ends."""
+    # A signal that comes before the rank's number is known waits until it can be passed on.
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     content = json.dumps([arguments, dict(os.environ), os.getcwd()]).encode()
     server = socket.socket(socket.AF_UNIX)
     server.connect(os.environ[SOCKET])
@@ -177,6 +179,7 @@ def be_rank(arguments):
     pid = int(answers.readline())
     for number in PASSED_ON:
         signal.signal(number, lambda number, frame: os.kill(pid, number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     for stream in STREAMS:
         os.close(stream)
     status = int(answers.readline())

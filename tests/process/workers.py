@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hpcavg import Averager, Topology, algorithms
 from hpcavg.distributed import child_processes
-from hpcavg.distributed.preemption import Kind, Pauses
+from hpcavg.distributed.preemption import PauseKind, Pauses
 from hpcavg.distributed.supervisor import Supervisor
 
 METHODS = ("forkserver", "spawn", "fork")
@@ -80,7 +80,7 @@ def main():
     asleep.terminate()
     asleep.join()
     assert asleep.exitcode == -signal.SIGTERM
-    assert pauses.requested is Kind.NOTHING
+    assert pauses.requested is PauseKind.NOTHING
     supervisor.close()
     print(averager.progress.step, model.weight.sum().item(), flush=True)
 

@@ -1,4 +1,4 @@
-"""The calls to CUDA that engines make, all of them: tests let ordinary memory stand in for a GPU's here."""
+"""All calls of engines to CUDA. Tests replace them by calls on ordinary memory."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from torch.multiprocessing import reductions
 
 # cudaHostRegisterPortable: page-locked for every CUDA context of the process.
 _PORTABLE = 1
-# Where `reduce_tensor` keeps the exporting rank's device number, and whether to wait for an event of its stream.
+# Positions in the result of `reduce_tensor`: the exporting rank's device, and whether to wait for its stream's event.
 _DEVICE, _WAITS_FOR_EVENT = 6, -1
 
 
 class Mark(Protocol):
-    """A place in a stream's queue of work."""
+    """A position in the queue of a stream."""
 
     def synchronize(self) -> None:
-        """Wait until the work before it is done."""
+        """Wait until all work before it is done."""
 
 
 class Cuda:
-    """Copies, streams, page-locked memory and memory of other processes. "The stream" is torch's current one."""
+    """Copies, streams, page-locked memory and memory of other processes. "The stream" is torch's current stream."""
 
     def holds(self, array: Tensor) -> bool:
-        """Return whether `array` lies in a GPU's memory."""
+        """Return whether `array` is in device memory."""
         return array.is_cuda
 
     def copy(self, target: Tensor, source: Tensor) -> None:
-        """Queue a copy between host and device or within the device; host memory must be page-locked to stay queued."""
+        """Queue a copy between host and device or within the device. If host memory is not page-locked, this waits."""
         target.copy_(source, non_blocking=True)
 
     def to_device(self, values: Tensor, device: torch.device) -> Tensor:
@@ -40,12 +40,12 @@ class Cuda:
         return values.to(device)
 
     def synchronize(self, device: torch.device) -> None:
-        """Wait for all that is queued in the stream: before MPI or another process looks at what it wrote."""
+        """Wait for all work in the stream, before MPI or another process reads its results."""
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()
 
     def mark(self, device: torch.device) -> Mark | None:
-        """Return the place that the stream's queue has reached; None on the CPU, where nothing is queued."""
+        """Return the current end of the stream's queue; None for the CPU, which has no queue."""
         if device.type != "cuda":
             return None
         event = torch.cuda.Event()
@@ -54,7 +54,7 @@ class Cuda:
 
     @contextmanager
     def on(self, device: torch.device) -> Iterator[None]:
-        """Make `device` the current one inside the block: torch hands memory to MPI from the current device only."""
+        """Make `device` the current device inside the block: torch passes only memory of the current device to MPI."""
         if device.type != "cuda":
             yield
             return
@@ -63,7 +63,7 @@ class Cuda:
 
     @contextmanager
     def own_stream(self, device: torch.device) -> Iterator[None]:
-        """Work in a stream of its own inside the block, all of it done at the end; for threads beside the training."""
+        """Use a new stream inside the block, and wait for its work at the end. For threads beside the training."""
         if device.type != "cuda":
             yield
             return
@@ -74,36 +74,49 @@ class Cuda:
     # -- host memory ----------------------------------------------------------------------------------------------
 
     def pinned(self, form: Tensor) -> Tensor:
-        """Return page-locked host memory of the shape and dtype of `form` (allocates)."""
+        """Allocate and return page-locked host memory with the shape and dtype of `form`."""
         return torch.empty(form.shape, dtype=form.dtype, pin_memory=True)
 
     def page_lock(self, host: Tensor, owner: object) -> None:
-        """Page-lock `host` where it lies, as long as `owner` lives, which keeps `host`. Raises RuntimeError."""
+        """Page-lock `host` in place during the lifetime of `owner`, which must keep `host`. Raises `RuntimeError`."""
         if host.numel() == 0:
             return
         address, num_bytes = host.data_ptr(), host.numel() * host.element_size()
         torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(address, num_bytes, _PORTABLE))
-        # Unlocked before it is unmapped: a later mapping at the same address could not be locked.
+        # Unlock before the memory is unmapped: otherwise a later mapping at the same address cannot be locked.
         weakref.finalize(owner, torch.cuda.cudart().cudaHostUnregister, address).atexit = False
 
     # -- memory of other processes --------------------------------------------------------------------------------
 
     def export(self, array: Tensor) -> Any:
-        """Return what another process on the node needs to `open` the memory of `array`; can be pickled.
+        """Return a picklable object with which another process on the node can `open` the memory of `array`.
 
-        Raises RuntimeError or OSError where it cannot be shared.
+        Raises
+        ------
+        RuntimeError, OSError
+            If the memory cannot be shared.
         """
         return reductions.reduce_tensor(array)
 
     def open(self, exported: Any, device: torch.device) -> Tensor:
-        """Return the array behind `exported`, for work on `device`. Raises RuntimeError or OSError where it cannot.
+        """Return the array of another process, for use on `device`.
 
-        The memory may be another GPU's, under a number of which this process knows nothing: it is mapped for this
-        rank's own device, with peer access, and named as if it were there.
+        The memory may be on another GPU, whose number this process does not know. It is mapped to this rank's own
+        device, with peer access, and looks like memory of this device.
+
+        Parameters
+        ----------
+        exported : the result of `export` in the other process.
+        device : this rank's device.
+
+        Raises
+        ------
+        RuntimeError, OSError
+            If the memory cannot be opened.
         """
         rebuild, arguments = exported
         arguments = list(arguments)
         arguments[_DEVICE] = device.index
-        # The owner has synchronised before it sent this, and events of a GPU that is not visible here cannot be opened.
+        # The owner has synchronized before, and events of a GPU that is not visible here cannot be opened.
         arguments[_WAITS_FOR_EVENT] = False
         return rebuild(*arguments)

@@ -1,7 +1,7 @@
-"""Device arrays over a CUDA-aware MPI: a blocking MPI_Allreduce on the device's memory.
+"""Device arrays with a CUDA-aware MPI: a blocking MPI_Allreduce on device memory.
 
-Non-blocking reductions do not take it, in Open MPI they crash. So a delayed mean is a blocking one too, of a copy, in a
-thread beside the training and on a communicator of its own.
+Non-blocking reductions do not accept device memory; in Open MPI they crash. A delayed mean is therefore a blocking
+reduction of a copy, in a separate thread and on a separate communicator.
 """
 
 from __future__ import annotations
@@ -23,16 +23,20 @@ from hpcavg.engines.mpi import MAX_CHUNK_ELEMENTS, MpiEngine
 from hpcavg.engines.pending import CountWell
 from hpcavg.engines.staged import average_own
 
-# Half precision, which MPI has no type for, passes through float32 on the device: 16 MiB at a time.
+# Half precision, which MPI has no type for, is converted to float32 on the device, in pieces of 16 MiB.
 _SCRATCH_ELEMENTS = 4 * 2**20
-# A program that ends without `finish` leaves a mean that all ranks have started: it is there in no time.
+# At the end of a program without `finish`, all ranks have started the last mean, and it completes soon.
 _LAST_WAIT_S = 5.0
 
 
 class CudaAwareEngine:
-    """Means by MPI_Allreduce in place on device memory, in chunks of at most `max_chunk_elements`.
+    """Means by MPI_Allreduce, in place in device or host memory. Half precision is summed in float32.
 
-    Half precision is summed in float32. Arrays in host memory are averaged where they lie, too.
+    Parameters
+    ----------
+    topology : the ranks.
+    max_chunk_elements : maximum count of a call of MPI.
+    cuda : the calls to CUDA; None for the real ones.
     """
 
     name = "cuda-aware"
@@ -48,7 +52,7 @@ class CudaAwareEngine:
         self._mpi = MpiEngine(topology)
 
     def allocate(self, array: Tensor) -> Tensor:
-        """Return `array`: MPI reduces it where it is."""
+        """Return `array`: MPI reduces it in any memory."""
         return array
 
     def mean(
@@ -64,7 +68,7 @@ class CudaAwareEngine:
         self._average(self._topology.comm(scope), out, num_well)
 
     def mix(self, rows: Tensor, out: Tensor, scope: Neighbours) -> None:
-        """Write the weighted mean of its neighbours to this rank's row, through host memory."""
+        """Write the weighted mean of the neighbours to this rank's row, through host memory."""
         self._cuda.synchronize(rows.device)
         self._mpi.mix(rows, out, scope)
 
@@ -91,11 +95,11 @@ class CudaAwareEngine:
                         num_well = count_well(copy)
 
         pending = BlockingMean(take, copies)
-        _worker.do(pending)
+        _blocking_thread.follow(pending)
         return pending
 
     def _average(self, comm: MPI.Comm, values: Tensor, num_well: int | None) -> None:
-        """Replace `values` by their mean over the ranks of `comm`, or those who are well."""
+        """Replace `values` by their mean over `comm`; for `num_well`, see `hpcavg.engines.base.Engine.mean`."""
         if comm.Get_size() == 1 or values.numel() == 0:
             return
         if values.is_complex():
@@ -113,59 +117,65 @@ class CudaAwareEngine:
 
 
 class BlockingMean:
-    """A mean that a thread takes in blocking calls.
+    """A mean that a thread takes in blocking calls; see `hpcavg.engines.base.PendingMean`.
 
-    take : takes it. means : where it will be. done_s : when it was there, on the clock of `time.perf_counter`; None
-    while it is on its way.
+    Parameters
+    ----------
+    take : takes the mean.
+    means : the mean of every array, after `take`.
+
+    Attributes
+    ----------
+    done_s : end of the mean, as `time.perf_counter`; None during the mean.
     """
 
     def __init__(self, take: Callable[[], None], means: list[Tensor]) -> None:
         self._take = take
         self._means = means
-        self._is_there = threading.Event()
+        self._has_ended = threading.Event()
         self.done_s: float | None = None
 
     def run(self) -> None:
-        """Take it; for the thread."""
+        """Take the mean. The thread calls this."""
         self._take()
         self.done_s = time.perf_counter()
-        self._is_there.set()
+        self._has_ended.set()
 
     def test(self) -> bool:
-        """Return whether it is there."""
-        return self._is_there.is_set()
+        """Return whether the mean has ended."""
+        return self._has_ended.is_set()
 
     def wait(self) -> list[Tensor]:
-        """Return the mean of every array, shape (numel,), waiting for it where need be."""
-        self._is_there.wait()
+        """Wait for the mean and return it, for every array with shape (numel,)."""
+        self._has_ended.wait()
         return self._means
 
     @property
     def is_complete(self) -> bool:
-        """Whether it is there."""
+        """Whether the mean has ended."""
         return self.test()
 
     def settle(self, is_complete: bool) -> list[Tensor]:
-        """Return the mean of every array where `is_complete`."""
+        """Return the mean of every array if `is_complete`, else an empty list."""
         return self._means if is_complete else []
 
 
-class _Worker:
-    """The one thread that takes means in blocking calls, in the order in which they were started on all ranks.
+class _BlockingThread:
+    """The thread of a process that takes means in blocking calls, in the order of their starts, which all ranks share.
 
-    What goes wrong in it ends the job, by the hook of `hpcavg.distributed.abort`.
+    An exception in it ends the job, by the hook of `hpcavg.distributed.abort`.
     """
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[BlockingMean | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def do(self, mean: BlockingMean) -> None:
+    def follow(self, mean: BlockingMean) -> None:
         """Let the thread take `mean`."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="hpcavg blocking means", daemon=True)
             self._thread.start()
-        # Last in, first out: before the communicators are freed and MPI is finalised.
+        # Exit handlers run in reverse order: this one must run before communicators are freed and MPI is finalized.
         atexit.unregister(self._stop)
         atexit.register(self._stop)
         self._queue.put(mean)
@@ -181,4 +191,4 @@ class _Worker:
             self._thread = None
 
 
-_worker = _Worker()
+_blocking_thread = _BlockingThread()

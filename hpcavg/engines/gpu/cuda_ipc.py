@@ -1,7 +1,7 @@
-"""Means inside a node on its GPUs: ranks read each other's device memory where it lies.
+"""Means inside a node on its GPUs: ranks read each other's device memory, by CUDA IPC.
 
-Every rank averages its slice of all rows on its own device, then fetches the slices of the others: twice the parameters
-pass every GPU's links, whatever the number of ranks. No message is sent but the two barriers.
+Every rank averages one slice of all rows on its own device, and then copies the slices of the others. The traffic of
+every GPU is twice the size of the parameters, for any number of ranks. There are no messages, but two barriers.
 """
 
 from __future__ import annotations
@@ -22,17 +22,22 @@ from hpcavg.engines.pending import CountWell
 from hpcavg.engines.staged import key_of
 from hpcavg.errors import InputError
 
-# Slices start on multiples of this many elements, as vector loads want it.
+# Slices start on multiples of this number of elements, for vector loads.
 _ALIGNMENT_ELEMENTS = 64
-# Half precision is summed in float32, 16 MiB at a time.
+# Half precision is summed in float32, in pieces of 16 MiB.
 _PIECE_ELEMENTS = 4 * 2**20
 
 
 @dataclass
 class _Placed:
-    """One array on all ranks of the node: their rows, the slices they average, and the last fetch of slices.
+    """One array of every rank of the node.
 
-    Every scope has slices of its own: a group must not write what others still fetch of a global mean.
+    Attributes
+    ----------
+    rows : the array of every rank, shape (learners, numel).
+    slices : the averaged slice of every rank, by scope. Each scope has its own slices: a local group must not overwrite
+        slices of a global mean that other ranks still copy.
+    fetched : end of the last copy of slices.
     """
 
     rows: list[Tensor]
@@ -41,12 +46,21 @@ class _Placed:
 
 
 class CudaIpcEngine:
-    """Means over learners that are all on one node, in each other's device memory.
+    """Means over learners on one node, in each other's device memory.
 
-    Ranks may share a GPU or have one each, with peer access between them. `otherwise` takes the means of arrays that
-    `allocate` did not place, and those on their way. Costs memory for a local and a global slice of the parameters.
+    Ranks may share a GPU, or have one each with peer access between them. This costs device memory for a local and a
+    global slice of the parameters.
 
-    Raises `InputError` on every rank if ranks are on several nodes or, in `allocate`, if memory cannot be shared.
+    Parameters
+    ----------
+    topology : the ranks.
+    otherwise : the engine for arrays that are not from `allocate`, delayed means, and means of neighbours.
+    cuda : the calls to CUDA; None for the real ones.
+
+    Raises
+    ------
+    InputError
+        On every rank, if there are several nodes or, in `allocate`, if memory cannot be shared.
     """
 
     name = "cuda-ipc"
@@ -59,12 +73,12 @@ class CudaIpcEngine:
         self._otherwise = otherwise
         self.notes = otherwise.notes
         self._cuda = cuda or Cuda()
-        # Where the ranks of a scope are among the node's.
+        # The indices of the ranks of a scope among the ranks of the node.
         self._members = {scope: topology.comm(scope).allgather(topology.peers.Get_rank()) for scope in (LOCAL, GLOBAL)}
         self._placed: dict[object, _Placed] = {}
 
     def allocate(self, array: Tensor) -> Tensor:
-        """Return `array`, which stays where it is and is opened by the node's other ranks."""
+        """Return `array`. The other ranks of the node open its memory."""
         if not self._cuda.holds(array) or array.numel() == 0 or self._topology.peers.Get_size() == 1:
             return self._otherwise.allocate(array)
         own = {
@@ -97,22 +111,22 @@ class CudaIpcEngine:
         bounds = _bounds(rows.shape[1], len(members))
         start, end = bounds[comm.Get_rank()]
         if placed.fetched is not None:
-            placed.fetched.synchronize()  # it may be in another stream
+            placed.fetched.synchronize()  # the copy may be in another stream
         cuda.synchronize(device)
-        comm.Barrier()  # all rows are final, and nobody reads the last mean's slices any more
+        comm.Barrier()  # all rows are final, and no rank reads the slices of the last mean any more
         slices = placed.slices[scope]
         own_slice = slices[self._topology.peers.Get_rank()]
         num_ranks = len(members) if num_well is None else num_well
         count = num_ranks * rows.shape[0]
         _average([placed.rows[peer][:, start:end] for peer in members], own_slice[: end - start], count)
         cuda.synchronize(device)
-        comm.Barrier()  # all slices are there, and nobody reads rows any more
+        comm.Barrier()  # all slices are complete, and no rank reads rows any more
         for peer, (start, end) in zip(members, bounds, strict=True):
             cuda.copy(out[start:end], slices[peer][: end - start])
         placed.fetched = cuda.mark(device)
 
     def mix(self, rows: Tensor, out: Tensor, scope: Neighbours) -> None:
-        """Write the weighted mean of its neighbours to this rank's row, the way of `otherwise`."""
+        """Write the weighted mean of the neighbours to this rank's row, by `otherwise`."""
         self._otherwise.mix(rows, out, scope)
 
     def start(
@@ -121,12 +135,19 @@ class CudaIpcEngine:
         scope: Scope,
         count_well: CountWell | None = None,
     ) -> PendingMean:
-        """Start the means of `arrays` over the learners in `scope`; see `hpcavg.engines.base.Engine`."""
+        """Start the means of `arrays` over the learners in `scope`, by `otherwise`."""
         return self._otherwise.start(arrays, scope, count_well)
 
 
 def find_obstacle(topology: Topology, device: torch.device, cuda: Cuda | None = None) -> str | None:
-    """Return why ranks cannot read each other's device memory, None where they can. Collective over all ranks."""
+    """Return why ranks cannot read each other's device memory; None if they can. Collective over all ranks.
+
+    Parameters
+    ----------
+    topology : the ranks.
+    device : this rank's device.
+    cuda : the calls to CUDA; None for the real ones.
+    """
     cuda = cuda or Cuda()
     obstacle = None
     if topology.num_nodes > 1:
@@ -139,38 +160,44 @@ def find_obstacle(topology: Topology, device: torch.device, cuda: Cuda | None = 
             values = [float(value) for value in share(peers, own, cuda)]
             if values != list(range(peers.Get_size())):
                 obstacle = f"CUDA IPC reads {values} where ranks 0 to {peers.Get_size() - 1} wrote their numbers"
-        except (RuntimeError, OSError) as error:  # a rank alone may be unable to read what it could open
+        except (RuntimeError, OSError) as error:  # one rank may fail to read memory that it has opened
             obstacle = str(error).partition("\n")[0]
-        peers.Barrier()  # all have read before any memory is given back
+        peers.Barrier()  # no rank frees its memory before all have read it
     return next((found for found in topology.all_ranks.allgather(obstacle) if found is not None), None)
 
 
 def share(comm: MPI.Comm, array: Tensor, cuda: Cuda) -> list[Tensor]:
-    """Return the `array` of every rank of `comm`, in that rank's memory. Collective; raises OSError on every rank."""
+    """Return the `array` of every rank of `comm`, in that rank's memory. Collective over `comm`.
+
+    Raises
+    ------
+    OSError
+        On every rank, if memory cannot be shared.
+    """
     exported = arrays = None
     error = None
     try:
         exported = cuda.export(array)
     except (RuntimeError, OSError) as raised:
         error = raised
-    exports = _agree(comm, exported, error)
+    exports = _gather(comm, exported, error)
     try:
         own = comm.Get_rank()
         arrays = [array if rank == own else cuda.open(exports[rank], array.device) for rank in range(len(exports))]
     except (RuntimeError, OSError) as raised:
         error = raised
-    _agree(comm, None, error)
+    _gather(comm, None, error)
     assert arrays is not None
     return arrays
 
 
-def _agree(comm: MPI.Comm, value: object, error: Exception | None) -> list[object]:
-    """Return the `value` of every rank; raise OSError on all of them where one has an error."""
-    told = comm.allgather((value, None if error is None else str(error).partition("\n")[0]))
-    for rank, (_, message) in enumerate(told):
+def _gather(comm: MPI.Comm, value: object, error: Exception | None) -> list[object]:
+    """Return the `value` of every rank. Raise `OSError` on all ranks if one has an error."""
+    answers = comm.allgather((value, None if error is None else str(error).partition("\n")[0]))
+    for rank, (_, message) in enumerate(answers):
         if message is not None:
             raise OSError(f"CUDA IPC does not work on rank {rank} of the node ({message})")
-    return [value for value, _ in told]
+    return [value for value, _ in answers]
 
 
 def _num_units(numel: int) -> int:
@@ -178,18 +205,18 @@ def _num_units(numel: int) -> int:
 
 
 def _slice_elements(numel: int, count: int) -> int:
-    """Return the size of the largest of `count` slices; the one slice of a rank alone is not used."""
+    """Return the size of the largest of `count` slices, in elements. A single rank does not use its slice."""
     return (_num_units(numel) // count + 1) * _ALIGNMENT_ELEMENTS if count > 1 else 1
 
 
 def _bounds(numel: int, count: int) -> list[tuple[int, int]]:
-    """Return the start and end of each of `count` slices of `numel` elements; some may be empty."""
+    """Return start and end of each of `count` slices of `numel` elements. Slices may be empty."""
     starts = [min(_num_units(numel) * index // count * _ALIGNMENT_ELEMENTS, numel) for index in range(count + 1)]
     return list(itertools.pairwise(starts))
 
 
 def _average(blocks: list[Tensor], out: Tensor, count: int) -> None:
-    """Write the sum of all rows of `blocks`, each of shape (learners, numel), in their order, over `count` to `out`."""
+    """Write the sum of all rows, divided by `count`, to `out`. Blocks have shape (learners, numel)."""
     learners = [row for block in blocks for row in block]
     is_half = out.dtype in (torch.float16, torch.bfloat16)
     for start in range(0, out.numel(), _PIECE_ELEMENTS):

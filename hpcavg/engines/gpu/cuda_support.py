@@ -1,4 +1,4 @@
-"""Whether MPI takes device memory, and how that is known."""
+"""Finds out whether MPI accepts device memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ _QUERY = "MPIX_Query_cuda_support"
 
 
 def find_cuda_awareness(topology: Topology) -> tuple[bool, str]:
-    """Return whether MPI takes device memory on all ranks, and how that is known. Collective over all ranks.
+    """Return whether MPI accepts device memory on all ranks, and the source of this answer. Collective over all ranks.
 
-    The environment variable HPCAVG_CUDA_AWARE, 0 or 1, has the last word; `InputError` on every rank for other values.
+    The environment variable ``HPCAVG_CUDA_AWARE``, 0 or 1, overrides the answer of MPI.
+
+    Raises
+    ------
+    InputError
+        On every rank, if the variable has another value.
     """
     answers = topology.all_ranks.allgather(topology.run_on_all_ranks(ask_here))
     if len(set(answers)) == 1:
@@ -29,13 +34,13 @@ def find_cuda_awareness(topology: Topology) -> tuple[bool, str]:
 
 
 def ask_here() -> tuple[bool, str]:
-    """Return the same of this rank alone."""
+    """Return whether MPI accepts device memory on this rank, and the source of this answer."""
     given = os.environ.get(OVERRIDE)
     if given is not None:
         if given not in ("0", "1"):
             raise InputError(OVERRIDE, given, "0 or 1")
         return given == "1", f"{OVERRIDE}={given}"
-    # Open MPI's extension, known to other libraries, too; found through mpi4py, which is linked to the library.
+    # An extension of Open MPI that other libraries have, too. mpi4py is linked to the library.
     query = getattr(ctypes.CDLL(MPI.__file__), _QUERY, None)
     if query is None:
         return False, f"no {_QUERY} in this MPI library"

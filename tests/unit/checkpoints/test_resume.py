@@ -18,7 +18,7 @@ from hpcavg.checkpoints.manager import CheckpointManager
 from hpcavg.cli import parsers
 from hpcavg.config.options import Config
 from hpcavg.config.sources import tomllib
-from hpcavg.distributed.preemption import Kind, Pause
+from hpcavg.distributed.preemption import Pause, PauseKind
 from hpcavg.errors import InputError
 from hpcavg.results import report
 from hpcavg.results.view import read_attributes
@@ -45,9 +45,9 @@ def train(folder, arguments, stop=False, failing=None):
 
         loop._evaluate = fail
         if stop:
-            loop._pauses.request(Kind.STOP, "a test")
+            loop._pauses.request(PauseKind.STOP, "a test")
             until = time.monotonic() + 20
-            while loop._pauses._target is None and time.monotonic() < until:  # the thread is on its way
+            while loop._pauses._target_step is None and time.monotonic() < until:  # the thread is on its way
                 time.sleep(0.001)
 
     trainer._make_loop = prepared(trainer._make_loop, prepare)
@@ -154,7 +154,7 @@ def test_a_stop_about_an_epochs_end_neither_loses_nor_doubles_its_evaluation(fin
     trainer = Trainer(parsers.parse_train([*f"{RUN} {options}".split(), "--output", str(tmp_path / "run")]))
 
     def ask(loop):
-        loop._pauses.end_step = lambda taken: Pause(Kind.STOP, "a test") if taken == step else None
+        loop._pauses.end_step = lambda taken: Pause(PauseKind.STOP, "a test") if taken == step else None
 
     trainer._make_loop = prepared(trainer._make_loop, ask)
     assert trainer.train() == REQUEUE

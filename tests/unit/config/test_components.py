@@ -9,8 +9,8 @@ from hpcavg import engines, tasks
 from hpcavg.cli import parsers
 from hpcavg.config import components
 from hpcavg.config.options import OPTIONS, Config
-from hpcavg.engines.choice import choose_engine
 from hpcavg.engines.compression import WIRE_DTYPES
+from hpcavg.engines.select import choose_engine
 from hpcavg.errors import InputError
 
 
@@ -59,7 +59,7 @@ def test_an_unknown_engine_is_refused_with_the_same_list_by_options_and_engines(
     with pytest.raises(InputError) as early:
         Config(engine="fast")
     with pytest.raises(InputError) as late:
-        choose_engine("fast", None, tuple(components.HOST_ENGINES))
+        choose_engine("fast", None)
     assert str(early.value) == str(late.value)
     assert OPTIONS["engine"].choices == tuple(components.ENGINES)
 

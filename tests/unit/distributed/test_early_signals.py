@@ -8,7 +8,7 @@ import pytest
 
 BEGIN = """
 import os, signal, time
-from hpcavg.distributed.job_environment import early_signals, remember_early_signals
+from hpcavg.distributed.signals import early_signals, remember_early_signals
 remember_early_signals()
 """
 

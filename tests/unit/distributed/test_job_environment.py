@@ -1,10 +1,10 @@
-"""Ranks that MPI believes to be alone, in the environments of all launchers: noticed, and told once."""
+"""Ranks that MPI believes to be alone, in the environments of all launchers: noticed, and reported once."""
 
 import pytest
 from mpi4py import MPI
 
 import hpcavg
-from hpcavg.distributed import job_environment, launchers
+from hpcavg.distributed import job_environment, launcher_variables
 from hpcavg.errors import InputError
 
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
@@ -47,7 +47,7 @@ ALLOCATIONS = [
 @pytest.fixture
 def environment(monkeypatch):
     """Return a function that makes an environment this process's own."""
-    for name in {*launchers.RANKS, *launchers.ALLOCATED}:
+    for name in {*launcher_variables.RANKS, *launcher_variables.ALLOCATED}:
         monkeypatch.delenv(name, raising=False)
 
     def take(variables):
@@ -97,9 +97,11 @@ def test_a_job_with_room_for_several_is_a_mistake_of_the_command_line_alone(envi
     ],
 )
 def test_of_those_that_know_of_others_one_says_so(ranks):
-    refused = [variables for variables in ranks if launchers.others_told(variables, True) is not None]
+    refused = [variables for variables in ranks if launcher_variables.find_other_ranks(variables, True) is not None]
     assert len(refused) >= len(ranks) - 1
-    assert [launchers.speaks_for_lone(variables) for variables in refused] == [True] + [False] * (len(refused) - 1)
+    assert [launcher_variables.reports_lone_ranks(variables) for variables in refused] == [True] + [False] * (
+        len(refused) - 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_of_those_that_know_of_others_one_says_so(ranks):
     ],
 )
 def test_who_started_the_ranks(variables, name):
-    assert launchers.started_by(variables) == name
+    assert launcher_variables.launcher_name(variables) == name
 
 
 def test_a_launcher_that_is_gone():

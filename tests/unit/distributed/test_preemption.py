@@ -8,7 +8,7 @@ import pytest
 from mpi4py import MPI
 
 from hpcavg import Topology
-from hpcavg.distributed.preemption import Deadline, Kind, Pause, Pauses, deadline
+from hpcavg.distributed.preemption import Deadline, Pause, PauseKind, Pauses, deadline
 from hpcavg.distributed.supervisor import Supervisor
 from hpcavg.errors import InputError
 
@@ -54,7 +54,7 @@ def test_a_deadline_that_has_come_stops_the_run(supervisor, topology):
     while pause is None:
         step += 1
         pause = pauses.end_step(step)
-    assert pause == (Kind.STOP, "the end")
+    assert pause == (PauseKind.STOP, "the end")
 
 
 def test_the_time_limit_follows_no_wall_clock(supervisor, topology, monkeypatch):
@@ -62,27 +62,27 @@ def test_the_time_limit_follows_no_wall_clock(supervisor, topology, monkeypatch)
     stop_at = Deadline(time.monotonic() + 3600, "--stop-after 3600")
     pauses = Pauses(supervisor, topology, stop_at=stop_at)
     now = stop_at.time_s - 1
-    assert (pauses.look(now), pauses.requested) == (1.0, Kind.NOTHING)
-    pauses.look(stop_at.time_s)
-    assert pauses.requested is Kind.STOP
+    assert (pauses.poll(now), pauses.requested) == (1.0, PauseKind.NOTHING)
+    pauses.poll(stop_at.time_s)
+    assert pauses.requested is PauseKind.STOP
 
 
 def test_steps_are_counted_one_by_one(supervisor, topology):
     pauses = Pauses(supervisor, topology, step=5)
     assert pauses.end_step(6) is None
-    with pytest.raises(ValueError, match="step 8 ended where step 7 was being taken"):
+    with pytest.raises(ValueError, match="step 8 ended, but step 7 is the current one"):
         pauses.end_step(8)
 
 
 def test_where_steps_differ_ranks_agree_where_they_stand_together(supervisor, topology):
     pauses = Pauses(supervisor, topology, by_step=False)
     assert pauses.agree_now() is None
-    pauses.request(Kind.CHECKPOINT, "ten minutes have passed")
-    pauses.request(Kind.STOP, "the time is up")
-    pauses.request(Kind.CHECKPOINT, "ten minutes have passed")
+    pauses.request(PauseKind.CHECKPOINT, "ten minutes have passed")
+    pauses.request(PauseKind.STOP, "the time is up")
+    pauses.request(PauseKind.CHECKPOINT, "ten minutes have passed")
     assert pauses.end_step(1) is None
-    assert pauses.requested is Kind.STOP
-    assert pauses.agree_now() == (Kind.STOP, "the time is up")
+    assert pauses.requested is PauseKind.STOP
+    assert pauses.agree_now() == (PauseKind.STOP, "the time is up")
     assert pauses.agree_now() is None
 
 
@@ -94,32 +94,32 @@ def test_a_request_outlives_an_agreement_that_a_death_interrupts(supervisor, top
         return action()
 
     pauses = Pauses(supervisor, topology, by_step=False)
-    pauses.request(Kind.STOP, "SIGTERM")
+    pauses.request(PauseKind.STOP, "SIGTERM")
     monkeypatch.setattr(topology, "run_collective", carry_out_twice)
-    assert pauses.agree_now() == (Kind.STOP, "SIGTERM")
-    assert pauses.requested is Kind.NOTHING
+    assert pauses.agree_now() == (PauseKind.STOP, "SIGTERM")
+    assert pauses.requested is PauseKind.NOTHING
 
 
 def test_survivors_pause_where_one_of_them_may_stand_already(supervisor, topology):
     """One knows the step that was agreed on; to this rank the news of it has not come."""
     pauses = Pauses(supervisor, topology, step=5)
-    stop = Pause(Kind.STOP, "SIGTERM")
+    stop = Pause(PauseKind.STOP, "SIGTERM")
     with supervisor.changed:
         pauses.receive(0, "hold")
-        pauses.restart([None, (7, stop), (3, Pause(Kind.CHECKPOINT, "the clock"))])
+        pauses.restart([None, (7, stop), (3, Pause(PauseKind.CHECKPOINT, "the clock"))])
     assert [pauses.end_step(step) for step in (6, 7, 8)] == [None, stop, None]
 
 
 def test_survivors_forget_a_pause_that_is_over(supervisor, topology):
     pauses = Pauses(supervisor, topology, step=5)
     with supervisor.changed:
-        pauses.restart([(5, Pause(Kind.CHECKPOINT, "the clock"))])
-    pauses.request(Kind.STOP, "SIGTERM")
+        pauses.restart([(5, Pause(PauseKind.CHECKPOINT, "the clock"))])
+    pauses.request(PauseKind.STOP, "SIGTERM")
     step, pause = 5, None
     while pause is None:
         step += 1
         pause = pauses.end_step(step)
-    assert pause == (Kind.STOP, "SIGTERM")
+    assert pause == (PauseKind.STOP, "SIGTERM")
 
 
 def test_a_rank_that_is_held_goes_where_the_death_is_met(supervisor, topology, monkeypatch):
@@ -150,19 +150,19 @@ def test_a_server_passes_on_what_it_is_asked_for():
         send=lambda *what: sent.append(what),
     )
     pauses = Pauses(supervisor, SimpleNamespace(is_server=True, num_servers=1))
-    pauses.request(Kind.STOP, "SIGTERM")
-    pauses.look(time.monotonic())
-    pauses.look(time.monotonic())
-    assert sent == [("pauses", 0, "ask", (Kind.STOP, "SIGTERM"))]
+    pauses.request(PauseKind.STOP, "SIGTERM")
+    pauses.poll(time.monotonic())
+    pauses.poll(time.monotonic())
+    assert sent == [("pauses", 0, "ask", (PauseKind.STOP, "SIGTERM"))]
 
 
 def test_rank_0_makes_the_requests_of_servers_its_own(supervisor, topology):
     pauses = Pauses(supervisor, topology)
-    supervisor.send("pauses", 0, "ask", Pause(Kind.STOP, "SIGUSR1"))
+    supervisor.send("pauses", 0, "ask", Pause(PauseKind.STOP, "SIGUSR1"))
     supervisor.wake()
     step, pause = 0, None
     while pause is None:
         step += 1
         pause = pauses.end_step(step)
         time.sleep(0.001)
-    assert pause == (Kind.STOP, "SIGUSR1")
+    assert pause == (PauseKind.STOP, "SIGUSR1")

@@ -104,7 +104,7 @@ def supervisor():
 
 def look(watchdog, supervisor, times):
     with supervisor.changed:  # its own thread may not look meanwhile
-        return [watchdog.look(now) for now in times]
+        return [watchdog.poll(now) for now in times]
 
 
 def test_the_time_that_a_job_was_suspended_is_nobodys_waiting(supervisor):
@@ -126,10 +126,10 @@ def test_who_is_cut_off_by_a_death_tells_how_long_the_recovery_lasts(supervisor,
     watchdog, now = Watchdog(supervisor, 2.0, acted.append), time.monotonic()
     with supervisor.changed:
         supervisor.is_quiet = True
-        assert watchdog.look(now) == math.inf
+        assert watchdog.poll(now) == math.inf
         with supervisor.waiting("recovery from a death", None, ()):
-            assert watchdog.look(now + 1) == pytest.approx(1, abs=0.1)
-            watchdog.look(now + 2.5)
+            assert watchdog.poll(now + 1) == pytest.approx(1, abs=0.1)
+            watchdog.poll(now + 2.5)
     while not acted:
         time.sleep(0.01)
     supervisor.is_quiet = False

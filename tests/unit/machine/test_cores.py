@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpcavg.distributed import job_environment, launchers
+from hpcavg.distributed import job_environment, launcher_variables
 from hpcavg.machine.cores import cores_of_list, cpu_quota, numa_nodes, numa_nodes_of, share_of_cores
 
 ALL = set(range(16))
@@ -68,7 +68,7 @@ def test_the_job_script_may_want_fewer_threads(environ, allowed):
     ],
 )
 def test_the_launcher_and_the_scheduler_are_known(environ, name, job):
-    assert (launchers.started_by(environ), job_environment.scheduler_job(environ)) == (name, job)
+    assert (launcher_variables.launcher_name(environ), job_environment.scheduler_job(environ)) == (name, job)
 
 
 def write(folder, **files):

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from hpcavg import InputError
-from hpcavg.engines.choice import Choice, Facts, choose_engine
 from hpcavg.engines.mpi import host_memory
+from hpcavg.engines.select import Choice, Facts, choose_engine
 
-HOST = ("mpi", "shared", "twolevel")
 AWARE = {"is_cuda_aware": True, "how_known": "HPCAVG_CUDA_AWARE=1"}
 UNAWARE = {"is_cuda_aware": False, "how_known": "MPIX_Query_cuda_support says 0"}
 
@@ -39,17 +38,17 @@ def cuda(num_nodes=1, ipc_obstacle=None, num_ranks=4, aware=UNAWARE):
     ],
 )
 def test_choices(requested, facts, engine, host, because):
-    choice = choose_engine(requested, facts, HOST)
+    choice = choose_engine(requested, facts)
     assert (choice.engine, choice.host) == (engine, host)
     assert because in choice.reason
     assert "\n" not in choice.reason
 
 
 def test_only_a_node_whose_ranks_cannot_share_is_warned_of():
-    choice = choose_engine("auto", cuda(1, "no peer access"), HOST)
+    choice = choose_engine("auto", cuda(1, "no peer access"))
     assert choice.warning.endswith("no peer access; means go through host memory")
     for requested, facts in [("auto", cuda()), ("auto", cuda(2, "2 nodes")), ("staged", cuda(1, "not tried"))]:
-        assert choose_engine(requested, facts, HOST).warning is None
+        assert choose_engine(requested, facts).warning is None
 
 
 @pytest.mark.parametrize(
@@ -77,12 +76,12 @@ def test_only_a_node_whose_ranks_cannot_share_is_warned_of():
 )
 def test_refusals(requested, facts, line):
     with pytest.raises(InputError) as raised:
-        choose_engine(requested, facts, HOST)
+        choose_engine(requested, facts)
     assert raised.value.as_option().startswith(line)
 
 
 def test_a_choice_for_the_host_is_the_engine_that_was_asked_for():
-    assert choose_engine("mpi", Facts("cpu"), HOST) == Choice("mpi", "mpi", "the parameters are on cpu")
+    assert choose_engine("mpi", Facts("cpu")) == Choice("mpi", "mpi", "the parameters are on cpu")
 
 
 @pytest.mark.parametrize(
