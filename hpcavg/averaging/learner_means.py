@@ -47,6 +47,7 @@ class LearnerMeans:
     learners_agree : all learners held the same parameters after the last mean, and no step followed.
     awaits_mean : this learner is sick, and stays so until it merges a mean: its parameters may be finite again, but
         they are meaningless.
+    means_of_none : the number of last means for which no learner was well.
     made : when this object was made, on the clock of `time.perf_counter`.
     """
 
@@ -71,6 +72,7 @@ class LearnerMeans:
         self.equality = EqualityCheck(topology, options.check_rounds, replica.frozen)
         self.learners_agree = False
         self.awaits_mean = False
+        self.means_of_none = 0
         self._optimizer = optimizer
         self._state = StateAverager(optimizer, topology)
         self.made = time.perf_counter()
@@ -96,7 +98,8 @@ class LearnerMeans:
     def check_excluded(self, excluded: Excluded, scope: Scope, what: object) -> None:
         """Raise `SickLearnersError` on all of `scope` if sick learners stop the run. Collective if a learner is sick.
 
-        They do so if `options.non_finite` is ``"stop"``, or if no learner is left for a global mean.
+        They do so if `options.non_finite` is ``"stop"``, or if no learner is left for a global mean. On a graph, a
+        learner that is well restores all others within as many means as there are learners that they do not meet.
 
         Parameters
         ----------
@@ -104,7 +107,9 @@ class LearnerMeans:
         scope : the learners that take part.
         what : the name of the mean in the message.
         """
-        is_over = excluded.are_all and scope is GLOBAL
+        num_others = self.topology.num_learners - excluded.num_members
+        is_last_mean = scope is GLOBAL or (isinstance(scope, Neighbours) and self.means_of_none >= num_others)
+        is_over = excluded.are_all and is_last_mean
         if excluded.learners and (is_over or self.options.non_finite == "stop"):
             health.raise_sick(excluded, scope, self.topology, str(what), self.replica.name_non_finite())
 

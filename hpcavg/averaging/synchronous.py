@@ -131,6 +131,7 @@ class Averaging:
                 learner.outer.settle()
             if means:
                 distance = learner.merge(means, how, how_buffers, excluded, wants_distance, rate)
+        learner.means_of_none = learner.means_of_none + 1 if excluded.are_all else 0
         if excluded.are_all:
             return self._event(scope, progress, started, 0, math.nan, excluded.learners)
         num_bytes = learner.parameters.num_bytes + learner.buffers.num_bytes

@@ -99,6 +99,8 @@ class Section:
             value, choices, check = getattr(self, field.name), field.metadata["choices"], field.metadata["check"]
             if value is None and field.default is None:
                 continue
+            if isinstance(field.default, bool) and value not in (False, True):  # "no" would count as true
+                raise InputError(field.name, value, "true or false")
             if choices is not None and value not in choices:
                 raise InputError(field.name, value, f"one of {', '.join(map(_dashed, choices))}")
             if check is not None:

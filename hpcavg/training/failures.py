@@ -48,13 +48,15 @@ def leave_if_corrupt(error: CorruptionError, topology: Topology) -> None:
 def report_and_abort(
     error: SickLearnersError | CorruptionError, config: Config, topology: Topology, last_checkpoint: object
 ) -> NoReturn:
-    """Print, on one rank, `error` and the last good checkpoint, and end the job."""
+    """Print, on one rank, `error` and the last good checkpoint, and end the job.
+
+    The lowest sick rank prints. If it does not end the job, because it is at another step, the others print.
+    """
     sick = error.learners if isinstance(error, SickLearnersError) else []
-    if topology.rank == min(sick, default=0):
-        kept = "there is no checkpoint" if last_checkpoint is None else f"last good checkpoint: {last_checkpoint}"
-        print_error(f"hpcavg: error: {error}; {kept}")
-    else:
+    if topology.rank != min(sick, default=0):
         time.sleep(_LAST_WAIT_S)
+    kept = "there is no checkpoint" if last_checkpoint is None else f"last good checkpoint: {last_checkpoint}"
+    print_error(f"hpcavg: error: {error}; {kept}")
     abort(config)
     raise error
 

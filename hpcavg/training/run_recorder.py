@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from hpcavg.algorithms.scope import GLOBAL, LOCAL, SERVER, Neighbours, Scope
+from hpcavg.algorithms.scope import GLOBAL, SERVER, Neighbours, Scope
 from hpcavg.averaging.events import Event
 from hpcavg.checkpoints.resume import ResumePoint
 from hpcavg.config.options import Config
@@ -142,8 +142,8 @@ class RunRecorder:
             is_teller = scope is SERVER or topology.rank == topology.ranks_of(scope)[0]
         if not is_teller:
             return
-        if scope is LOCAL and len(event.sick) == len(topology.ranks_of(scope)):
-            return  # no learner is left to restore them; the global average will, and report it
+        if event.num_bytes == 0:  # all of them are: no learner is left to restore them
+            return
         show = self.line if self._topology.rank == 0 else partial(print, flush=True)
         show(
             f"warning: step {event.step}: parameters of learner {', '.join(map(str, event.sick))} are not"

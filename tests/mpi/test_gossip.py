@@ -9,10 +9,12 @@ import torch
 from hpcavg import Averager, InputError, Topology, algorithms
 from hpcavg.algorithms.decentralized import ring_weights
 from hpcavg.algorithms.rule import Rule, always
+from hpcavg.algorithms.schedule import Progress, Run
 from hpcavg.algorithms.scope import Neighbours
 from hpcavg.distributed.waiting import wait_asleep
 from hpcavg.engines.neighbours import mix
 from hpcavg.engines.select import ENGINES
+from hpcavg.errors import SickLearnersError
 from tests.mpi.nodes import LAYOUTS, Nodes
 from tests.mpi.problems import PROBLEMS, values_of
 from tests.oracles import gossip, synchronous
@@ -185,4 +187,41 @@ def test_links_of_a_graph(world):
     own, out = torch.full((3,), float(rank)), torch.empty(3)
     mix(own, out, links, {}, topology.comm(scope))
     assert (out == (rank + (rank - 1) % size) / 2).all()
+    topology.free()
+
+
+@pytest.mark.parametrize("graph", ["ring", "exponential"])
+def test_a_run_in_which_all_learners_are_sick_stops(world, graph):
+    """No learner sees all others, but none that is well can be farther away than there are learners."""
+    topology = Topology(world)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    averager = Averager(model, optimizer, algorithms.gossip(graph), topology)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(math.nan)
+            parameter.grad = torch.zeros_like(parameter)
+    num_met = len(topology.links(averager.algorithm.when(Run(world.Get_size()))(Progress(1))).weights)
+    for _ in range(world.Get_size() - num_met):
+        averager.step()
+    with pytest.raises(SickLearnersError, match=r"not finite.*, at the neighbour average of step"):
+        averager.step()
+    topology.free()
+
+
+@pytest.mark.parametrize("graph", ["ring", "exponential"])
+def test_one_learner_that_is_well_restores_all(world, graph):
+    topology = Topology(world)
+    size, rank = world.Get_size(), world.Get_rank()
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    averager = Averager(model, optimizer, algorithms.gossip(graph), topology)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(5.0 if rank == size - 1 else math.nan)
+            parameter.grad = torch.zeros_like(parameter)
+    for _ in range(size):
+        averager.step()
+    assert (model.weight == 5).all()
+    averager.finish()
     topology.free()

@@ -184,6 +184,10 @@ def test_options_are_taken_together_and_changed_by_name(topology):
     assert averager.done
     with pytest.raises(TypeError, match="bufers"):
         Averager(model, optimizer, algorithms.k_avg(1), topology, bufers="keep")
+    with pytest.raises(InputError, match=r"options='mpi': must be an AveragingOptions, .* engine='shared'"):
+        Averager(model, optimizer, algorithms.k_avg(1), topology, "mpi")
+    with pytest.raises(InputError, match="measure_distance='no': must be true or false"):
+        Averager(model, optimizer, algorithms.k_avg(1), topology, measure_distance="no")
 
 
 def test_the_topology_is_that_of_all_ranks_if_none_is_given():
