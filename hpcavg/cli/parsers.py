@@ -37,6 +37,7 @@ DATASETS = {
 FORMATS = ("binary", "python")
 
 LISTINGS: dict[str, Callable[[], str]] = {
+    "--algorithm": algorithms.describe,
     "--config": recipes.describe,
     "--engine": lambda: components.describe(components.ENGINES),
     "--model": models.describe,

@@ -21,6 +21,8 @@ from hpcavg.distributed.waiting import wait_asleep
 from hpcavg.errors import InputError
 
 _T = TypeVar("_T")
+# A rule may bring a new graph to every mean: the oldest are dropped. Graphs used in turn are fewer.
+_MAX_GRAPHS = 64
 
 
 class Links(NamedTuple):
@@ -174,12 +176,11 @@ class Topology:
 
     def ranks_of(self, scope: Scope) -> Sequence[int]:
         """Return the ranks that take part in `scope`, with this rank, as indices in `all_ranks`."""
+        if isinstance(scope, Neighbours):
+            return sorted({*self.links(scope).partners, self.rank})
         if scope not in self._ranks:
-            if isinstance(scope, Neighbours):
-                self._ranks[scope] = sorted({*self.links(scope).partners, self.rank})
-            else:
-                members = self.comm(scope).Get_group()
-                self._ranks[scope] = list(members.Translate_ranks(None, self.all_ranks.Get_group()))
+            members = self.comm(scope).Get_group()
+            self._ranks[scope] = list(members.Translate_ranks(None, self.all_ranks.Get_group()))
         return self._ranks[scope]
 
     def links(self, scope: Neighbours) -> Links:
@@ -191,6 +192,8 @@ class Topology:
             On every rank, if the weights are not doubly stochastic.
         """
         if scope not in self._links:
+            if len(self._links) == _MAX_GRAPHS:
+                del self._links[next(iter(self._links))]
             rows = scope.matrix(self.num_learners)
             (learner,) = self.learners
             weights = dict(sorted(rows[learner].items()))

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 from hpcavg.utils import markdown
 
+# The first version of hpcavg.
+_FIRST = "0.1.0"
+
 
 class Column(NamedTuple):
     """One column of a table.
@@ -37,19 +40,19 @@ class Column(NamedTuple):
     missing: Any
     text: str
     source: str = ""
-    since: str = "0.1.0"
+    since: str = _FIRST
 
 
-def _count(text: str, source: str = "", units: str = "1") -> Column:
-    return Column("i8", units, -1, text, source)
+def _count(text: str, source: str = "", units: str = "1", since: str = _FIRST) -> Column:
+    return Column("i8", units, -1, text, source, since)
 
 
-def _number(text: str, source: str = "", units: str = "1") -> Column:
-    return Column("f8", units, math.nan, text, source)
+def _number(text: str, source: str = "", units: str = "1", since: str = _FIRST) -> Column:
+    return Column("f8", units, math.nan, text, source, since)
 
 
-def _seconds(text: str) -> Column:
-    return _number(text, units="s")
+def _seconds(text: str, since: str = _FIRST) -> Column:
+    return _number(text, units="s", since=since)
 
 
 COLUMNS: dict[str, dict[str, Column]] = {

@@ -22,6 +22,13 @@ from tests.oracles import gossip, synchronous
 pytestmark = pytest.mark.mpi
 
 STEPS = 40
+# Rule, the oracle's matrices, steps between two means.
+RULES = [
+    (algorithms.gossip("ring", 1), gossip.ring, 1),
+    (algorithms.gossip("ring", 3), gossip.ring, 3),
+    (algorithms.gossip("exponential", 1), gossip.exponential, 1),
+    (algorithms.gossip("exponential", 2), gossip.exponential, 2),
+]
 
 
 def engines_on(topology):
@@ -29,8 +36,8 @@ def engines_on(topology):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("graph", "k"), [("ring", 1), ("ring", 3), ("exponential", 1), ("exponential", 2)])
-def test_agrees_with_the_oracle_at_every_step(graph, k, layout, world):
+@pytest.mark.parametrize(("rule", "matrices", "k"), RULES, ids=lambda value: getattr(value, "__name__", None))
+def test_agrees_with_the_oracle_at_every_step(rule, matrices, k, layout, world):
     rank, size = world.Get_rank(), world.Get_size()
     topology = Nodes(world, None, layout)
     for name in engines_on(topology):
@@ -38,12 +45,12 @@ def test_agrees_with_the_oracle_at_every_step(graph, k, layout, world):
         expected = expected_mean = None
         if rank == 0:
             local = synchronous.LocalSgd(0.02, momentum=0.9, weight_decay=0.01)
-            expected, expected_mean = gossip.run(graph, k, local, problem.x0, problem.gradient, STEPS, size)
+            expected, expected_mean = gossip.run(matrices(size), k, local, problem.x0, problem.gradient, STEPS)
         wait_asleep(world)
         expected, expected_mean = world.bcast((expected, expected_mean))
         module = problem.module()
         optimizer = torch.optim.SGD(module.parameters(), lr=0.02, momentum=0.9, weight_decay=0.01)
-        averager = Averager(module, optimizer, algorithms.gossip(graph, k), topology, engine=name)
+        averager = Averager(module, optimizer, rule, topology, engine=name)
         for t in range(1, STEPS + 1):
             optimizer.zero_grad()
             problem.loss(module, rank, t).backward()
@@ -99,6 +106,38 @@ def test_hand_worked_numbers(world):
     assert model.weight.item() == pytest.approx(expected)
     averager.finish()
     assert model.weight.item() == pytest.approx((size - 1) / 2)
+    topology.free()
+
+
+def test_a_rule_may_bring_a_new_graph_to_every_mean(world):
+    """Each drawn ring is a permutation of the ring. The topology drops old graphs, whose memory would add up."""
+    size, rank, num_steps = world.Get_size(), world.Get_rank(), 100
+    topology = Topology(world)
+
+    def order_of(step):
+        return np.random.default_rng(step).permutation(size)
+
+    def due(progress):
+        order = order_of(progress.step)
+        place = np.argsort(order)
+        return Neighbours(
+            "drawn", lambda learner, n: {int(order[j]): weight for j, weight in ring_weights(place[learner], n).items()}
+        )
+
+    model = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    averager = Averager(model, torch.optim.SGD(model.parameters(), lr=1.0), Rule(always(due)), topology)
+    expected = np.arange(size) * 3.0
+    with torch.no_grad():
+        model.weight.fill_(expected[rank])
+    for step in range(1, num_steps + 1):
+        if step % 10 == 0:
+            expected[0] += 1.0
+        model.weight.grad = torch.full_like(model.weight, -1.0 if step % 10 == 0 and rank == 0 else 0.0)
+        averager.step()
+        permuted = np.eye(size)[order_of(step)]
+        expected = permuted.T @ gossip.ring(size)[0] @ permuted @ expected
+        assert model.weight.item() == pytest.approx(expected[rank], abs=1e-12), step
+    assert len(topology._links) < num_steps
     topology.free()
 
 

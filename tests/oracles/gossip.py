@@ -18,12 +18,12 @@ def exponential(num_learners):
     return [(w + np.roll(w, -(2**m), axis=1)) / 2 for m in range(num_graphs)]
 
 
-GRAPHS = {"ring": ring, "exponential": exponential}
+def run(matrices, k, optimizer, x0, gradient, num_steps):
+    """Return the trajectory, shape (steps, learners, numel), and the final mean; see `synchronous.run`.
 
-
-def run(topology, k, optimizer, x0, gradient, num_steps, num_learners):
-    """Return the trajectory, shape (steps, learners, numel), and the final mean; see `synchronous.run`."""
-    matrices = GRAPHS[topology](num_learners)
+    matrices : the W of the means in turn, of shape (learners, learners).
+    """
+    num_learners = len(matrices[0])
     x = np.tile(np.asarray(x0, dtype=np.float64), (num_learners, 1))
     trajectory = []
     for t in range(1, num_steps + 1):

@@ -77,6 +77,7 @@ def test_an_algorithm_has_an_example_and_says_what_its_options_are(name):
 
 def test_help_on_the_command_line_tells_all_of_it():
     assert algorithms.describe() in parsers.train_parser().format_help()
+    assert parsers.listing(["--algorithm", "help"]) == algorithms.describe()
 
 
 def test_the_documentation_holds_the_table():
