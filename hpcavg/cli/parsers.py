@@ -12,14 +12,12 @@ from typing import Any, NoReturn
 
 import hpcavg
 from hpcavg import algorithms, models
-from hpcavg.cli import job
 from hpcavg.config import components, recipes
 from hpcavg.config.options import OPTIONS, Config
 from hpcavg.config.section import Option, options_of
 from hpcavg.config.sources import from_sources
 from hpcavg.distributed.job_environment import check_sizes
 from hpcavg.errors import InputError, UsageError, require_integer, require_number
-from hpcavg.machine.warnings import warn_of_learners
 from hpcavg.utils.text import printable
 
 COMMANDS = {
@@ -153,6 +151,8 @@ def report_parser() -> argparse.ArgumentParser:
 
 def job_parser() -> argparse.ArgumentParser:
     """Return the parser of ``job``. It skips the options of ``train``; `write_job` checks values."""
+    from hpcavg.cli import job  # only this command pays for it
+
     parser = _Parser(
         prog="hpcavg job",
         usage="python -m hpcavg job {slurm,lsf} [options] [options of train]",
@@ -174,6 +174,9 @@ def job_parser() -> argparse.ArgumentParser:
 
 def write_job(arguments: Sequence[str]) -> None:
     """Run the command ``job``. Raises `InputError`, also for options of ``train``."""
+    from hpcavg.cli import job
+    from hpcavg.machine.warnings import warn_of_learners
+
     known, options = job_parser().parse_known_args(arguments)
     script = known.__dict__.pop("script")
     _require_one_of("job", known.scheduler, job.LAUNCHERS)

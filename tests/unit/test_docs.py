@@ -173,7 +173,7 @@ def commands():
 @pytest.mark.parametrize("words", list(commands()))
 @pytest.mark.usefixtures("run_folder")
 def test_the_commands_of_the_pages_are_understood(words, monkeypatch):
-    monkeypatch.setattr(parsers.job, "write", lambda *_: None)
+    monkeypatch.setattr("hpcavg.cli.job.write", lambda *_: None)
     if words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in words[1:] if "=" not in word} <= set(targets)
