@@ -44,7 +44,12 @@ class Server:
 
     def command(self, module, arguments):
         """Return the command that runs `module` in a forked process; it needs `variables`."""
-        return [sys.executable, "-SE", __file__, module, *arguments]
+        return [*self.prefix, module, *arguments]
+
+    @property
+    def prefix(self):
+        """What stands before a module and its arguments, or before ``python -m`` with them."""
+        return [sys.executable, "-SE", __file__]
 
     @property
     def variables(self):
@@ -194,4 +199,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "--serve":
         serve(sys.argv[2])
     else:
-        be_rank(sys.argv[1:])
+        be_rank(sys.argv[3:] if sys.argv[2:3] == ["-m"] else sys.argv[1:])
