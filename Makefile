@@ -60,14 +60,11 @@ run: $(INSTALLED)
 compare: $(INSTALLED)
 	MPIRUN_FLAGS="$(MPIRUN_FLAGS)" $(BIN)/python -m benchmarks.compare_algorithms --ranks $(NP)
 
-# Several pytest processes; one takes whole files, because tests of a file share runs. Tests of processes wait for half of
-# their time.
-PYTEST := $(BIN)/pytest -q --dist loadfile
-CORES := $(shell nproc)
+# A pytest process for every core; one takes whole files, because tests of a file share runs.
+PYTEST := $(BIN)/pytest -q -n auto --dist loadfile
 
 test: $(INSTALLED)
-	$(PYTEST) -n $(CORES) tests/unit
-	$(PYTEST) -n $(shell echo $$((2 * $(CORES)))) tests/process
+	$(PYTEST) tests/unit tests/process
 	@for n in $(TEST_RANKS); do \
 	    echo "== tests/mpi on $$n ranks"; \
 	    timeout 600 $(MPIRUN) -np $$n $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py -m pytest -q --with-mpi tests/mpi || exit 1; \
@@ -75,7 +72,7 @@ test: $(INSTALLED)
 
 # Without an mpirun: for other versions of Python, see .ci/pythons.
 test-unit: $(INSTALLED)
-	$(PYTEST) -n $(CORES) tests/unit
+	$(PYTEST) tests/unit
 
 test-cluster: $(INSTALLED)
 	$(BIN)/pytest -q tests/cluster
