@@ -57,7 +57,8 @@ def warm_server():
 def start(ranks, arguments, module="hpcavg", flags=(), is_warm=False, **changes):
     """Start `module` on `ranks` ranks (0: without mpirun).
 
-    is_warm : it may fork the ranks from a process that has imported torch; `tests.process.warm` says when this is honest.
+    is_warm : the ranks may be forked from a process that has imported torch; `tests.process.warm` says when that is
+    honest.
     """
     arguments = [*map(str, arguments)]
     command = [sys.executable, "-m", module, *arguments]
