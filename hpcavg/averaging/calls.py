@@ -182,11 +182,11 @@ def _gather_from_neighbours(own: bytes, scope: Neighbours, topology: Topology) -
     return b"".join(records[rank] for rank in sorted(records))
 
 
-def _members(scope: Scope, topology: Topology) -> list[int]:
+def _members(scope: Scope, topology: Topology) -> Sequence[int]:
     """Return the ranks in `learner_ranks` whose records this rank gathers, in the order of the records."""
     if isinstance(scope, Neighbours):
         return sorted({topology.rank, *topology.links(scope).partners})
-    return list(topology.comm(scope).Get_group().Translate_ranks(None, topology.learner_ranks.Get_group()))
+    return topology.ranks_of(scope)
 
 
 def _error_of(failed: Sequence[int], own: Exception | None, scope: Scope, topology: Topology) -> Exception:

@@ -66,6 +66,7 @@ class Topology:
     local : communicator of the ranks of this rank's local group.
     node : communicator of the ranks on this node.
     peers : communicator of the ranks of `learner_ranks` on this node.
+    peer_ranks : these ranks as indices in `all_ranks`.
     rank : index of this rank in `all_ranks`. Ranks with learners come first, and have the same index in
         `learner_ranks`.
     num_ranks : number of all ranks.
@@ -135,6 +136,7 @@ class Topology:
         self.node = self.split_by_node(all_ranks)
         self.node_rank: int = self.node.Get_rank()
         self.peers = self.split_by_node(self.learner_ranks)
+        self.peer_ranks = self._indices_of(self.peers)
         first_on_node = min(self.node.allgather(self.rank))
         name = self._group_name(first_on_node)
         self.local = self.learner_ranks.Split(color=name, key=self.rank)
@@ -179,9 +181,12 @@ class Topology:
         if isinstance(scope, Neighbours):
             return sorted({*self.links(scope).partners, self.rank})
         if scope not in self._ranks:
-            members = self.comm(scope).Get_group()
-            self._ranks[scope] = list(members.Translate_ranks(None, self.all_ranks.Get_group()))
+            self._ranks[scope] = self._indices_of(self.comm(scope))
         return self._ranks[scope]
+
+    def _indices_of(self, comm: MPI.Comm) -> Sequence[int]:
+        """Return the ranks of `comm` as indices in `all_ranks`."""
+        return list(comm.Get_group().Translate_ranks(None, self.all_ranks.Get_group()))
 
     def links(self, scope: Neighbours) -> Links:
         """Return the edges of this rank on the graph of `scope`.

@@ -75,7 +75,6 @@ class SharedEngine:
         self._members: dict[tuple[Scope, bool], Members] = {}
         self._placed: dict[int, Rows] = {}
         self._copies: dict[tuple[int, ...], list[Tensor] | None] = {}
-        self._peer_ranks: Sequence[int] | None = None
         self._has_warned = False
         topology.on_shrink(self._forget)
 
@@ -83,7 +82,6 @@ class SharedEngine:
         """Forget communicators and memory shared with lost ranks; the caller calls `allocate` again."""
         for known in (self._members, self._placed, self._copies):
             known.clear()
-        self._peer_ranks = None
 
     def _check_nodes(self) -> None:
         if self._topology.num_nodes > 1:
@@ -201,9 +199,8 @@ class SharedEngine:
         if placed is None or peers.Get_size() == 1:
             self._mpi.mix(rows, out, scope)
             return
-        if self._peer_ranks is None:
-            self._peer_ranks = peers.Get_group().Translate_ranks(None, self._topology.all_ranks.Get_group())
-        here = {rank: as_real(block[0]) for rank, block in zip(self._peer_ranks, placed.blocks, strict=True)}
+        peer_ranks = self._topology.peer_ranks
+        here = {rank: as_real(block[0]) for rank, block in zip(peer_ranks, placed.blocks, strict=True)}
         is_in_place = out.data_ptr() == rows.data_ptr()
         if is_in_place and placed.mixed is None:
             placed.mixed = torch.empty_like(rows)
