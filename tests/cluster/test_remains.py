@@ -52,9 +52,8 @@ class Watched:
 
     def remains(self):
         """Return what is still there: processes, namespaces, files."""
-        listed = subprocess.run(["lsns", "-n", "-o", "NS,TYPE"], capture_output=True, text=True, check=True).stdout
-        known = {f"{kind}:[{number}]" for number, kind in (line.split() for line in listed.splitlines())}
-        return self.pids(), self.namespaces & known, {name for name in _files() - self.files if _is_ours(name)}
+        in_use = {space for entry in Path("/proc").iterdir() for space in _namespaces(entry.name)}
+        return self.pids(), self.namespaces & in_use, {name for name in _files() - self.files if _is_ours(name)}
 
     def end(self, timeout_s=30):
         """Wait for the command line; return its status and standard error."""

@@ -336,9 +336,10 @@ def compressed_means(nodes, wire_dtype, error_feedback, numel=200_003, rounds=6,
     exact = rows.double()
     errors = []
     for round in range(rounds):
-        changes = [change * rows_of(17 * round + j, numel, torch.float64) for j in range(nodes.num_learners)]
-        rows.add_(changes[nodes.rank].float())
-        exact = exact + torch.stack(changes).mean(dim=0)
+        changed = change * rows_of(17 * round + nodes.rank, numel, torch.float64)
+        rows.add_(changed.float())
+        nodes.learner_ranks.Allreduce(MPI.IN_PLACE, changed.numpy())
+        exact = exact + changed / nodes.num_learners
         engine.mean(rows, rows[0], GLOBAL)
         errors.append(float((rows.double() - exact).norm() / (change * nodes.num_learners**-0.5 * numel**0.5)))
     return errors, rows.numpy().tobytes()

@@ -20,9 +20,6 @@ from tests.process import warm
 # ("The PMIx server's listener thread failed to start"). So each has a place of its own for it.
 SESSIONS = tempfile.TemporaryDirectory(prefix="sessions-")
 
-# Off: one job in some hundreds, forked and ended by all ranks with a status, was not ended by its mpirun.
-MAY_BE_WARM = False
-
 FLAGS = ["--oversubscribe", "--bind-to", "none"]
 ULFM = ["--with-ft", "ulfm"]
 
@@ -62,7 +59,7 @@ def start(ranks, arguments, module="hpcavg", flags=(), is_warm=False, **changes)
     """
     arguments = [*map(str, arguments)]
     command = [sys.executable, "-m", module, *arguments]
-    if is_warm and MAY_BE_WARM:
+    if is_warm:
         command = warm_server().command(module, arguments)
         changes = {**changes, **warm_server().variables}
     if ranks:

@@ -1,14 +1,16 @@
 """The suite runs every benchmark on two ranks, each measures something, and all is in JSON, tables and a page."""
 
 import json
+import shlex
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from benchmarks.launching import mpirun
 from benchmarks.presets import PRESETS
-from tests.process.launch import run, start
+from tests.process.launch import FLAGS, run, start, warm_server
 
 pytestmark = pytest.mark.process
 
@@ -19,8 +21,9 @@ NUM_RUNS = len(PRESETS["tiny"].runs)
 def suite(tmp_path_factory):
     """Run the driver once with all there is; return its folder."""
     folder = tmp_path_factory.mktemp("suite") / "new" / "folder"
-    arguments = ["--preset", "tiny", "--ranks", 2, "--output", folder]
-    result = run(0, arguments, timeout=400, module="benchmarks.suite")
+    launcher = shlex.join([mpirun(), "-np", "{ranks}", *FLAGS, *warm_server().prefix])
+    arguments = ["--preset", "tiny", "--ranks", 2, "--launcher", launcher, "--output", folder]
+    result = run(0, arguments, timeout=400, module="benchmarks.suite", **warm_server().variables)
     lines = result.out.splitlines()
     assert result.status == 0, result.out + result.err
     assert [line.split(" done in ")[0] for line in lines[:-1]] == list(PRESETS["tiny"].runs)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import launch
 from tests.process.launch import run, start
 
 pytestmark = pytest.mark.process
@@ -36,9 +35,8 @@ else:
 
 
 @pytest.fixture
-def program(tmp_path, monkeypatch):
+def program(tmp_path):
     """Return the options of a run of the program."""
-    monkeypatch.setattr(launch, "MAY_BE_WARM", True)
     (tmp_path / "program_of_test_warm.py").write_text(PROGRAM)
     return {"module": "program_of_test_warm", "is_warm": True, "PYTHONPATH": str(tmp_path)}
 

@@ -182,11 +182,15 @@ def be_rank(arguments):
     server.sendall(content)
     answers = server.makefile()
     pid = int(answers.readline())
+
+    def pass_on(number, frame):
+        with contextlib.suppress(ProcessLookupError):  # it has ended, and the answer is on its way
+            os.kill(pid, number)
+
     for number in PASSED_ON:
-        signal.signal(number, lambda number, frame: os.kill(pid, number))
+        signal.signal(number, pass_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
-    for stream in STREAMS:
-        os.close(stream)
+    # The streams stay open until the end: some prteruns hang once ranks with closed streams end with a status.
     status = int(answers.readline())
     if status < 0:
         if -status in PASSED_ON:
