@@ -41,6 +41,8 @@ test test-unit test-cluster test-gpu: export OMP_NUM_THREADS ?= 1
 # A warning about UCX windows, which hpcavg does not use.
 export OMPI_MCA_osc ?= ^ucx
 export MPIRUN
+# Every rank of every test would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install run compare test test-unit test-cluster test-slurm test-gpu check lint types docs jobs pages clean
 
@@ -60,11 +62,12 @@ run: $(INSTALLED)
 compare: $(INSTALLED)
 	MPIRUN_FLAGS="$(MPIRUN_FLAGS)" $(BIN)/python -m benchmarks.compare_algorithms --ranks $(NP)
 
-# A pytest process for every core; one takes whole files, because tests of a file share runs.
-PYTEST := $(BIN)/pytest -q -n auto --dist loadfile
+# A pytest process takes whole files, because tests of a file share runs.
+PYTEST := $(BIN)/pytest -q --dist loadfile
+CORES := $(shell getconf _NPROCESSORS_ONLN)
 
-test: $(INSTALLED)
-	$(PYTEST) tests/unit tests/process
+test: test-unit
+	$(PYTEST) -n $$((2 * $(CORES))) tests/process  # they mostly wait
 	@for n in $(TEST_RANKS); do \
 	    echo "== tests/mpi on $$n ranks"; \
 	    timeout 600 $(MPIRUN) -np $$n $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py -m pytest -q --with-mpi tests/mpi || exit 1; \
@@ -72,7 +75,7 @@ test: $(INSTALLED)
 
 # Without an mpirun: for other versions of Python, see .ci/pythons.
 test-unit: $(INSTALLED)
-	$(PYTEST) tests/unit
+	$(PYTEST) -n $(CORES) tests/unit
 
 test-cluster: $(INSTALLED)
 	$(BIN)/pytest -q tests/cluster

@@ -74,10 +74,10 @@ def start(ranks, arguments, module="hpcavg", flags=(), is_warm=False, **changes)
     )
 
 
-def run(ranks, arguments, timeout=60, module="hpcavg", **options):
+def run(ranks, arguments, timeout=60, module="hpcavg", is_warm=True, **options):
     """Run `module` on `ranks` ranks; fail if it runs for `timeout` seconds. Options are those of `start`."""
     started = time.monotonic()
-    process = start(ranks, arguments, module, **options)
+    process = start(ranks, arguments, module, is_warm=is_warm, **options)
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -90,7 +90,7 @@ def run(ranks, arguments, timeout=60, module="hpcavg", **options):
 
 def trained(folder, ranks, arguments):
     """Train to the end; return the summary and the result."""
-    result = run(ranks, [*arguments, "--output", folder], is_warm=True)
+    result = run(ranks, [*arguments, "--output", folder])
     assert result.status == 0, result.err
     return json.loads((folder / "summary.json").read_text()), result
 

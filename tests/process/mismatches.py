@@ -21,7 +21,7 @@ def outcomes(first, programs, timeout_s=2.0):
         ranks = 2 + seed // CHUNK % 3
         number = min(CHUNK - seed % CHUNK, end - seed)
         arguments = ["--seed", seed, "--count", number, "--timeout", timeout_s]
-        result = run(ranks, arguments, timeout=60 + 20 * number, module="tests.process.mismatching", is_warm=True)
+        result = run(ranks, arguments, timeout=60 + 20 * number, module="tests.process.mismatching")
         begun = dict(re.findall(r"^(\d+) begins (.*)$", result.out, re.MULTILINE))
         ended = re.findall(r"^(\d+) ends (\w+) (.*)$", result.out, re.MULTILINE)
         for number, how, text in ended:

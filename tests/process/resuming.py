@@ -75,7 +75,7 @@ def write_task(folder):
 
 def train(ranks, arguments, folder, status=0, timeout=120, **changes):
     """Run to the end, with --resume auto; return the result."""
-    result = run(ranks, [*arguments, "--resume", "auto", "--output", folder], timeout=timeout, is_warm=True, **changes)
+    result = run(ranks, [*arguments, "--resume", "auto", "--output", folder], timeout=timeout, **changes)
     assert result.status == status, f"status {result.status}\n{result.out}\n{result.err}"
     return result
 

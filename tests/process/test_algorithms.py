@@ -82,4 +82,4 @@ def test_the_consensus_distance_is_measured_where_it_is_asked_for(tmp_path):
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, arguments, line):
-    assert refused(tmp_path, arguments.split(), is_warm=True).startswith(line)
+    assert refused(tmp_path, arguments.split()).startswith(line)

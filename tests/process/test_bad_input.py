@@ -88,7 +88,7 @@ def test_an_unknown_option_in_the_file_lists_the_valid_ones(tmp_path):
 def test_a_task_that_cannot_be_used(tmp_path, function, says):
     path = tmp_path / "mine.py"
     path.write_text(RAISING)
-    line = refused(tmp_path, ["--task", f"{path}:{function}"], is_warm=True)
+    line = refused(tmp_path, ["--task", f"{path}:{function}"])
     assert line.startswith("--task ")
     assert says in line
 
@@ -96,12 +96,12 @@ def test_a_task_that_cannot_be_used(tmp_path, function, says):
 def test_a_last_mini_batch_of_one_sample_under_batchnorm(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(LONE)
-    line = refused(tmp_path, ["--task", f"{path}:task", "--batch-size", 16], ranks=2, is_warm=True)
+    line = refused(tmp_path, ["--task", f"{path}:task", "--batch-size", 16], ranks=2)
     assert line.startswith(
         "--batch-size 16: must be another, or given with --drop-last: the last mini-batch of an epoch"
     )
     options = ["--task", f"{path}:task", "--drop-last", "--batch-size", 16, "--epochs", 2, "--output", tmp_path / "run"]
-    result = run(2, options, is_warm=True)
+    result = run(2, options)
     assert result.status == 0, result.err
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
 

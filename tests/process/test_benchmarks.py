@@ -23,7 +23,7 @@ def suite(tmp_path_factory):
     folder = tmp_path_factory.mktemp("suite") / "new" / "folder"
     launcher = shlex.join([mpirun(), "-np", "{ranks}", *FLAGS, *warm_server().prefix])
     arguments = ["--preset", "tiny", "--ranks", 2, "--launcher", launcher, "--output", folder]
-    result = run(0, arguments, timeout=400, module="benchmarks.suite", **warm_server().variables)
+    result = run(0, arguments, timeout=400, module="benchmarks.suite")
     lines = result.out.splitlines()
     assert result.status == 0, result.out + result.err
     assert [line.split(" done in ")[0] for line in lines[:-1]] == list(PRESETS["tiny"].runs)

@@ -14,7 +14,7 @@ def train(folder, *options):
     """Train 2 ranks on the data in `folder`; return the test accuracy and the labels that each rank saw."""
     output = folder / "run"
     usual = "--model mlp --algorithm k-avg --k 4 --batch-size 10 --epochs 6"
-    result = run(2, [*usual.split(), "--data-dir", folder, "--output", output, *options], is_warm=True)
+    result = run(2, [*usual.split(), "--data-dir", folder, "--output", output, *options])
     assert result.status == 0, result.err
     summary = json.loads((output / "summary.json").read_text())
     counts = []

@@ -18,7 +18,7 @@ REPORT_S = 5
 
 def train(folder, fault, ranks, *arguments):
     flags = ULFM if "shrink" in arguments else ()
-    is_warm = fault.partition(":")[0] not in ("stop", "sleep", "raise", "kill")  # which end processes
+    is_warm = not fault.startswith("raise")  # which ends Python
     command = [*TASK, "--output", folder, *arguments]
     return run(ranks, command, timeout=DEADLINE_S, flags=flags, is_warm=is_warm, FAULT=fault)
 

@@ -16,7 +16,7 @@ def test_two_learners_train_on_shards(tmp_path):
     imagenet.prepare(tmp_path / "set", tmp_path / "set" / "prepared", 32, MPI.COMM_SELF)
     data = ["--task", "imagenet", "--data-dir", tmp_path / "set", "--crop-size", 28]
     options = ["--batch-size", 8, "--epochs", 1, "--k1", 1, "--k2", 2]
-    result = run(2, [*data, *options, "--output", tmp_path / "run"], is_warm=True)
+    result = run(2, [*data, *options, "--output", tmp_path / "run"])
     assert (result.status, result.own_lines) == (0, []), result.err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["steps"], summary["samples"], summary["global_averages"]) == (2, 32, 1)

@@ -40,7 +40,7 @@ for step in range(1, 9):
     if topology.rank == 0 and step == 5:
         stop_early()
 """)
-    result = run(2, [script], module="mpi4py", is_warm=True, HPCAVG_HANG_TIMEOUT="1")
+    result = run(2, [script], module="mpi4py", HPCAVG_HANG_TIMEOUT="1")
     assert result.status == 1
     assert result.wall_s < 30
     assert re.search(r"hung: rank 1 waiting in the global average of step 8 for .* missing: rank 0", result.err)
@@ -63,7 +63,7 @@ for step in range(1, 13):
     averager.step()
 averager.finish()
 """)
-    result = run(2, [script], module="mpi4py", is_warm=True, HPCAVG_HANG_TIMEOUT="2")
+    result = run(2, [script], module="mpi4py", HPCAVG_HANG_TIMEOUT="2")
     assert (result.status, result.err) == (0, "")
 
 

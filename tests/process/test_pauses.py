@@ -40,7 +40,7 @@ def program(tmp_path):
     processes = []
 
     def start_it(*arguments):
-        process = start(3, ["signals", "--name", tmp_path, *arguments], module=PROGRAM)
+        process = start(3, ["signals", "--name", tmp_path, *arguments], module=PROGRAM, is_warm=True)
         processes.append(process)
         assert process.stdout.readline() == "ready\n", process.stderr.read()
         return process

@@ -129,7 +129,7 @@ def test_it_may_be_sourced(tmp_path):
 def test_a_run_that_loses_a_rank_ends_with_the_undisturbed_model(tmp_path):
     training = ["--algorithm", "k-avg", "--k", "4", "--epochs", "6", "--checkpoint-steps", "60"]
     training += ["--on-failure", "restart"]
-    undisturbed = run(2, [*training, "--output", tmp_path / "whole"], timeout=150, is_warm=True)
+    undisturbed = run(2, [*training, "--output", tmp_path / "whole"], timeout=150)
     assert undisturbed.status == 0, undisturbed.err
     folder = tmp_path / "run"
     training += ["--resume", "auto", "--output", str(folder)]

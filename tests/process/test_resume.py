@@ -32,9 +32,7 @@ KILLED = OFTEN if KILLS == 2 else OFTEN | SELDOM
 
 def test_all_algorithms_and_options_that_are_stopped_end_with_the_same_bits():
     """Each one is told by a signal in a random step; in the long form up to 15 times."""
-    result = run(
-        3, ["--seed", SEED, "--stops", KILLS // len(KILLED)], module="tests.process.stopping", timeout=600, is_warm=True
-    )
+    result = run(3, ["--seed", SEED, "--stops", KILLS // len(KILLED)], module="tests.process.stopping", timeout=600)
     assert (result.status, result.err) == (0, "")
     *lines, last = result.out.splitlines()
     assert last == "end"
@@ -44,7 +42,7 @@ def test_all_algorithms_and_options_that_are_stopped_end_with_the_same_bits():
 
 def test_runs_of_earlier_versions_go_on(tmp_path):
     """As if they had been trained by this one from the start, up to what another build of torch rounds otherwise."""
-    result = run(2, [tmp_path], module="tests.process.resuming_old", timeout=300, is_warm=True)
+    result = run(2, [tmp_path], module="tests.process.resuming_old", timeout=300)
     assert (result.status, result.err) == (0, "")
     lines = [line.split() for line in result.out.splitlines()]
     assert [line[:3] for line in lines] == [[name, "True", "True"] for name in NAMES]

@@ -92,3 +92,4 @@ def test_survivors_make_the_pause_that_was_asked_for_before_a_death(case):
     result = run(3, [case], module="tests.process.parting", flags=ULFM)
     assert result.status == 0, result.err
     assert result.out.splitlines() == ["2 2 SIGTERM"] * 2
+    assert "hung" not in result.err

@@ -38,9 +38,9 @@ def program(tmp_path):
     """Return a function that starts the run."""
     task, processes = write_task(tmp_path), []
 
-    def begin(*arguments, folder=tmp_path / "run", **changes):
+    def begin(*arguments, folder=tmp_path / "run", is_warm=True, **changes):
         options = ["--task", task, *HIER_AVG.split(), *map(str, arguments), "--resume", "auto", "--output", folder]
-        processes.append(start(RANKS, options, **changes))
+        processes.append(start(RANKS, options, is_warm=is_warm, **changes))
         return processes[-1]
 
     yield begin
@@ -94,7 +94,7 @@ def test_a_run_that_is_stopped_in_every_way_ends_with_the_same_bits(program, tmp
         return max(steps_recorded(folder))
 
     # While starting: it stops after its first step, or the next ones, for which all ranks are still to be woken.
-    process = program(steps, STEP_S="0.1")
+    process = program(steps, is_warm=False, STEP_S="0.1")
     wait_for(lambda: len(ranks_of(process)) == RANKS and all(map(catches_usr1, ranks_of(process))), process, 200)
     process.send_signal(signal.SIGUSR1)
     first = is_stopped(process, "by SIGUSR1")
@@ -118,7 +118,7 @@ def test_a_run_that_is_stopped_in_every_way_ends_with_the_same_bits(program, tmp
 @pytest.mark.parametrize(("name", "rank"), [("SIGUSR1", None), ("SIGTERM", RANKS - 1)], ids=["all", "server"])
 def test_an_asynchronous_run_ends_early_with_its_model(tmp_path, name, rank):
     arguments = ["--algorithm", "downpour", "--steps", 10**6, "--flush-seconds", 0.1, "--output", tmp_path / "run"]
-    process = start(RANKS, arguments)
+    process = start(RANKS, arguments, is_warm=True)
     try:
         wait_for(lambda: max(steps_recorded(tmp_path / "run")) > 20, process, 200)
         os.kill(process.pid if rank is None else pid_of_rank(tmp_path / "run", rank), signal.Signals[name])
@@ -139,16 +139,16 @@ def test_another_number_of_ranks_goes_on_from_the_mean(tmp_path, before, after):
     """Also when it is stopped again: with more ranks, its checkpoints are of fewer steps than the one it began with."""
     folder = tmp_path / "run"
     arguments = ["--model", "mlp", "--algorithm", "slowmo", "--resume", "auto", "--output", folder, "--epochs"]
-    first = run(before, [*arguments, 3], timeout=200, is_warm=True)
+    first = run(before, [*arguments, 3], timeout=200)
     assert first.status == 0, first.err
-    stopped = run(after, [*arguments, 6, "--stop-after", 0.001], timeout=200, is_warm=True)
+    stopped = run(after, [*arguments, 6, "--stop-after", 0.001], timeout=200)
     assert stopped.status == REQUEUE, stopped.err
     per_epoch = {2: 45, 3: 30}[after]
     assert f"going on from step {3 * per_epoch}: " in stopped.out
     assert f"warning: it is of {before} learners; {after} start from their mean" in stopped.out
     step = int(os.readlink(folder / "checkpoints" / "latest").removeprefix("step-").partition("~")[0])
     assert 3 * per_epoch < step < 4 * per_epoch
-    last = run(after, [*arguments, 6], timeout=200, is_warm=True)
+    last = run(after, [*arguments, 6], timeout=200)
     assert last.status == 0, last.err
     assert f"going on from step {step}: " in last.out
     assert "warning: it is of" not in last.out

@@ -22,7 +22,7 @@ print("went on")
 
 
 def of(case, ranks):
-    return run(ranks, [case], timeout=120, module="tests.process.threads")
+    return run(ranks, [case], timeout=120, module="tests.process.threads", is_warm=False)
 
 
 @pytest.mark.parametrize(

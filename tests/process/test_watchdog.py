@@ -66,7 +66,7 @@ def test_hung_ranks_can_be_killed():
 @pytest.mark.parametrize(("how", "rank"), [("fetch", 1), ("push", 1), ("answer", 2)])
 def test_who_stops_in_an_exchange_with_a_server_is_named(how, rank):
     """Messages are so large that the other side has to take them."""
-    result = run(3, [how], module="tests.process.stalled", is_warm=True)
+    result = run(3, [how], module="tests.process.stalled")
     first, second = reported(result)
     assert first.endswith(f"; missing: rank {rank}")
     assert re.search(r"rank . \(process \d+ on \S+\) does not answer: ", second)
@@ -74,7 +74,7 @@ def test_who_stops_in_an_exchange_with_a_server_is_named(how, rank):
 
 
 def test_the_watchdog_is_told_of_every_wait():
-    result = run(3, [], module="tests.process.telling", is_warm=True)
+    result = run(3, [], module="tests.process.telling")
     assert result.status == 0, result.err
     assert "untold" not in result.out, result.out
     assert result.out.count("'allgather': ") == 3

@@ -5,8 +5,8 @@ warm.py MODULE ...`` on every rank, which imports nothing. It asks the server to
 environment, arguments and standard streams. Then it passes signals on, and ends as the rank ends. If mpirun kills it,
 the server kills the rank.
 
-For jobs that a test starts, awaits and then looks at. A test that looks for processes, signals or kills them, or tests
-how Python starts and ends, starts a fresh Python.
+Signals and kills reach the rank through the process that mpirun has started. A test starts fresh ranks where it stops
+them, looks at them in /proc or sends signals while they start, and where it tests how Python ends or starts processes.
 """
 
 import array
