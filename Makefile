@@ -62,20 +62,16 @@ run: $(INSTALLED)
 compare: $(INSTALLED)
 	MPIRUN_FLAGS="$(MPIRUN_FLAGS)" $(BIN)/python -m benchmarks.compare_algorithms --ranks $(NP)
 
-# A pytest process takes whole files, because tests of a file share runs.
-PYTEST := $(BIN)/pytest -q --dist loadfile
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 
 test: test-unit
-	$(PYTEST) -n $$((2 * $(CORES))) tests/process  # they mostly wait
-	@for n in $(TEST_RANKS); do \
-	    echo "== tests/mpi on $$n ranks"; \
-	    timeout 600 $(MPIRUN) -np $$n $(MPIRUN_FLAGS) $(BIN)/python -m mpi4py -m pytest -q --with-mpi tests/mpi || exit 1; \
-	done
+# These wait half of their time. Those that share a run are of one xdist_group.
+	$(BIN)/pytest -q -n $$((2 * $(CORES))) --dist loadgroup tests/process
+	$(BIN)/python -m tests.mpi $(TEST_RANKS)
 
 # Without an mpirun: for other versions of Python, see .ci/pythons.
 test-unit: $(INSTALLED)
-	$(PYTEST) -n $(CORES) tests/unit
+	$(BIN)/pytest -q -n $(CORES) --dist loadfile tests/unit
 
 test-cluster: $(INSTALLED)
 	$(BIN)/pytest -q tests/cluster

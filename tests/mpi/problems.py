@@ -1,8 +1,16 @@
 """Problems for the oracle comparisons: gradients for all learners in NumPy, and the same model in torch."""
 
+import functools
+
 import numpy as np
 import torch
 from torch import nn
+
+
+@functools.cache
+def drawn(seed, learner, t, num_samples, size):
+    """Return the indices of a mini-batch."""
+    return np.random.default_rng([seed, learner, t]).integers(num_samples, size=size)
 
 
 class Quadratic:
@@ -41,7 +49,7 @@ class Logistic:
         self.x0 = generator.standard_normal(6)
 
     def batch_of(self, learner, t):
-        return np.random.default_rng([13, learner, t]).integers(60, size=self.batch)
+        return drawn(13, learner, t, 60, self.batch)
 
     def gradient(self, x, t):
         gradients = np.empty_like(x)
@@ -80,7 +88,7 @@ class TwoLayers:
         self.x0 = 0.5 * generator.standard_normal(sum(int(np.prod(shape)) for shape in self.shapes))
 
     def batch_of(self, learner, t):
-        return np.random.default_rng([15, learner, t]).integers(40, size=4)
+        return drawn(15, learner, t, 40, 4)
 
     def unpack(self, x):
         parts, start = [], 0

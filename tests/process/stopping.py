@@ -64,12 +64,12 @@ def train(arguments, stop_step=None):
 
 def both_ways(folder, options, own):
     """Return what differs between the two runs, and where the second was stopped."""
-    arguments = [*options.split(), "--task", f"{folder}/noisy.py:task", "--steps", 50, "--batch-size", 8]
+    arguments = [*options.split(), "--task", f"{folder}/noisy.py:task", "--steps", steps, "--batch-size", 8]
     arguments += ["--checkpoint-minutes", 0, "--flush-seconds", 60]
     assert train([*arguments, "--output", folder / "whole"]) == 0
     stops, status = [], ExitStatus.REQUEUE
     while status == ExitStatus.REQUEUE:
-        stops.append(own.randint(1, 25) if len(stops) < chosen.stops else None)
+        stops.append(own.randint(1, steps // 2) if len(stops) < chosen.stops else None)
         status = train([*arguments, "--output", folder / "stopped", "--resume", "auto"], stops[-1])
     assert status == 0, status
     return differences(outcome(folder / "whole"), outcome(folder / "stopped")) if world.rank == 0 else [], stops
@@ -81,6 +81,7 @@ parser.add_argument("--stops", type=int, default=1, help="how often to stop each
 parser.add_argument("--only", default="algorithm", help="options with one of these words in them")
 chosen = parser.parse_args()
 own = random.Random(chosen.seed)
+steps = 50 if chosen.stops > 1 else 30
 for options in OPTIONS:
     if any(word in options for word in chosen.only.split(",")):
         folder = Path(world.bcast(tempfile.mkdtemp() if world.rank == 0 else None))

@@ -12,6 +12,7 @@ them, looks at them in /proc or sends signals while they start, and where it tes
 import array
 import atexit
 import contextlib
+import importlib
 import json
 import os
 import runpy
@@ -23,6 +24,7 @@ import sys
 import threading
 
 SOCKET = "HPCAVG_TEST_WARM_SOCKET"
+MODULES = ("h5py", "numpy", "sklearn.datasets", "torch")
 STREAMS = (0, 1, 2)
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
@@ -32,11 +34,12 @@ class Server:
 
     path : of its socket
     environment : of the server. Ranks have their own.
+    modules : to import beside those of hpcavg
     """
 
-    def __init__(self, path, environment):
+    def __init__(self, path, environment, modules=()):
         self.path = str(path)
-        command = [sys.executable, __file__, "--serve", self.path]
+        command = [sys.executable, __file__, "--serve", self.path, *MODULES, *modules]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
         ready = self._process.stdout.readline()
@@ -63,13 +66,10 @@ class Server:
         self._process.stdout.close()
 
 
-def serve(path):
+def serve(path, modules):
     """Fork a rank for every connection, and tell it how the rank ended, until standard input ends."""
-    import h5py  # noqa: F401
-    import numpy  # noqa: F401
-    import sklearn.datasets  # noqa: F401
-    import torch  # noqa: F401
-
+    for module in modules:
+        importlib.import_module(module)
     ranks = {}  # by connection: the process id
     waiting = selectors.DefaultSelector()
     listening = socket.socket(socket.AF_UNIX)
@@ -201,6 +201,6 @@ def be_rank(arguments):
 
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
-        serve(sys.argv[2])
+        serve(sys.argv[2], sys.argv[3:])
     else:
         be_rank(sys.argv[3:] if sys.argv[2:3] == ["-m"] else sys.argv[1:])
