@@ -65,8 +65,7 @@ compare: $(INSTALLED)
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 
 test: test-unit
-# These wait half of their time. Those that share a run are of one xdist_group.
-	$(BIN)/pytest -q -n $$((2 * $(CORES))) --dist loadgroup tests/process
+	$(BIN)/pytest -q -n $$((2 * $(CORES))) tests/process  # they wait half of their time
 	$(BIN)/python -m tests.mpi $(TEST_RANKS)
 
 # Without an mpirun: for other versions of Python, see .ci/pythons.

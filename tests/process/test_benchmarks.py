@@ -12,7 +12,7 @@ from benchmarks.launching import mpirun
 from benchmarks.presets import PRESETS
 from tests.process.launch import FLAGS, run, start, warm_server
 
-pytestmark = [pytest.mark.process, pytest.mark.xdist_group("suite")]
+pytestmark = pytest.mark.process
 
 NUM_RUNS = len(PRESETS["tiny"].runs)
 

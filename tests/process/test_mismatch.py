@@ -14,7 +14,9 @@ PROGRAM = "tests.process.mismatching"
 
 def test_no_wrong_call_goes_unnoticed():
     """The same on 2, 3 and 4 ranks; `python -m tests.process.mismatches` runs any number."""
-    found = {seed: (how, text) for first in (0, CHUNK, 2 * CHUNK) for seed, how, text in outcomes(first, 4, timeout_s=1.0)}
+    found = {
+        seed: (how, text) for first in (0, CHUNK, 2 * CHUNK) for seed, how, text in outcomes(first, 4, timeout_s=1.0)
+    }
     assert len(found) == 12
     assert not [each for each in found.values() if each[0] in BAD], found
     # Of these programs most end in an error, and those that leave `finish` out hang.

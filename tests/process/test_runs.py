@@ -17,7 +17,7 @@ from hpcavg.results.columns import COLUMNS
 from hpcavg.results.view import read_view
 from tests.process.launch import pid_of_rank, run, start, steps_recorded, trained, wait_for
 
-pytestmark = [pytest.mark.process, pytest.mark.xdist_group("default run")]
+pytestmark = pytest.mark.process
 
 SUMMARY = """
     algorithm task num_learners num_ranks num_nodes group_size steps epochs samples train_loss test_loss test_accuracy
