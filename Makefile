@@ -64,13 +64,13 @@ compare: $(INSTALLED)
 
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 
-test: test-unit
-	$(BIN)/pytest -q -n $$((2 * $(CORES))) tests/process  # they wait half of their time
+test: $(INSTALLED)
+	$(BIN)/pytest -q -n $$((2 * $(CORES))) tests/unit tests/process  # which mostly wait
 	$(BIN)/python -m tests.mpi $(TEST_RANKS)
 
 # Without an mpirun: for other versions of Python, see .ci/pythons.
 test-unit: $(INSTALLED)
-	$(BIN)/pytest -q -n $(CORES) --dist loadfile tests/unit
+	$(BIN)/pytest -q -n $(CORES) tests/unit
 
 test-cluster: $(INSTALLED)
 	$(BIN)/pytest -q tests/cluster
@@ -104,7 +104,9 @@ types: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build -q -W -b html docs docs/_build/html
 
-check: lint types docs test
+check: $(INSTALLED)
+	$(MAKE) -j --output-sync lint types docs
+	$(MAKE) test
 
 # Those that need a change of their template are written anew.
 jobs: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""Settings for every test, and what makes a run on several MPI ranks safe to watch."""
+"""Settings for every test, which of them run beside each other, and what makes a run on MPI ranks safe to watch."""
 
 import os
 import sys
@@ -17,6 +17,23 @@ hypothesis.settings.load_profile("deterministic")
 
 # Torch's optimizers would import its compiler on every rank: seconds of start-up that test nothing.
 defer_compiler_import()
+
+
+# Process tests that share a run.
+SHARING = ("test_benchmarks.py", "test_runs.py")
+
+
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneAfterTheOther(LoadScopeScheduling):
+        """Gives out process tests one by one, and all others by file, since tests of a file share what they need."""
+
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return nodeid if "tests/process/" in file and not file.endswith(SHARING) else file
+
+    return OneAfterTheOther(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -10,7 +10,7 @@ PROGRAM = "tests.process.workers"
 
 
 def test_workers_started_in_every_way_leave_mpi_alone():
-    result = run(2, [], module=PROGRAM, timeout=90, is_warm=False)
+    result = run(2, [], module=PROGRAM, timeout=90)
     assert result.status == 0, result.err
     lines = result.out.splitlines()
     assert len(lines) == 2
@@ -22,7 +22,7 @@ def test_workers_started_in_every_way_leave_mpi_alone():
 
 
 def test_a_worker_that_raises_ends_the_job_through_its_rank():
-    result = run(2, ["raise"], module=PROGRAM, timeout=90, is_warm=False)
+    result = run(2, ["raise"], module=PROGRAM, timeout=90)
     assert result.status == 1
     assert result.err.count("hpcavg: rank 1 failed; the job is ended") == 1
     assert "KeyError: 'a sample is missing'" in result.err
