@@ -1,5 +1,6 @@
 """Settings for every test, which of them run beside each other, and what makes a run on MPI ranks safe to watch."""
 
+import gc
 import os
 import sys
 
@@ -58,6 +59,10 @@ def pytest_runtest_makereport(item, call):
 
 def _is_mpi_run(config):
     return config.getoption("--with-mpi")
+
+
+def pytest_collection_finish(session):
+    gc.freeze()  # or every full collection would look through all modules again
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ from tests.oracles import synchronous
 
 pytestmark = pytest.mark.mpi
 
-# Eight ranks share the cores of a small machine.
-STEPS = 200 if MPI.COMM_WORLD.Get_size() <= 4 else 100
+# More ranks share the cores of a small machine.
+STEPS = 200 if MPI.COMM_WORLD.Get_size() <= 2 else 100
 BATCH_SIZE = 5
 RULES = [
     ("one_shot", {}, 1),

@@ -12,6 +12,7 @@ them from outside, looks at them in /proc or sends signals while they start, and
 import array
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -70,6 +71,7 @@ def serve(path, modules):
     """Fork a rank for every connection, and tell it how the rank ended, until standard input ends."""
     for module in modules:
         importlib.import_module(module)
+    gc.freeze()  # no rank looks through these modules for garbage
     ranks = {}  # by connection: the process id
     waiting = selectors.DefaultSelector()
     listening = socket.socket(socket.AF_UNIX)
