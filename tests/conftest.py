@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 
 import hypothesis
@@ -22,6 +23,10 @@ defer_compiler_import()
 
 # Process tests that share a run.
 SHARING = ("test_benchmarks.py", "test_runs.py")
+
+
+# A shell's background jobs ignore SIGINT, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_make_scheduler(config, log):

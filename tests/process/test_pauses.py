@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -37,15 +38,19 @@ def test_survivors_go_on_to_agree_when_ranks_die():
 @pytest.fixture
 def program(tmp_path):
     """Return a function that starts the program and waits until it takes steps."""
-    processes = []
+    processes, deadlines = [], []
 
     def start_it(*arguments):
         process = start(3, ["signals", "--name", tmp_path, *arguments], module=PROGRAM, is_warm=True)
         processes.append(process)
+        deadlines.append(threading.Timer(60, process.kill))
+        deadlines[-1].start()
         assert process.stdout.readline() == "ready\n", process.stderr.read()
         return process
 
     yield start_it
+    for deadline in deadlines:
+        deadline.cancel()
     for process in processes:
         process.kill()
         process.communicate(timeout=20)

@@ -82,7 +82,7 @@ def test_where_nobody_died_a_mistake_is_one():
 
 
 def test_a_recovery_that_a_stopped_rank_keeps_from_its_end_ends_the_job():
-    result = run(3, ["stopped"], module="tests.process.parting", flags=ULFM)
+    result = run(3, ["stopped"], module="tests.process.parting", flags=ULFM, is_warm=False)
     assert result.status == 1
     assert "hpcavg: hung: rank 0 waiting in the recovery from a death for 2." in result.err
 

@@ -6,7 +6,8 @@ environment, arguments and standard streams. Then it passes signals on, and ends
 the server kills the rank.
 
 Signals and kills reach the rank through the process that mpirun has started. A test starts fresh ranks where it stops
-them from outside, looks at them in /proc or sends signals while they start, and where it tests how Python ends.
+them from outside, looks at them in /proc or sends signals while they start, where it tests how Python ends, and where
+mpirun leaves a stopped rank to the kernel, as it does with ULFM.
 """
 
 import array
