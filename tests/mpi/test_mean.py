@@ -358,8 +358,8 @@ def test_compressed_means_round_changes_only_and_all_ranks_get_the_same_bits(nod
 
 
 def test_error_feedback_keeps_errors_from_adding_up(nodes):
-    without, _ = compressed_means(nodes, "bfloat16", error_feedback=False, rounds=40, numel=20_003)
-    with_feedback, _ = compressed_means(nodes, "bfloat16", error_feedback=True, rounds=40, numel=20_003)
+    without, _ = compressed_means(nodes, "bfloat16", error_feedback=False, rounds=40, numel=70_003)
+    with_feedback, _ = compressed_means(nodes, "bfloat16", error_feedback=True, rounds=40, numel=70_003)
     if nodes.num_nodes == 1:
         assert without == with_feedback
     else:
