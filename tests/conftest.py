@@ -39,16 +39,7 @@ def pytest_xdist_make_scheduler(config, log):
             file = nodeid.partition("::")[0]
             return nodeid if "tests/process/" in file and not file.endswith(SHARING) else file
 
-    config.option.loadscopereorder = False
     return OneAfterTheOther(config, log)
-
-
-def pytest_collection_modifyitems(items):
-    """Let files of process tests, which wait, and files of other tests alternate, so that the cores have work."""
-    files = list(dict.fromkeys(item.path for item in items))
-    kinds = [[path for path in files if (path.parent.name == "process") == is_process] for is_process in (True, False)]
-    place = {path: (index + 0.5) / len(paths) for paths in kinds for index, path in enumerate(paths)}
-    items.sort(key=lambda item: place[item.path])
 
 
 @pytest.hookimpl(tryfirst=True)
