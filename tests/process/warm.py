@@ -36,12 +36,11 @@ class Server:
 
     path : of its socket
     environment : of the server. Ranks have their own.
-    modules : to import beside those of hpcavg
     """
 
-    def __init__(self, path, environment, modules=()):
+    def __init__(self, path, environment):
         self.path = str(path)
-        command = [sys.executable, __file__, "--serve", self.path, *MODULES, *modules]
+        command = [sys.executable, __file__, "--serve", self.path]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
         ready = self._process.stdout.readline()
@@ -68,9 +67,9 @@ class Server:
         self._process.stdout.close()
 
 
-def serve(path, modules):
+def serve(path):
     """Fork a rank for every connection, and tell it how the rank ended, until standard input ends."""
-    for module in modules:
+    for module in MODULES:
         importlib.import_module(module)
     gc.freeze()  # no rank looks through these modules for garbage
     ranks = {}  # by connection: the process id
@@ -204,6 +203,6 @@ def be_rank(arguments):
 
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
-        serve(sys.argv[2], sys.argv[3:])
+        serve(sys.argv[2])
     else:
         be_rank(sys.argv[3:] if sys.argv[2:3] == ["-m"] else sys.argv[1:])
