@@ -4,6 +4,7 @@ import atexit
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,9 @@ SESSIONS = tempfile.TemporaryDirectory(prefix="sessions-")
 FLAGS = ["--oversubscribe", "--bind-to", "none"]
 ULFM = ["--with-ft", "ulfm"]
 
+# The launcher's messages stand between lines of dashes. It may say "Error" of its own files.
+FRAMED = re.compile(r"^-{60,}\n.*?^-{60,}\n", re.DOTALL | re.MULTILINE)
+
 
 @dataclass
 class Result:
@@ -33,8 +37,9 @@ class Result:
 
     @property
     def own_lines(self):
-        """What hpcavg itself wrote to standard error, without the launcher's account of how ranks ended."""
-        return [line for line in self.err.splitlines() if "hpcavg" in line or "Error" in line or "Traceback" in line]
+        """What hpcavg and Python wrote to standard error, without the launcher's account of how ranks ended."""
+        lines = FRAMED.sub("", self.err).splitlines()
+        return [line for line in lines if "hpcavg" in line or "Error" in line or "Traceback" in line]
 
 
 def environment(**changes):
