@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hpcavg.algorithms.scope import Neighbours, Scope
+from hpcavg.engines.crossing import Crossing
 from hpcavg.engines.pending import CountWell
 
 
@@ -51,11 +52,14 @@ class Engine(Protocol):
     name : its name.
     notes : the reason for the choice of this engine, and results of trials.
     compresses : whether messages between nodes, if there are any, have the wire format that the engine was given.
+    crossings : the way of arrays between nodes, by size class, where a trial has found it. A checkpoint keeps it: the
+        order of a sum may depend on it.
     """
 
     name: str
     notes: list[str]
     compresses: bool
+    crossings: dict[str, Crossing]
 
     def allocate(self, array: Tensor) -> Tensor:
         """Return memory for an array, in which the engine averages it fast. Collective over all learners.

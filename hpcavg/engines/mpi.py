@@ -14,6 +14,7 @@ from torch import Tensor
 from hpcavg.algorithms.scope import Neighbours, Scope
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.compression import WireFormat
+from hpcavg.engines.crossing import Crossing
 from hpcavg.engines.neighbours import mix
 from hpcavg.engines.pending import CountWell, SteppedMean, all_done
 from hpcavg.engines.reduction import divide
@@ -61,6 +62,7 @@ class MpiEngine:
         self._topology = topology
         self._max_chunk_elements = max_chunk_elements
         self.notes: list[str] = []
+        self.crossings: dict[str, Crossing] = {}
 
     def allocate(self, array: Tensor) -> Tensor:
         """Return `array`: MPI reduces it in any memory."""

@@ -16,7 +16,7 @@ from hpcavg.algorithms.scope import Scope
 from hpcavg.engines.compression import Relative
 from hpcavg.engines.pending import Work, all_done
 from hpcavg.engines.reduction import ALIGNMENT_ELEMENTS, Array, as_array
-from hpcavg.engines.wire import Crossing, Wire
+from hpcavg.engines.wire import Wire
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,6 @@ class Members:
         are on one node.
     wire : this rank's lane; None if it has none.
     in_background : they take delayed means.
-    is_asleep : they wait for each other in steps, which may sleep, instead of in a blocking barrier.
     """
 
     scope: Scope
@@ -43,13 +42,17 @@ class Members:
     num_lanes: int = 0
     wire: Wire | None = None
     in_background: bool = False
-    is_asleep: bool = False
 
-    def meet(self) -> Work:
-        """Wait for all of these ranks on this node, in steps."""
+    def meet(self, is_asleep: bool) -> Work:
+        """Wait for all of these ranks on this node.
+
+        Parameters
+        ----------
+        is_asleep : wait in steps, which may sleep, instead of in a blocking barrier.
+        """
         if len(self.peers) == 1:
             return
-        if self.is_asleep:
+        if is_asleep:
             yield from all_done([self.node.Ibarrier()])
         else:
             self.node.Barrier()
@@ -65,7 +68,6 @@ class Rows:
     means : memory for the mean if it does not replace the rows, by scope; None if a node has no room for it.
     copies : two sets of blocks for copies of small arrays, by scope; empty for large arrays.
     turns : iterators that alternate between the two sets of copies, by scope.
-    crossing : the fastest lanes and chunks between nodes, if a trial has found them.
     codes : the state of compression after the last mean, by scope.
     mixed : memory for the mean of neighbours, until all ranks have read the rows.
     """
@@ -74,7 +76,6 @@ class Rows:
     means: dict[Scope, Tensor | None] = field(default_factory=dict)
     copies: dict[Scope, Sequence[list[Tensor]]] = field(default_factory=dict)
     turns: dict[Scope, Iterator[tuple[Any, Any, list[Array]]]] = field(default_factory=dict)
-    crossing: Crossing | None = None
     codes: dict[Scope, Relative] = field(default_factory=dict)
     mixed: Tensor | None = None
     _rows_of: dict[tuple[int, ...], list[Array]] = field(default_factory=dict)

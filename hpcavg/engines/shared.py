@@ -11,7 +11,6 @@ import itertools
 import mmap
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from hpcavg.algorithms.scope import GLOBAL, LOCAL, Neighbours, Scope
 from hpcavg.distributed.shared_memory import map_shared_memory
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.compression import WireFormat
+from hpcavg.engines.crossing import Crossing
 from hpcavg.engines.mpi import MpiEngine, as_real
 from hpcavg.engines.neighbours import mix
 from hpcavg.engines.pending import CountWell, SteppedMean, Work, finish
@@ -71,6 +71,7 @@ class SharedEngine:
         self._check_nodes()
         self._is_required = is_required
         self.notes: list[str] = []
+        self.crossings: dict[str, Crossing] = {}
         self._mpi = MpiEngine(topology)
         self._members: dict[tuple[Scope, bool], Members] = {}
         self._placed: dict[int, Rows] = {}
@@ -100,7 +101,7 @@ class SharedEngine:
         node = self._topology.own(self._topology.split_by_node(comm))
         peers = tuple(node.allgather(self._topology.peers.Get_rank()))
         num_ranks = comm.Get_size()
-        return Members(scope, node, peers, num_ranks, in_background=in_background, is_asleep=in_background)
+        return Members(scope, node, peers, num_ranks, in_background=in_background)
 
     # -- memory of arrays -----------------------------------------------------------------------------------------
 
@@ -173,7 +174,7 @@ class SharedEngine:
         members = self._members_of(scope, in_background=False)
         is_in_place = out.data_ptr() == rows.data_ptr()
         is_small = placed is not None and self._is_small(placed, members)
-        out_of_place = members.num_lanes > 0 if is_small else not is_in_place
+        out_of_place = not is_small and not is_in_place
         if (
             placed is None
             or members.num_ranks == 1
@@ -243,9 +244,7 @@ class SharedEngine:
             return None
         key = tuple(rows.data_ptr() for rows in arrays)
         if key not in self._copies:
-            copies = self._copies[key] = self._place(arrays)
-            for copy, rows in zip(copies or (), arrays, strict=False):
-                self._placed[copy.data_ptr()].crossing = self._placed[rows.data_ptr()].crossing
+            self._copies[key] = self._place(arrays)
         return self._copies[key]
 
     def _replace_all(
@@ -278,18 +277,14 @@ class SharedEngine:
 
     def _average(self, rows: Rows, targets: list[Array], members: Members, num_well: int | None, exact: bool) -> Work:
         """Write the mean of the members' rows to all `targets`, which may be the rows. Collective over the members."""
-        yield from members.meet()  # all rows are final, and no rank reads the last mean any more
-        yield from self._reduce(rows, targets, members, num_well, exact)
-        yield from members.meet()  # the mean is complete
-
-    def _reduce(self, rows: Rows, targets: list[Array], members: Members, num_well: int | None, exact: bool) -> Work:
-        """Write this rank's slice of the mean of the members' rows to `targets`."""
+        yield from members.meet(members.in_background)  # all rows are final, and no rank reads the last mean any more
         own_rows, count = rows.of(members.peers), rows.num_learners(members, num_well)
         start, end = slice_of(rows.numel, members.node.Get_rank(), members.node.Get_size())
         step = _PIECES_PER_STEP * PIECE_ELEMENTS
         for first in range(start, end, step):
             average(own_rows, targets, first, min(first + step, end), count)
             yield True
+        yield from members.meet(members.in_background)  # the mean is complete
 
     def _is_small(self, rows: Rows, members: Members) -> bool:
         return bool(rows.copies)
@@ -313,13 +308,9 @@ class SharedEngine:
         own_copy[...] = values
         members.node.Barrier()
         target = values[0] if is_in_place else as_array(out)
-        self._finish_small(placed, copies, target, members, num_well)
-
-    def _finish_small(self, rows: Rows, copies: list[Array], out: Any, members: Members, num_well: int | None) -> None:
-        """Write the mean of the members' `copies` to `out`."""
-        count = rows.num_learners(members, num_well)
-        if isinstance(out, np.ndarray):
-            add_up(copies, out)
-            divide(out, count)
+        count = placed.num_learners(members, num_well)
+        if isinstance(target, np.ndarray):
+            add_up(copies, target)
+            divide(target, count)
         else:
-            average(copies, [out], 0, rows.numel, count)
+            average(copies, [target], 0, placed.numel, count)

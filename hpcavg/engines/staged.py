@@ -58,6 +58,7 @@ class StagedEngine:
         self._topology = topology
         self.host = host
         self.notes = host.notes
+        self.crossings = host.crossings
         self.compresses = host.compresses
         self._cuda = cuda or Cuda()
         self._host_rows: dict[object, _HostRow] = {}

@@ -1,14 +1,17 @@
-"""Means across nodes, in chunks: many chunks are in flight at once.
+"""Means across nodes: by MPI_Allreduce, or in chunks, of which many are in flight at once.
 
-A lane has N ranks, one of each node. Chunk c of an array belongs to rank c mod N. The other ranks send their chunk c
-to this owner. The owner sums in the order of the nodes and sends the mean to all. Every rank sends and receives
-2 (N - 1)/N of the array, which is the minimum. With several chunks in flight, the network is always busy in both
-directions, and the sums in memory overlap with it.
+A lane has N ranks, one of each node. They sum one slice of the array.
+
+By MPI_Allreduce, a rank sums the rows of its node in a piece of memory that the mean goes to, anyway.
+
+In chunks, chunk c belongs to rank c mod N. The other ranks send their chunk c to this owner. The owner sums in the order
+of the nodes and sends the mean to all. Every rank sends and receives 2 (N - 1)/N of the slice, which is the minimum. With
+several chunks in flight, the network is always busy in both directions, and the sums in memory overlap with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,12 +21,10 @@ from mpi4py import MPI
 from torch import Tensor
 
 from hpcavg.engines.compression import Exact
+from hpcavg.engines.crossing import ALLREDUCE, Crossing
 from hpcavg.engines.pending import Work
-from hpcavg.engines.reduction import Values, add_up, divide
+from hpcavg.engines.reduction import PIECE_ELEMENTS, Array, Values, add_up, divide, put, sum_dtype
 
-# Small chunks start and end the transfer early; a fast network needs larger ones. The smallest size is just below
-# 64 KiB: above it, MPI over TCP uses a handshake, which waits behind data in the other direction.
-CHUNK_BYTES = tuple(60 * 1024 * 2**exponent for exponent in range(5))
 _MIN_CHUNK_BYTES = 4 * 1024
 _MAX_ACTIVE_CHUNKS = 16
 # Maximum memory of all active chunks on a rank: with many nodes, chunks are smaller.
@@ -35,44 +36,62 @@ Chunk: TypeAlias = Iterator[list[MPI.Request]]
 """A chunk in steps: yields the requests that must complete before the next step."""
 
 
-@dataclass(frozen=True)
-class Crossing:
-    """The way of arrays between nodes.
-
-    Attributes
-    ----------
-    num_lanes : number of lanes. Each lane has one rank of every node.
-    chunk_bytes : size of a chunk, in bytes.
-    """
-
-    num_lanes: int
-    chunk_bytes: int = CHUNK_BYTES[0]
-
-
 @dataclass
 class Transfer:
-    """A mean across nodes of one part of an array.
+    """A mean across nodes of one slice of an array.
 
     Attributes
     ----------
-    start : start of the part.
-    end : end of the part.
-    chunk_bytes : size of a chunk, in bytes.
+    start : start of the slice.
+    end : end of the slice.
+    crossing : the way of the slice.
     num_learners : number of learners on all nodes.
-    num_learners_here : number of learners on this node.
-    read : ``read(first, end, total)`` writes this node's sum of the elements ``[first:end]`` to `total`.
-    write : ``write(first, end, mean)`` takes the mean of these elements.
-    code : converts sums and means to and from messages.
+    rows : the rows of this node, each of shape (numel,).
+    targets : what the mean is written to, each of shape (numel,). They may be the rows.
+    code : converts sums and means to and from messages, in chunks.
     """
 
     start: int
     end: int
-    chunk_bytes: int
+    crossing: Crossing
     num_learners: int
-    num_learners_here: int
-    read: Callable[[int, int, Values], None]
-    write: Callable[[int, int, Values], None]
+    rows: list[Array]
+    targets: list[Array]
     code: Exact
+
+    def read(self, first: int, end: int, total: Values) -> None:
+        """Write this node's sum of the elements ``[first:end]`` to `total`."""
+        add_up([row[first:end] for row in self.rows], total)
+
+    def write(self, first: int, end: int, mean: Values) -> None:
+        """Write the mean of the elements ``[first:end]`` to all targets."""
+        for target in self.targets:
+            put(mean, target[first:end])
+
+    def gather(self, first: int, end: int) -> Values:
+        """Return this node's sum of the elements ``[first:end]``: in the first target, if MPI can sum its dtype."""
+        target = self.targets[0]
+        if not isinstance(target, np.ndarray):
+            total = np.empty(end - first, dtype=sum_dtype(target))
+            self.read(first, end, total)
+            return total
+        if len(self.rows) > 1 or target is not self.rows[0]:
+            for at in range(first, end, PIECE_ELEMENTS):  # in the cache
+                piece = slice(at, min(at + PIECE_ELEMENTS, end))
+                add_up([row[piece] for row in self.rows], target[piece])
+        return target[first:end]
+
+    def spread(self, first: int, end: int, total: Values) -> None:
+        """Divide `total`, the sum of the elements ``[first:end]`` from `gather`, and write it to all targets."""
+        others = self.targets[isinstance(self.targets[0], np.ndarray) :]
+        if not others:
+            divide(total, self.num_learners)
+            return
+        for at in range(0, len(total), PIECE_ELEMENTS):
+            piece = total[at : at + PIECE_ELEMENTS]
+            divide(piece, self.num_learners)
+            for target in others:
+                put(piece, target[first + at : first + at + len(piece)])
 
 
 @dataclass
@@ -125,9 +144,24 @@ class Wire:
         self._free: tuple[object, list[_Buffers]] = (None, [])
 
     def mean(self, transfer: Transfer) -> Work:
-        """Take the mean over all nodes, in steps and chunks, and call `transfer.write`. Collective over the lane."""
+        """Take the mean over all nodes and write it, in steps. Collective over the lane."""
+        yield from (self._by_allreduce if transfer.crossing.way == ALLREDUCE else self._in_chunks)(transfer)
+
+    def _by_allreduce(self, transfer: Transfer) -> Work:
+        """Take the mean piece by piece; each step blocks until the other ranks of the lane have come."""
         start, end = transfer.start, transfer.end
-        size = self._chunk_elements(end - start, transfer.chunk_bytes, transfer.code.dtype)
+        size = transfer.crossing.piece_elements(end - start, transfer.code.dtype.itemsize)
+        for first in range(start, end, size):
+            last = min(first + size, end)
+            total = transfer.gather(first, last)
+            self._lane.Allreduce(MPI.IN_PLACE, total)
+            transfer.spread(first, last, total)
+            yield True
+
+    def _in_chunks(self, transfer: Transfer) -> Work:
+        """Take the mean in chunks."""
+        start, end = transfer.start, transfer.end
+        size = self._chunk_elements(end - start, transfer.crossing, transfer.code.dtype)
         free = self._free_buffers(size, transfer.code)
         chunks = (
             self._chunk(index, first, min(first + size, end), transfer, free)
@@ -135,19 +169,13 @@ class Wire:
         )
         yield from run_chunks(chunks, len(free))
 
-    def sum_small(self, total: Values) -> None:
-        """Sum `total` over all nodes, in place. Every node sends its sum to all others. Collective over the lane."""
-        size = CHUNK_BYTES[0] // total.itemsize
-        for part in (total[first : first + size] for first in range(0, len(total), size)):
-            gathered = np.empty((self.num_nodes, len(part)), dtype=total.dtype)
-            self._lane.Allgather(part, gathered)
-            add_up(list(gathered), part)
-
-    def _chunk_elements(self, numel: int, chunk_bytes: int, dtype: np.dtype[Any]) -> int:
-        limit_bytes = min(chunk_bytes, largest_chunk_bytes(self.num_nodes))
+    def _chunk_elements(self, numel: int, crossing: Crossing, dtype: np.dtype[Any]) -> int:
+        limit = min(
+            crossing.piece_elements(numel, dtype.itemsize), largest_chunk_bytes(self.num_nodes) // dtype.itemsize
+        )
         # Each node should own chunks, also of small arrays.
         per_node = -(-numel // self.num_nodes)
-        return max(min(limit_bytes // dtype.itemsize, per_node), _MIN_CHUNK_BYTES // dtype.itemsize)
+        return max(min(limit, per_node), _MIN_CHUNK_BYTES // dtype.itemsize)
 
     def _free_buffers(self, size: int, code: Exact) -> list[_Buffers]:
         """Return the buffers of all active chunks: those of the last mean if they have the same size and code."""
@@ -170,7 +198,7 @@ class Wire:
         sums, coded, messages = used.sums, used.coded, used.messages
         receives = [lane.Irecv(messages[node], node, tag) for node in (others if rank == owner else [owner])]
         transfer.read(first, end, sums[rank])
-        code.relate(first, end, sums[rank], transfer.num_learners_here)
+        code.relate(first, end, sums[rank], len(transfer.rows))
         if rank == owner:
             yield receives
             for node in others:

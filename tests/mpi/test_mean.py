@@ -12,17 +12,19 @@ from mpi4py import MPI
 from hpcavg import InputError, Topology
 from hpcavg.algorithms.scope import GLOBAL, LOCAL
 from hpcavg.distributed import shared_memory
-from hpcavg.engines import wire
+from hpcavg.engines import twolevel
 from hpcavg.engines.compression import wire_format
+from hpcavg.engines.crossing import Crossing
 from hpcavg.engines.mpi import MpiEngine
 from hpcavg.engines.select import ENGINES, select_engine
 from hpcavg.engines.shared import SharedEngine
 from hpcavg.engines.twolevel import TwoLevelEngine
-from hpcavg.engines.wire import Crossing
 from tests.mpi.nodes import LAYOUTS, Nodes, shared_files
 
 pytestmark = pytest.mark.mpi
 
+# Ways between nodes besides those that small arrays take by themselves.
+CROSSINGS = ["allreduce:1:4", "chunks:2:4"]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
 SIZES = [0, 1, 2, 3, 7, 64, 1009]
 
@@ -57,9 +59,11 @@ def engines_on(nodes):
     return [name for name in ENGINES if name != "shared" or nodes.num_nodes == 1]
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=[*ENGINES, *CROSSINGS])
 def engine(nodes, request):
-    """Yield every engine on every layout that it takes."""
+    """Yield every engine on every layout that it takes, and every way between nodes."""
+    if request.param in CROSSINGS:
+        return TwoLevelEngine(nodes, crossing=Crossing.parse(request.param))
     if request.param not in engines_on(nodes):
         with pytest.raises(InputError, match=f"the ranks are on {nodes.num_nodes} nodes"):
             SharedEngine(nodes)
@@ -142,12 +146,11 @@ def test_local_means_are_over_the_group_and_groups_do_not_meet(nodes, engine):
         assert (rows == (nodes.num_learners - 1) / 2 + repeat).all()
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_a_group_may_have_fewer_lanes_than_all(world, lanes, monkeypatch):
+@pytest.mark.parametrize("crossing", ["allreduce:2", "allreduce:1", "chunks:1:60", "chunks:2:60"])
+def test_a_group_may_have_fewer_lanes_than_all(world, crossing):
     """Of three ranks on two nodes of two only one has a partner, whatever the global mean found to be fastest."""
-    monkeypatch.setattr(TwoLevelEngine, "_fastest_crossing", lambda self, placed: Crossing(lanes))
     nodes = Nodes(world, min(3, world.Get_size()), "nodes of 2")
-    engine = TwoLevelEngine(nodes)
+    engine = TwoLevelEngine(nodes, crossing=Crossing.parse(crossing))
     rows = engine.allocate(torch.zeros(1, 300_007))
     members = nodes.local.allgather(nodes.rank)
     rows.fill_(float(nodes.rank))
@@ -394,35 +397,56 @@ def test_wire_formats_that_do_not_exist_are_refused(wire_dtype, error_feedback, 
         wire_format(wire_dtype, error_feedback)
 
 
-@pytest.mark.parametrize(("overhead_s", "tried"), [(1e-3, 1), (1e-6, 5)])
-def test_a_slow_wire_is_not_tried_with_large_chunks(world, overhead_s, tried, monkeypatch):
-    """Chunks take `overhead_s` and a tenth of a nanosecond a byte, so that the largest that is tried is the best."""
-    monkeypatch.setattr(wire, "_BUFFER_BYTES", world.Get_size() * 16 * wire.CHUNK_BYTES[-1])
-    monkeypatch.setattr(
-        TwoLevelEngine, "_seconds_per_byte", lambda self, rows, members, way: overhead_s / way.chunk_bytes + 1e-10
-    )
+# -- between nodes ------------------------------------------------------------------------------------------------
+
+
+def test_the_fastest_crossing_is_chosen_by_all_ranks_told_and_kept(world, monkeypatch):
     nodes = Nodes(world, None, "nodes of 1")
+    monkeypatch.setattr(
+        twolevel, "trial", lambda tried, seconds: {way: 1.0 + (way.piece_bytes != 2**20) for way in tried}
+    )
     engine = TwoLevelEngine(nodes)
-    placed = engine._placed.get(engine.allocate(torch.zeros(1, 300_000)).data_ptr())
+    for numel in (300_000, 400_000, 50_000):  # two of one size class, and one that is not tried
+        engine.allocate(torch.zeros(1, numel))
     if world.Get_size() == 1:
-        assert placed is None or placed.crossing is None
+        assert engine.crossings == {}
+        assert engine.notes == []
     else:
-        assert placed.crossing == Crossing(1, wire.CHUNK_BYTES[tried - 1])
-        assert engine.notes[-1].count("GB/s") == tried
+        assert {name: str(each) for name, each in engine.crossings.items()} == {
+            "float32 up to 2 MiB": "allreduce:1:1024"
+        }
+        (note,) = engine.notes
+        assert note.startswith(
+            "between nodes, float32 up to 2 MiB: allreduce:1:1024; tried: allreduce:1:1024 1e+03 ms, "
+        )
     nodes.free()
 
 
-@pytest.mark.parametrize(("num_lanes", "chunk_bytes"), [(1, 2**16), (2, 2**16), (2, 2**20)])
-def test_the_crossing_does_not_change_the_bits(world, num_lanes, chunk_bytes):
+def test_a_trial_decides_for_all_ranks_alike(world):
     nodes = Nodes(world, None, "nodes of 2")
     engine = TwoLevelEngine(nodes)
+    engine.allocate(torch.zeros(1, 2_000_000))
+    assert len(set(world.allgather(str(engine.crossings)))) == 1
+    assert len(engine.crossings) == (nodes.num_nodes > 1)
+    nodes.free()
+
+
+@pytest.mark.parametrize("way", ["chunks:1:64", "chunks:2:64", "chunks:2:1024", "allreduce:1", "allreduce:2:64"])
+def test_sums_are_in_the_order_of_ranks_and_nodes(world, way):
+    """MPI_Allreduce has an order of its own, which does not matter for two nodes; and it keeps this order."""
+    nodes = Nodes(world, None, "nodes of 2")
+    engine = TwoLevelEngine(nodes, crossing=Crossing.parse(way))
     rows = engine.allocate(torch.zeros(1, 150_001))
-    if (placed := engine._placed.get(rows.data_ptr())) is not None and placed.crossing is not None:
-        lanes = min(num_lanes, world.allreduce(nodes.node.Get_size(), MPI.MIN))
-        placed.crossing = Crossing(lanes, chunk_bytes)
-    rows.copy_(rows_of(nodes.rank, 150_001, torch.float32))
-    engine.mean(rows, rows[0], GLOBAL)
+    repeats = []
+    for _ in range(2):
+        rows.copy_(rows_of(nodes.rank, 150_001, torch.float32))
+        engine.mean(rows, rows[0], GLOBAL)
+        repeats.append(rows.clone())
+    assert torch.equal(*repeats)
     members = dict.fromkeys(map(tuple, world.allgather(nodes.node.allgather(nodes.rank))))
-    sums = [sum(rows_of(j, 150_001, torch.float32) for j in node) for node in members]
-    assert torch.equal(rows, sum(sums) / world.Get_size())
+    expected = sum(sum(rows_of(j, 150_001, torch.float32) for j in node) for node in members) / world.Get_size()
+    if way.startswith("chunks") or nodes.num_nodes <= 2:
+        assert torch.equal(rows, expected)
+    else:
+        assert torch.allclose(rows, expected, rtol=0.0, atol=2e-7 * nodes.num_nodes)
     nodes.free()
