@@ -83,7 +83,7 @@ PRESETS = {
         deadline_s=300,
         runs=dict.fromkeys(
             _CLUSTERS,
-            "mean --bytes 1024 16384 65536 262144 1048576 4194304 44700000 --repeats 31 --seconds 3"
+            "mean --bytes 1024 16384 65536 262144 1048576 4194304 44700000 --repeats 31 --seconds 15"
             " --only 'hpcavg auto' 'hpcavg mpi' 'hpcavg twolevel' 'MPI Allreduce' 'lane Allreduce'",
         ),
         clusters=_CLUSTERS,
