@@ -70,7 +70,7 @@ def _over_best(runs: Mapping[str, Mapping[str, OverBest]]) -> Iterator[Element]:
     if not runs:
         return
     yield element("h2", "auto over best", id=OVER_BEST)
-    yield element("p", f"The median of {AUTO} over that of the fastest of all others that average, named below the figure.")
+    yield element("p", f"The median of {AUTO} over that of the fastest other that averages, named below the figure.")
     yield _picture(OVER_BEST)
     sizes = list(dict.fromkeys(size for found in runs.values() for size in found))
     rows = [[name, *(_ratio(found.get(size)) for size in sizes)] for name, found in runs.items()]
