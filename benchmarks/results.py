@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.figures import Figures, figures
+from benchmarks.figures import Figures, OverBest, figures, over_best_by_size
 from hpcavg.errors import UsageError, reason
 from hpcavg.utils import files
 from hpcavg.utils.text import printable
 
 SUITE_FILE = "suite.json"
+OVER_BEST = "auto-over-best"
+"""The plot of all means of a suite."""
 ENVIRONMENT = {
     "ranks": "ranks",
     "nodes": "nodes",
@@ -63,6 +65,7 @@ class Outcome:
     state : how it ended.
     reason : why it failed or was not run, in one line.
     wall_s : the seconds that it took.
+    ranks : the number of ranks that it is to have.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Outcome:
     state: Literal["not run", "done", "failed"] = "not run"
     reason: str = ""
     wall_s: float = 0.0
+    ranks: int = 0
 
 
 @dataclass
@@ -120,6 +124,13 @@ def records(folder: Path, suite: Suite) -> dict[str, Record]:
     """Return the records in a suite's folder by the names of the runs, those of failed runs included."""
     paths = {outcome.name: folder / f"{outcome.name}.json" for outcome in suite.outcomes}
     return {name: read_record(path) for name, path in paths.items() if path.exists()}
+
+
+def over_best(records: Mapping[str, Record]) -> dict[str, dict[str, OverBest]]:
+    """Return auto against the best by run and column, for the runs of `mean` that timed both."""
+    means = {name: record for name, record in records.items() if record.benchmark == "mean"}
+    found = {name: over_best_by_size(record.figures) for name, record in means.items()}
+    return {name: by_size for name, by_size in found.items() if by_size}
 
 
 def read_any(path: Path) -> tuple[dict[str, Record], dict[str, str]]:

@@ -24,9 +24,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import launching, page
+from benchmarks.cluster import ClusterError, check_requirements, parse
 from benchmarks.options import Parser, chosen, run
 from benchmarks.presets import HANDED_ON, PRESETS
-from benchmarks.results import Outcome, Record, Suite, read_record
+from benchmarks.results import Outcome, Record, Suite, over_best, read_record
 from hpcavg.errors import InputError, require_integer, require_number, why
 from hpcavg.utils.progress import is_terminal
 
@@ -63,6 +64,7 @@ def main() -> int:
     deadline_s = preset.deadline_s if options.deadline is None else options.deadline
     require_number("deadline", deadline_s, lambda seconds: seconds > 0, "a positive number")
     _check_alone()
+    _check_clusters(options.preset)
     handed_on = {name: getattr(options, name) for name in HANDED_ON if getattr(options, name) is not None}
     launching.launch(options.launcher, options.ranks, [])
     folder = _make_folder(options.output or Path(f"runs/suite-{options.preset}-{time.strftime('%Y%m%d-%H%M%S')}"))
@@ -78,12 +80,15 @@ def main() -> int:
         words = shlex.split(preset.runs[name])
         taken = {key: value for key, value in handed_on.items() if words[0] in HANDED_ON[key]}
         words += [f"--{key.replace('_', '-')}={value}" for key, value in taken.items()]
-        json_file = folder / f"{name}.json"
-        suite.outcomes.append(Outcome(name, command(words, options.launcher, options.ranks, json_file)))
+        launcher, ranks = options.launcher, options.ranks
+        if name in preset.clusters:
+            launcher, ranks = on_cluster(preset.clusters[name])
+        program = command(words, launcher, ranks, folder / f"{name}.json")
+        suite.outcomes.append(Outcome(name, program, ranks=ranks))
     stop = Stop()
     console = Console(force_terminal=is_terminal(), soft_wrap=True, highlight=False, markup=False)
     try:
-        _run_all(suite, folder, options.ranks, deadline_s, stop, console)
+        _run_all(suite, folder, deadline_s, stop, console)
     except OSError as error:
         raise InputError("output", folder, f"a folder that can be written ({why(error)})") from error
     states = [outcome.state for outcome in suite.outcomes]
@@ -110,6 +115,21 @@ def command(words: list[str], launcher: str, ranks: int, json_file: Path) -> lis
     return launching.launch(launcher, ranks, program)
 
 
+def on_cluster(options: str) -> tuple[str, int]:
+    """Return the launcher for emulated nodes, and the number of their ranks; `options` are of `benchmarks.cluster`."""
+    cluster, _ = parse([*shlex.split(options), "--", "true"])
+    return f"{shlex.quote(sys.executable)} -m benchmarks.cluster {options} --", sum(cluster.slots)
+
+
+def _check_clusters(preset: str) -> None:
+    """Raise `InputError` if the preset needs emulated nodes, which cannot be made here."""
+    if PRESETS[preset].clusters:
+        try:
+            check_requirements()
+        except ClusterError as error:
+            raise InputError("preset", preset, f"without emulated nodes here: benchmarks.cluster {error}") from error
+
+
 def _check_alone() -> None:
     """Raise `InputError` if a launcher has started several processes of the suite."""
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
@@ -129,7 +149,7 @@ def _make_folder(path: Path) -> Path:
     return path
 
 
-def _run_all(suite: Suite, folder: Path, ranks: int, deadline_s: float, stop: Stop, console: Console) -> None:
+def _run_all(suite: Suite, folder: Path, deadline_s: float, stop: Stop, console: Console) -> None:
     """Run all benchmarks; update the folder after each."""
     from benchmarks import plots  # imports matplotlib, which takes seconds
 
@@ -145,10 +165,11 @@ def _run_all(suite: Suite, folder: Path, ranks: int, deadline_s: float, stop: St
                 continue
             progress.update(task, description=outcome.name)
             run_one(outcome, folder / f"{outcome.name}.txt", deadline_s, stop)
-            record = take_record(outcome, folder / f"{outcome.name}.json", ranks)
+            record = take_record(outcome, folder / f"{outcome.name}.json")
             if record is not None:
                 records[outcome.name] = record
                 plots.draw(record, outcome.name, folder)
+                plots.draw_over_best(over_best(records), folder)
             _write(suite, folder, records)
             why_not = f": {outcome.reason}" if outcome.reason else ""
             progress.console.print(f"{outcome.name} {outcome.state} in {outcome.wall_s:.1f} s{why_not}")
@@ -182,7 +203,7 @@ def run_one(outcome: Outcome, output: Path, deadline_s: float, stop: Stop) -> No
     outcome.state = "failed" if outcome.reason else "done"
 
 
-def take_record(outcome: Outcome, path: Path, ranks: int) -> Record | None:
+def take_record(outcome: Outcome, path: Path) -> Record | None:
     """Return the record of a run, if there is one. A run without one, or on another number of ranks, has failed."""
     if not path.exists():
         outcome.state, outcome.reason = "failed", outcome.reason or "it has left no figures"
@@ -193,8 +214,8 @@ def take_record(outcome: Outcome, path: Path, ranks: int) -> Record | None:
         outcome.state, outcome.reason = "failed", outcome.reason or str(error)
         return None
     seen = record.environment.get("ranks")
-    if seen != ranks:  # the launcher is not of this MPI: each rank saw itself alone
-        outcome.state, outcome.reason = "failed", f"MPI saw {seen} ranks, not {ranks}; see --launcher"
+    if seen != outcome.ranks:  # the launcher is not of this MPI: each rank saw itself alone
+        outcome.state, outcome.reason = "failed", f"MPI saw {seen} ranks, not {outcome.ranks}; see --launcher"
     return record
 
 

@@ -3,6 +3,7 @@
 import json
 import shlex
 import signal
+import statistics
 import time
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def test_a_benchmark_prints_its_table_and_says_where_it_ran(name, suite):
 def test_the_suite_has_a_page_that_tells_of_all(suite):
     shown = (suite / "index.html").read_text()
     assert f"{NUM_RUNS} done, 0 failed, 0 not run" in shown
+    assert '<h2 id="auto-over-best">' in shown
+    assert (suite / "auto-over-best-dark.svg").read_text().startswith("<?xml")
     for name in PRESETS["tiny"].runs:
         assert f'<h2 id="{name}">' in shown
         assert f'src="{name}-light.svg"' in shown
@@ -106,7 +109,16 @@ def check_mean(results, out):
     for seconds in results["seconds"].values():
         assert {"copy once", "MPI Allreduce", "hpcavg auto", "hpcavg mpi", "torch periodic"} <= set(seconds)
         assert all(len(values) == 3 and min(values) > 0 for values in seconds.values())
-    assert out.count("best engine: ") == 2
+        assert "lane Allreduce" not in seconds  # there is one node
+    assert set(results["auto_over_best"]) == set(results["seconds"])
+    for size, found in results["auto_over_best"].items():
+        medians = {name: statistics.median(values) for name, values in results["seconds"][size].items()}
+        assert (found["auto_s"], found["best_s"]) == (medians.pop("hpcavg auto"), medians[found["best"]])
+        assert found["best_s"] == min(value for name, value in medians.items() if name != "copy once")
+        assert found["ratio"] == found["auto_s"] / found["best_s"]
+        assert found["overlap"] is None  # 3 repeats have no interval
+    assert out.count("auto over best: ") == 2
+    assert [line.split()[0] for line in out.partition("# auto over best")[2].splitlines()[2:4]] == ["1024", "1000000"]
 
 
 def check_overlap(results, out):
@@ -138,7 +150,13 @@ def check_memory(results, out):
         (2, "mean", "--bytes 2", "error: --bytes 2: must be an integer of at least 4"),
         (0, "training", "--algorithms downpour", "error: --algorithms downpour: must be algorithms whose learners"),
         (0, "overlap", "--repeats many", "error: argument --repeats: invalid int value: 'many'"),
-        (0, "suite", "--preset slow", "error: --preset slow: must be one of tiny, quick, full"),
+        (
+            2,
+            "mean",
+            "--bytes 8 --only 'lane Allreduce'",
+            "error: --only lane Allreduce: must be what can run on 1 node",
+        ),
+        (0, "suite", "--preset slow", "error: --preset slow: must be one of tiny, quick, full, nodes"),
         (0, "suite", "--only soak", "error: --only soak: must be one of mean, "),
         (0, "suite", "--output tests", "error: --output tests: must be a new or empty folder"),
         (
@@ -151,7 +169,7 @@ def check_memory(results, out):
     ],
 )
 def test_bad_input_is_one_line(ranks, name, arguments, line):
-    result = run(ranks, arguments.split(), module=f"benchmarks.{name}")
+    result = run(ranks, shlex.split(arguments), module=f"benchmarks.{name}")
     assert result.status == 2
     assert result.err.startswith(line)
     assert result.err.count("error: ") == 1

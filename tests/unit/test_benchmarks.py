@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compare, figures, launching, page, plots, presets, results, suite
+from benchmarks import cluster, compare, figures, launching, page, plots, presets, results, suite
 from benchmarks.common import interval
 from benchmarks.learners import build_rule, first_period, mlp, mlp_workload
-from benchmarks.mean import auto_against_best, memory_needed, wire_s
+from benchmarks.mean import memory_needed, over_best_line, wire_s
 from benchmarks.memory import memory_of
 from benchmarks.options import Parser
 from benchmarks.overlap import overlap_percent
@@ -64,13 +64,33 @@ def test_the_wire_limit_of_a_mean_over_nodes():
 
 
 def test_memory_of_a_size_counts_every_rank_of_the_node():
-    assert memory_needed(100, num_engines=2, ranks_on_node=4) == (3 + 4) * 100 * 4
+    assert memory_needed(100, num_shared=2, ranks_on_node=4) == (3 + 4) * 100 * 4
 
 
-def test_auto_is_compared_with_the_best_engine():
-    medians = {"hpcavg auto": 3.0, "hpcavg mpi": 4.0, "hpcavg shared": 2.0, "MPI Allreduce": 1.0}
-    assert auto_against_best(medians) == "best engine: shared; auto takes +50.0% over it"
-    assert auto_against_best({"hpcavg auto": 3.0, "MPI Allreduce": 1.0}) is None
+def seconds_of(values):
+    return {name: figures.Figure(tuple(of_name), "s", "less") for name, of_name in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("auto", "best", "overlap", "told"),
+    [
+        ([0.004, 0.003, 0.003], [0.002] * 3, None, "too few repeats"),
+        ([0.001, 0.002, 0.003, 0.003, 0.004, 0.005], [0.002] * 6, True, "overlap"),  # 1 to 5 ms
+        ([0.003] * 6, [0.001, 0.002, 0.002, 0.002, 0.002, 0.0025], False, "apart"),  # 1 to 2.5 ms
+    ],
+)
+def test_auto_is_compared_with_the_best_of_all_else_that_averages(auto, best, overlap, told):
+    """3 ms over 2 ms; the floors are faster, and no mean."""
+    floors = {"copy once": [1e-4], "the wire alone": [1e-3]}
+    slower = {"hpcavg mpi": [0.004], "torch periodic": [0.005]}
+    found = figures.auto_over_best(seconds_of({**floors, **slower, "hpcavg auto": auto, "lane Allreduce": best}))
+    assert found == (0.003, "lane Allreduce", 0.002, pytest.approx(1.5), pytest.approx(0.001), overlap)
+    assert over_best_line(found) == f"auto over best: 1.500 (+1000.0 us over lane Allreduce; 95 % intervals: {told})"
+
+
+@pytest.mark.parametrize("name", ["hpcavg auto", "MPI Allreduce"])
+def test_without_auto_or_another_mean_nothing_is_compared(name):
+    assert figures.auto_over_best(seconds_of({"copy once": [1.0], name: [2.0]})) is None
 
 
 def test_memory_counts_shared_pages_once_among_the_ranks():
@@ -114,12 +134,26 @@ RUNNABLE = {
 }
 
 
-def test_every_benchmark_is_in_both_presets_or_left_out_for_a_reason():
-    for preset in presets.PRESETS.values():
-        modules = {words.split()[0] for words in preset.runs.values()}
-        assert modules | set(presets.LEFT_OUT) == RUNNABLE
-        assert not modules & set(presets.LEFT_OUT)
-        assert modules == set(figures._READERS)
+@pytest.mark.parametrize("name", ["tiny", "quick", "full"])
+def test_every_benchmark_is_in_all_presets_of_one_job_or_left_out_for_a_reason(name):
+    modules = {words.split()[0] for words in presets.PRESETS[name].runs.values()}
+    assert modules | set(presets.LEFT_OUT) == RUNNABLE
+    assert not modules & set(presets.LEFT_OUT)
+    assert modules == set(figures._READERS)
+
+
+def test_means_on_emulated_nodes_are_of_every_arrangement_and_rate():
+    preset = presets.PRESETS["nodes"]
+    clusters = {name: cluster.parse([*shlex.split(words), "true"])[0] for name, words in preset.clusters.items()}
+    assert list(preset.runs) == list(clusters)
+    assert clusters["2x1-no-limit"] == cluster.Cluster((1, 1), yields=True)
+    assert clusters["4x1-1gbit"] == cluster.Cluster((1, 1, 1, 1), rate="1gbit", yields=True)
+    assert len({(each.slots, each.rate) for each in clusters.values()}) == 9
+    launcher, ranks = suite.on_cluster(preset.clusters["2x2-10gbit"])
+    assert ranks == 4
+    words = suite.command(["mean", "--bytes", "8"], launcher, ranks, Path("x.json"))
+    start = [sys.executable, "-m", "benchmarks.cluster", "--yield", "--slots", "2,2", "--rate", "10gbit", "--"]
+    assert words == [*start, sys.executable, "-m", "benchmarks.mean", "--bytes", "8", "--json", "x.json"]
 
 
 @pytest.mark.parametrize(("preset", "name"), [(p, name) for p in presets.PRESETS for name in presets.PRESETS[p].runs])
@@ -246,6 +280,39 @@ def test_the_page_shows_figures_and_failures_and_escapes_all(tmp_path):
     assert all((tmp_path / name).exists() for name in files)
 
 
+def test_the_page_has_auto_over_the_best_of_every_arrangement(tmp_path):
+    told = results.Suite("nodes", [], "", "", [], {})
+    command = ["x", "-m", "benchmarks.cluster", "--slots", "1,1", "--", "x", "-m", "benchmarks.mean"]
+    of_runs = {
+        "2x1": {"1024": {"hpcavg auto": [3.0], "MPI Allreduce": [2.0]}, "4096": {"hpcavg auto": [1.0]}},
+        "4x1": {"4096": {"hpcavg auto": [1.0], "lane Allreduce": [0.8], "MPI Allreduce": [2.0]}},
+    }
+    for name, seconds in of_runs.items():
+        told.outcomes.append(results.Outcome(name, command, "done"))
+        written(tmp_path / f"{name}.json", "mean", {"seconds": seconds})
+    told.outcomes.append(results.Outcome("overlap", [], "failed"))
+    told.write(tmp_path)
+    found = results.records(tmp_path, told)
+    runs = results.over_best(found)
+    assert {(run, size, each.ratio) for run, sizes in runs.items() for size, each in sizes.items()} == {
+        ("2x1", "1,024 bytes", 1.5),
+        ("4x1", "4,096 bytes", 1.25),
+    }
+    (axes,) = plots._over_best(runs).axes
+    drawn = {each.get_label(): each[0].get_xydata().tolist() for each in axes.containers}
+    assert drawn == {"2x1": [[1024, 1.5]], "4x1": [[4096, 1.25]]}
+    assert {line.get_label() for line in axes.lines} >= {"1.00", "1.10"}
+    plots.draw_over_best(runs, tmp_path)
+    page.write(tmp_path, told, found)
+    shown = Page(tmp_path / "index.html")
+    assert shown.open == []
+    assert shown.of("h2") == ["Environment", "auto over best", "2x1", "4x1", "overlap"]
+    assert {"1.50", "1.25"} <= set(shown.of("td"))
+    assert {"MPI Allreduce", "lane Allreduce"} <= set(shown.of("small"))
+    assert sum("The time of a mean over the learners" in text for text in shown.of("p")) == 2  # not of `cluster`
+    assert all((tmp_path / name).exists() for name in shown.links if name.endswith(".svg"))
+
+
 # -- comparing -------------------------------------------------------------------------------------------------------
 
 
@@ -344,10 +411,10 @@ def test_what_is_no_record_is_refused_in_one_line(tmp_path, content, monkeypatch
 
 @pytest.mark.parametrize(("ranks", "state", "reason"), [(4, "done", ""), (8, "failed", "MPI saw 4 ranks, not 8")])
 def test_ranks_that_each_believe_to_be_alone_are_a_failure(tmp_path, ranks, state, reason):
-    outcome = results.Outcome("memory", [], "done")
+    outcome = results.Outcome("memory", [], "done", ranks=ranks)
     path = written(tmp_path / "memory.json", "memory", {"copies": {"k_avg": {"held": 1.0}}})
-    assert suite.take_record(outcome, path, ranks) is not None
+    assert suite.take_record(outcome, path) is not None
     assert (outcome.state, outcome.reason.split(";")[0]) == (state, reason)
-    outcome = results.Outcome("memory", [], "done")
-    assert suite.take_record(outcome, tmp_path / "none.json", ranks) is None
+    outcome = results.Outcome("memory", [], "done", ranks=ranks)
+    assert suite.take_record(outcome, tmp_path / "none.json") is None
     assert (outcome.state, outcome.reason) == ("failed", "it has left no figures")
