@@ -29,6 +29,7 @@ from hpcavg.config.sections.averaging import AveragingOptions
 from hpcavg.distributed.topology import Topology
 from hpcavg.distributed.watchdog import watch_over
 from hpcavg.engines.compression import wire_format
+from hpcavg.engines.crossing import Crossing
 from hpcavg.engines.select import CPU, select_engine
 from hpcavg.errors import InputError
 
@@ -139,8 +140,8 @@ class Averager:
         devices = (parameter.device for group in optimizer.param_groups for parameter in group["params"])
         with topology.waiting("set-up of the averager", SERVER):
             form = wire_format(options.wire_dtype, options.error_feedback)
-            self.engine = select_engine(options.engine, topology, next(devices, CPU), form)
-            check_wire(algorithm, self.engine, topology, options.wire_dtype)
+            self.engine = select_engine(options.engine, topology, next(devices, CPU), form, options.crossing)
+            check_wire(algorithm, self.engine, topology, options)
             self._set_up_optimizer()
             self._rounds = Rounds(algorithm, run, topology, optimizer)
             self._replica = replica = Replica(model, optimizer, topology, self.engine, options.start)
@@ -451,6 +452,7 @@ class Averager:
                 **self._learner.state_dict(),
                 "in_flight": None if self._delayed is None else self._delayed.state_dict(),
             },
+            "crossings": {name: str(crossing) for name, crossing in self.engine.crossings.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -472,6 +474,8 @@ class Averager:
         if self._delayed is not None:
             self._delayed.load_state_dict(state["averaging"]["in_flight"])
         self._rounds.load_state_dict(state, self.progress)
+        crossings = state.get("crossings", {})  # earlier forms have none
+        self.engine.crossings.update({name: Crossing.parse(text) for name, text in crossings.items()})
 
     def _check_resumable(self) -> None:
         if self.algorithm.server is not None:

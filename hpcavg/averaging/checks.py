@@ -11,6 +11,7 @@ from hpcavg.config.sections.averaging import AveragingOptions
 from hpcavg.distributed.topology import Topology
 from hpcavg.distributed.watchdog import timeout_or_default
 from hpcavg.engines.base import Engine
+from hpcavg.engines.crossing import CHUNKS
 from hpcavg.errors import InputError, require_number
 
 # The parts of a rule that ranks compare. A schedule is a function and cannot be compared.
@@ -87,14 +88,20 @@ def _text(part: object) -> str:
     return repr(part) if type(part).__repr__ is not object.__repr__ else f"{type(part).__name__}{vars(part)}"
 
 
-def check_wire(rule: Rule, engine: Engine, topology: Topology, wire_dtype: str | None) -> None:
-    """Raise `InputError` if `wire_dtype` is given and the engine cannot compress, or the rule takes no means."""
-    if wire_dtype is None:
-        return
-    if not engine.compresses and topology.num_learner_ranks > 1:
-        raise InputError("wire_dtype", wire_dtype, f"left out with engine {engine.name}; twolevel compresses")
-    if rule.server is not None:
-        raise InputError("wire_dtype", wire_dtype, f"left out with {rule.name}, which takes no means")
+def check_wire(rule: Rule, engine: Engine, topology: Topology, options: AveragingOptions) -> None:
+    """Raise `InputError` for options on messages between nodes that the engine or the rule cannot follow."""
+    for name in ("wire_dtype", "crossing"):
+        given = getattr(options, name)
+        if given is None:
+            continue
+        if not engine.compresses and topology.num_learner_ranks > 1:
+            raise InputError(name, given, f"left out with engine {engine.name}; it is for twolevel")
+        if rule.server is not None:
+            raise InputError(name, given, f"left out with {rule.name}, which takes no means")
+    if options.wire_dtype is not None and options.crossing is not None and not options.crossing.startswith(CHUNKS):
+        raise InputError(
+            "crossing", options.crossing, f"{CHUNKS}:LANES:KIB with wire_dtype: MPI cannot sum its messages"
+        )
 
 
 def check_step(rule: Rule, topology: Topology, loss: float | Tensor | None, has_closure: bool) -> None:

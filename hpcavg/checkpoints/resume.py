@@ -16,7 +16,7 @@ from hpcavg.utils.format_version import NEWER
 
 # Options that may differ from the run that wrote the checkpoint. A learner's state depends on all others.
 _FREE = {
-    *("steps", "epochs", "output", "resume", "engine", "wire_dtype", "error_feedback", "device", "threads"),
+    *("steps", "epochs", "output", "resume", "engine", "wire_dtype", "error_feedback", "crossing", "device", "threads"),
     *("expect_ranks", "flush_seconds", "consensus_distance", "group_size", "non_finite", "check_rounds"),
     *("checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "stop_after", "stop_margin"),
     *("on_failure", "hang_timeout", "intended_learners", "data_dir", "test_batch_size", "loader_threads", "compile"),

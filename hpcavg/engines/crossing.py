@@ -75,7 +75,7 @@ class Crossing:
         is_known = way in (ALLREDUCE, CHUNKS) and len(numbers) in (1, 2) and (way == ALLREDUCE or len(numbers) == 2)
         if not is_known or not all(number.isdecimal() and int(number) for number in numbers):
             raise InputError(
-                "crossing", text, f"auto, {ALLREDUCE}:LANES, {ALLREDUCE}:LANES:KIB or {CHUNKS}:LANES:KIB, from 1 up"
+                "crossing", text, f"{ALLREDUCE}:LANES, {ALLREDUCE}:LANES:KIB or {CHUNKS}:LANES:KIB, from 1 up"
             )
         num_lanes, *sizes = map(int, numbers)
         return cls(way, num_lanes, sizes[0] * 1024 if sizes else None)

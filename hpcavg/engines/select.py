@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from hpcavg.config.components import DEVICE_ENGINES, HOST_ENGINES
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import Engine
 from hpcavg.engines.compression import WireFormat
+from hpcavg.engines.crossing import Crossing
 from hpcavg.engines.gpu.cuda import Cuda
 from hpcavg.engines.gpu.cuda_aware import CudaAwareEngine
 from hpcavg.engines.gpu.cuda_ipc import CudaIpcEngine, find_obstacle
@@ -24,7 +26,7 @@ from hpcavg.errors import InputError
 CPU = torch.device("cpu")
 
 
-def _make(maker: str, topology: Topology, wire_format: WireFormat | None = None, **more: bool) -> Engine:
+def _make(maker: str, topology: Topology, wire_format: WireFormat | None = None, **more: Any) -> Engine:
     """Import the engine's class and return an engine."""
     return pkgutil.resolve_name(maker)(topology, wire_format, **more)
 
@@ -34,7 +36,11 @@ ENGINES: dict[str, Callable[..., Engine]] = {name: partial(_make, entry.maker) f
 
 
 def select_engine(
-    name: str, topology: Topology, device: torch.device = CPU, wire_format: WireFormat | None = None
+    name: str,
+    topology: Topology,
+    device: torch.device = CPU,
+    wire_format: WireFormat | None = None,
+    crossing: str | None = None,
 ) -> Engine:
     """Return the engine with this name. Collective over all ranks.
 
@@ -44,6 +50,7 @@ def select_engine(
     topology : the ranks.
     device : the device of the parameters.
     wire_format : the format of messages between nodes, unless a mean is exact. None sends values unchanged.
+    crossing : the way of arrays between nodes; see `hpcavg.AveragingOptions`. None: by trial.
 
     Raises
     ------
@@ -58,16 +65,19 @@ def select_engine(
     'mpi'
     """
     if name in ("auto", *ENGINES) and device.type == "cpu":
-        return _select_host_engine(name, topology, wire_format)
+        return _select_host_engine(name, topology, wire_format, crossing)
     engine, choice = select_for_device(
-        name, topology, device, lambda host: _select_host_engine(host, topology, wire_format)
+        name, topology, device, lambda host: _select_host_engine(host, topology, wire_format, crossing)
     )
     engine.notes.insert(0, choice.reason)
     return engine
 
 
-def _select_host_engine(name: str, topology: Topology, wire_format: WireFormat | None) -> Engine:
+def _select_host_engine(name: str, topology: Topology, wire_format: WireFormat | None, crossing: str | None) -> Engine:
     """Return an engine for host memory."""
+    way = {} if crossing is None else {"crossing": Crossing.parse(crossing)}
+    if name == "twolevel":
+        return ENGINES[name](topology, wire_format, **way)
     if name != "auto":
         return ENGINES[name](topology, wire_format)
     if topology.num_learner_ranks == 1:
@@ -77,7 +87,7 @@ def _select_host_engine(name: str, topology: Topology, wire_format: WireFormat |
         engine = ENGINES["shared"](topology, wire_format, is_required=False)
     else:
         reason = f"the ranks are on {topology.num_nodes} nodes and share the memory of each"
-        engine = ENGINES["twolevel"](topology, wire_format, is_required=False)
+        engine = ENGINES["twolevel"](topology, wire_format, is_required=False, **way)
     engine.notes.append(reason)
     return engine
 

@@ -4,9 +4,10 @@ A lane has N ranks, one of each node. They sum one slice of the array.
 
 By MPI_Allreduce, a rank sums the rows of its node in a piece of memory that the mean goes to, anyway.
 
-In chunks, chunk c belongs to rank c mod N. The other ranks send their chunk c to this owner. The owner sums in the order
-of the nodes and sends the mean to all. Every rank sends and receives 2 (N - 1)/N of the slice, which is the minimum. With
-several chunks in flight, the network is always busy in both directions, and the sums in memory overlap with it.
+In chunks, chunk c belongs to rank c mod N. The other ranks send their chunk c to this owner. The owner sums in the
+order of the nodes and sends the mean to all. Every rank sends and receives 2 (N - 1)/N of the slice, which is the
+minimum. With several chunks in flight, the network is always busy in both directions, and the sums in memory overlap
+with it.
 """
 
 from __future__ import annotations

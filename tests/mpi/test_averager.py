@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from hpcavg import Averager, InputError, Topology, algorithms
+from tests.mpi.nodes import Nodes
 from tests.mpi.problems import Vector
 
 pytestmark = pytest.mark.mpi
@@ -404,3 +405,48 @@ def test_options_that_are_none_are_refused(topology, options):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(InputError, match=r"options=.*: must be an AveragingOptions, or its fields by keyword"):
         Averager(model, optimizer, algorithms.k_avg(), topology, options)
+
+
+# -- between nodes ------------------------------------------------------------------------------------------------
+
+
+def large_averager(topology, **options):
+    """Return an averager of 360 KB, for which the way between nodes is found by trial."""
+    model = nn.Linear(300, 300)
+    return Averager(model, torch.optim.SGD(model.parameters(), lr=0.1), algorithms.k_avg(1), topology, **options)
+
+
+def test_a_checkpoint_keeps_the_way_between_nodes(world):
+    nodes = Nodes(world, None, "nodes of 1")
+    state = large_averager(nodes).state_dict()
+    assert len(state["crossings"]) == (world.Get_size() > 1)
+    state["crossings"] = dict.fromkeys(state["crossings"], "chunks:1:60")
+    again = large_averager(nodes)
+    again.load_state_dict(state)
+    assert again.state_dict()["crossings"] == state["crossings"]
+    del state["crossings"]  # as an earlier version wrote it
+    again.load_state_dict(state)
+    assert large_averager(nodes, engine="twolevel", crossing="allreduce:1:64").state_dict()["crossings"] == {}
+    nodes.free()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crossing": "fast"}, "crossing='fast': must be allreduce:LANES, allreduce:LANES:KIB or chunks:LANES:KIB"),
+        ({"crossing": "chunks:1"}, "crossing='chunks:1': must be"),
+        ({"crossing": "allreduce:0"}, "crossing='allreduce:0': must be"),
+        ({"crossing": "allreduce:1", "wire_dtype": "bfloat16"}, "crossing='allreduce:1': must be chunks:LANES:KIB"),
+    ],
+)
+def test_ways_between_nodes_that_do_not_exist_are_refused(topology, options, message):
+    with pytest.raises(InputError, match=message):
+        large_averager(topology, engine="twolevel", **options)
+
+
+def test_an_engine_without_ways_between_nodes_refuses_one(topology):
+    if topology.num_learners == 1:
+        assert large_averager(topology, engine="mpi", crossing="chunks:1:60").engine.crossings == {}
+    else:
+        with pytest.raises(InputError, match="crossing='chunks:1:60': must be left out with engine mpi"):
+            large_averager(topology, engine="mpi", crossing="chunks:1:60")

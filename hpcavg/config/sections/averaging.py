@@ -30,6 +30,10 @@ class AveragingOptions(Section):
     wire_dtype : ``"bfloat16"`` or ``"float16"``: nodes send differences from the last mean in this type. Needs the
         engine ``"twolevel"`` or ``"auto"``. The final mean and `Averager.mean_model` are exact. None: no rounding.
     error_feedback : add what `wire_dtype` rounds away to the next difference.
+    crossing : the way of parameters between nodes. None: a trial finds the fastest, and a checkpoint keeps it. With
+        more than two nodes the last bits of a mean depend on it: two runs that shall be equal need the same one. The
+        forms are ``"allreduce:LANES"``, ``"allreduce:LANES:KIB"`` and ``"chunks:LANES:KIB"``: the ranks of a node that
+        communicate, and the size of pieces.
     non_finite : what happens to a learner whose parameters are not finite: ``"exclude"`` it from the mean and give it
         the mean of the others, or ``"stop"`` with `SickLearnersError`. If all learners are sick, the run stops.
     check_rounds : after so many global means, and after the final one, compare what must be equal on all learners.
@@ -67,6 +71,9 @@ class AveragingOptions(Section):
         _check_wire_dtype,
     )
     error_feedback: bool = option(False, "add what --wire-dtype rounds away to the next difference")
+    crossing: str | None = option(
+        None, "way between nodes, such as allreduce:2:2048 or chunks:1:60; unset: the fastest of a trial"
+    )
     non_finite: str = option(
         "exclude",
         "learners with non-finite parameters: exclude them from the mean and give it to them, or stop the run",
