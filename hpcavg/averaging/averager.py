@@ -223,8 +223,9 @@ class Averager:
         progress.step += 1
         self._rounds.begin_step(progress, loss)
         due = self._due(progress)
+        told = self._rounds.report(progress) if due is GLOBAL else None
         if due is not None and rule.before_step:
-            self._record(averaging.take(due, progress))
+            self._record(averaging.take(due, progress, told))
         if scaler is not None:
             scaler.step(self.optimizer)
         elif closure is not None:
@@ -237,14 +238,14 @@ class Averager:
         if self._delayed is not None and due is GLOBAL:
             self._delayed.start(progress)
         elif due is not None and not rule.before_step:
-            self._record(averaging.take(due, progress))
+            self._record(averaging.take(due, progress, told))
         if due is GLOBAL:
-            self._rounds.end(progress)
+            self._rounds.end(progress, None if self._delayed is not None else averaging.told)
         if self._worker is not None:
             event = self._worker.exchange(progress)
             if event is not None:
                 self._record(event)
-                self._rounds.end(progress)
+                self._rounds.end(progress, None)
         self.supervisor.begin_step(progress.step + 1)
         self._learner.equality.raise_alarm()
 

@@ -7,11 +7,13 @@ same size and travel in the same MPI call, so they are compared before anything 
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 from mpi4py import MPI
 
 from hpcavg.algorithms.rule import Rule
@@ -19,12 +21,19 @@ from hpcavg.algorithms.schedule import Progress
 from hpcavg.algorithms.scope import GLOBAL, LOCAL, Neighbours, Scope
 from hpcavg.distributed.topology import Topology
 from hpcavg.distributed.waiting import complete_asleep
+from hpcavg.engines.reduction import Values
 from hpcavg.errors import MismatchError
 
 # The first bytes of a record. A collective of the user on the same communicator does not have them.
 _MARK = b"avg1"
-# Mark, kind, averager, step, round, flags, fingerprint, learning rate.
+# Mark, kind, averager, step, round, flags, fingerprint, learning rate: what is nearly always equal on all learners.
 _RECORD = struct.Struct("<4sHHqqQQd")
+# Then three numbers for the schedule, and small arrays on a cache line of their own.
+_TOLD = slice(_RECORD.size, _RECORD.size + 24)
+_HEAD_BYTES = 128
+
+Told: TypeAlias = tuple[float, float, float]
+"""What a learner tells the others for the schedule: loss, seconds per step, and number of steps."""
 _SICK, _LARGE, _FAILED = 1, 2, 4
 _POLL_S = 0.0005
 _TAG = 78
@@ -89,6 +98,7 @@ class Meeting(NamedTuple):
     is_large : a sum over the learners may overflow.
     fingerprints : the fingerprint of every learner.
     rate : the mean of their learning rates.
+    messages : the bytes of every learner's message, shape (learners, bytes).
     """
 
     num_members: int
@@ -96,6 +106,17 @@ class Meeting(NamedTuple):
     is_large: bool
     fingerprints: Sequence[int]
     rate: float
+    messages: Values
+
+    @property
+    def told(self) -> Values:
+        """What each learner told for the schedule, shape (learners, 3), float64."""
+        return np.ascontiguousarray(self.messages[:, _TOLD]).view(np.float64)
+
+    @property
+    def packed(self) -> Values:
+        """The small arrays of each learner, shape (learners, bytes)."""
+        return self.messages[:, _HEAD_BYTES:]
 
 
 def meet(
@@ -109,6 +130,8 @@ def meet(
     rate: float = 0.0,
     error: Exception | None = None,
     asleep: bool = False,
+    told: Told | None = None,
+    packed: Values | None = None,
 ) -> Meeting:
     """Exchange reports with the learners of `scope`; check that all are in the same call. Collective over the scope.
 
@@ -124,6 +147,8 @@ def meet(
     error : an error on this learner. It is raised on all learners of the scope; on a graph, neighbours raise a
         `RuntimeError` that names this learner.
     asleep : wait without using the core, for learners that come at very different times. The same on all learners.
+    told : what this learner tells for the schedule.
+    packed : the bytes of small arrays, at most `Topology.room_bytes`. All messages have this room, whatever the call.
 
     Raises
     ------
@@ -132,17 +157,23 @@ def meet(
     """
     flags = _SICK * is_sick | _LARGE * is_large | _FAILED * (error is not None)
     kind, averager, step, round_ = call
-    own = _RECORD.pack(
+    own = np.empty(_HEAD_BYTES + topology.room_bytes, dtype=np.uint8)
+    record = _RECORD.pack(
         _MARK, kind, averager, -1 if step is None else step, -1 if round_ is None else round_, flags, fingerprint, rate
     )
-    gathered = (
+    own[: _RECORD.size] = np.frombuffer(record, np.uint8)
+    own[_TOLD].view(np.float64)[:] = math.nan if told is None else told
+    if packed is not None:
+        own[_HEAD_BYTES : _HEAD_BYTES + len(packed)] = packed
+    messages = (
         _gather_from_neighbours(own, scope, topology)
         if isinstance(scope, Neighbours)
         else _gather_from_all(own, topology.comm(scope), asleep)
     )
-    num_members = len(gathered) // _RECORD.size
-    if not flags and gathered == own * num_members:  # nearly always
-        return Meeting(num_members, (), False, (fingerprint,) * num_members, rate)
+    num_members = len(messages)
+    gathered = messages[:, : _RECORD.size].tobytes()
+    if not flags and gathered == record * num_members:  # nearly always
+        return Meeting(num_members, (), False, (fingerprint,) * num_members, rate, messages)
     members = _members(scope, topology)
     records = list(_RECORD.iter_unpack(gathered))
     calls = {member: _call_of(*record[:5]) for member, record in zip(members, records, strict=True)}
@@ -153,33 +184,36 @@ def meet(
     if failed:
         raise _error_of(failed, error, scope, topology)
     sick = tuple(member for member, flags in zip(members, all_flags, strict=True) if flags & _SICK)
-    return Meeting(num_members, sick, any(flags & _LARGE for flags in all_flags), fingerprints, _mean_rate(rates))
+    is_any_large = any(flags & _LARGE for flags in all_flags)
+    return Meeting(num_members, sick, is_any_large, fingerprints, _mean_rate(rates), messages)
 
 
-def _gather_from_all(own: bytes, comm: MPI.Comm, asleep: bool) -> bytes | bytearray:
-    """Return the records of all ranks of `comm`, in the order of the ranks."""
+def _gather_from_all(own: Values, comm: MPI.Comm, asleep: bool) -> Values:
+    """Return the messages of all ranks of `comm`, in the order of the ranks, shape (ranks, bytes)."""
     if comm.Get_size() == 1:
-        return own
-    gathered = bytearray(len(own) * comm.Get_size())
-    buffers = [own, MPI.BYTE], [gathered, MPI.BYTE]
+        return own[np.newaxis]
+    messages = np.empty((comm.Get_size(), len(own)), dtype=np.uint8)
     if asleep:
-        complete_asleep(comm.Iallgather(*buffers), _POLL_S)
+        complete_asleep(comm.Iallgather(own, messages), _POLL_S)
     else:
-        comm.Allgather(*buffers)
-    return gathered
+        comm.Allgather(own, messages)
+    return messages
 
 
-def _gather_from_neighbours(own: bytes, scope: Neighbours, topology: Topology) -> bytes:
-    """Return the records of this rank and its neighbours, in the order of the ranks."""
-    comm = topology.comm(scope)
-    records: dict[int, bytes | bytearray] = {topology.rank: own}
+def _gather_from_neighbours(own: Values, scope: Neighbours, topology: Topology) -> Values:
+    """Return the messages of this rank and its neighbours, in the order of the ranks, shape (ranks, bytes).
+
+    Neighbours exchange no small arrays in them.
+    """
+    comm, own = topology.comm(scope), own[:_HEAD_BYTES]
+    messages = {topology.rank: own}
     requests = []
     for partner in topology.links(scope).partners:
-        records[partner] = record = bytearray(len(own))
-        requests.append(comm.Irecv([record, MPI.BYTE], partner, _TAG))
-        requests.append(comm.Isend([own, MPI.BYTE], partner, _TAG))
+        messages[partner] = np.empty_like(own)
+        requests.append(comm.Irecv(messages[partner], partner, _TAG))
+        requests.append(comm.Isend(own, partner, _TAG))
     MPI.Request.Waitall(requests)
-    return b"".join(records[rank] for rank in sorted(records))
+    return np.stack([messages[rank] for rank in sorted(messages)])
 
 
 def _members(scope: Scope, topology: Topology) -> Sequence[int]:

@@ -14,11 +14,13 @@ from hpcavg.algorithms.merge import Merge, State, replace
 from hpcavg.algorithms.rule import Rule
 from hpcavg.algorithms.scope import GLOBAL, Neighbours, Scope
 from hpcavg.averaging import health
+from hpcavg.averaging.calls import Meeting
 from hpcavg.averaging.flat_buffer import FlatBuffer
 from hpcavg.averaging.health import EqualityCheck, Excluded, squared_distance
 from hpcavg.averaging.optimizer_state import StateAverager, forget
 from hpcavg.averaging.outer_state import OuterState
 from hpcavg.averaging.replica import Replica
+from hpcavg.averaging.small_arrays import SmallArrays
 from hpcavg.config.sections.averaging import AveragingOptions
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import Engine, take_means, take_means_of_large
@@ -40,6 +42,7 @@ class LearnerMeans:
     ----------
     parameters : the parameters that require a gradient.
     buffers : the buffers that every mean replaces; empty unless `options.buffers` is ``"average"``.
+    small : those of their arrays that travel with the reports of the learners.
     kept_buffers : the buffers that only a sick learner takes from a mean; empty unless `options.buffers` is
         ``"keep"``.
     outer : what the merge keeps between global means.
@@ -68,6 +71,7 @@ class LearnerMeans:
         self.parameters = replica.parameters
         self.buffers = replica.buffers if options.buffers == "average" else FlatBuffer([])
         self.kept_buffers = replica.buffers if options.buffers == "keep" else FlatBuffer([])
+        self.small = SmallArrays([self.parameters, self.buffers], topology)
         self.outer = OuterState(rule.how, replica.parameters)
         self.equality = EqualityCheck(topology, options.check_rounds, replica.frozen)
         self.learners_agree = False
@@ -123,6 +127,7 @@ class LearnerMeans:
         excluded: Excluded,
         is_large: bool,
         exact: bool,
+        meeting: Meeting | None = None,
     ) -> list[Tensor]:
         """Return the mean of every array over `scope` without the sick learners. Collective over the scope.
 
@@ -136,9 +141,15 @@ class LearnerMeans:
         excluded : the sick learners.
         is_large : the sum of all learners' values may overflow.
         exact : compress nothing.
+        meeting : the reports of the learners, with which small arrays have travelled.
         """
-        excluded.zero_contribution(arrays)
         out_of_place = out_of_place or self.topology.survives
+        small = {} if meeting is None else self.small.means(arrays, scope, meeting, out_of_place, excluded)
+        if small:
+            rest = [array for index, array in enumerate(arrays) if index not in small]
+            others = iter(self.take(rest, scope, out_of_place, excluded, is_large, exact))
+            return [small[index] if index in small else next(others) for index in range(len(arrays))]
+        excluded.zero_contribution(arrays)
         if isinstance(scope, Neighbours):  # weights sum to 1, so no sum of large values overflows
             means = take_means(self.engine, arrays, scope, out_of_place)
             return excluded.rescale(means, self.topology.links(scope).weights)

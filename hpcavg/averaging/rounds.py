@@ -13,7 +13,9 @@ from torch import Tensor
 
 from hpcavg.algorithms.rule import Rule
 from hpcavg.algorithms.schedule import Progress, Run
+from hpcavg.averaging.calls import Told
 from hpcavg.distributed.topology import Topology
+from hpcavg.engines.reduction import Values
 
 
 class Rounds:
@@ -54,27 +56,46 @@ class Rounds:
             for group, first_rate in zip(self._optimizer.param_groups, self._first_rates, strict=True):
                 group["lr"] = self._rate(progress, first_rate)
 
-    def end(self, progress: Progress) -> None:
-        """Begin the next round. Collective over all learners if the rule needs an agreement."""
-        if self._rule.own_pace or self._rule.agrees_on != "nothing":
-            self._agree(progress)
+    @property
+    def _needs_agreement(self) -> bool:
+        return self._rule.own_pace or self._rule.agrees_on != "nothing"
+
+    def report(self, progress: Progress) -> Told | None:
+        """Return what this learner tells the others at the end of a round; None if the rule needs no agreement."""
+        if not self._needs_agreement:
+            return None
+        loss = float(self._loss_sum) / (progress.step - progress.round_step)
+        # The median leaves out slow first steps, which warm caches up.
+        return loss, median(self._step_seconds) if self._step_seconds else math.nan, progress.step
+
+    def end(self, progress: Progress, told: Values | None) -> None:
+        """Begin the next round. Collective over all learners if they need an agreement and have not told each other.
+
+        Parameters
+        ----------
+        progress : this learner's progress.
+        told : the `report` of every learner, shape (learners, 3); None if they have not told each other.
+        """
+        own = self.report(progress)
+        if own is not None:
+            self._agree(progress, own, self._gather(progress, own) if told is None else told)
         progress.round += 1
         progress.round_step = progress.step
         self._round_started = time.perf_counter()
 
-    def _agree(self, progress: Progress) -> None:
-        """Exchange loss, seconds per step and steps; put what follows from them into `progress`. Collective."""
-        loss = float(self._loss_sum) / (progress.step - progress.round_step)
-        # The median leaves out slow first steps, which warm caches up.
-        seconds = median(self._step_seconds) if self._step_seconds else math.nan
-        own = np.array([loss, seconds, progress.step])
+    def _gather(self, progress: Progress, own: Told) -> Values:
+        """Return the reports of all learners. Collective over all learners."""
 
-        def gather() -> Any:
+        def gather() -> Values:
             gathered = np.empty((self._topology.num_learner_ranks, len(own)))
-            self._topology.learner_ranks.Allgather(own, gathered)
+            self._topology.learner_ranks.Allgather(np.array(own), gathered)
             return gathered
 
-        gathered = self._topology.run_collective(gather, what=f"agreement of round {progress.round + 1}")
+        return self._topology.run_collective(gather, what=f"agreement of round {progress.round + 1}")
+
+    def _agree(self, progress: Progress, own: Told, gathered: Values) -> None:
+        """Put what follows from the reports of all learners into `progress`."""
+        seconds = own[1]
         loss, _, progress.mean_step = map(float, gathered.mean(axis=0))
         known = gathered[np.isfinite(gathered[:, 0]), 0]
         if 0 < len(known) < len(gathered):  # leave out the losses of sick learners

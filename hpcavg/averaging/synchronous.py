@@ -12,12 +12,13 @@ from torch import Tensor
 from hpcavg.algorithms.merge import Merge, replace
 from hpcavg.algorithms.schedule import Progress
 from hpcavg.algorithms.scope import GLOBAL, Neighbours, Scope
-from hpcavg.averaging.calls import Call, Caller, Kind, Meeting, kind_of
+from hpcavg.averaging.calls import Call, Caller, Kind, Meeting, Told, kind_of
 from hpcavg.averaging.events import Event
 from hpcavg.averaging.flat_buffer import FlatBuffer
 from hpcavg.averaging.gradients import GradientBuffer
 from hpcavg.averaging.health import Excluded, check_same_start, fingerprint
 from hpcavg.averaging.learner_means import LearnerMeans
+from hpcavg.engines.reduction import Values
 from hpcavg.errors import InputError
 
 
@@ -28,6 +29,10 @@ class Averaging:
     ----------
     learner : takes and merges this learner's means.
     caller : identifies every call.
+
+    Attributes
+    ----------
+    told : what the learners told for the schedule at the last mean, as `Meeting.told`; None if they told nothing.
     """
 
     def __init__(self, learner: LearnerMeans, caller: Caller) -> None:
@@ -36,6 +41,7 @@ class Averaging:
         self._topology = learner.topology
         self._replica = learner.replica
         self._caller = caller
+        self.told: Values | None = None
         self._gradients = (
             GradientBuffer(learner.parameters, learner.topology, learner.engine)
             if rule.averages == "gradients"
@@ -44,8 +50,14 @@ class Averaging:
 
     # -- means of the rule ----------------------------------------------------------------------------------------
 
-    def take(self, scope: Scope, progress: Progress) -> Event:
+    def take(self, scope: Scope, progress: Progress, told: Told | None = None) -> Event:
         """Take and merge the mean that is due at this step. Collective over `scope`.
+
+        Parameters
+        ----------
+        scope : the learners that take part.
+        progress : this learner's progress.
+        told : what this learner tells the others for the schedule; None on all learners: nothing.
 
         Raises
         ------
@@ -55,7 +67,7 @@ class Averaging:
         started = time.perf_counter()
         is_global = scope is GLOBAL
         call = self._caller.call(kind_of(scope), progress)
-        learner = self._learner
+        learner, self.told = self._learner, None
         if self._gradients is not None:
             error = self._try_refresh()
 
@@ -67,7 +79,7 @@ class Averaging:
             learner.equality.compare(progress.round + 1, progress.step, {"parameters": learner.parameters.arrays})
             return self._event(scope, progress, started, self._gradients.num_bytes, math.nan, ())
         how, how_buffers = (self._rule.how, self._rule.how_buffers) if is_global else (replace, replace)
-        event = self._average(call, scope, how, how_buffers, progress, started)
+        event = self._average(call, scope, how, how_buffers, progress, started, told=told)
         if is_global:
             learner.equality.compare(progress.round + 1, progress.step, learner.equal_after(how, how_buffers))
         return event
@@ -89,6 +101,7 @@ class Averaging:
         progress: Progress,
         started: float,
         exact: bool = False,
+        told: Told | None = None,
     ) -> Event:
         """Take the mean over `scope` and merge it."""
         learner = self._learner
@@ -106,7 +119,10 @@ class Averaging:
                 is_large=is_large,
                 rate=learner.rate,
                 fingerprint=learner.outer.fingerprint() if is_global else 0,
+                told=told,
+                packed=learner.small.pack(is_sick),
             )
+            self.told = None if told is None else meeting.told
             check_same_start(meeting.fingerprints)
             excluded = self._excluded(meeting, scope, is_sick)
             learner.check_excluded(excluded, scope, call)
@@ -117,8 +133,10 @@ class Averaging:
             kept = learner.kept_buffers.arrays if excluded.learners or is_mixed else []
             is_large = meeting.is_large
             means = [
-                *learner.take(learner.parameters.arrays, scope, out_of_place, excluded, is_large, exact),
-                *learner.take(learner.buffers.arrays, scope, how_buffers.reads_parameters, excluded, is_large, exact),
+                *learner.take(learner.parameters.arrays, scope, out_of_place, excluded, is_large, exact, meeting),
+                *learner.take(
+                    learner.buffers.arrays, scope, how_buffers.reads_parameters, excluded, is_large, exact, meeting
+                ),
                 *learner.take(kept, scope, True, excluded, is_large, exact=True),
             ]
             return excluded, meeting.rate, [] if excluded.are_all else means

@@ -85,6 +85,7 @@ class Topology:
     losses : the deaths so far.
     num_averagers : number of averagers made so far.
     has_busy_servers : whether the servers serve an averager that has not finished.
+    room_bytes : bytes of small arrays that travel with every report of a learner; see `hpcavg.averaging.calls`.
     watch : the `hpcavg.distributed.watchdog.Watch` that reports hung ranks; None before the first averager.
 
     Raises
@@ -117,6 +118,7 @@ class Topology:
         self._owned: list[MPI.Comm] = []
         self._waiting: Callable[[object, Sequence[int]], AbstractContextManager[None]] | None = None
         self.num_averagers = 0
+        self.room_bytes = 0
         self.has_busy_servers = False
         self._is_free = False
         self._split(comm.Dup())
@@ -143,10 +145,12 @@ class Topology:
         self.group_sizes = dict(sorted(Counter(self.learner_ranks.allgather(name)).items()))
         self.group = list(self.group_sizes).index(name)
         self.num_groups = len(self.group_sizes)
-        self.num_nodes = len(set(all_ranks.allgather(first_on_node)))
+        self._node_names = all_ranks.allgather(first_on_node)
+        self.num_nodes = len(set(self._node_names))
         self._comms = {LOCAL: self.local, GLOBAL: self.learner_ranks, SERVER: self.all_ranks}
         self._background_comms: WeakKeyDictionary[object, dict[Scope, MPI.Comm]] = WeakKeyDictionary()
         self._ranks: dict[Scope, Sequence[int]] = {}
+        self._by_node: dict[Scope, Sequence[Sequence[int]]] = {}
         self._links: dict[Neighbours, Links] = {}
 
     def _group_name(self, first_on_node: int) -> int:
@@ -183,6 +187,15 @@ class Topology:
         if scope not in self._ranks:
             self._ranks[scope] = self._indices_of(self.comm(scope))
         return self._ranks[scope]
+
+    def by_node(self, scope: Scope) -> Sequence[Sequence[int]]:
+        """Return the ranks of ``comm(scope)`` on each node, as indices in it."""
+        if scope not in self._by_node:
+            nodes: dict[int, list[int]] = {}
+            for index, rank in enumerate(self.ranks_of(scope)):
+                nodes.setdefault(self._node_names[rank], []).append(index)
+            self._by_node[scope] = list(nodes.values())
+        return self._by_node[scope]
 
     def _indices_of(self, comm: MPI.Comm) -> Sequence[int]:
         """Return the ranks of `comm` as indices in `all_ranks`."""

@@ -179,8 +179,13 @@ def take_means_of_large(
     """
     means = []
     for array in arrays:
-        # float16 is summed in float32, which does not overflow.
-        scale = 1.0 if array.dtype == torch.float16 else 2.0 ** -num_members.bit_length()
+        scale = scale_of_large(array, num_members)
         (mean,) = take_means(engine, [array * scale], scope, num_well=num_well, exact=True)
         means.append(mean.div_(scale))
     return means
+
+
+def scale_of_large(array: Tensor, num_members: int) -> float:
+    """Return the power of two by which values are multiplied so that the sum of `num_members` does not overflow."""
+    # float16 is summed in float32, which does not overflow.
+    return 1.0 if array.dtype == torch.float16 else 2.0 ** -num_members.bit_length()
