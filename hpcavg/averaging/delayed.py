@@ -87,7 +87,7 @@ class DelayedAveraging:
                 means += learner.topology.run_collective(
                     lambda: learner.take(learner.kept_buffers.arrays, GLOBAL, True, excluded, False, exact=True)
                 )
-            distance = learner.merge(means, rule.how, rule.how_buffers, excluded, True, learner.rate)
+            distance = learner.merge(means, rule.how, rule.how_buffers, excluded, learner.held(False), learner.rate)
         learner.end_global(rule.how)
         event = Event(
             flight.step,

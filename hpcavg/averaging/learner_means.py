@@ -16,7 +16,7 @@ from hpcavg.algorithms.scope import GLOBAL, Neighbours, Scope
 from hpcavg.averaging import health
 from hpcavg.averaging.calls import Meeting
 from hpcavg.averaging.flat_buffer import FlatBuffer
-from hpcavg.averaging.health import EqualityCheck, Excluded, squared_distance
+from hpcavg.averaging.health import EqualityCheck, Excluded, sample_of, squared_distance
 from hpcavg.averaging.optimizer_state import StateAverager, forget
 from hpcavg.averaging.outer_state import OuterState
 from hpcavg.averaging.replica import Replica
@@ -157,6 +157,18 @@ class LearnerMeans:
             return take_means_of_large(self.engine, arrays, scope, excluded.num_members, excluded.num_well)
         return take_means(self.engine, arrays, scope, out_of_place, excluded.num_well, exact)
 
+    def held(self, is_copy: bool) -> list[Tensor]:
+        """Return the parameters before a mean, for their distance from it: a sample, unless the options ask for all.
+
+        Parameters
+        ----------
+        is_copy : the mean will replace the parameters.
+        """
+        if self.options.measure_distance:
+            return self.parameters.arrays
+        samples = list(map(sample_of, self.parameters.arrays))
+        return [sample.clone() for sample in samples] if is_copy else samples
+
     # -- merging --------------------------------------------------------------------------------------------------
 
     def merge(
@@ -165,7 +177,7 @@ class LearnerMeans:
         how: Merge,
         how_buffers: Merge,
         excluded: Excluded,
-        wants_distance: bool,
+        before: Sequence[Tensor] | None,
         rate: float,
     ) -> float:
         """Merge means into parameters and buffers; return this learner's ||x_j - x̄||² before, or NaN.
@@ -178,23 +190,24 @@ class LearnerMeans:
         how : how parameters are merged.
         how_buffers : how buffers are merged.
         excluded : the sick learners.
-        wants_distance : measure the distance.
+        before : what `held` returned; None: do not measure the distance.
         rate : the local learning rate.
         """
         arrays = self.parameters.arrays
         num_arrays, num_buffers = len(arrays), len(self.buffers.arrays)
         distance = 0.0
-        for array, mean, state in zip(arrays, means[:num_arrays], self.outer.states, strict=True):
-            distance += self._merge_array(array, mean, how, state, excluded, wants_distance, rate)
+        for index, (array, mean, state) in enumerate(zip(arrays, means, self.outer.states, strict=False)):
+            distance += math.nan if before is None else squared_distance(before[index], mean)
+            self._merge_array(array, mean, how, state, excluded, rate)
         for array, mean in zip(self.buffers.arrays, means[num_arrays : num_arrays + num_buffers], strict=True):
-            self._merge_array(array, mean, how_buffers, {}, excluded, False, rate)
+            self._merge_array(array, mean, how_buffers, {}, excluded, rate)
         if excluded.is_here:
             for array, mean in zip(self.kept_buffers.arrays, means[num_arrays + num_buffers :], strict=True):
                 replace.apply(array, mean, {}, 0.0)
             forget(self._optimizer)
             self.awaits_mean = False
         self.replica.put_back_constants()
-        return distance
+        return math.nan if excluded.is_here else distance
 
     def _merge_array(
         self,
@@ -203,14 +216,11 @@ class LearnerMeans:
         merge: Merge,
         state: State,
         excluded: Excluded,
-        wants_distance: bool,
         rate: float,
-    ) -> float:
-        distance = squared_distance(array, mean) if wants_distance and not excluded.is_here else math.nan
+    ) -> None:
         if excluded.is_here and merge.reads_parameters:
             merge = replace  # a sick learner's parameters are meaningless
         merge.apply(array, mean, state, rate)
-        return distance
 
     def end_global(self, how: Merge) -> int:
         """Treat the optimizer's state after a global mean; return the bytes of its mean. Collective over all learners.

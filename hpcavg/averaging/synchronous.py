@@ -106,10 +106,11 @@ class Averaging:
         """Take the mean over `scope` and merge it."""
         learner = self._learner
         is_global, is_mixed = scope is GLOBAL, isinstance(scope, Neighbours)
-        wants_distance = is_global and (how.reads_parameters or learner.options.measure_distance)
-        out_of_place = how.reads_parameters or wants_distance
+        out_of_place = how.reads_parameters or (is_global and learner.options.measure_distance)
+        before: list[Tensor] | None = None
 
         def take() -> tuple[Excluded, float, list[Tensor]]:
+            nonlocal before
             is_sick, is_large = learner.examine()
             meeting = self._caller.meet(
                 call,
@@ -132,6 +133,7 @@ class Averaging:
             # Neighbours know of different sick learners, but must all make the same exchanges.
             kept = learner.kept_buffers.arrays if excluded.learners or is_mixed else []
             is_large = meeting.is_large
+            before = learner.held(not out_of_place) if is_global else None
             means = [
                 *learner.take(learner.parameters.arrays, scope, out_of_place, excluded, is_large, exact, meeting),
                 *learner.take(
@@ -148,14 +150,14 @@ class Averaging:
             if is_global:
                 learner.outer.settle()
             if means:
-                distance = learner.merge(means, how, how_buffers, excluded, wants_distance, rate)
+                distance = learner.merge(means, how, how_buffers, excluded, before, rate)
         learner.means_of_none = learner.means_of_none + 1 if excluded.are_all else 0
         if excluded.are_all:
             return self._event(scope, progress, started, 0, math.nan, excluded.learners)
         num_bytes = learner.parameters.num_bytes + learner.buffers.num_bytes
         if is_global:
             num_bytes += learner.end_global(how)
-        return self._event(scope, progress, started, num_bytes, distance if is_global else math.nan, excluded.learners)
+        return self._event(scope, progress, started, num_bytes, distance, excluded.learners)
 
     def _excluded(self, meeting: Meeting, scope: Scope, is_sick: bool) -> Excluded:
         """Return the learners that this learner's mean leaves out."""

@@ -438,3 +438,29 @@ def test_members_of_a_group_are_named_by_their_index_among_all(world):
     assert found.sick == tuple(range(first, min(first + 2, world.Get_size())))
     assert len(found.sick) == found.num_members
     topology.free()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64], ids=str)
+@pytest.mark.parametrize("numel", [5, 60_000, 300_007])
+@pytest.mark.parametrize(
+    "rule", [algorithms.k_avg(1), algorithms.slowmo(1), algorithms.dasgd(1, 0)], ids=lambda r: r.name
+)
+def test_the_distance_from_the_mean(world, topology, rule, numel, dtype):
+    """All learners hold normal numbers. Of a large array the distance is measured on 9216 elements."""
+    rank, size = world.Get_rank(), world.Get_size()
+    values = [
+        torch.randn(numel, generator=torch.Generator().manual_seed(j), dtype=torch.float64).to(dtype)
+        for j in range(size)
+    ]
+    wide = [value.to(torch.complex128 if dtype.is_complex else torch.float64) for value in values]
+    expected = float((wide[rank] - sum(wide) / size).abs().square().sum())
+    for measure_distance, tolerance in ((True, 0.0), (False, 0.1 if numel > 65536 else 0.0)):
+        model = nn.Module()
+        model.x = nn.Parameter(torch.zeros(numel, dtype=dtype))
+        model.x.grad = -values[rank]
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)  # its step leads to the values
+        averager = Averager(model, optimizer, rule, topology, measure_distance=measure_distance)
+        averager.step()
+        (event,) = averager.events
+        rounding = 2e-2 if dtype == torch.bfloat16 else 1e-5
+        assert event.consensus_distance == pytest.approx(expected, rel=tolerance + rounding, abs=1e-9)
