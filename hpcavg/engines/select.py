@@ -173,13 +173,11 @@ def find_facts(requested: str, topology: Topology, device: torch.device, cuda: C
     if device.type != "cuda":
         return Facts(device.type)
     if topology.survives:
-        how_known, obstacle = (
-            f"{name} does not survive the death of a rank" for name in ("device memory in MPI", "NCCL")
-        )
-        return Facts(device.type, topology.num_learner_ranks, False, how_known, obstacle)
+        what = "does not survive the death of a rank"
+        return Facts(device.type, topology.num_learner_ranks, False, f"device memory in MPI {what}", f"NCCL {what}")
     is_cuda_aware, how_known = find_cuda_awareness(topology)
-    obstacle = find_obstacle(topology, device, cuda) if requested in ("auto", "nccl") else "not tried"
-    return Facts(device.type, topology.num_learner_ranks, is_cuda_aware, how_known, obstacle)
+    nccl_obstacle = find_obstacle(topology, device, cuda) if requested in ("auto", "nccl") else "not tried"
+    return Facts(device.type, topology.num_learner_ranks, is_cuda_aware, how_known, nccl_obstacle)
 
 
 def choose_engine(requested: str, facts: Facts) -> Choice:

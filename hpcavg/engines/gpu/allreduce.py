@@ -72,10 +72,9 @@ class AllreduceEngine:
     def _average(self, values: Tensor, sum_up: Sum, num_ranks: int) -> None:
         """Replace `values`, shape (numel,), by their sum divided by `num_ranks`."""
         values = as_real(values)
-        dtype = wide(values.dtype)
-        elements = (
-            self._max_chunk_elements if dtype is values.dtype else min(_SCRATCH_ELEMENTS, self._max_chunk_elements)
-        )
+        dtype, elements = wide(values.dtype), self._max_chunk_elements
+        if dtype is not values.dtype:
+            elements = min(elements, _SCRATCH_ELEMENTS)
         for chunk in values.split(elements) if values.numel() else ():
             total = chunk.to(dtype)
             sum_up(total)

@@ -80,7 +80,7 @@ def test_no_device_memory_is_given_away_if_ranks_may_die():
     facts = find_facts("auto", topology, torch.device("cuda", 0))
     assert choose_engine("auto", facts).engine == "staged"
     for name in ("nccl", "cuda-aware"):
-        with pytest.raises(InputError, match="staged or auto: .*does not survive the death of a rank"):
+        with pytest.raises(InputError, match=r"staged or auto: .*does not survive the death of a rank"):
             choose_engine(name, facts)
 
 
