@@ -26,11 +26,7 @@ _LAST_WAIT_S = 5.0
 class CudaAwareEngine(AllreduceEngine):
     """Means by MPI_Allreduce, in place in device or host memory. Half precision is summed in float32.
 
-    Parameters
-    ----------
-    topology : the ranks.
-    max_chunk_elements : maximum count of a call of MPI.
-    cuda : the calls to CUDA; None for the real ones.
+    Its parameters are those of `AllreduceEngine`.
     """
 
     name = "cuda-aware"
