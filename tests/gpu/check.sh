@@ -55,7 +55,7 @@ part() {
 
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
-part install 40 python3 -m pip install --no-index --find-links "$wheels" --no-deps --ignore-installed \
+part install 30 python3 -m pip install --no-index --find-links "$wheels" --no-deps --ignore-installed \
     --prefix "$place" "$wheels"/*.whl || exit 1
 # The folders below it differ between distributions.
 mpirun=$(find "$place" -name mpirun -print -quit)
@@ -81,16 +81,16 @@ on() {
 }
 
 on 2 -m hpcavg info --device "$device"
-part info 30 "${launched[@]}"
+part info 25 "${launched[@]}"
 for ranks in 1 2 4; do
     on $ranks -m mpi4py -m pytest -q -x --with-mpi --color=no -p no:cacheprovider "$tests"
-    part "tests-on-$ranks" 90 "${launched[@]}"
+    part "tests-on-$ranks" 80 "${launched[@]}"
 done
 on 2 -m tests.process.stopping --device "$device" --only dasgd,slowmo
-part resume 50 "${launched[@]}"
+part resume 60 "${launched[@]}"
 for ranks in 1 2 4; do
-    on $ranks -m benchmarks.mean --device "$device" --bytes 65536 4194304 44700000 --seconds 3 \
+    on $ranks -m benchmarks.mean --device "$device" --bytes 65536 44700000 --seconds 3 \
         --json "$output/mean-on-$ranks.json"
-    part "mean-on-$ranks" 25 "${launched[@]}"
+    part "mean-on-$ranks" 40 "${launched[@]}"
 done
 exit "$failed"
