@@ -4,8 +4,8 @@
 
 All average the same float32 parameters on the same ranks, in turns, so a slow spell of the machine affects all. The
 figure is the slowest rank's time: the median over the repeats and its 95 % confidence interval. algbw is bytes over
-time; busbw is 2 (P - 1)/P times that, what a ring would have to move. With --device cuda the parameters are on GPUs, and
-only our engines and the floor are timed.
+time; busbw is 2 (P - 1)/P times that, what a ring would have to move. With --device cuda the parameters are on GPUs,
+and only our engines and the floor are timed.
 """
 
 from __future__ import annotations
