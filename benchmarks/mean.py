@@ -5,7 +5,8 @@
 All average the same float32 parameters on the same ranks, in turns, so a slow spell of the machine affects all. The
 figure is the slowest rank's time: the median over the repeats and its 95 % confidence interval. algbw is bytes over
 time; busbw is 2 (P - 1)/P times that, what a ring would have to move. "auto over best" is the median of `hpcavg auto`
-over that of the fastest of all others that average.
+over that of the fastest of all others that average. With --device cuda the parameters are on GPUs, and only our engines
+and the floor are timed.
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ from benchmarks.lanes import LaneAllreduce
 from benchmarks.options import chosen, run
 from hpcavg import InputError, Topology
 from hpcavg.algorithms.scope import GLOBAL
+from hpcavg.config.components import DEVICE_ENGINES
 from hpcavg.engines.base import Engine
-from hpcavg.engines.select import ENGINES, select_engine
+from hpcavg.engines.gpu.cuda import Cuda
+from hpcavg.engines.select import CPU, ENGINES, select_engine
 from hpcavg.errors import require_integer, require_number
+from hpcavg.machine.devices import choose_device
 from hpcavg.utils.text import counted
 
 RESNET_18 = 44_700_000
@@ -36,38 +40,55 @@ REFERENCE, LANES = "MPI Allreduce", "lane Allreduce"
 _OVERLAP = {True: "overlap", False: "apart", None: "too few repeats"}
 
 
-def engine_of(name: str, topology: Topology) -> Engine | None:
+def engine_of(name: str, topology: Topology, device: torch.device = CPU) -> Engine | None:
     """Return the engine called `name`; None if it cannot serve these ranks."""
     try:
-        return topology.run_on_all_ranks(lambda: select_engine(name, topology))
+        return topology.run_on_all_ranks(lambda: select_engine(name, topology, device))
     except InputError:
         return None
 
 
-def contenders(topology: Topology, numel: int, names: Sequence[str]) -> dict[str, Callable[[], object]]:
+def contenders(
+    topology: Topology, numel: int, names: Sequence[str], device: torch.device
+) -> dict[str, Callable[[], object]]:
     """Return the calls to time, by name. Each takes one mean of `numel` elements per rank, all of them 1."""
     found: dict[str, Callable[[], object]] = {}
-    values, target = torch.ones(numel), torch.ones(numel)
+    values, target = torch.ones(numel, device=device), torch.ones(numel, device=device)
     found[FLOOR] = lambda: target.copy_(values)
-    for name in ("auto", *ENGINES):
-        engine = engine_of(name, topology) if f"hpcavg {name}" in names else None
+    for name in ("auto", *ENGINES, *DEVICE_ENGINES):
+        engine = engine_of(name, topology, device) if f"hpcavg {name}" in names else None
         if engine is not None:
-            rows = topology.run_on_all_ranks(functools.partial(engine.allocate, torch.ones(1, numel)))
+            own = torch.ones(1, numel, device=device)
+            rows = topology.run_on_all_ranks(functools.partial(engine.allocate, own))
             rows.fill_(1.0)
             found[f"hpcavg {name}"] = functools.partial(engine.mean, rows, rows[0], GLOBAL)
+    if device.type == "cpu":
+        found |= _others(topology, values, names)
+    found = {name: call for name, call in found.items() if name in names}
+    if device.type == "cpu":
+        return found
+    return {name: functools.partial(_to_the_end, call, device) for name, call in found.items()}
+
+
+def _to_the_end(call: Callable[[], object], device: torch.device) -> None:
+    call()
+    Cuda().synchronize(device)
+
+
+def _others(topology: Topology, values: torch.Tensor, names: Sequence[str]) -> dict[str, Callable[[], object]]:
+    """Return the means that are not hpcavg's, of `values` in host memory."""
     raw = values.numpy()
 
     def allreduce() -> None:
         topology.learner_ranks.Allreduce(MPI.IN_PLACE, raw)
         np.divide(raw, topology.num_learners, out=raw)
 
-    found[REFERENCE] = allreduce
+    found: dict[str, Callable[[], object]] = {REFERENCE: allreduce}
     if LANES in names and topology.num_nodes > 1:  # on one node there is nothing between nodes
-        lanes = LaneAllreduce(topology, numel)
+        lanes = LaneAllreduce(topology, values.numel())
         lanes.row.fill(1.0)
         found[LANES] = lanes
-    found |= torch_peers.means(topology, values)
-    return {name: call for name, call in found.items() if name in names}
+    return {**found, **torch_peers.means(topology, values)}
 
 
 def memory_needed(num_bytes: int, num_shared: int, ranks_on_node: int) -> int:
@@ -92,8 +113,10 @@ def wire_s(num_bytes: int, num_nodes: int, gbit_per_s: float) -> float:
 
 def main() -> None:
     """Measure every size and print a table for each on rank 0."""
-    names = (FLOOR, AUTO, *(f"hpcavg {name}" for name in ENGINES), REFERENCE, LANES)
-    names += ("gloo all_reduce", "torch periodic", "torch hierarchical", "accelerate LocalSGD")
+    on_device = (FLOOR, AUTO, *(f"hpcavg {name}" for name in (*ENGINES, *DEVICE_ENGINES)))
+    on_host = (FLOOR, AUTO, *(f"hpcavg {name}" for name in ENGINES), REFERENCE, LANES)
+    on_host += ("gloo all_reduce", "torch periodic", "torch hierarchical", "accelerate LocalSGD")
+    names = tuple(dict.fromkeys(on_host + on_device))
     parser = common.Parser(__doc__)
     parser.add_argument("--bytes", type=int, nargs="+", help="sizes to measure [1024, 4096, ... 16 MB, 44.7 MB]")
     parser.add_argument("--max-bytes", type=float, default=RESNET_18, help="largest size of the sweep, up to 2^30")
@@ -102,15 +125,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="per size; later repeats are left out, except 3 [10]")
     parser.add_argument("--wire-gbit", type=float, help="bandwidth between nodes in Gbit/s, to show its limit")
     parser.add_argument("--interface", help="network interface for gloo [that of the node's name]")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the parameters are [cpu]")
     options = parser.parse_args()
     require_integer("repeats", options.repeats, 1)
     for num_bytes in options.bytes or ():
         require_integer("bytes", num_bytes, 4)
     if options.wire_gbit is not None:
         require_number("wire_gbit", options.wire_gbit, lambda rate: rate > 0, "a positive number")
-    timed = chosen("only", options.only, names)
+    timed = chosen("only", options.only, names if options.only else on_host if options.device == "cpu" else on_device)
     topology = common.start(options)
     num_shared = sum(name.startswith("hpcavg ") or name == LANES for name in timed)
+    device = topology.run_on_all_ranks(lambda: choose_device(options.device, topology.node_rank))
     ranks_on_node = topology.all_ranks.allreduce(topology.node.Get_size(), MPI.MAX)
     results: dict[str, dict[str, list[float]]] = {}
     wire: dict[str, float] = {}
@@ -124,7 +149,7 @@ def main() -> None:
                 reason = f"a node needs {needed / 1e9:.1f} GB and has {free / 1e9:.1f} GB"
                 common.say(topology, f"# mean of {4 * numel} bytes left out: {reason}; --only takes fewer at a time\n")
                 continue
-            calls = contenders(topology, numel, timed)
+            calls = contenders(topology, numel, timed, device)
             if not calls:
                 raise InputError("only", ", ".join(timed), f"what can run on {counted(topology.num_nodes, 'node')}")
             seconds = common.in_turns(topology.learner_ranks, calls, options.repeats, options.seconds)

@@ -32,11 +32,14 @@ HOST_ENGINES = {
 }
 
 DEVICE_ENGINES = {
-    "staged": "copies parameters on a GPU to host memory, where another engine takes the mean",
+    "nccl": "sums in device memory by NCCL; every rank needs a GPU of its own",
     "cuda-aware": "gives device memory to MPI, which must be CUDA-aware",
-    "cuda-ipc": "ranks read each other's device memory; for learners on one node",
+    "staged": "copies parameters on a GPU to host memory, where another engine takes the mean",
 }
 """Engines for parameters on a GPU, each with what it does."""
+
+FORMER_ENGINES = ("cuda-ipc",)
+"""Engines of earlier versions. A file that names one, such as a run's ``config.toml``, means ``auto``."""
 
 ENGINES = {
     "auto": "the best one for the nodes and devices of the ranks",

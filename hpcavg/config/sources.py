@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hpcavg import algorithms
 from hpcavg.config import recipes
+from hpcavg.config.components import FORMER_ENGINES
 from hpcavg.config.options import CONFIG_FILE, OPTIONS, Config, underscored
 from hpcavg.config.section import UNSET
 from hpcavg.config.sections.method import ARGUMENTS
@@ -89,6 +91,9 @@ def _read_options(path: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, numbers or nesting beyond Python's limits
         raise InputError("config", path, f"a TOML file ({printable(reason(error))})") from error
     values: dict[str, Any] = {}
+    if read.get("engine") in FORMER_ENGINES:
+        warnings.warn(f"{path}: the engine {read['engine']} is no more; auto takes its place", stacklevel=2)
+        read["engine"] = "auto"
     for key, value in read.items():
         name = underscored(key)
         if name not in OPTIONS:

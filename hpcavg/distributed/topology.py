@@ -116,6 +116,7 @@ class Topology:
         self.num_servers = num_servers
         self._group_size = group_size
         self._owned: list[MPI.Comm] = []
+        self._free_actions: list[Callable[[], None]] = []
         self._waiting: Callable[[object, Sequence[int]], AbstractContextManager[None]] | None = None
         self.num_averagers = 0
         self.room_bytes = 0
@@ -236,6 +237,10 @@ class Topology:
         """All communicators that the topology made or owns, the newest first."""
         return [*reversed(self._owned), self.local, self.peers, self.node, self.learner_ranks, self.all_ranks]
 
+    def on_free(self, action: Callable[[], None]) -> None:
+        """Call `action` before the communicators are freed. It may be collective over the learners."""
+        self._free_actions.append(action)
+
     def free(self) -> None:
         """Free the communicators and end the watch. Collective over all ranks. Called at exit; may be called twice."""
         atexit.unregister(self.free)
@@ -244,6 +249,8 @@ class Topology:
         self._is_free = True
         if self.watch is not None:
             self.watch.close()
+        for action in self._free_actions:
+            action()
         for comm in self.communicators:
             comm.Free()
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pkgutil
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,8 +17,8 @@ from hpcavg.engines.compression import WireFormat
 from hpcavg.engines.crossing import Crossing
 from hpcavg.engines.gpu.cuda import Cuda
 from hpcavg.engines.gpu.cuda_aware import CudaAwareEngine
-from hpcavg.engines.gpu.cuda_ipc import CudaIpcEngine, find_obstacle
 from hpcavg.engines.gpu.cuda_support import find_cuda_awareness
+from hpcavg.engines.gpu.nccl import NcclEngine, find_obstacle
 from hpcavg.engines.staged import StagedEngine
 from hpcavg.errors import InputError
 
@@ -67,7 +66,11 @@ def select_engine(
     if name in ("auto", *ENGINES) and device.type == "cpu":
         return _select_host_engine(name, topology, wire_format, crossing)
     engine, choice = select_for_device(
-        name, topology, device, lambda host: _select_host_engine(host, topology, wire_format, crossing)
+        name,
+        topology,
+        device,
+        lambda host: _select_host_engine(host, topology, wire_format, crossing),
+        compresses=wire_format is not None,
     )
     engine.notes.insert(0, choice.reason)
     return engine
@@ -103,18 +106,18 @@ class Facts:
     ----------
     device : type of the parameters' device, cpu or cuda.
     num_ranks : number of ranks with learners.
-    num_nodes : number of nodes.
     is_cuda_aware : whether MPI accepts device memory.
     how_known : the source of `is_cuda_aware`.
-    ipc_obstacle : why ranks cannot read each other's device memory; None if they can.
+    nccl_obstacle : why ranks cannot average with NCCL; None if they can.
+    compresses : whether messages between nodes are to be compressed.
     """
 
     device: str
     num_ranks: int = 1
-    num_nodes: int = 1
     is_cuda_aware: bool = False
     how_known: str = "not asked"
-    ipc_obstacle: str | None = None
+    nccl_obstacle: str | None = None
+    compresses: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,13 +129,11 @@ class Choice:
     engine : its name.
     host : name of the engine for host memory. If the parameters are in host memory, it is the same as `engine`.
     reason : the reason, in one sentence.
-    warning : a warning for the user, or None.
     """
 
     engine: str
     host: str
     reason: str
-    warning: str | None = None
 
 
 def select_for_device(
@@ -141,6 +142,7 @@ def select_for_device(
     device: torch.device,
     make_host_engine: Callable[[str], Engine],
     cuda: Cuda | None = None,
+    compresses: bool = False,
 ) -> tuple[Engine, Choice]:
     """Return the engine for arrays on `device` and the reason for the choice. Collective over all ranks.
 
@@ -151,22 +153,22 @@ def select_for_device(
     device : the device of the parameters.
     make_host_engine : returns the engine for host memory with a name, also for ``"auto"``.
     cuda : the calls to CUDA; None for the real ones.
+    compresses : whether messages between nodes are to be compressed.
 
     Raises
     ------
     InputError
         On every rank, if the name is unknown or the engine cannot work here.
     """
-    choice = choose_engine(requested, find_facts(requested, topology, device, cuda))
-    if choice.warning is not None and topology.rank == 0:
-        warnings.warn(choice.warning, stacklevel=2)
+    choice = choose_engine(requested, replace(find_facts(requested, topology, device, cuda), compresses=compresses))
+    if choice.engine == "nccl":
+        return NcclEngine(topology, device), choice
     if choice.engine == "cuda-aware":
         return CudaAwareEngine(topology, cuda=cuda), choice
     host = make_host_engine(choice.host)
     if choice.engine == choice.host:
         return host, choice
-    staged = StagedEngine(topology, host, cuda)
-    return (CudaIpcEngine(topology, staged, cuda) if choice.engine == "cuda-ipc" else staged), choice
+    return StagedEngine(topology, host, cuda), choice
 
 
 def find_facts(requested: str, topology: Topology, device: torch.device, cuda: Cuda | None = None) -> Facts:
@@ -181,11 +183,11 @@ def find_facts(requested: str, topology: Topology, device: torch.device, cuda: C
     if device.type != "cuda":
         return Facts(device.type)
     if topology.survives:
-        reason = "what device memory is given to MPI or other ranks does not survive the death of one"
-        return Facts(device.type, topology.num_learner_ranks, topology.num_nodes, False, reason, reason)
+        what = "does not survive the death of a rank"
+        return Facts(device.type, topology.num_learner_ranks, False, f"device memory in MPI {what}", f"NCCL {what}")
     is_cuda_aware, how_known = find_cuda_awareness(topology)
-    obstacle = find_obstacle(topology, device, cuda) if requested in ("auto", "cuda-ipc") else "not tried"
-    return Facts(device.type, topology.num_learner_ranks, topology.num_nodes, is_cuda_aware, how_known, obstacle)
+    nccl_obstacle = find_obstacle(topology, device, cuda) if requested in ("auto", "nccl") else "not tried"
+    return Facts(device.type, topology.num_learner_ranks, is_cuda_aware, how_known, nccl_obstacle)
 
 
 def choose_engine(requested: str, facts: Facts) -> Choice:
@@ -196,7 +198,7 @@ def choose_engine(requested: str, facts: Facts) -> Choice:
     Examples
     --------
     >>> choose_engine("auto", Facts("cuda", num_ranks=4)).engine
-    'cuda-ipc'
+    'nccl'
     """
     if requested not in ("auto", *HOST_ENGINES, *DEVICE_ENGINES):
         raise InputError("engine", requested, f"one of {', '.join(('auto', *HOST_ENGINES, *DEVICE_ENGINES))}")
@@ -212,8 +214,8 @@ def choose_engine(requested: str, facts: Facts) -> Choice:
     if requested == "cuda-aware" and not facts.is_cuda_aware:
         allowed = f"staged or auto: {facts.how_known} (HPCAVG_CUDA_AWARE=1 if MPI takes device memory all the same)"
         raise InputError("engine", requested, allowed)
-    if requested == "cuda-ipc" and facts.ipc_obstacle is not None:
-        raise InputError("engine", requested, f"staged or auto: {facts.ipc_obstacle}")
+    if requested == "nccl" and facts.nccl_obstacle is not None:
+        raise InputError("engine", requested, f"staged or auto: {facts.nccl_obstacle}")
     return Choice(requested, "auto", "it was asked for")
 
 
@@ -221,12 +223,10 @@ def _choose_for_cuda(facts: Facts) -> Choice:
     """Return the best engine for device memory."""
     if facts.num_ranks == 1:
         return Choice("staged", "auto", "there is one learner, and nothing to send")
-    if facts.num_nodes == 1 and facts.ipc_obstacle is None:
-        return Choice("cuda-ipc", "auto", "all ranks are on one node and read each other's device memory")
-    if facts.num_nodes == 1:
-        reason = f"ranks cannot read each other's device memory: {facts.ipc_obstacle}"
-        return Choice("staged", "auto", reason, warning=f"{reason}; means go through host memory")
-    where = f"the ranks are on {facts.num_nodes} nodes"
+    if facts.compresses:
+        return Choice("staged", "auto", "messages are compressed, which takes host memory")
+    if facts.nccl_obstacle is None:
+        return Choice("nccl", "auto", "this torch has NCCL, and every rank has a GPU of its own")
     if facts.is_cuda_aware:
-        return Choice("cuda-aware", "auto", f"{where}, and MPI takes device memory ({facts.how_known})")
-    return Choice("staged", "auto", f"{where}, and MPI takes host memory only ({facts.how_known})")
+        return Choice("cuda-aware", "auto", f"{facts.nccl_obstacle}; MPI takes device memory ({facts.how_known})")
+    return Choice("staged", "auto", f"{facts.nccl_obstacle}; MPI takes host memory only ({facts.how_known})")

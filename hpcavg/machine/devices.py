@@ -30,9 +30,3 @@ def choose_device(name: str, node_rank: int) -> torch.device:
     device = torch.device("cuda", node_rank % num_gpus)
     torch.cuda.set_device(device)
     return device
-
-
-def gpu_identity(index: int) -> str:
-    """Return what distinguishes a visible GPU from all others of its node, the same in every process."""
-    properties = torch.cuda.get_device_properties(index)
-    return str(getattr(properties, "uuid", None) or getattr(properties, "pci_bus_id", index))

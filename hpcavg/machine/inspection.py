@@ -18,7 +18,8 @@ from hpcavg import tasks
 from hpcavg.config.options import Config
 from hpcavg.distributed import shrinking
 from hpcavg.distributed.topology import Topology
-from hpcavg.machine import cores, devices, mpi_library
+from hpcavg.engines.gpu.cuda import Cuda
+from hpcavg.machine import cores, mpi_library
 from hpcavg.machine.inventory import RankInventory, RunNeeds, by_node
 from hpcavg.machine.warnings import find_warnings
 from hpcavg.utils.revision import git_revision
@@ -45,7 +46,7 @@ def take_inventory(topology: Topology, device: torch.device, threads: int) -> Ra
     own_cores = frozenset(os.sched_getaffinity(0))
     numa_nodes = cores.numa_nodes()
     is_on_gpu = device.type == "cuda"
-    visible = [devices.gpu_identity(index) for index in range(torch.cuda.device_count())] if is_on_gpu else []
+    visible = [Cuda().identity(index) for index in range(torch.cuda.device_count())] if is_on_gpu else []
     ucx = mpi_library.ucx()
     versions = {
         "hpcavg": hpcavg.__version__,

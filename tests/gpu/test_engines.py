@@ -8,8 +8,8 @@ from torch import nn
 from hpcavg import Averager, Topology, algorithms
 from hpcavg.algorithms.scope import GLOBAL, LOCAL
 from hpcavg.engines.gpu.cuda_aware import CudaAwareEngine
-from hpcavg.engines.gpu.cuda_ipc import CudaIpcEngine, find_obstacle
 from hpcavg.engines.gpu.cuda_support import find_cuda_awareness
+from hpcavg.engines.gpu.nccl import NcclEngine, find_obstacle
 from hpcavg.engines.mpi import MpiEngine
 from hpcavg.engines.select import ENGINES, select_engine, select_for_device
 from hpcavg.engines.staged import StagedEngine
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.mpi
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
 SIZES = [1, 7, 64, 1009, 300_007]
-NAMES = ["staged over mpi", "staged over shared", "cuda-aware", "cuda-ipc"]
+NAMES = ["staged over mpi", "staged over shared", "cuda-aware", "nccl", "nccl over gloo"]
 every_engine = pytest.mark.parametrize("name", NAMES)
 # Some 50 ms on a GPU of any age: far longer than Python takes to reach MPI.
 LONG_CYCLES = 100_000_000
@@ -32,11 +32,13 @@ def make(name, topology, device):
         if not is_aware:
             pytest.skip(how)
         return CudaAwareEngine(topology)
-    if name == "cuda-ipc":
+    if name == "nccl":
         obstacle = find_obstacle(topology, device)
         if obstacle is not None:
             pytest.skip(obstacle)
-        return CudaIpcEngine(topology, StagedEngine(topology, MpiEngine(topology)))
+        return NcclEngine(topology, device)
+    if name == "nccl over gloo":  # on device memory, too: several ranks of one GPU try the engine
+        return NcclEngine(topology, device, backend="gloo")
     return StagedEngine(topology, ENGINES[name.rpartition(" ")[2]](topology))
 
 
@@ -157,7 +159,6 @@ def test_engines_may_come_and_go(topology, device):
         del engine, rows
 
 
-@pytest.mark.filterwarnings("ignore:ranks cannot read each other's device memory")
 def test_auto_finds_an_engine(topology, device):
     engine, choice = select_for_device("auto", topology, device, lambda name: select_engine(name, topology))
     rows = engine.allocate(torch.zeros(1, 5, device=device))
@@ -231,4 +232,4 @@ def test_no_device_memory_reaches_a_non_blocking_collective(topology, device, na
     mean = engine.start([rows], GLOBAL).wait()[0]
     assert (mean == (topology.num_learners - 1) / 2).all()
     assert all(isinstance(values, np.ndarray) for values in given)
-    assert bool(given) == (name != "cuda-aware")
+    assert bool(given) == (name == "staged over mpi")

@@ -1,14 +1,10 @@
 """A GPU made of ordinary memory, for the engines' data flow: copies wait in a queue until somebody synchronises."""
 
 import contextlib
-import os
-import tempfile
 
 import torch
 
 from hpcavg.engines.gpu.cuda import Cuda
-
-_exports = []
 
 
 class _Stream:
@@ -81,23 +77,3 @@ class PretendCuda(Cuda):
 
     def page_lock(self, host, owner):
         self.locked.append(host)
-
-    def export(self, array):
-        descriptor, path = tempfile.mkstemp(prefix="hpcavg-test-", dir="/dev/shm")
-        os.close(descriptor)
-        _exports.append(path)
-        shared = torch.from_file(path, shared=True, size=array.numel(), dtype=array.dtype)
-        shared.copy_(array.reshape(-1))
-        array.set_(shared.view(array.shape))
-        return path, array.shape, array.dtype
-
-    def open(self, exported, device):
-        path, shape, dtype = exported
-        return torch.from_file(path, shared=True, size=shape.numel(), dtype=dtype).view(shape)
-
-
-def remove_exports(world):
-    """Remove what this rank's `export` left in /dev/shm, when all have opened it. Collective."""
-    world.Barrier()
-    while _exports:
-        os.unlink(_exports.pop())

@@ -1,5 +1,6 @@
 """Engines for device arrays, with ordinary memory in place of the device's: what goes where, in which order."""
 
+import os
 import threading
 from types import SimpleNamespace
 
@@ -7,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.torch_peers import gloo
 from hpcavg import Averager, InputError, Topology, algorithms
 from hpcavg.algorithms.scope import GLOBAL, LOCAL
 from hpcavg.engines.gpu.cuda_aware import CudaAwareEngine
-from hpcavg.engines.gpu.cuda_ipc import CudaIpcEngine, find_obstacle
 from hpcavg.engines.gpu.cuda_support import OVERRIDE, ask_here, find_cuda_awareness
+from hpcavg.engines.gpu.nccl import NcclEngine, find_obstacle
 from hpcavg.engines.mpi import MpiEngine
 from hpcavg.engines.select import ENGINES, find_facts, select_engine, select_for_device
 from hpcavg.engines.staged import StagedEngine
-from tests.mpi.pretend import PretendCuda, remove_exports
+from tests.mpi.pretend import PretendCuda
 from tests.mpi.problems import Logistic, values_of
 from tests.mpi.test_mean import DTYPES, SIZES, everyone, rows_of
 
@@ -35,16 +37,14 @@ def topology(world):
     made = Topology(world, min(2, world.Get_size()))
     yield made
     made.free()
-    remove_exports(world)
 
 
 MAKE = {
     "staged over mpi": lambda topology, cuda: StagedEngine(topology, ENGINES["mpi"](topology), cuda),
     "staged over shared": lambda topology, cuda: StagedEngine(topology, ENGINES["shared"](topology), cuda),
     "cuda-aware": lambda topology, cuda: CudaAwareEngine(topology, cuda=cuda),
-    "cuda-ipc": lambda topology, cuda: CudaIpcEngine(
-        topology, StagedEngine(topology, ENGINES["mpi"](topology), cuda), cuda
-    ),
+    # The calls to CUDA are torch's own: on ordinary memory it takes another library.
+    "nccl over gloo": lambda topology, cuda: NcclEngine(topology, CPU, backend="gloo"),
 }
 every_engine = pytest.mark.parametrize("name", MAKE)
 
@@ -213,7 +213,7 @@ def test_arrays_in_host_memory_go_to_the_host_engine_as_they_are(topology):
 
 def test_the_blocking_mean_waits_for_the_stream_before_mpi_looks(topology):
     """A kernel queued just before is seen: here a copy that takes place only when the stream is synchronised."""
-    for name in MAKE:
+    for name in ("staged over mpi", "staged over shared", "cuda-aware"):
         cuda = PretendCuda()
         engine = MAKE[name](topology, cuda)
         rows = engine.allocate(torch.zeros(1, 9))
@@ -273,54 +273,82 @@ def test_training_on_a_device_is_training_on_the_cpu(world, monkeypatch, name, r
     found = train(world, monkeypatch, rule, lambda topology: MAKE[name](topology, PretendCuda(eager=True)))
     expected = train(world, monkeypatch, rule, MpiEngine)
     assert np.allclose(found, expected, rtol=1e-12, atol=1e-12)
-    remove_exports(world)
 
 
 # -- what the machine can do --------------------------------------------------------------------------------------
 
 
-class WithoutIpc(PretendCuda):
-    """Fails in one call on one rank: the last."""
+class Gpus(PretendCuda):
+    """Every rank has the GPU of this name."""
 
-    def __init__(self, rank, failing):
+    def __init__(self, name):
         super().__init__()
-        self.rank, self.failing = rank, failing
+        self.name = name
 
-    def export(self, array):
-        if self.failing == "export" and self.rank:
-            raise RuntimeError("CUDA error: invalid argument\nsecond line")
-        return super().export(array)
-
-    def open(self, exported, device):
-        if self.failing == "open" and self.rank:
-            raise RuntimeError("CUDA error: peer access is not supported\nsecond line")
-        return super().open(exported, device)
+    def identity(self, device):
+        return self.name
 
 
-@pytest.mark.parametrize("failing", ["export", "open"])
-def test_ipc_that_fails_on_one_rank_is_known_to_all(topology, world, failing):
-    is_last = world.Get_size() > 1 and world.Get_rank() == world.Get_size() - 1
-    cuda = WithoutIpc(is_last, failing)
-    obstacle = find_obstacle(topology, CPU, cuda)
-    if world.Get_size() == 1:
-        assert obstacle is None
-        return
-    message = {"export": "CUDA error: invalid argument", "open": "CUDA error: peer access is not supported"}[failing]
-    assert obstacle == f"CUDA IPC does not work on rank {world.Get_size() - 1} of the node ({message})"
-    engine = CudaIpcEngine(topology, MpiEngine(topology), cuda)
-    with pytest.raises(InputError, match="engine='cuda-ipc': must be staged or auto: CUDA IPC does not work on rank"):
-        engine.allocate(torch.zeros(1, 5))
+@pytest.fixture
+def has_nccl(monkeypatch):
+    monkeypatch.setattr("hpcavg.engines.gpu.nccl.distributed.is_nccl_available", lambda: True)
 
 
-def test_ipc_reads_every_rank(topology):
-    assert find_obstacle(topology, CPU, PretendCuda()) is None
+@pytest.mark.usefixtures("has_nccl")
+def test_nccl_needs_a_gpu_for_every_rank(topology):
+    own = Gpus(f"GPU-{topology.rank}")
+    assert find_obstacle(topology, CPU, own) is None
+    facts = find_facts("nccl", topology, torch.device("cuda", 0), own)
+    assert facts.nccl_obstacle is None
 
 
-def test_ipc_is_refused_across_nodes(topology):
-    topology.num_nodes = 2
-    assert find_obstacle(topology, CPU, PretendCuda()) == "the ranks are on 2 nodes"
-    with pytest.raises(InputError, match="engine='cuda-ipc': must be staged or auto: the ranks are on 2 nodes"):
-        CudaIpcEngine(topology, MpiEngine(topology))
+@pytest.mark.usefixtures("has_nccl")
+def test_a_gpu_that_two_ranks_share_is_known_to_all(topology):
+    """The last two ranks: with one rank there is nobody to share with."""
+    last = topology.num_learners - 1
+    shared = Gpus(f"GPU-{min(topology.rank, last - 1)}")
+    expected = f"ranks {last - 1} and {last} share a GPU, which NCCL refuses" if last else None
+    assert find_obstacle(topology, CPU, shared) == expected
+
+
+def test_a_torch_without_nccl_on_one_rank_is_known_to_all(topology, monkeypatch):
+    is_last = topology.rank == topology.num_learners - 1
+    monkeypatch.setattr("hpcavg.engines.gpu.nccl.distributed.is_nccl_available", lambda: not is_last)
+    assert find_obstacle(topology, CPU, Gpus(f"GPU-{topology.rank}")) == "this torch has no NCCL"
+
+
+def test_the_process_groups_are_the_engines_own(topology, world):
+    """A program's default process group is not touched, and two engines do not meet in one group."""
+    engines = [NcclEngine(topology, CPU, backend="gloo") for _ in range(2)]
+    rows = [torch.full((1, 5), float(topology.rank + index)) for index in range(2)]
+    pending = [engine.start([own], GLOBAL) for engine, own in zip(engines, rows, strict=True)]
+    for index in range(2) if topology.rank == 0 else (1, 0):
+        assert (pending[index].wait()[0] == (topology.num_learners - 1) / 2 + index).all()
+    assert not torch.distributed.is_initialized()
+    with gloo(topology):
+        torch.distributed.all_reduce(rows[0])
+        engines[0].mean(rows[1], rows[1][0], GLOBAL)
+    assert (rows[0] == world.Get_size() * (world.Get_size() - 1) / 2).all()
+    assert (rows[1] == (topology.num_learners + 1) / 2).all()
+    assert not torch.distributed.is_initialized()
+
+
+def test_process_groups_end_with_the_topology(world):
+    """Their threads, too: a rank that ends must not leave others waiting for it."""
+    before = num_threads()
+    topology = Topology(world, 1)
+    engine = NcclEngine(topology, CPU, backend="gloo")
+    rows = torch.ones(1, 5)
+    for scope in (GLOBAL, LOCAL):
+        engine.mean(rows, rows[0], scope)
+        engine.start([rows], scope).wait()
+    assert num_threads() > before
+    topology.free()
+    assert num_threads() <= before + 1  # the thread of pending means stays
+
+
+def num_threads():
+    return len(os.listdir("/proc/self/task"))
 
 
 def test_the_wheels_open_mpi_says_that_it_takes_host_memory_only(topology, monkeypatch):
@@ -360,7 +388,7 @@ def test_engines_for_arrays_on_the_cpu_are_those_of_the_host(topology):
         engine, choice = select_for_device(requested, topology, CPU, make)
         assert engine.name == select_engine(requested, topology).name
         assert choice.reason == "the parameters are on cpu"
-    for requested in ("staged", "cuda-aware", "cuda-ipc"):
+    for requested in ("staged", "cuda-aware", "nccl"):
         with pytest.raises(InputError, match="one of auto, mpi, shared, twolevel for parameters on cpu"):
             select_for_device(requested, topology, CPU, make)
 

@@ -1,6 +1,7 @@
 """A program that trains with many options, twice each: once to the end, once stopped by signals, and resumed.
 
-Both must leave the same. Run it on 3 ranks; one line for each, and `end`.
+Both must leave the same, or the exit status is 1. Run it on 3 ranks; one line for each, and `end`. With --device cuda
+it trains on GPUs.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -65,7 +67,7 @@ def train(arguments, stop_step=None):
 def both_ways(folder, options, own):
     """Return what differs between the two runs, and where the second was stopped."""
     arguments = [*options.split(), "--task", f"{folder}/noisy.py:task", "--steps", steps, "--batch-size", 8]
-    arguments += ["--checkpoint-minutes", 0, "--flush-seconds", 60]
+    arguments += ["--checkpoint-minutes", 0, "--flush-seconds", 60, "--device", chosen.device]
     assert train([*arguments, "--output", folder / "whole"]) == 0
     stops, status = [], ExitStatus.REQUEUE
     while status == ExitStatus.REQUEUE:
@@ -79,9 +81,11 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--seed", type=int, default=1)
 parser.add_argument("--stops", type=int, default=1, help="how often to stop each at most")
 parser.add_argument("--only", default="algorithm", help="options with one of these words in them")
+parser.add_argument("--device", default="cpu")
 chosen = parser.parse_args()
 own = random.Random(chosen.seed)
 steps = 50 if chosen.stops > 1 else 30
+any_differs = False
 for options in OPTIONS:
     if any(word in options for word in chosen.only.split(",")):
         folder = Path(world.bcast(tempfile.mkdtemp() if world.rank == 0 else None))
@@ -90,8 +94,10 @@ for options in OPTIONS:
         world.Barrier()
         found, stops = both_ways(folder, options, own)
         world.Barrier()
+        any_differs |= bool(found)
         if world.rank == 0:
             print(f"{'DIFFERS' if found else 'same'} {options} {stops} {found}", flush=True)
             shutil.rmtree(folder)
 if world.rank == 0:
     print("end", flush=True)
+sys.exit(any_differs)

@@ -33,7 +33,7 @@ KILLED = OFTEN if KILLS == 2 else OFTEN | SELDOM
 def test_all_algorithms_and_options_that_are_stopped_end_with_the_same_bits():
     """Each one is told by a signal in a random step; in the long form up to 15 times."""
     result = run(3, ["--seed", SEED, "--stops", KILLS // len(KILLED)], module="tests.process.stopping", timeout=600)
-    assert (result.status, result.err) == (0, "")
+    assert (result.status, result.err) == (0, ""), result.out
     *lines, last = result.out.splitlines()
     assert last == "end"
     assert len(lines) >= 20

@@ -5,16 +5,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.multiprocessing import reductions
 
 # cudaHostRegisterPortable: page-locked for every CUDA context of the process.
 _PORTABLE = 1
-# Positions in the result of `reduce_tensor`: the exporting rank's device, and whether to wait for its stream's event.
-_DEVICE, _WAITS_FOR_EVENT = 6, -1
 
 
 class Mark(Protocol):
@@ -25,7 +22,12 @@ class Mark(Protocol):
 
 
 class Cuda:
-    """Copies, streams, page-locked memory and memory of other processes. "The stream" is torch's current stream."""
+    """Devices, copies, streams and page-locked memory. "The stream" is torch's current stream."""
+
+    def identity(self, device: torch.device | int) -> str:
+        """Return what distinguishes a visible GPU from all others of its node, the same in every process."""
+        properties = torch.cuda.get_device_properties(device)
+        return str(getattr(properties, "uuid", None) or getattr(properties, "pci_bus_id", device))
 
     def holds(self, array: Tensor) -> bool:
         """Return whether `array` is in device memory."""
@@ -40,7 +42,7 @@ class Cuda:
         return values.to(device)
 
     def synchronize(self, device: torch.device) -> None:
-        """Wait for all work in the stream, before MPI or another process reads its results."""
+        """Wait for all work in the stream, before MPI reads its results."""
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()
 
@@ -85,38 +87,3 @@ class Cuda:
         torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(address, num_bytes, _PORTABLE))
         # Unlock before the memory is unmapped: otherwise a later mapping at the same address cannot be locked.
         weakref.finalize(owner, torch.cuda.cudart().cudaHostUnregister, address).atexit = False
-
-    # -- memory of other processes --------------------------------------------------------------------------------
-
-    def export(self, array: Tensor) -> Any:
-        """Return a picklable object with which another process on the node can `open` the memory of `array`.
-
-        Raises
-        ------
-        RuntimeError, OSError
-            If the memory cannot be shared.
-        """
-        return reductions.reduce_tensor(array)
-
-    def open(self, exported: Any, device: torch.device) -> Tensor:
-        """Return the array of another process, for use on `device`.
-
-        The memory may be on another GPU, whose number this process does not know. It is mapped to this rank's own
-        device, with peer access, and looks like memory of this device.
-
-        Parameters
-        ----------
-        exported : the result of `export` in the other process.
-        device : this rank's device.
-
-        Raises
-        ------
-        RuntimeError, OSError
-            If the memory cannot be opened.
-        """
-        rebuild, arguments = exported
-        arguments = list(arguments)
-        arguments[_DEVICE] = device.index
-        # The owner has synchronized before, and events of a GPU that is not visible here cannot be opened.
-        arguments[_WAITS_FOR_EVENT] = False
-        return rebuild(*arguments)

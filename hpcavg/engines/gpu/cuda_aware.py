@@ -12,65 +12,35 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcavg.algorithms.scope import Neighbours, Scope
-from hpcavg.distributed.topology import Topology
-from hpcavg.engines.gpu.cuda import Cuda
-from hpcavg.engines.mpi import MAX_CHUNK_ELEMENTS, MpiEngine
+from hpcavg.algorithms.scope import Scope
+from hpcavg.engines.gpu.allreduce import AllreduceEngine, Sum
 from hpcavg.engines.pending import CountWell
-from hpcavg.engines.staged import average_own
 
-# Half precision, which MPI has no type for, is converted to float32 on the device, in pieces of 16 MiB.
-_SCRATCH_ELEMENTS = 4 * 2**20
 # At the end of a program without `finish`, all ranks have started the last mean, and it completes soon.
 _LAST_WAIT_S = 5.0
 
 
-class CudaAwareEngine:
+class CudaAwareEngine(AllreduceEngine):
     """Means by MPI_Allreduce, in place in device or host memory. Half precision is summed in float32.
 
-    Parameters
-    ----------
-    topology : the ranks.
-    max_chunk_elements : maximum count of a call of MPI.
-    cuda : the calls to CUDA; None for the real ones.
+    Its parameters are those of `AllreduceEngine`.
     """
 
     name = "cuda-aware"
-    compresses = False
 
-    def __init__(
-        self, topology: Topology, max_chunk_elements: int = MAX_CHUNK_ELEMENTS, cuda: Cuda | None = None
-    ) -> None:
-        self._topology = topology
-        self._max_chunk_elements = max_chunk_elements
-        self.notes: list[str] = []
-        self._cuda = cuda or Cuda()
-        self._mpi = MpiEngine(topology)
+    def _sum_over(self, scope: Scope) -> Sum:
+        return self._sum_on(self._topology.comm(scope))
 
-    def allocate(self, array: Tensor) -> Tensor:
-        """Return `array`: MPI reduces it in any memory."""
-        return array
+    def _sum_on(self, comm: MPI.Comm) -> Sum:
+        def sum_up(total: Tensor) -> None:
+            with self._cuda.on(total.device):
+                self._cuda.synchronize(total.device)  # MPI knows no streams
+                comm.Allreduce(MPI.IN_PLACE, total, MPI.SUM)
 
-    def mean(
-        self,
-        rows: Tensor,
-        out: Tensor,
-        scope: Scope,
-        num_well: int | None = None,
-        exact: bool = False,
-    ) -> None:
-        """Write the mean over the learners in `scope` to `out`; see `hpcavg.engines.base.Engine`."""
-        average_own(rows, out)
-        self._average(self._topology.comm(scope), out, num_well)
-
-    def mix(self, rows: Tensor, out: Tensor, scope: Neighbours) -> None:
-        """Write the weighted mean of the neighbours to this rank's row, through host memory."""
-        self._cuda.synchronize(rows.device)
-        self._mpi.mix(rows, out, scope)
+        return sum_up
 
     def start(
         self,
@@ -87,33 +57,16 @@ class CudaAwareEngine:
             for mark in copied:
                 if mark is not None:
                     mark.synchronize()
-            num_well = None
+            num_ranks = comm.Get_size()
             for index, copy in enumerate(copies):
                 with self._cuda.own_stream(copy.device):
-                    self._average(comm, copy, num_well)
+                    self._average(copy, self._sum_on(comm), num_ranks)
                     if index == 0 and count_well is not None:
-                        num_well = count_well(copy)
+                        num_ranks = count_well(copy) or num_ranks
 
         pending = BlockingMean(take, copies)
         _blocking_thread.follow(pending)
         return pending
-
-    def _average(self, comm: MPI.Comm, values: Tensor, num_well: int | None) -> None:
-        """Replace `values` by their mean over `comm`; for `num_well`, see `hpcavg.engines.base.Engine.mean`."""
-        if comm.Get_size() == 1 or values.numel() == 0:
-            return
-        if values.is_complex():
-            values = torch.view_as_real(values).view(-1)
-        is_reducible = values.dtype in (torch.float32, torch.float64)
-        elements = self._max_chunk_elements if is_reducible else min(_SCRATCH_ELEMENTS, self._max_chunk_elements)
-        with self._cuda.on(values.device):
-            for chunk in values.split(elements):
-                total = chunk if is_reducible else chunk.float()
-                self._cuda.synchronize(values.device)  # MPI knows no streams
-                comm.Allreduce(MPI.IN_PLACE, total, MPI.SUM)
-                total.div_(comm.Get_size() if num_well is None else num_well)
-                if total is not chunk:
-                    chunk.copy_(total)
 
 
 class BlockingMean:

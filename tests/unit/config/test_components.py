@@ -31,13 +31,14 @@ def test_the_engines_for_host_memory_are_there_under_their_names():
 
 def test_the_engines_for_devices_are_there():
     classes = {
-        "staged": "staged:StagedEngine",
+        "nccl": "gpu.nccl:NcclEngine",
         "cuda-aware": "gpu.cuda_aware:CudaAwareEngine",
-        "cuda-ipc": "gpu.cuda_ipc:CudaIpcEngine",
+        "staged": "staged:StagedEngine",
     }
     assert classes.keys() == components.DEVICE_ENGINES.keys()
     for maker in classes.values():
         assert callable(pkgutil.resolve_name(f"{engines.__name__}.{maker}"))
+    assert not set(components.FORMER_ENGINES) & set(components.ENGINES)
 
 
 def test_every_action_of_a_data_set_is_in_its_module():

@@ -32,3 +32,11 @@ def test_an_unknown_option_may_be_a_newer_ones(tmp_path):
     (tmp_path / "config.toml").write_text("format = 1\nwarp = 9\n")
     with pytest.raises(InputError, match=r"'warp' is none of .*, perhaps of a newer hpcavg$"):
         from_sources(str(tmp_path / "config.toml"), {})
+
+
+def test_an_engine_of_earlier_versions_is_auto(tmp_path):
+    (tmp_path / "config.toml").write_text('engine = "cuda-ipc"\n')
+    with pytest.warns(UserWarning, match=r"config\.toml: the engine cuda-ipc is no more; auto takes its place"):
+        assert from_sources(str(tmp_path / "config.toml"), {}).averaging.engine == "auto"
+    with pytest.raises(InputError, match="engine='cuda-ipc': must be one of auto, "):
+        from_sources(None, {"engine": "cuda-ipc"})

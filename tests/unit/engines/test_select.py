@@ -7,14 +7,17 @@ import torch
 
 from hpcavg import InputError
 from hpcavg.engines.mpi import host_memory
-from hpcavg.engines.select import Choice, Facts, choose_engine
+from hpcavg.engines.select import Choice, Facts, choose_engine, find_facts
 
 AWARE = {"is_cuda_aware": True, "how_known": "HPCAVG_CUDA_AWARE=1"}
 UNAWARE = {"is_cuda_aware": False, "how_known": "MPIX_Query_cuda_support says 0"}
 
 
-def cuda(num_nodes=1, ipc_obstacle=None, num_ranks=4, aware=UNAWARE):
-    return Facts("cuda", num_ranks, num_nodes, ipc_obstacle=ipc_obstacle, **aware)
+SHARED = "ranks 0 and 1 share a GPU, which NCCL refuses"
+
+
+def cuda(nccl_obstacle=None, num_ranks=4, aware=UNAWARE):
+    return Facts("cuda", num_ranks, nccl_obstacle=nccl_obstacle, **aware)
 
 
 @pytest.mark.parametrize(
@@ -23,18 +26,19 @@ def cuda(num_nodes=1, ipc_obstacle=None, num_ranks=4, aware=UNAWARE):
         ("auto", Facts("cpu"), "auto", "auto", "on cpu"),
         ("mpi", Facts("cpu"), "mpi", "mpi", "on cpu"),
         ("shared", Facts("cpu"), "shared", "shared", "on cpu"),
-        ("auto", cuda(), "cuda-ipc", "auto", "read each other's device memory"),
-        ("auto", cuda(aware=AWARE), "cuda-ipc", "auto", "on one node"),
+        ("auto", cuda(), "nccl", "auto", "every rank has a GPU of its own"),
+        ("auto", cuda(aware=AWARE), "nccl", "auto", "this torch has NCCL"),
         ("auto", cuda(num_ranks=1), "staged", "auto", "nothing to send"),
-        ("auto", cuda(1, "no peer access"), "staged", "auto", "no peer access"),
-        ("auto", cuda(1, "no peer access", aware=AWARE), "staged", "auto", "no peer access"),
-        ("auto", cuda(2, "2 nodes"), "staged", "auto", "MPI takes host memory only (MPIX_Query_cuda_support says 0)"),
-        ("auto", cuda(2, "2 nodes", aware=AWARE), "cuda-aware", "auto", "takes device memory (HPCAVG_CUDA_AWARE=1)"),
+        ("auto", cuda(SHARED), "staged", "auto", f"{SHARED}; MPI takes host memory only (MPIX_Query_cuda_support says"),
+        ("auto", cuda(SHARED, aware=AWARE), "cuda-aware", "auto", "MPI takes device memory (HPCAVG_CUDA_AWARE=1)"),
+        ("auto", cuda("this torch has no NCCL", aware=AWARE), "cuda-aware", "auto", "no NCCL; MPI takes device memory"),
+        ("auto", Facts("cuda", 4, compresses=True), "staged", "auto", "messages are compressed"),
         ("mpi", cuda(), "staged", "mpi", "mpi was asked for"),
-        ("twolevel", cuda(2, "2 nodes", aware=AWARE), "staged", "twolevel", "twolevel was asked for"),
-        ("staged", cuda(2, "2 nodes"), "staged", "auto", "asked for"),
-        ("cuda-aware", cuda(2, "2 nodes", aware=AWARE), "cuda-aware", "auto", "asked for"),
-        ("cuda-ipc", cuda(), "cuda-ipc", "auto", "asked for"),
+        ("twolevel", cuda(aware=AWARE), "staged", "twolevel", "twolevel was asked for"),
+        ("staged", cuda(), "staged", "auto", "asked for"),
+        ("cuda-aware", cuda(aware=AWARE), "cuda-aware", "auto", "asked for"),
+        ("nccl", cuda(), "nccl", "auto", "asked for"),
+        ("nccl", cuda(num_ranks=1), "nccl", "auto", "asked for"),
     ],
 )
 def test_choices(requested, facts, engine, host, because):
@@ -44,40 +48,40 @@ def test_choices(requested, facts, engine, host, because):
     assert "\n" not in choice.reason
 
 
-def test_only_a_node_whose_ranks_cannot_share_is_warned_of():
-    choice = choose_engine("auto", cuda(1, "no peer access"))
-    assert choice.warning.endswith("no peer access; means go through host memory")
-    for requested, facts in [("auto", cuda()), ("auto", cuda(2, "2 nodes")), ("staged", cuda(1, "not tried"))]:
-        assert choose_engine(requested, facts).warning is None
+ON_CPU = "must be one of auto, mpi, shared, twolevel for parameters on cpu"
 
 
 @pytest.mark.parametrize(
     ("requested", "facts", "line"),
     [
-        (
-            "fast",
-            cuda(),
-            "--engine fast: must be one of auto, mpi, shared, twolevel, staged, cuda-aware, cuda-ipc",
-        ),
-        ("staged", Facts("cpu"), "--engine staged: must be one of auto, mpi, shared, twolevel for parameters on cpu"),
-        ("cuda-aware", Facts("cpu"), "--engine cuda-aware: must be one of auto, mpi, shared, twolevel for parameters"),
-        ("cuda-ipc", Facts("cpu"), "--engine cuda-ipc: must be one of auto, mpi, shared, twolevel for parameters"),
+        ("fast", cuda(), "must be one of auto, mpi, shared, twolevel, nccl, cuda-aware, staged"),
+        ("cuda-ipc", cuda(), "must be one of auto, mpi, shared, twolevel, nccl, cuda-aware, staged"),
+        ("staged", Facts("cpu"), ON_CPU),
+        ("cuda-aware", Facts("cpu"), ON_CPU),
+        ("nccl", Facts("cpu"), ON_CPU),
         (
             "cuda-aware",
-            cuda(2),
-            "--engine cuda-aware: must be staged or auto: MPIX_Query_cuda_support says 0 (HPCAVG_CUDA_AWARE=1 if",
+            cuda(),
+            "must be staged or auto: MPIX_Query_cuda_support says 0 (HPCAVG_CUDA_AWARE=1 if MPI takes device memory",
         ),
-        (
-            "cuda-ipc",
-            cuda(2, "the ranks are on 2 nodes"),
-            "--engine cuda-ipc: must be staged or auto: the ranks are on 2 nodes",
-        ),
+        ("nccl", cuda(SHARED), f"must be staged or auto: {SHARED}"),
     ],
 )
 def test_refusals(requested, facts, line):
     with pytest.raises(InputError) as raised:
         choose_engine(requested, facts)
-    assert raised.value.as_option().startswith(line)
+    assert raised.value.as_option().startswith(f"--engine {requested}: {line}")
+
+
+def test_no_device_memory_is_given_away_if_ranks_may_die():
+    """One of them would leave the others waiting in it: means go through host memory, which survives."""
+    all_ranks = SimpleNamespace(allgather=lambda kind: [kind] * 4)
+    topology = SimpleNamespace(all_ranks=all_ranks, survives=True, num_learner_ranks=4)
+    facts = find_facts("auto", topology, torch.device("cuda", 0))
+    assert choose_engine("auto", facts).engine == "staged"
+    for name in ("nccl", "cuda-aware"):
+        with pytest.raises(InputError, match=r"staged or auto: .*does not survive the death of a rank"):
+            choose_engine(name, facts)
 
 
 def test_a_choice_for_the_host_is_the_engine_that_was_asked_for():
