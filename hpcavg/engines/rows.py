@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from mpi4py import MPI
@@ -67,7 +66,6 @@ class Rows:
     blocks : the values of every rank's learners, shape (learners, numel).
     means : memory for the mean if it does not replace the rows, by scope; None if a node has no room for it.
     copies : two sets of blocks for copies of small arrays, by scope; empty for large arrays.
-    turns : iterators that alternate between the two sets of copies, by scope.
     codes : the state of compression after the last mean, by scope.
     mixed : memory for the mean of neighbours, until all ranks have read the rows.
     """
@@ -75,7 +73,6 @@ class Rows:
     blocks: list[Tensor]
     means: dict[Scope, Tensor | None] = field(default_factory=dict)
     copies: dict[Scope, Sequence[list[Tensor]]] = field(default_factory=dict)
-    turns: dict[Scope, Iterator[tuple[Any, Any, list[Array]]]] = field(default_factory=dict)
     codes: dict[Scope, Relative] = field(default_factory=dict)
     mixed: Tensor | None = None
     _rows_of: dict[tuple[int, ...], list[Array]] = field(default_factory=dict)

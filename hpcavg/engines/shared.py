@@ -12,7 +12,6 @@ import mmap
 import warnings
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from mpi4py import MPI
 from torch import Tensor
@@ -25,14 +24,17 @@ from hpcavg.engines.crossing import Crossing
 from hpcavg.engines.mpi import MpiEngine, as_real
 from hpcavg.engines.neighbours import mix
 from hpcavg.engines.pending import CountWell, SteppedMean, Work, finish
-from hpcavg.engines.reduction import PIECE_ELEMENTS, Array, add_up, as_array, average, divide, slice_of
+from hpcavg.engines.reduction import PIECE_ELEMENTS, Array, as_array, average, slice_of
 from hpcavg.engines.rows import Members, Rows, block_elements, lay_out, rows_of
+from hpcavg.engines.small import SmallMean, TinyMean
 from hpcavg.errors import InputError
 
 # Number of pieces before other threads get the interpreter.
 _PIECES_PER_STEP = 8
 # Up to this size, a second barrier costs more than a sum of all rows on every rank.
 _SMALL_BYTES = 128 * 1024
+# Up to this size, MPI's own message takes no longer than a barrier.
+_TINY_BYTES = 4 * 1024
 
 
 class SharedEngine:
@@ -76,12 +78,13 @@ class SharedEngine:
         self._members: dict[tuple[Scope, bool], Members] = {}
         self._placed: dict[int, Rows] = {}
         self._copies: dict[tuple[int, ...], list[Tensor] | None] = {}
+        self._small: dict[tuple[int, str], tuple[SmallMean | TinyMean, int]] = {}
         self._has_warned = False
         topology.on_shrink(self._forget)
 
     def _forget(self) -> None:
         """Forget communicators and memory shared with lost ranks; the caller calls `allocate` again."""
-        for known in (self._members, self._placed, self._copies):
+        for known in (self._members, self._placed, self._copies, self._small):
             known.clear()
 
     def _check_nodes(self) -> None:
@@ -170,19 +173,22 @@ class SharedEngine:
         exact: bool = False,
     ) -> None:
         """Write the mean over the learners in `scope` to `out`; see `hpcavg.engines.base.Engine`."""
-        placed = self._placed.get(rows.data_ptr())
+        key = rows.data_ptr()
+        is_in_place = out.data_ptr() == key
+        small = self._small.get((key, scope.name))
+        if small is not None:
+            mean_of_small, num_ranks = small
+            mean_of_small(None if is_in_place else out, rows.shape[0] * (num_ranks if num_well is None else num_well))
+            return
+        placed = self._placed.get(key)
         members = self._members_of(scope, in_background=False)
-        is_in_place = out.data_ptr() == rows.data_ptr()
-        is_small = placed is not None and self._is_small(placed, members)
-        out_of_place = not is_small and not is_in_place
-        if (
-            placed is None
-            or members.num_ranks == 1
-            or (out_of_place and self._out_of_place_mean(placed, members) is None)  # no room
-        ):
+        if placed is None or members.num_ranks == 1:
             self._mpi.mean(rows, out, scope, num_well)
-        elif is_small:
-            self._mean_of_small(placed, out, is_in_place, members, num_well)
+        elif self._is_small(placed, members):
+            self._small[key, scope.name] = self._mean_of_small(placed, members), members.num_ranks
+            self.mean(rows, out, scope, num_well)
+        elif not is_in_place and self._out_of_place_mean(placed, members) is None:  # no room
+            self._mpi.mean(rows, out, scope, num_well)
         elif is_in_place:
             finish(self._replace(placed, members, num_well, exact))
         else:
@@ -289,28 +295,11 @@ class SharedEngine:
     def _is_small(self, rows: Rows, members: Members) -> bool:
         return bool(rows.copies)
 
-    def _mean_of_small(
-        self, placed: Rows, out: Tensor, is_in_place: bool, members: Members, num_well: int | None
-    ) -> None:
-        """Take the mean of a small array with one barrier: each rank sums copies of all rows.
-
-        Two sets of copies alternate. The mean after the next one overwrites this set; all ranks have then passed the
-        barrier of the next mean, and no longer read this set.
-        """
-        if members.scope not in placed.turns:
-            own = self._topology.peers.Get_rank()
-            values = as_array(placed.blocks[own])
-            placed.turns[members.scope] = itertools.cycle(
-                (values, as_array(blocks[own]), rows_of(blocks, members.peers))
-                for blocks in placed.copies[members.scope]
-            )
-        values, own_copy, copies = next(placed.turns[members.scope])
-        own_copy[...] = values
-        members.node.Barrier()
-        target = values[0] if is_in_place else as_array(out)
-        count = placed.num_learners(members, num_well)
-        if isinstance(target, np.ndarray):
-            add_up(copies, target)
-            divide(target, count)
-        else:
-            average(copies, [target], 0, placed.numel, count)
+    def _mean_of_small(self, rows: Rows, members: Members) -> SmallMean | TinyMean:
+        """Return the mean of a small array over the members."""
+        index = self._topology.peers.Get_rank()
+        own = rows.blocks[index]
+        if rows.learners == 1 and rows.num_bytes <= _TINY_BYTES and not isinstance(as_array(own), Tensor):
+            return TinyMean(own, members.node)
+        copies = [(blocks[index], rows_of(blocks, members.peers)) for blocks in rows.copies[members.scope]]
+        return SmallMean(own, copies, members.node)
