@@ -30,6 +30,7 @@ class Members:
     num_ranks : number of ranks on all nodes.
     num_lanes : number of ranks of each node that may communicate with other nodes, each in its own lane; 0 if all ranks
         are on one node.
+    is_alone : whether every rank is alone on its node.
     wire : this rank's lane; None if it has none.
     in_background : they take delayed means.
     """
@@ -39,6 +40,7 @@ class Members:
     peers: tuple[int, ...]
     num_ranks: int
     num_lanes: int = 0
+    is_alone: bool = False
     wire: Wire | None = None
     in_background: bool = False
 
@@ -91,6 +93,11 @@ class Rows:
     def dtype(self) -> torch.dtype:
         """Dtype of all rows."""
         return self.blocks[0].dtype
+
+    @cached_property
+    def can_allreduce(self) -> bool:
+        """Whether MPI can sum a row as it is: the rank has one learner, and its dtype is not a half precision."""
+        return self.learners == 1 and not isinstance(as_array(self.blocks[0]), Tensor)
 
     @cached_property
     def num_bytes(self) -> int:

@@ -26,7 +26,7 @@ from hpcavg.engines.neighbours import mix
 from hpcavg.engines.pending import CountWell, SteppedMean, Work, finish
 from hpcavg.engines.reduction import PIECE_ELEMENTS, Array, as_array, average, slice_of
 from hpcavg.engines.rows import Members, Rows, block_elements, lay_out, rows_of
-from hpcavg.engines.small import SmallMean, TinyMean
+from hpcavg.engines.small import AllreduceMean, CopiesMean, SmallMean
 from hpcavg.errors import InputError
 
 # Number of pieces before other threads get the interpreter.
@@ -78,7 +78,7 @@ class SharedEngine:
         self._members: dict[tuple[Scope, bool], Members] = {}
         self._placed: dict[int, Rows] = {}
         self._copies: dict[tuple[int, ...], list[Tensor] | None] = {}
-        self._small: dict[tuple[int, str], tuple[SmallMean | TinyMean, int]] = {}
+        self._small: dict[tuple[int, str, bool], tuple[SmallMean, int]] = {}
         self._has_warned = False
         topology.on_shrink(self._forget)
 
@@ -175,17 +175,17 @@ class SharedEngine:
         """Write the mean over the learners in `scope` to `out`; see `hpcavg.engines.base.Engine`."""
         key = rows.data_ptr()
         is_in_place = out.data_ptr() == key
-        small = self._small.get((key, scope.name))
+        small = self._small.get((key, scope.name, is_in_place))
         if small is not None:
-            mean_of_small, num_ranks = small
-            mean_of_small(None if is_in_place else out, rows.shape[0] * (num_ranks if num_well is None else num_well))
+            take, num_ranks = small
+            take(None if is_in_place else out, rows.shape[0] * (num_ranks if num_well is None else num_well))
             return
         placed = self._placed.get(key)
         members = self._members_of(scope, in_background=False)
         if placed is None or members.num_ranks == 1:
             self._mpi.mean(rows, out, scope, num_well)
-        elif self._is_small(placed, members):
-            self._small[key, scope.name] = self._mean_of_small(placed, members), members.num_ranks
+        elif (take_small := self._small_mean(placed, members, is_in_place)) is not None:
+            self._small[key, scope.name, is_in_place] = take_small, members.num_ranks
             self.mean(rows, out, scope, num_well)
         elif not is_in_place and self._out_of_place_mean(placed, members) is None:  # no room
             self._mpi.mean(rows, out, scope, num_well)
@@ -292,14 +292,13 @@ class SharedEngine:
             yield True
         yield from members.meet(members.in_background)  # the mean is complete
 
-    def _is_small(self, rows: Rows, members: Members) -> bool:
-        return bool(rows.copies)
-
-    def _mean_of_small(self, rows: Rows, members: Members) -> SmallMean | TinyMean:
-        """Return the mean of a small array over the members."""
+    def _small_mean(self, rows: Rows, members: Members, is_in_place: bool) -> SmallMean | None:
+        """Return the fast way of a small array; None for other arrays."""
+        if not rows.copies:
+            return None
         index = self._topology.peers.Get_rank()
         own = rows.blocks[index]
-        if rows.learners == 1 and rows.num_bytes <= _TINY_BYTES and not isinstance(as_array(own), Tensor):
-            return TinyMean(own, members.node)
+        if rows.num_bytes <= _TINY_BYTES and rows.can_allreduce:
+            return AllreduceMean(own, members.node)
         copies = [(blocks[index], rows_of(blocks, members.peers)) for blocks in rows.copies[members.scope]]
-        return SmallMean(own, copies, members.node)
+        return CopiesMean(own, copies, members.node)

@@ -1,29 +1,39 @@
-"""Means of small arrays on one node, with one barrier or one message."""
+"""Means of small arrays. What does not change is looked up once: a mean takes little longer than its messages and sums.
+
+Each class takes the mean of one array over one scope. A call is collective over the scope. It takes ``out``, shape
+(numel,), or None for a mean that replaces the row of this rank, and ``count``, the divisor.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcavg.engines.reduction import Array, add_up, as_array, average, divide
+from hpcavg.engines.reduction import Array, Values, add_up, as_array, average, divide, put
+
+SmallMean: TypeAlias = Callable[[Tensor | None, int], None]
+"""One of the classes of this module, as a function of ``out`` and ``count``."""
 
 
-class TinyMean:
-    """The mean of one row of a few KiB over the ranks of a node, by MPI_Allreduce: nothing else is as fast.
+class AllreduceMean:
+    """The mean of one row, by MPI_Allreduce in place.
 
     Parameters
     ----------
     own : the row of this rank, shape (1, numel); not in half precision.
-    node : the ranks.
+    comm : the ranks.
     """
 
-    def __init__(self, own: Tensor, node: MPI.Comm) -> None:
+    def __init__(self, own: Tensor, comm: MPI.Comm) -> None:
         self._own = own[0].numpy()
-        self._allreduce = node.Allreduce
+        self._allreduce = comm.Allreduce
 
     def __call__(self, out: Tensor | None, count: int) -> None:
-        """Write the mean to `out`; see `SmallMean`."""
+        """Take the mean."""
         target = self._own
         if out is not None:
             target = out.numpy()
@@ -32,12 +42,11 @@ class TinyMean:
         divide(target, count)
 
 
-class SmallMean:
-    """The mean of one small array over the ranks of a node: each rank sums copies of all rows.
+class CopiesMean:
+    """The mean over a node with one barrier: each rank sums copies of all rows in shared memory.
 
     Two sets of copies alternate. The mean after the next one overwrites this set; all ranks have then passed the
-    barrier of the next mean, and no longer read this set. What does not change is looked up once: the mean takes no
-    longer than its barrier and its sums.
+    barrier of the next mean, and no longer read this set.
 
     Parameters
     ----------
@@ -46,22 +55,16 @@ class SmallMean:
     node : the ranks.
     """
 
-    def __init__(self, own: Tensor, copies: list[tuple[Tensor, list[Array]]], node: MPI.Comm) -> None:
+    def __init__(self, own: Tensor, copies: Sequence[tuple[Tensor, list[Array]]], node: MPI.Comm) -> None:
         self._own = own
         self._first = as_array(own[0])
-        self._sets = copies
+        self._copies = copies
         self._turn = 0
         self._barrier = node.Barrier
 
     def __call__(self, out: Tensor | None, count: int) -> None:
-        """Write the mean to `out`. Collective over the node.
-
-        Parameters
-        ----------
-        out : shape (numel,); None: the first row of this rank.
-        count : the divisor.
-        """
-        copy, rows = self._sets[self._turn]
+        """Take the mean."""
+        copy, rows = self._copies[self._turn]
         self._turn ^= 1
         copy.copy_(self._own)
         self._barrier()
@@ -71,3 +74,31 @@ class SmallMean:
             divide(target, count)
         else:
             average(rows, [target], 0, len(target), count)
+
+
+class LaneMean:
+    """The mean over nodes of several ranks, in place, with one MPI_Allreduce in each lane.
+
+    Parameters
+    ----------
+    rows : this rank's slice of the rows of its node, in shared memory; not in half precision.
+    node : the ranks of this node.
+    lane : the ranks with the same slice; None if this rank has no slice.
+    """
+
+    def __init__(self, rows: Sequence[Values], node: MPI.Comm, lane: MPI.Comm | None) -> None:
+        self._rows = rows
+        self._barrier = node.Barrier
+        self._allreduce = None if lane is None else lane.Allreduce
+
+    def __call__(self, out: Tensor | None, count: int) -> None:
+        """Take the mean; `out` is None."""
+        self._barrier()  # all rows are final
+        if self._allreduce is not None:
+            total = self._rows[0]
+            add_up(self._rows, total)
+            self._allreduce(MPI.IN_PLACE, total)
+            divide(total, count)
+            for row in self._rows[1:]:
+                put(total, row)
+        self._barrier()  # the mean is complete

@@ -31,6 +31,7 @@ from hpcavg.engines.pending import Work, finish
 from hpcavg.engines.reduction import Array, slice_of, sum_dtype
 from hpcavg.engines.rows import Members, Rows
 from hpcavg.engines.shared import SharedEngine
+from hpcavg.engines.small import AllreduceMean, LaneMean, SmallMean
 from hpcavg.engines.wire import Transfer, Wire, largest_chunk_bytes
 
 # During a computation latency does not matter, and every chunk slows the computation: chunks are larger.
@@ -78,11 +79,12 @@ class TwoLevelEngine(SharedEngine):
         if comm.Get_size() == node.Get_size():
             return members
         index = node.Get_rank()
-        num_lanes = min(comm.allgather(node.Get_size()))
+        sizes = comm.allgather(node.Get_size())
+        num_lanes = min(sizes)
         first = node.bcast(comm.Get_rank())
         lane = self._topology.own(comm.Split(index if index < num_lanes else MPI.UNDEFINED, first))
         wire = Wire(lane) if index < num_lanes else None
-        return replace(members, wire=wire, num_lanes=num_lanes)
+        return replace(members, wire=wire, num_lanes=num_lanes, is_alone=max(sizes) == 1)
 
     # -- crossings ------------------------------------------------------------------------------------------------
 
@@ -183,5 +185,22 @@ class TwoLevelEngine(SharedEngine):
             return Exact(summed_as)
         return rows.codes.get(members.scope) or First(start, end, summed_as, self._wire_format)
 
-    def _is_small(self, rows: Rows, members: Members) -> bool:
-        return not members.num_lanes and super()._is_small(rows, members)
+    def _small_mean(self, rows: Rows, members: Members, is_in_place: bool) -> SmallMean | None:
+        if not members.num_lanes:
+            return super()._small_mean(rows, members, is_in_place)
+        crossing = self._crossing_of(rows, members)
+        is_one_piece = crossing.way == ALLREDUCE and rows.num_bytes <= min(
+            crossing.piece_bytes or TRIED_BYTES, TRIED_BYTES
+        )
+        if not is_one_piece or not rows.can_allreduce:
+            return None
+        if members.is_alone:
+            assert members.wire is not None
+            return AllreduceMean(rows.blocks[0], members.wire.lane)
+        if not is_in_place:  # the memory of the mean is made by all ranks together
+            return None
+        index = members.node.Get_rank()
+        lane = members.wire.lane if members.wire is not None and index < crossing.num_lanes else None
+        start, end = slice_of(rows.numel, index, crossing.num_lanes) if lane is not None else (0, 0)
+        slices = [row[start:end] for row in rows.of(members.peers) if not isinstance(row, Tensor)]
+        return LaneMean(slices, members.node, lane)

@@ -133,12 +133,13 @@ class Wire:
 
     Attributes
     ----------
+    lane : the communicator.
     node : index of this rank's node.
     num_nodes : number of nodes.
     """
 
     def __init__(self, lane: MPI.Comm) -> None:
-        self._lane = lane
+        self.lane = lane
         self.node = lane.Get_rank()
         self.num_nodes = lane.Get_size()
         self._others = [node for node in range(self.num_nodes) if node != self.node]
@@ -155,7 +156,7 @@ class Wire:
         for first in range(start, end, size):
             last = min(first + size, end)
             total = transfer.gather(first, last)
-            self._lane.Allreduce(MPI.IN_PLACE, total)
+            self.lane.Allreduce(MPI.IN_PLACE, total)
             transfer.spread(first, last, total)
             yield True
 
@@ -192,7 +193,7 @@ class Wire:
 
     def _chunk(self, index: int, first: int, end: int, transfer: Transfer, free: list[_Buffers]) -> Chunk:
         """Take the mean of one chunk, in steps."""
-        lane, code, rank, others = self._lane, transfer.code, self.node, self._others
+        lane, code, rank, others = self.lane, transfer.code, self.node, self._others
         owner, tag = index % self.num_nodes, index % _NUM_TAGS
         buffers = free.pop()
         used = buffers if len(buffers.sums[0]) == end - first else buffers.cut(end - first)
