@@ -476,7 +476,7 @@ class Averager:
             self._delayed.load_state_dict(state["averaging"]["in_flight"])
         self._rounds.load_state_dict(state, self.progress)
         crossings = state.get("crossings", {})  # earlier forms have none
-        self.engine.crossings.update({name: Crossing.parse(text) for name, text in crossings.items()})
+        self.engine.use_crossings({name: Crossing.parse(text) for name, text in crossings.items()})
 
     def _check_resumable(self) -> None:
         if self.algorithm.server is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -60,6 +60,9 @@ class Engine(Protocol):
     notes: list[str]
     compresses: bool
     crossings: dict[str, Crossing]
+
+    def use_crossings(self, crossings: Mapping[str, Crossing]) -> None:
+        """Take these ways of arrays between nodes from now on, by size class. The same on all ranks."""
 
     def allocate(self, array: Tensor) -> Tensor:
         """Return memory for an array, in which the engine averages it fast. Collective over all learners.

@@ -17,16 +17,18 @@ ALLREDUCE, CHUNKS = "allreduce", "chunks"
 CHUNK_BYTES = (60 * 1024, 240 * 1024, 960 * 1024)
 # A piece is still in the cache when its mean comes back from the network.
 _PIECE_BYTES = (2**20, 2**21, 2**22)
-# A count of MPI is a 32-bit C integer.
-_LARGEST_PIECE_BYTES = 2**30
+LARGEST_PIECE_BYTES = 2**30
+"""A count of MPI is a 32-bit C integer."""
 
 # Below this size, one collective is always fastest: there is no trial.
 TRIED_BYTES = 256 * 1024
 # Larger arrays take the way of this size.
 _LARGEST_CLASS_BYTES = 2**26
 _ROUNDS = 4
-# The rounds after the first one leave out ways that took longer than this ratio to the fastest.
+# Later rounds leave out ways that took longer than this ratio to the fastest.
 _HOPELESS = 1.3
+# The first round warms up buffers and connections. Of a mean that takes longer, this is a small part.
+_LONG_S = 0.02
 # A trial of one way takes at least this long, in several means: shorter times are noise.
 _SHORTEST_TRIAL_S = 0.001
 _BUDGET_S = 2.0
@@ -88,7 +90,7 @@ class Crossing:
         numel : number of elements of the slice.
         itemsize : size of an element, in bytes.
         """
-        limit_bytes = min(self.piece_bytes or _LARGEST_PIECE_BYTES, _LARGEST_PIECE_BYTES)
+        limit_bytes = min(self.piece_bytes or LARGEST_PIECE_BYTES, LARGEST_PIECE_BYTES)
         return max(min(numel, limit_bytes // itemsize), 1)
 
 
@@ -151,16 +153,17 @@ def trial(tried: list[Crossing], seconds: Callable[[Crossing, int], float]) -> d
     taken: dict[Crossing, list[float]] = {crossing: [] for crossing in tried}
     spent_s = 0.0
     for turn in range(_ROUNDS + 1):
-        fastest = min(map(statistics.median, taken.values())) if turn else 0.0
+        best = min(map(statistics.median, taken.values())) if turn else 0.0
         for crossing in tried:
             known = statistics.median(taken[crossing]) if turn else 0.0
-            if known > _HOPELESS * fastest or (turn and spent_s > _BUDGET_S):
+            is_hopeless = known > _HOPELESS * best and (turn > 1 or known > _LONG_S)
+            if turn and (is_hopeless or spent_s > _BUDGET_S):
                 continue
             repeats = 1 if not turn else 1 + int(_SHORTEST_TRIAL_S / max(known, 1e-9))
             total_s = seconds(crossing, repeats)
             spent_s += total_s
             if turn == 1 and spent_s <= _BUDGET_S:
-                taken[crossing].clear()  # the first round has warmed up buffers and connections
+                taken[crossing].clear()
             taken[crossing].append(total_s / repeats)
     return {crossing: statistics.median(times) for crossing, times in taken.items()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -63,6 +63,9 @@ class MpiEngine:
         self._max_chunk_elements = max_chunk_elements
         self.notes: list[str] = []
         self.crossings: dict[str, Crossing] = {}
+
+    def use_crossings(self, crossings: Mapping[str, Crossing]) -> None:
+        """Do nothing: MPI has its own ways."""
 
     def allocate(self, array: Tensor) -> Tensor:
         """Return `array`: MPI reduces it in any memory."""

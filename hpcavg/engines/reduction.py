@@ -22,8 +22,8 @@ Array: TypeAlias = "Values | Tensor"
 
 _HALF = (torch.float16, torch.bfloat16)
 
-PIECE_ELEMENTS = 32 * 1024
-"""128 KiB of float32: the pieces of the mean and of a few rows fit a core's cache."""
+PIECE_ELEMENTS = 64 * 1024
+"""256 KiB of float32: the pieces of the mean and of a few rows fit a core's cache."""
 
 ALIGNMENT_ELEMENTS = 64
 """Slices start on multiples of this number of elements: no two ranks write to one cache line."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from mpi4py import MPI
@@ -107,6 +107,11 @@ class SharedEngine:
         return Members(scope, node, peers, num_ranks, in_background=in_background)
 
     # -- memory of arrays -----------------------------------------------------------------------------------------
+
+    def use_crossings(self, crossings: Mapping[str, Crossing]) -> None:
+        """Take these ways between nodes; see `hpcavg.engines.base.Engine`."""
+        self.crossings.update(crossings)
+        self._small.clear()
 
     def allocate(self, array: Tensor) -> Tensor:
         """Return shared memory with the shape and dtype of `array`; see `hpcavg.engines.base.Engine`."""

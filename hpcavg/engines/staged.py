@@ -6,7 +6,7 @@ back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from hpcavg.algorithms.scope import Neighbours, Scope
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import Engine, PendingMean
+from hpcavg.engines.crossing import Crossing
 from hpcavg.engines.gpu.cuda import Cuda, Mark
 from hpcavg.engines.pending import CountWell
 
@@ -63,6 +64,10 @@ class StagedEngine:
         self._cuda = cuda or Cuda()
         self._host_rows: dict[object, _HostRow] = {}
         topology.on_shrink(self._host_rows.clear)
+
+    def use_crossings(self, crossings: Mapping[str, Crossing]) -> None:
+        """See `hpcavg.engines.base.Engine`."""
+        self.host.use_crossings(crossings)
 
     def allocate(self, array: Tensor) -> Tensor:
         """Return `array`, which stays on its device. Allocate its row in host memory."""

@@ -19,6 +19,7 @@ from hpcavg.engines.crossing import (
     ALLREDUCE,
     CHUNK_BYTES,
     CHUNKS,
+    LARGEST_PIECE_BYTES,
     TRIED_BYTES,
     Crossing,
     candidates,
@@ -189,15 +190,14 @@ class TwoLevelEngine(SharedEngine):
         if not members.num_lanes:
             return super()._small_mean(rows, members, is_in_place)
         crossing = self._crossing_of(rows, members)
-        is_one_piece = crossing.way == ALLREDUCE and rows.num_bytes <= min(
-            crossing.piece_bytes or TRIED_BYTES, TRIED_BYTES
-        )
+        is_one_piece = crossing.way == ALLREDUCE and rows.num_bytes <= (crossing.piece_bytes or LARGEST_PIECE_BYTES)
         if not is_one_piece or not rows.can_allreduce:
             return None
         if members.is_alone:
             assert members.wire is not None
             return AllreduceMean(rows.blocks[0], members.wire.lane)
-        if not is_in_place:  # the memory of the mean is made by all ranks together
+        # Larger slices are summed piece by piece, in the cache. Memory for a mean is made by all ranks together.
+        if rows.num_bytes > _QUICK_BYTES or not is_in_place:
             return None
         index = members.node.Get_rank()
         lane = members.wire.lane if members.wire is not None and index < crossing.num_lanes else None

@@ -297,7 +297,10 @@ def test_where_a_mean_beside_the_rows_has_no_room_it_goes_by_mpi(nodes, monkeypa
 
 
 def test_an_engine_that_was_asked_for_by_name_is_refused_when_room_runs_out(nodes, monkeypatch):
-    engine, room = (SharedEngine if nodes.num_nodes == 1 else TwoLevelEngine)(nodes), Room(monkeypatch, nodes)
+    engine = (
+        SharedEngine(nodes) if nodes.num_nodes == 1 else TwoLevelEngine(nodes, crossing=Crossing.parse("chunks:1:60"))
+    )
+    room = Room(monkeypatch, nodes)
     (rows,) = placed_on(nodes, engine, (200_000,))
     room.fill()
     if nodes.num_learners > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import torch
@@ -49,6 +49,9 @@ class AllreduceEngine:
     def _sum_over(self, scope: Scope) -> Sum:
         """Return the sum over `scope`. Collective over the scope."""
         raise NotImplementedError
+
+    def use_crossings(self, crossings: Mapping[str, Crossing]) -> None:
+        """Do nothing: the library has its own ways."""
 
     def allocate(self, array: Tensor) -> Tensor:
         """Return `array`: any memory can be summed."""
