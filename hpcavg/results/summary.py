@@ -97,6 +97,10 @@ class Summary(TypedDict):
             "(1/P) Σ ||x_j - x̄||² at the last global mean at which it was measured; null if it never was", absent=None
         ),
     ]
+    crossings: Annotated[
+        str | None,
+        Field("ways of arrays between nodes that a trial has chosen, by size; null if there was no trial", absent=None),
+    ]
     bytes_averaged: Annotated[int, Field("bytes that a learner brought into means and exchanges")]
     wall_s: Annotated[float, Field("seconds from the first step to the end, mean over the learners")]
     compute_s: Annotated[float, Field("seconds of `wall_s` in passes and optimizer steps", "compute")]

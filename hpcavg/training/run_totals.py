@@ -129,6 +129,7 @@ def summarise(
         staleness_mean=sum(server.staleness_sum for server in servers) / arrivals if arrivals else None,
         staleness_max=max(server.staleness_max for server in servers) if arrivals else None,
         consensus_distance=None if math.isnan(distance) else distance,
+        crossings=", ".join(f"{name}: {way}" for name, way in averager.engine.crossings.items()) or None,
         bytes_averaged=totals.bytes_averaged,
         wall_s=wall_s,
         compute_s=mean(lambda one: one.compute_s),
