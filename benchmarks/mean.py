@@ -61,8 +61,8 @@ def contenders(
             own = torch.ones(1, numel, device=device)
             rows = topology.run_on_all_ranks(functools.partial(engine.allocate, own))
             rows.fill_(1.0)
-            if name == "auto" and engine.notes:
-                common.say(topology, f"# hpcavg auto: {engine.name}; {engine.notes[-1]}")
+            if name == "auto" and engine.crossings:
+                common.say(topology, f"hpcavg auto: {engine.notes[-1]}")
             found[f"hpcavg {name}"] = functools.partial(engine.mean, rows, rows[0], GLOBAL)
     if device.type == "cpu":
         found |= _others(topology, values, names)

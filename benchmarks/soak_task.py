@@ -234,7 +234,7 @@ class _Patch:
             step(averager, *arguments, **more)
 
         _replace(Averager, "step", counted)
-        self._in(Averaging, "take", lambda averaging, scope, progress: f"{scope} average")
+        self._in(Averaging, "take", lambda averaging, scope, progress, told: f"{scope} average")
         self._in(Averaging, "take_final", "final average")
         self._in(Averaging, "replace_by_mean", "mean for an evaluation")
         self._in(Delayed, "start", "start of a delayed average")

@@ -22,8 +22,8 @@ LARGEST_PIECE_BYTES = 2**30
 
 # Below this size, one collective is always fastest: there is no trial.
 TRIED_BYTES = 256 * 1024
-# Larger arrays take the way of this size.
-_LARGEST_CLASS_BYTES = 2**26
+LARGEST_CLASS_BYTES = 2**26
+"""Larger arrays take the way of this size."""
 _ROUNDS = 4
 # Later rounds leave out ways that took longer than this ratio to the fastest.
 _HOPELESS = 1.3
@@ -103,14 +103,9 @@ def size_class(num_bytes: int, dtype: torch.dtype) -> str:
     >>> size_class(44_700_000, torch.float32)
     'float32 up to 64 MiB'
     """
-    exponent = min(max(num_bytes, 2) - 1, _LARGEST_CLASS_BYTES - 1).bit_length()
+    exponent = min(max(num_bytes, 2) - 1, LARGEST_CLASS_BYTES - 1).bit_length()
     size = f"{2**exponent // 2**20} MiB" if exponent >= 20 else f"{max(2**exponent // 2**10, 1)} KiB"
     return f"{str(dtype).removeprefix('torch.')} up to {size}"
-
-
-def trial_elements(numel: int, itemsize: int) -> int:
-    """Return the number of elements of an array that a trial needs."""
-    return min(numel, _LARGEST_CLASS_BYTES // itemsize)
 
 
 def candidates(num_bytes: int, num_lanes: int, largest_chunk_bytes: int, can_allreduce: bool) -> list[Crossing]:

@@ -104,6 +104,10 @@ class Rows:
         """Size of a row, in bytes."""
         return self.numel * self.dtype.itemsize
 
+    def first(self, num_bytes: int) -> Rows:
+        """Return the first so many bytes of all rows."""
+        return Rows([block[:, : num_bytes // self.dtype.itemsize] for block in self.blocks])
+
     def num_learners(self, members: Members, num_well: int | None) -> int:
         """Return the number of learners that a mean includes; see `hpcavg.engines.base.Engine.mean`."""
         return self.learners * (members.num_ranks if num_well is None else num_well)

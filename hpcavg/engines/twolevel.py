@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 
 from mpi4py import MPI
 from torch import Tensor
@@ -19,6 +20,7 @@ from hpcavg.engines.crossing import (
     ALLREDUCE,
     CHUNK_BYTES,
     CHUNKS,
+    LARGEST_CLASS_BYTES,
     LARGEST_PIECE_BYTES,
     TRIED_BYTES,
     Crossing,
@@ -26,7 +28,6 @@ from hpcavg.engines.crossing import (
     fastest,
     size_class,
     trial,
-    trial_elements,
 )
 from hpcavg.engines.pending import Work, finish
 from hpcavg.engines.reduction import Array, slice_of, sum_dtype
@@ -37,6 +38,8 @@ from hpcavg.engines.wire import Transfer, Wire, largest_chunk_bytes
 
 # During a computation latency does not matter, and every chunk slows the computation: chunks are larger.
 _BACKGROUND_CHUNK_BYTES = CHUNK_BYTES[1]
+# A mean of a trial takes no longer: on a slow network a part of the array tells which way is the fastest.
+_TRIAL_S = 0.1
 # Ranks that wait for a shorter mean of their node keep their core.
 _QUICK_BYTES = 2**20
 
@@ -108,29 +111,35 @@ class TwoLevelEngine(SharedEngine):
         members = self._members_of(GLOBAL, in_background=False)
         if not members.num_lanes:
             return
-        numel = trial_elements(placed.numel, placed.dtype.itemsize)
-        rows = Rows([block[:, :numel] for block in placed.blocks])
         tried = candidates(
-            rows.num_bytes,
+            placed.num_bytes,
             members.num_lanes,
             largest_chunk_bytes(self._topology.num_nodes),
             can_allreduce=self._wire_format is None,
         )
-
-        def seconds(crossing: Crossing, repeats: int) -> float:
-            self._topology.learner_ranks.Barrier()
-            started = time.perf_counter()
-            for _ in range(repeats):
-                finish(self._average_by(crossing, rows, rows.of(members.peers), members, None, exact=True))
-            return max(self._topology.learner_ranks.allgather(time.perf_counter() - started))
-
-        taken = trial(tried, seconds)
+        rows = self._rows_of_trial(placed, members, tried[0])
+        taken = trial(tried, partial(self._seconds, rows, members))
         self.crossings.setdefault(name, fastest(taken))
         self._in_background[name] = fastest(taken, CHUNKS)
-        times = ", ".join(
-            f"{crossing} {1e3 * taken[crossing]:.3g} ms" for crossing in sorted(taken, key=lambda each: taken[each])
+        ways = sorted(taken, key=lambda way: taken[way])
+        times = ", ".join(f"{way} {1e3 * taken[way]:.3g} ms" for way in ways)
+        self.notes.append(
+            f"between nodes, {name}: {self.crossings[name]}; tried with {rows.num_bytes / 1e6:.3g} MB: {times}"
         )
-        self.notes.append(f"between nodes, {name}: {self.crossings[name]}; tried: {times}")
+
+    def _rows_of_trial(self, placed: Rows, members: Members, crossing: Crossing) -> Rows:
+        """Return the first part of the rows, whose mean takes a tenth of a second at most. Collective."""
+        few = placed.first(TRIED_BYTES)
+        seconds = min(self._seconds(few, members, crossing, 1) for _ in range(2))  # the first one warms up
+        return placed.first(max(TRIED_BYTES, min(int(few.num_bytes * _TRIAL_S / seconds), LARGEST_CLASS_BYTES)))
+
+    def _seconds(self, rows: Rows, members: Members, crossing: Crossing, repeats: int) -> float:
+        """Return the time of so many means of `rows` on the slowest rank. Collective over all learners."""
+        self._topology.learner_ranks.Barrier()
+        started = time.perf_counter()
+        for _ in range(repeats):
+            finish(self._average_by(crossing, rows, rows.of(members.peers), members, None, exact=True))
+        return max(self._topology.learner_ranks.allgather(time.perf_counter() - started))
 
     def _crossing_of(self, rows: Rows, members: Members) -> Crossing:
         """Return the way of `rows`; members of a local group may have fewer lanes than all learners."""

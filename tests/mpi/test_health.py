@@ -11,7 +11,7 @@ from torch import nn
 
 from hpcavg import Averager, InputError, Topology, algorithms
 from hpcavg.algorithms.scope import LOCAL
-from hpcavg.averaging import health
+from hpcavg.averaging import health, small_arrays
 from hpcavg.averaging.calls import Call, Kind, meet
 from hpcavg.engines.select import ENGINES
 from hpcavg.errors import SickLearnersError
@@ -20,6 +20,18 @@ from tests.mpi.problems import Logistic, Vector, values_of
 from tests.oracles import sick, synchronous
 
 pytestmark = pytest.mark.mpi
+
+# Ways between nodes. Small arrays then do not travel with the reports of the learners.
+CROSSINGS = ["chunks:2:4", "allreduce:1:4"]
+
+
+def options_of(engine, monkeypatch):
+    """Return the options for an engine or a way between nodes."""
+    if engine not in CROSSINGS:
+        return {"engine": engine}
+    monkeypatch.setattr(small_arrays, "_GATHERED_BYTES", 0)
+    return {"engine": "twolevel", "crossing": engine}
+
 
 BAD = [math.nan, math.inf, -math.inf]
 
@@ -69,8 +81,8 @@ def test_a_worked_example(world, value):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("engine", ENGINES)
-def test_every_engine_takes_the_mean_of_the_others(world, engine, layout):
+@pytest.mark.parametrize("engine", [*ENGINES, *CROSSINGS])
+def test_every_engine_takes_the_mean_of_the_others(world, engine, layout, monkeypatch):
     """At sizes that are averaged in one piece and in several, with one or all learners but one sick."""
     rank, size = world.Get_rank(), world.Get_size()
     cases = [
@@ -93,7 +105,7 @@ def test_every_engine_takes_the_mean_of_the_others(world, engine, layout):
         model = nn.Module()
         model.register_parameter("x", nn.Parameter(torch.zeros(numel, dtype=dtype)))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        averager = Averager(model, optimizer, algorithms.k_avg(1), topology, engine=engine)
+        averager = Averager(model, optimizer, algorithms.k_avg(1), topology, **options_of(engine, monkeypatch))
         with torch.no_grad():
             model.x.copy_(values[rank])
         if rank in ill:
@@ -109,22 +121,22 @@ def test_every_engine_takes_the_mean_of_the_others(world, engine, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [*ENGINES, *CROSSINGS])
 @pytest.mark.parametrize("rule", [algorithms.k_avg(1), algorithms.dasgd(2, 1, 0.0)], ids=lambda rule: rule.name)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_the_mean_of_the_others_is_rounded_once(world, engine, layout, rule, dtype):
+def test_the_mean_of_the_others_is_rounded_once(world, engine, layout, rule, dtype, monkeypatch):
     """What all others hold alike is what comes out: a mean over all that is then enlarged would be rounded twice."""
     rank, size = world.Get_rank(), world.Get_size()
     topology = Nodes(world, min(2, size), layout)
     if engine == "shared" and topology.num_nodes > 1:
         topology.free()
         return
-    compressed = {"wire_dtype": "bfloat16"} if engine == "twolevel" else {}
+    compressed = {"wire_dtype": "bfloat16"} if engine in ("twolevel", "chunks:2:4") else {}
     for numel in (37, 150_001):
         model = nn.Module()
         model.register_parameter("x", nn.Parameter(torch.zeros(numel, dtype=dtype)))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        averager = Averager(model, optimizer, rule, topology, engine=engine, **compressed)
+        averager = Averager(model, optimizer, rule, topology, **options_of(engine, monkeypatch), **compressed)
         for _ in range(rule.delay_steps):
             averager.step()
         for value, ill in [(3.0, None), (1.0, size - 1), (2.5, None), (1.75, 0)]:

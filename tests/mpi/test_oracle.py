@@ -6,7 +6,9 @@ import torch
 from mpi4py import MPI
 
 from hpcavg import Averager, Topology, algorithms
+from hpcavg.averaging import small_arrays
 from hpcavg.distributed.waiting import wait_asleep
+from tests.mpi.nodes import Nodes
 from tests.mpi.problems import PROBLEMS, values_of
 from tests.oracles import synchronous
 
@@ -51,12 +53,20 @@ OPTIMIZERS = {
 }
 # Every rule meets every problem and every optimizer.
 CASES = [("quadratic", "momentum"), ("logistic", "nesterov"), ("two_layers", "adam")]
+# How the arrays travel: with the learners' reports, by the engine of one node, or by a way between nodes of two ranks.
+WAYS = ["reports", "shared memory", "chunks:2:4", "allreduce:1:4", "allreduce:2"]
 
 
 @pytest.mark.parametrize(("problem_name", "optimizer_name"), CASES)
 @pytest.mark.parametrize(("name", "options", "group_size"), RULES, ids=lambda value: str(value))
-def test_agrees_with_the_oracle_at_every_step(name, options, group_size, problem_name, optimizer_name, world):
+def test_agrees_with_the_oracle_at_every_step(
+    name, options, group_size, problem_name, optimizer_name, world, monkeypatch
+):
     rank, size = world.Get_rank(), world.Get_size()
+    case = RULES.index((name, options, group_size)) + CASES.index((problem_name, optimizer_name))
+    way = WAYS[case % len(WAYS)]  # in turns
+    if way != "reports":
+        monkeypatch.setattr(small_arrays, "_GATHERED_BYTES", 0)
     group_size = min(group_size, size)
     make_optimizer, make_local = OPTIMIZERS[optimizer_name]
     problem = PROBLEMS[problem_name](size)
@@ -78,9 +88,10 @@ def test_agrees_with_the_oracle_at_every_step(name, options, group_size, problem
     expected, expected_mean = world.bcast((expected, expected_mean))
     module = problem.module()
     optimizer = make_optimizer(module.parameters())
-    topology = Topology(world, group_size)
+    topology = Nodes(world, group_size, "nodes of 2") if ":" in way else Topology(world, group_size)
+    crossing = way if topology.num_nodes > 1 else None
     rule = algorithms.build(name, options)
-    averager = Averager(module, optimizer, rule, topology, total_steps=STEPS, batch_size=BATCH_SIZE)
+    averager = Averager(module, optimizer, rule, topology, total_steps=STEPS, batch_size=BATCH_SIZE, crossing=crossing)
     for t in range(1, STEPS + 1):
         optimizer.zero_grad()
         loss = problem.loss(module, rank, t)
