@@ -100,7 +100,7 @@ def test_means_of_two_averagers_on_their_way_at_once_are_those_of_one_after_the_
 
     def make(rule, engine):
         model = nn.Module()
-        model.register_parameter("x", nn.Parameter(torch.linspace(-1, 1, 70_001)))
+        model.register_parameter("x", nn.Parameter(torch.linspace(-1, 1, 60_001)))
         return Averager(model, torch.optim.SGD(model.parameters(), lr=0.5), rule, topology, engine=engine)
 
     if engine != "shared" or topology.num_nodes == 1:
