@@ -204,7 +204,7 @@ class TwoLevelEngine(SharedEngine):
             return None
         if members.is_alone:
             assert members.wire is not None
-            return AllreduceMean(rows.blocks[0], members.wire.lane)
+            return AllreduceMean(rows.blocks[self._topology.peers.Get_rank()], members.wire.lane)
         # Larger slices are summed piece by piece, in the cache. Memory for a mean is made by all ranks together.
         if rows.num_bytes > _QUICK_BYTES or not is_in_place:
             return None
