@@ -13,6 +13,7 @@ from hpcavg.distributed import job_environment, launcher_variables
 from hpcavg.distributed.topology import Topology
 from hpcavg.distributed.waiting import wait_asleep
 from hpcavg.engines.base import Engine
+from hpcavg.engines.compression import wire_format
 from hpcavg.engines.gpu.cuda_support import find_cuda_awareness
 from hpcavg.engines.select import select_engine
 from hpcavg.errors import InputError
@@ -35,7 +36,11 @@ def main(config: Config) -> None:
     device = topology.run_on_all_ranks(lambda: devices.choose_device(config.run.device, topology.node_rank))
     threads = config.run.threads or cores.num_threads(topology.node)
     own = inspection.take_inventory(topology, device, threads)
-    engine = topology.run_on_all_ranks(lambda: select_engine(config.averaging.engine, topology, device))
+    averaging = config.averaging
+    form = wire_format(averaging.wire_dtype, averaging.error_feedback)
+    engine = topology.run_on_all_ranks(
+        lambda: select_engine(averaging.engine, topology, device, form, averaging.crossing)
+    )
     _try(engine, topology, device, own.free_shared_bytes)
     is_cuda_aware, how_known = find_cuda_awareness(topology)
     ranks = topology.all_ranks.gather(own)
