@@ -110,9 +110,7 @@ class SharedEngine:
     # -- memory of arrays -----------------------------------------------------------------------------------------
 
     def use_crossings(self, crossings: Mapping[str, Crossing]) -> None:
-        """Take these ways between nodes; see `hpcavg.engines.base.Engine`."""
-        self.crossings.update(crossings)
-        self._small.clear()
+        """Do nothing: nothing crosses between nodes."""
 
     def allocate(self, array: Tensor) -> Tensor:
         """Return shared memory with the shape and dtype of `array`; see `hpcavg.engines.base.Engine`."""

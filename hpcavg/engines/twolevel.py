@@ -7,6 +7,7 @@ They sum the slice across nodes and write the mean to all rows. Every value cros
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -90,6 +91,12 @@ class TwoLevelEngine(SharedEngine):
         return replace(members, wire=wire, num_lanes=num_lanes, is_alone=max(sizes) == 1)
 
     # -- crossings ------------------------------------------------------------------------------------------------
+
+    def use_crossings(self, crossings: Mapping[str, Crossing]) -> None:
+        """Take these ways between nodes, unless all arrays have a given way; see `hpcavg.engines.base.Engine`."""
+        if self._crossing is None:
+            self.crossings.update(crossings)
+            self._small.clear()
 
     def allocate(self, array: Tensor) -> Tensor:
         """Return shared memory with the shape and dtype of `array`; see `hpcavg.engines.base.Engine`."""
