@@ -123,4 +123,4 @@ class _Place:
 
 def _rows(packed: Values, array: Tensor) -> Tensor:
     """Return `packed` as rows like those of `array`, shape (rows, numel)."""
-    return torch.from_numpy(packed).view(array.dtype).view(-1, array.shape[1])
+    return torch.from_numpy(packed).view(array.dtype).reshape(-1, array.shape[1])

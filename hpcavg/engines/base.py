@@ -62,7 +62,10 @@ class Engine(Protocol):
     crossings: dict[str, Crossing]
 
     def use_crossings(self, crossings: Mapping[str, Crossing]) -> None:
-        """Take these ways of arrays between nodes from now on, by size class. The same on all ranks."""
+        """Take these ways of arrays between nodes from now on, by size class. The same on all ranks.
+
+        Engines without a trial ignore them.
+        """
 
     def allocate(self, array: Tensor) -> Tensor:
         """Return memory for an array, in which the engine averages it fast. Collective over all learners.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -68,14 +70,16 @@ class Rows:
     blocks : the values of every rank's learners, shape (learners, numel).
     means : memory for the mean if it does not replace the rows, by scope; None if a node has no room for it.
     copies : two sets of blocks for copies of small arrays, by scope; empty for large arrays.
-    codes : the state of compression after the last mean, by scope.
+    turns : the index of the set for the next mean of copies, by scope.
+    codes : the state of compression after the last mean, by scope, and start and end of this rank's slice.
     mixed : memory for the mean of neighbours, until all ranks have read the rows.
     """
 
     blocks: list[Tensor]
     means: dict[Scope, Tensor | None] = field(default_factory=dict)
     copies: dict[Scope, Sequence[list[Tensor]]] = field(default_factory=dict)
-    codes: dict[Scope, Relative] = field(default_factory=dict)
+    turns: dict[Scope, Iterator[int]] = field(default_factory=lambda: defaultdict(lambda: itertools.cycle((0, 1))))
+    codes: dict[tuple[Scope, int, int], Relative] = field(default_factory=dict)
     mixed: Tensor | None = None
     _rows_of: dict[tuple[int, ...], list[Array]] = field(default_factory=dict)
 

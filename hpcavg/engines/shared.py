@@ -2,7 +2,8 @@
 
 All ranks of a node map the flat buffers of all of them. Every rank averages one slice of all rows, in pieces that fit
 the cache. It writes the mean to the rows if the mean replaces them, else to separate memory. There are no messages, but
-a barrier before and after. Small arrays need one barrier: each rank sums all rows itself.
+a barrier before and after. Small arrays need one barrier: each rank sums all rows itself. The smallest go by
+MPI_Allreduce.
 """
 
 from __future__ import annotations
@@ -109,9 +110,7 @@ class SharedEngine:
     # -- memory of arrays -----------------------------------------------------------------------------------------
 
     def use_crossings(self, crossings: Mapping[str, Crossing]) -> None:
-        """Take these ways between nodes; see `hpcavg.engines.base.Engine`."""
-        self.crossings.update(crossings)
-        self._small.clear()
+        """Do nothing: nothing crosses between nodes."""
 
     def allocate(self, array: Tensor) -> Tensor:
         """Return shared memory with the shape and dtype of `array`; see `hpcavg.engines.base.Engine`."""
@@ -306,4 +305,4 @@ class SharedEngine:
         if rows.num_bytes <= _TINY_BYTES and rows.can_allreduce:
             return AllreduceMean(own, members.node)
         copies = [(blocks[index], rows_of(blocks, members.peers)) for blocks in rows.copies[members.scope]]
-        return CopiesMean(own, copies, members.node)
+        return CopiesMean(own, copies, rows.turns[members.scope], members.node)

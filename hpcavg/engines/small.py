@@ -6,7 +6,7 @@ Each class takes the mean of one array over one scope. A call is collective over
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -52,20 +52,22 @@ class CopiesMean:
     ----------
     own : the rows of this rank, shape (learners, numel).
     copies : for each set, this rank's copy of `own`, and the rows of all copies.
+    turns : the index of the set for each mean. Means in place and others share the sets, and alternate all the same.
     node : the ranks.
     """
 
-    def __init__(self, own: Tensor, copies: Sequence[tuple[Tensor, list[Array]]], node: MPI.Comm) -> None:
+    def __init__(
+        self, own: Tensor, copies: Sequence[tuple[Tensor, list[Array]]], turns: Iterator[int], node: MPI.Comm
+    ) -> None:
         self._own = own
         self._first = as_array(own[0])
         self._copies = copies
-        self._turn = 0
+        self._turns = turns
         self._barrier = node.Barrier
 
     def __call__(self, out: Tensor | None, count: int) -> None:
         """Take the mean."""
-        copy, rows = self._copies[self._turn]
-        self._turn ^= 1
+        copy, rows = self._copies[next(self._turns)]
         copy.copy_(self._own)
         self._barrier()
         target = self._first if out is None else as_array(out)

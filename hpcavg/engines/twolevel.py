@@ -7,6 +7,7 @@ They sum the slice across nodes and write the mean to all rows. Every value cros
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -21,7 +22,6 @@ from hpcavg.engines.crossing import (
     CHUNK_BYTES,
     CHUNKS,
     LARGEST_CLASS_BYTES,
-    LARGEST_PIECE_BYTES,
     TRIED_BYTES,
     Crossing,
     candidates,
@@ -91,6 +91,12 @@ class TwoLevelEngine(SharedEngine):
         return replace(members, wire=wire, num_lanes=num_lanes, is_alone=max(sizes) == 1)
 
     # -- crossings ------------------------------------------------------------------------------------------------
+
+    def use_crossings(self, crossings: Mapping[str, Crossing]) -> None:
+        """Take these ways between nodes, unless all arrays have a given way; see `hpcavg.engines.base.Engine`."""
+        if self._crossing is None:
+            self.crossings.update(crossings)
+            self._small.clear()
 
     def allocate(self, array: Tensor) -> Tensor:
         """Return shared memory with the shape and dtype of `array`; see `hpcavg.engines.base.Engine`."""
@@ -184,7 +190,7 @@ class TwoLevelEngine(SharedEngine):
             num_learners = rows.num_learners(members, num_well)
             yield from members.wire.mean(Transfer(start, end, crossing, num_learners, here, targets, code))
             if isinstance(code, First | Relative):
-                rows.codes[members.scope] = code.next
+                rows.codes[members.scope, start, end] = code.next
         yield from members.meet(is_asleep)  # the mean is complete
 
     def _code(self, rows: Rows, members: Members, start: int, end: int, is_exact: bool) -> Exact:
@@ -193,14 +199,14 @@ class TwoLevelEngine(SharedEngine):
         # Rows of excluded ranks are zero: their differences from the last mean are not small.
         if self._wire_format is None or is_exact or summed_as.kind != "f":
             return Exact(summed_as)
-        return rows.codes.get(members.scope) or First(start, end, summed_as, self._wire_format)
+        return rows.codes.get((members.scope, start, end)) or First(start, end, summed_as, self._wire_format)
 
     def _small_mean(self, rows: Rows, members: Members, is_in_place: bool) -> SmallMean | None:
         if not members.num_lanes:
             return super()._small_mean(rows, members, is_in_place)
         crossing = self._crossing_of(rows, members)
-        is_one_piece = crossing.way == ALLREDUCE and rows.num_bytes <= (crossing.piece_bytes or LARGEST_PIECE_BYTES)
-        if not is_one_piece or not rows.can_allreduce:
+        is_one_piece = crossing.piece_elements(rows.numel, rows.dtype.itemsize) == rows.numel
+        if crossing.way != ALLREDUCE or not is_one_piece or not rows.can_allreduce:
             return None
         if members.is_alone:
             assert members.wire is not None

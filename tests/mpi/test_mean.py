@@ -1,6 +1,7 @@
 """Engines: the same mean whatever the size, dtype and chunking."""
 
 import re
+import time
 import warnings
 
 import hypothesis.strategies as st
@@ -13,9 +14,9 @@ from mpi4py import MPI
 from hpcavg import InputError, Topology
 from hpcavg.algorithms.scope import GLOBAL, LOCAL
 from hpcavg.distributed import shared_memory
-from hpcavg.engines import twolevel
+from hpcavg.engines import small, twolevel
 from hpcavg.engines.compression import wire_format
-from hpcavg.engines.crossing import Crossing
+from hpcavg.engines.crossing import CHUNKS, Crossing, size_class
 from hpcavg.engines.mpi import MpiEngine
 from hpcavg.engines.select import ENGINES, select_engine
 from hpcavg.engines.shared import SharedEngine
@@ -178,6 +179,22 @@ def test_every_rank_gets_the_same_bits_and_repeats_do_not_change_them(nodes, eng
         engine.mean(rows, rows[0], GLOBAL)
         results.append(rows.numpy().tobytes())
     assert len({*results, *world.allgather(results[0])}) == 1
+
+
+def test_means_in_place_and_others_share_copies_in_turn(on_node, monkeypatch):
+    """The first rank is slow to read the copies; the others overwrite those of the mean before, not those it reads."""
+    engine, mean = SharedEngine(on_node), (on_node.num_learners - 1) / 2
+    rows, out = engine.allocate(torch.zeros(1, 5000)), torch.empty(5000)
+    if on_node.rank == 0:
+        add_up = small.add_up
+        monkeypatch.setattr(small, "add_up", lambda *parts: (time.sleep(0.05), add_up(*parts)))
+    rows.fill_(float(on_node.rank))
+    engine.mean(rows, rows[0], GLOBAL)
+    first = rows.clone()
+    rows.fill_(100.0 + on_node.rank)
+    engine.mean(rows, out, GLOBAL)
+    assert (first == mean).all()
+    assert (out == 100 + mean).all()
 
 
 def test_equal_values_have_themselves_as_mean_within_an_ulp(nodes, engine):
@@ -390,6 +407,20 @@ def test_what_no_learner_changed_is_exact_on_the_wire(nodes, wire_dtype):
     second = rows.clone()
     engine.mean(rows, rows[0], GLOBAL)
     assert torch.allclose(rows, second, rtol=tolerance, atol=0.0)
+
+
+def test_compressed_means_go_on_where_a_checkpoint_changes_the_lanes(world):
+    nodes = Nodes(world, None, "nodes of 2")
+    engine = TwoLevelEngine(nodes, wire_format("bfloat16", False))
+    rows = engine.allocate(torch.zeros(1, 300_000))
+    name = size_class(rows.nbytes, rows.dtype)
+    for number, lanes in enumerate((2, 1, 2)):
+        engine.use_crossings({name: Crossing(CHUNKS, lanes, 60 * 1024)})
+        rows.fill_(float(nodes.rank + number))
+        engine.mean(rows, rows[0], GLOBAL)
+        mean = (nodes.num_learners - 1) / 2 + number
+        assert torch.allclose(rows, torch.full_like(rows, mean), rtol=2**-8)
+    nodes.free()
 
 
 @pytest.mark.parametrize(
