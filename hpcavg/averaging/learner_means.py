@@ -143,6 +143,8 @@ class LearnerMeans:
         exact : compress nothing.
         meeting : the reports of the learners, with which small arrays have travelled.
         """
+        if not arrays:
+            return []
         out_of_place = out_of_place or self.topology.survives
         small = {} if meeting is None else self.small.means(arrays, scope, meeting, out_of_place, excluded)
         if small:

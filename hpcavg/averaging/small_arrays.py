@@ -15,7 +15,7 @@ from hpcavg.averaging.flat_buffer import FlatBuffer
 from hpcavg.averaging.health import Excluded
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import scale_of_large
-from hpcavg.engines.reduction import Array, Values, add_up, as_array, divide, put, sum_dtype
+from hpcavg.engines.reduction import Array, Values, add_up, as_array, divide, put
 
 # All learners get the arrays of all: more than this takes longer than a collective of its own.
 _GATHERED_BYTES = 64 * 1024
@@ -37,7 +37,9 @@ class SmallArrays:
     def __init__(self, flats: Sequence[FlatBuffer], topology: Topology) -> None:
         self._topology = topology
         self._places: list[_Place] = []
-        room, start = _GATHERED_BYTES // topology.num_learner_ranks, 0
+        # One learner has nothing to send.
+        room = _GATHERED_BYTES // topology.num_learner_ranks if topology.num_learner_ranks > 1 else 0
+        start = 0
         sized = [(array.nbytes, flat, index) for flat in flats for index, array in enumerate(flat.arrays)]
         for num_bytes, flat, index in sorted(sized, key=lambda each: each[0]):
             end = start + -(-num_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
@@ -54,7 +56,10 @@ class SmallArrays:
             self._packed.fill(0)
             return self._packed
         for place, view in zip(self._places, self._views, strict=True):
-            view.copy_(place.array)
+            if isinstance(view, np.ndarray):
+                view[...] = place.array.numpy()
+            else:
+                view.copy_(place.array)
         return self._packed
 
     def means(
@@ -77,34 +82,46 @@ class SmallArrays:
         """
         if isinstance(scope, Neighbours) or not self._places:
             return {}
-        indices = {id(array): index for index, array in enumerate(arrays)}
         count = meeting.num_members if excluded.num_well is None else excluded.num_well
+        by_node = self._topology.by_node(scope)
         means = {}
         for place in self._places:
             array = place.array
-            index = indices.get(id(array))
+            index = next((at for at, other in enumerate(arrays) if other is array), None)
             if index is None:
                 continue
-            mean = array[0] if array.shape[0] == 1 and not out_of_place else torch.empty_like(array[0])
-            rows = as_array(_rows(meeting.packed[:, place.bytes], array))
+            learners = array.shape[0]
+            mean = array[0] if learners == 1 and not out_of_place else torch.empty_like(array[0])
+            rows = _rows(meeting.packed[:, place.bytes], array)
             scale = scale_of_large(array, meeting.num_members) if meeting.is_large else 1.0
-            total = self._sum(rows if scale == 1.0 else rows * scale, scope, array.shape[0])
-            divide(total, count * array.shape[0])
-            put(total if scale == 1.0 else total / total.dtype.type(scale), as_array(mean))
+            target = as_array(mean)
+            total = target if isinstance(target, np.ndarray) else np.empty(len(target), dtype=np.float32)
+            _sum(rows if scale == 1.0 else rows * scale, by_node, learners, total)
+            divide(total, count * learners)
+            if scale != 1.0:
+                np.divide(total, total.dtype.type(scale), out=total)
+            if total is not target:
+                put(total, target)
             means[index] = mean
         return means
 
-    def _sum(self, rows: Array, scope: Scope, num_learners: int) -> Values:
-        """Return the sum of all rows. Each of the members of `scope` has `num_learners` of them."""
-        sums = []
-        for members in self._topology.by_node(scope):
-            parts = [rows[num_learners * member + learner] for member in members for learner in range(num_learners)]
-            total = np.empty(parts[0].shape, dtype=sum_dtype(parts[0]))
-            add_up(parts, total)
-            sums.append(total)
-        if len(sums) > 1:
-            add_up(sums, sums[0])
-        return sums[0]
+
+def _sum(rows: Array, by_node: Sequence[Sequence[int]], learners: int, total: Values) -> None:
+    """Write the sum of all rows to `total`: of each node in their order, then of the nodes.
+
+    Parameters
+    ----------
+    rows : `learners` rows of each rank, shape (rows, numel).
+    by_node : the ranks of each node.
+    learners : number of rows of a rank.
+    total : shape (numel,).
+    """
+    nodes = [[rows[learners * rank + row] for rank in ranks for row in range(learners)] for ranks in by_node]
+    add_up(nodes[0], total)
+    for parts in nodes[1:]:
+        own = np.empty_like(total)
+        add_up(parts, own)
+        np.add(total, own, out=total)
 
 
 @dataclass(frozen=True)
@@ -121,6 +138,9 @@ class _Place:
         return self.flat.arrays[self.index]
 
 
-def _rows(packed: Values, array: Tensor) -> Tensor:
-    """Return `packed` as rows like those of `array`, shape (rows, numel)."""
-    return torch.from_numpy(packed).view(array.dtype).reshape(-1, array.shape[1])
+def _rows(packed: Values, array: Tensor) -> Array:
+    """Return `packed`, shape (..., bytes), as rows like those of `array`, shape (rows, numel)."""
+    numel = array.shape[1]
+    if isinstance(example := as_array(array), np.ndarray):
+        return packed.view(example.dtype).reshape(-1, numel)
+    return torch.from_numpy(packed).view(array.dtype).reshape(-1, numel)
