@@ -55,7 +55,7 @@ class TwoLevelEngine(SharedEngine):
     Parameters
     ----------
     topology : the ranks.
-    wire_format : format of messages between nodes; None sends values unchanged.
+    wire_format : format of messages between nodes with arrays that are not small; None sends values unchanged.
     is_required : see `SharedEngine`.
     crossing : the way of all arrays; None: by trial.
     """
@@ -156,7 +156,7 @@ class TwoLevelEngine(SharedEngine):
             found = self._in_background.get(name, Crossing(CHUNKS, members.num_lanes, _BACKGROUND_CHUNK_BYTES))
         else:
             found = self.crossings.get(name, Crossing(ALLREDUCE, members.num_lanes))
-        if found.way == ALLREDUCE and (members.in_background or self._wire_format is not None):
+        if found.way == ALLREDUCE and (members.in_background or self._wire_format_of(rows) is not None):
             # MPI makes no progress in the background, and cannot sum what is compressed.
             found = Crossing(CHUNKS, found.num_lanes, CHUNK_BYTES[0])
         if members.in_background and (found.piece_bytes or 0) < _BACKGROUND_CHUNK_BYTES:
@@ -197,9 +197,14 @@ class TwoLevelEngine(SharedEngine):
         """Return the code of messages with the slice ``[start:end]``."""
         summed_as = sum_dtype(rows.of(members.peers)[0])
         # Rows of excluded ranks are zero: their differences from the last mean are not small.
-        if self._wire_format is None or is_exact or summed_as.kind != "f":
+        wire_format = self._wire_format_of(rows)
+        if wire_format is None or is_exact or summed_as.kind != "f":
             return Exact(summed_as)
-        return rows.codes.get((members.scope, start, end)) or First(start, end, summed_as, self._wire_format)
+        return rows.codes.get((members.scope, start, end)) or First(start, end, summed_as, wire_format)
+
+    def _wire_format_of(self, rows: Rows) -> WireFormat | None:
+        """Return the format of messages with `rows`. Small arrays are sent unchanged: compression saves no time."""
+        return None if rows.copies else self._wire_format
 
     def _small_mean(self, rows: Rows, members: Members, is_in_place: bool) -> SmallMean | None:
         if not members.num_lanes:

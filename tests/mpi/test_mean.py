@@ -381,6 +381,18 @@ def test_compressed_means_round_changes_only_and_all_ranks_get_the_same_bits(nod
         assert 0.01 * WIRE_DTYPES[wire_dtype] < errors[1] < WIRE_DTYPES[wire_dtype] * world.Get_size() ** 0.5
 
 
+@pytest.mark.parametrize("crossing", [None, Crossing(CHUNKS, 1, 60 * 1024)])
+def test_small_arrays_are_not_compressed(nodes, crossing):
+    engine = TwoLevelEngine(nodes, wire_format("bfloat16", False), crossing=crossing)
+    rows = engine.allocate(torch.zeros(1, 5000))
+    for round in range(2):
+        rows.copy_(rows_of(17 * round + nodes.rank, 5000, torch.float32))
+        exact = rows.double()
+        nodes.learner_ranks.Allreduce(MPI.IN_PLACE, exact.numpy())
+        engine.mean(rows, rows[0], GLOBAL)
+        assert torch.allclose(rows.double(), exact / nodes.num_learners, rtol=0.0, atol=1e-6)
+
+
 def test_error_feedback_keeps_errors_from_adding_up(nodes):
     without, _ = compressed_means(nodes, "bfloat16", error_feedback=False, rounds=40, numel=70_003)
     with_feedback, _ = compressed_means(nodes, "bfloat16", error_feedback=True, rounds=40, numel=70_003)
