@@ -28,9 +28,10 @@ from hpcavg.errors import MismatchError
 _MARK = b"avg1"
 # Mark, kind, averager, step, round, flags, fingerprint, learning rate: what is nearly always equal on all learners.
 _RECORD = struct.Struct("<4sHHqqQQd")
-# Then three numbers for the schedule, and small arrays on a cache line of their own.
+# Then three numbers for the schedule. Small arrays follow on a cache line of their own.
+_HEAD = struct.Struct(f"{_RECORD.format}3d56x")
 _TOLD = slice(_RECORD.size, _RECORD.size + 24)
-_HEAD_BYTES = 128
+_NOTHING = (math.nan, math.nan, math.nan)
 
 Told: TypeAlias = tuple[float, float, float]
 """What a learner tells the others for the schedule: loss, seconds per step, and number of steps."""
@@ -116,7 +117,7 @@ class Meeting(NamedTuple):
     @property
     def packed(self) -> Values:
         """The small arrays of each learner, shape (learners, bytes)."""
-        return self.messages[:, _HEAD_BYTES:]
+        return self.messages[:, _HEAD.size :]
 
 
 def meet(
@@ -157,22 +158,19 @@ def meet(
     """
     flags = _SICK * is_sick | _LARGE * is_large | _FAILED * (error is not None)
     kind, averager, step, round_ = call
-    own = np.empty(_HEAD_BYTES + topology.room_bytes, dtype=np.uint8)
-    record = _RECORD.pack(
-        _MARK, kind, averager, -1 if step is None else step, -1 if round_ is None else round_, flags, fingerprint, rate
+    own = _HEAD.pack(
+        *(_MARK, kind, averager, -1 if step is None else step, -1 if round_ is None else round_),
+        *(flags, fingerprint, rate, *(told or _NOTHING)),
     )
-    own[: _RECORD.size] = np.frombuffer(record, np.uint8)
-    own[_TOLD].view(np.float64)[:] = math.nan if told is None else told
-    if packed is not None:
-        own[_HEAD_BYTES : _HEAD_BYTES + len(packed)] = packed
-    messages = (
-        _gather_from_neighbours(own, scope, topology)
-        if isinstance(scope, Neighbours)
-        else _gather_from_all(own, topology.comm(scope), asleep)
-    )
+    if isinstance(scope, Neighbours):  # they exchange no small arrays in their messages
+        messages = _gather_from_neighbours(own, scope, topology)
+    else:
+        if topology.room_bytes:
+            own += (b"" if packed is None else packed.tobytes()).ljust(topology.room_bytes, b"\0")
+        messages = _gather_from_all(own, topology.comm(scope), asleep)
     num_members = len(messages)
     gathered = messages[:, : _RECORD.size].tobytes()
-    if not flags and gathered == record * num_members:  # nearly always
+    if not flags and gathered == own[: _RECORD.size] * num_members:  # nearly always
         return Meeting(num_members, (), False, (fingerprint,) * num_members, rate, messages)
     members = _members(scope, topology)
     records = list(_RECORD.iter_unpack(gathered))
@@ -188,32 +186,32 @@ def meet(
     return Meeting(num_members, sick, is_any_large, fingerprints, _mean_rate(rates), messages)
 
 
-def _gather_from_all(own: Values, comm: MPI.Comm, asleep: bool) -> Values:
+def _gather_from_all(own: bytes, comm: MPI.Comm, asleep: bool) -> Values:
     """Return the messages of all ranks of `comm`, in the order of the ranks, shape (ranks, bytes)."""
-    if comm.Get_size() == 1:
-        return own[np.newaxis]
-    messages = np.empty((comm.Get_size(), len(own)), dtype=np.uint8)
-    if asleep:
-        complete_asleep(comm.Iallgather(own, messages), _POLL_S)
-    else:
-        comm.Allgather(own, messages)
-    return messages
+    num_ranks = comm.Get_size()
+    gathered: bytes | bytearray = own
+    if num_ranks > 1:
+        gathered = bytearray(len(own) * num_ranks)
+        buffers = [own, MPI.BYTE], [gathered, MPI.BYTE]
+        if asleep:
+            complete_asleep(comm.Iallgather(*buffers), _POLL_S)
+        else:
+            comm.Allgather(*buffers)
+    return np.frombuffer(gathered, dtype=np.uint8).reshape(num_ranks, -1)
 
 
-def _gather_from_neighbours(own: Values, scope: Neighbours, topology: Topology) -> Values:
-    """Return the messages of this rank and its neighbours, in the order of the ranks, shape (ranks, bytes).
-
-    Neighbours exchange no small arrays in them.
-    """
-    comm, own = topology.comm(scope), own[:_HEAD_BYTES]
-    messages = {topology.rank: own}
+def _gather_from_neighbours(own: bytes, scope: Neighbours, topology: Topology) -> Values:
+    """Return the messages of this rank and its neighbours, in the order of the ranks, shape (ranks, bytes)."""
+    comm = topology.comm(scope)
+    messages: dict[int, bytes | bytearray] = {topology.rank: own}
     requests = []
     for partner in topology.links(scope).partners:
-        messages[partner] = np.empty_like(own)
-        requests.append(comm.Irecv(messages[partner], partner, _TAG))
-        requests.append(comm.Isend(own, partner, _TAG))
+        messages[partner] = message = bytearray(len(own))
+        requests.append(comm.Irecv([message, MPI.BYTE], partner, _TAG))
+        requests.append(comm.Isend([own, MPI.BYTE], partner, _TAG))
     MPI.Request.Waitall(requests)
-    return np.stack([messages[rank] for rank in sorted(messages)])
+    joined = b"".join(messages[rank] for rank in sorted(messages))
+    return np.frombuffer(joined, dtype=np.uint8).reshape(len(messages), -1)
 
 
 def _members(scope: Scope, topology: Topology) -> Sequence[int]:

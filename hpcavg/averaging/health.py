@@ -21,8 +21,8 @@ from hpcavg.utils.text import fold_numbers
 _DISTANCE_CHUNK_ELEMENTS = 2**20
 # 1 KiB of float32 of every 32 KiB: reading it takes a few percent of the time of a mean in memory.
 _SAMPLE_ELEMENTS, _SAMPLE_EVERY = 256, 8192
-# Calls of NumPy take a third of torch's: that counts for small arrays.
-_NUMPY_DTYPES = (torch.float32, torch.float64)
+# Few operators: for small arrays, their number counts.
+_WIDENED_DTYPES = (torch.float32, torch.float64)
 # The distance of smaller arrays is exact.
 _SAMPLED_ELEMENTS = 65536
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -178,9 +178,9 @@ def squared_distance(x: Tensor, mean: Tensor) -> float:
     >>> squared_distance(x, torch.zeros(100_000)), round(squared_distance(sample_of(x), torch.zeros(100_000)), 6)
     (100000.0, 100000.0)
     """
-    if x.numel() <= _SAMPLED_ELEMENTS and x.dim() == 2 and x.device.type == "cpu" and x.dtype in _NUMPY_DTYPES:
-        wide = np.subtract(x.numpy(), mean.numpy(), dtype=np.float64).ravel()
-        return float(np.dot(wide, wide)) / x.shape[0]
+    if x.numel() <= _SAMPLED_ELEMENTS and x.dim() == 2 and x.dtype in _WIDENED_DTYPES:
+        wide = (x.double() - mean.double()).view(-1)
+        return float(torch.dot(wide, wide)) / x.shape[0]
     others = mean.unsqueeze(0) if x.dim() == 2 else sample_of(mean.unsqueeze(0))
     squares = 0.0
     for rows, part in zip(x.split(_DISTANCE_CHUNK_ELEMENTS, 1), others.split(_DISTANCE_CHUNK_ELEMENTS, 1), strict=True):

@@ -71,7 +71,8 @@ class LearnerMeans:
         self.parameters = replica.parameters
         self.buffers = replica.buffers if options.buffers == "average" else FlatBuffer([])
         self.kept_buffers = replica.buffers if options.buffers == "keep" else FlatBuffer([])
-        self.small = SmallArrays([self.parameters, self.buffers], topology)
+        takes_means = rule.averages == "parameters" and rule.server is None
+        self.small = SmallArrays([self.parameters, self.buffers] if takes_means else [], topology)
         self.outer = OuterState(rule.how, replica.parameters)
         self.equality = EqualityCheck(topology, options.check_rounds, replica.frozen)
         self.learners_agree = False

@@ -12,6 +12,7 @@ from hpcavg.averaging.calls import Call, Kind, meet
 from hpcavg.averaging.health import Excluded
 from hpcavg.averaging.small_arrays import SmallArrays
 from hpcavg.errors import MismatchError
+from tests.mpi.nodes import Nodes
 
 pytestmark = pytest.mark.mpi
 
@@ -218,13 +219,13 @@ def test_a_delayed_mean_that_overflows_is_an_error_on_all(world):
 
 
 def test_small_arrays_travel_with_a_meeting_and_every_learner_of_a_rank_counts(world):
-    topology = Topology(world)
+    topology = Nodes(world, None, "nodes of 2")
     flat = FlatBuffer([("x", torch.zeros(5)), ("y", torch.zeros(3, dtype=torch.float64))], learners=2)
     for array in flat.arrays:
         array.copy_(torch.tensor([[topology.rank], [10.0 * topology.rank]]).expand_as(array))
     small = SmallArrays([flat], topology)
     meeting = meet(Call(Kind.MEAN_MODEL, 0, 1, 1), GLOBAL, topology, packed=small.pack(False))
     means = small.means(flat.arrays, GLOBAL, meeting, True, Excluded((), meeting.num_members, False))
-    assert len(means) == 2
+    assert len(means) == (2 if topology.num_nodes > 1 else 0)  # inside a node, the engine is faster
     assert all((mean == 5.5 * (topology.num_learners - 1) / 2).all() for mean in means.values())
     topology.free()

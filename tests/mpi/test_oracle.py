@@ -53,7 +53,7 @@ OPTIMIZERS = {
 }
 # Every rule meets every problem and every optimizer.
 CASES = [("quadratic", "momentum"), ("logistic", "nesterov"), ("two_layers", "adam")]
-# How the arrays travel: with the learners' reports, by the engine of one node, or by a way between nodes of two ranks.
+# How the arrays travel: by the engine of one node; or between nodes of two ranks, with the reports or by an engine.
 WAYS = ["reports", "shared memory", "chunks:2:4", "allreduce:1:4", "allreduce:2"]
 
 
@@ -88,8 +88,8 @@ def test_agrees_with_the_oracle_at_every_step(
     expected, expected_mean = world.bcast((expected, expected_mean))
     module = problem.module()
     optimizer = make_optimizer(module.parameters())
-    topology = Nodes(world, group_size, "nodes of 2") if ":" in way else Topology(world, group_size)
-    crossing = way if topology.num_nodes > 1 else None
+    topology = Topology(world, group_size) if way == "shared memory" else Nodes(world, group_size, "nodes of 2")
+    crossing = way if ":" in way and topology.num_nodes > 1 else None
     rule = algorithms.build(name, options)
     averager = Averager(module, optimizer, rule, topology, total_steps=STEPS, batch_size=BATCH_SIZE, crossing=crossing)
     for t in range(1, STEPS + 1):
