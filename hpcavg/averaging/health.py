@@ -21,8 +21,6 @@ from hpcavg.utils.text import fold_numbers
 _DISTANCE_CHUNK_ELEMENTS = 2**20
 # 1 KiB of float32 of every 32 KiB: reading it takes a few percent of the time of a mean in memory.
 _SAMPLE_ELEMENTS, _SAMPLE_EVERY = 256, 8192
-# Few operators: for small arrays, their number counts.
-_WIDENED_DTYPES = (torch.float32, torch.float64)
 # The distance of smaller arrays is exact.
 _SAMPLED_ELEMENTS = 65536
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -178,13 +176,14 @@ def squared_distance(x: Tensor, mean: Tensor) -> float:
     >>> squared_distance(x, torch.zeros(100_000)), round(squared_distance(sample_of(x), torch.zeros(100_000)), 6)
     (100000.0, 100000.0)
     """
-    if x.numel() <= _SAMPLED_ELEMENTS and x.dim() == 2 and x.dtype in _WIDENED_DTYPES:
-        wide = (x.double() - mean.double()).view(-1)
-        return float(torch.dot(wide, wide)) / x.shape[0]
-    others = mean.unsqueeze(0) if x.dim() == 2 else sample_of(mean.unsqueeze(0))
+    others = mean if x.dim() == 2 else sample_of(mean.unsqueeze(0))[0]
+    pieces = [slice(None)]
+    if others.numel() > _DISTANCE_CHUNK_ELEMENTS:  # less memory for the differences
+        step = -(-others.shape[0] * _DISTANCE_CHUNK_ELEMENTS // others.numel())
+        pieces = [slice(first, first + step) for first in range(0, others.shape[0], step)]
     squares = 0.0
-    for rows, part in zip(x.split(_DISTANCE_CHUNK_ELEMENTS, 1), others.split(_DISTANCE_CHUNK_ELEMENTS, 1), strict=True):
-        difference = rows - part
+    for piece in pieces:
+        difference = x[:, piece] - others[piece]
         real = torch.view_as_real(difference) if difference.is_complex() else difference
         squares += float(torch.linalg.vector_norm(real, dtype=torch.float64)) ** 2
     return squares * mean.numel() / max(x.numel(), 1)
