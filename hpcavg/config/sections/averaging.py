@@ -39,7 +39,7 @@ class AveragingOptions(Section):
     check_rounds : after so many global means, and after the final one, compare what must be equal on all learners.
         `CorruptionError` reports a difference. 0 compares nothing.
     measure_distance : measure the consensus distance on all parameters, for the price of a copy of them. Otherwise it
-        is measured on a sample of large arrays, one element of 32.
+        is measured on a sample of large arrays, one element of 128.
     seed : seeds `Averager.generator`, this learner's own stream of random numbers. It may differ between ranks.
     total_steps : steps of every learner, for `Averager.done` and for rules that follow them.
     batch_size : samples per step of every learner, for rules that follow it.
@@ -84,7 +84,7 @@ class AveragingOptions(Section):
     )
     measure_distance: bool = option(
         False,
-        "measure how far learners are apart on all parameters, not on one of 32, for the price of a copy",
+        "measure how far learners are apart on all parameters, not on one of 128, for the price of a copy",
         name="consensus_distance",
     )
     seed: int = argument(0, compare=False)
