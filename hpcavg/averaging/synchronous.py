@@ -121,7 +121,7 @@ class Averaging:
                 rate=learner.rate,
                 fingerprint=learner.outer.fingerprint() if is_global else 0,
                 told=told,
-                packed=learner.small.pack(is_sick),
+                packed=None if is_mixed else learner.small.pack(is_sick),
             )
             self.told = None if told is None else meeting.told
             check_same_start(meeting.fingerprints)

@@ -17,8 +17,8 @@ ALLREDUCE, CHUNKS = "allreduce", "chunks"
 CHUNK_BYTES = (60 * 1024, 240 * 1024, 960 * 1024)
 # A piece is still in the cache when its mean comes back from the network.
 _PIECE_BYTES = (2**20, 2**21, 2**22)
-LARGEST_PIECE_BYTES = 2**30
-"""A count of MPI is a 32-bit C integer."""
+# A count of MPI is a 32-bit C integer.
+_LARGEST_PIECE_BYTES = 2**30
 
 # Below this size, one collective is always fastest: there is no trial.
 TRIED_BYTES = 256 * 1024
@@ -90,7 +90,7 @@ class Crossing:
         numel : number of elements of the slice.
         itemsize : size of an element, in bytes.
         """
-        limit_bytes = min(self.piece_bytes or LARGEST_PIECE_BYTES, LARGEST_PIECE_BYTES)
+        limit_bytes = min(self.piece_bytes or _LARGEST_PIECE_BYTES, _LARGEST_PIECE_BYTES)
         return max(min(numel, limit_bytes // itemsize), 1)
 
 
