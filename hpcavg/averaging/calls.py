@@ -18,7 +18,7 @@ from mpi4py import MPI
 
 from hpcavg.algorithms.rule import Rule
 from hpcavg.algorithms.schedule import Progress
-from hpcavg.algorithms.scope import GLOBAL, LOCAL, Neighbours, Scope
+from hpcavg.algorithms.scope import GLOBAL, Neighbours, Scope
 from hpcavg.distributed.topology import Topology
 from hpcavg.distributed.waiting import complete_asleep
 from hpcavg.engines.reduction import Values
@@ -59,7 +59,9 @@ _AVERAGES = (Kind.LOCAL_AVERAGE, Kind.GLOBAL_AVERAGE, Kind.NEIGHBOUR_AVERAGE)
 
 def kind_of(scope: Scope) -> Kind:
     """Return the kind of a rule's mean over `scope`."""
-    return {GLOBAL: Kind.GLOBAL_AVERAGE, LOCAL: Kind.LOCAL_AVERAGE}.get(scope, Kind.NEIGHBOUR_AVERAGE)
+    if isinstance(scope, Neighbours):
+        return Kind.NEIGHBOUR_AVERAGE
+    return Kind.GLOBAL_AVERAGE if scope is GLOBAL else Kind.LOCAL_AVERAGE
 
 
 class Call(NamedTuple):

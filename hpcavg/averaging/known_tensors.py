@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import chain
+from operator import is_not
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,7 +51,9 @@ class KnownTensors:
 
     def may_differ(self) -> bool:
         """Return whether a tensor may have been exchanged, added, removed or unfrozen since the last look. Fast."""
-        return any(self._empty) or self._objects() != self._seen or any(map(_REQUIRES_GRAD, self._frozen.values()))
+        now, seen = self._objects(), self._seen
+        is_other = len(now) != len(seen) or any(map(is_not, now, seen)) or any(self._empty)
+        return is_other or any(map(_REQUIRES_GRAD, self._frozen.values()))
 
     def look_again(self) -> dict[int, Tensor]:
         """Return the buffers that were reassigned (``module.b = new``), by the `id` of the buffers before.
@@ -116,15 +118,11 @@ class KnownTensors:
         ]
         self._full, self._empty = [part for part in parts if part], [part for part in parts if not part]
         self._seen = self._objects()
-        self._kept_alive = (modules, self._optimized())  # so no new object gets the address of a former one
 
-    def _optimized(self) -> list[Tensor]:
-        return list(chain.from_iterable(group["params"] for group in self._optimizer.param_groups))
-
-    def _objects(self) -> bytes:
-        """Return the addresses of all objects in the dictionaries and the optimizer, to be compared at once."""
-        values: Iterable[Any] = chain.from_iterable(part.values() for part in self._full)
-        return np.fromiter(chain(values, self._optimized()), dtype=object).tobytes()
+    def _objects(self) -> list[Any]:
+        """Return all objects in the dictionaries and the optimizer."""
+        held = [part.values() for part in self._full]
+        return list(chain(*held, *(group["params"] for group in self._optimizer.param_groups)))
 
 
 def form_of(tensor: Tensor) -> str:
