@@ -41,7 +41,8 @@ class Merge(Protocol):
         Parameters
         ----------
         x : the parameters, shape (learners, numel).
-        mean : shape (numel,), same dtype and device. It may be a row of `x` if the merge does not read parameters.
+        mean : shape (numel,), same dtype and device. With one learner it may be the row of `x` itself if the merge does
+            not read parameters.
         state : what `init` returned, updated in place.
         rate : the local optimizer's learning rate.
         """
@@ -68,10 +69,9 @@ class Replace:
         return {}
 
     def apply(self, x: Tensor, mean: Tensor, state: State, rate: float) -> None:
-        """Copy the mean to every row, unless it is that row."""
-        for row in x:
-            if row.data_ptr() != mean.data_ptr():
-                row.copy_(mean)  # x_j = mean
+        """Copy the mean to every row, unless it was formed there."""
+        if x.data_ptr() != mean.data_ptr():
+            x.copy_(mean)  # x_j = mean
 
 
 class Blend:

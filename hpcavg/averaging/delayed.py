@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ class DelayedAveraging:
         with torch.no_grad():
             if excluded.learners:
                 means += learner.topology.run_collective(
-                    lambda: learner.take(learner.kept_buffers.arrays, GLOBAL, True, excluded, False, exact=True)
+                    lambda: learner.take(learner.kept_buffers, GLOBAL, True, excluded, False, exact=True)
                 )
             distance = learner.merge(means, rule.how, rule.how_buffers, excluded, learner.held(False), learner.rate)
         learner.end_global(rule.how)
@@ -100,7 +101,8 @@ class DelayedAveraging:
             distance,
             excluded.learners,
         )
-        learner.equality.compare(progress.round, progress.step, learner.equal_after(rule.how, rule.how_buffers))
+        equal = partial(learner.equal_after, rule.how, rule.how_buffers)
+        learner.equality.compare(progress.round, progress.step, equal)
         return event
 
     def drop(self) -> None:

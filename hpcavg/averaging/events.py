@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hpcavg.algorithms.scope import GLOBAL, SERVER, Scope
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Event:
     """One mean, or one exchange with the parameter servers.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from hpcavg.engines.reduction import as_array
 from hpcavg.errors import InputError
 
 # Every tensor starts on a cache line, like torch's own allocations: kernels then give the same bits.
@@ -63,6 +64,9 @@ class FlatBuffer:
     ----------
     arrays : one tensor of shape (learners, numel) per (dtype, device), in order of first appearance. Slots start on
         64-byte boundaries. The gaps between them stay zero.
+    values : the same memory as NumPy arrays, which are faster to call; in half precision and on devices, the tensors.
+    rows : row 0 of every array, shape (numel,).
+    num_bytes : bytes of one learner in all arrays: what it brings into a mean.
     slots : a `Slot` for every distinct tensor. Iterating over the flat buffer yields them.
 
     Raises
@@ -110,12 +114,19 @@ class FlatBuffer:
             self.slots.append(Slot(name, tensors, index, sizes[index], first.shape, own))
             alignment = max(_ALIGNMENT_BYTES // first.element_size(), 1)
             sizes[index] += -(-first.numel() // alignment) * alignment
-        self.arrays: list[Tensor] = []
+        arrays = []
         for (dtype, device), numel in zip(index_of, sizes, strict=True):
             array = torch.zeros(learners, numel, dtype=dtype, device=device)
             placed = allocate(array)
-            self.arrays.append(array if placed is array else placed.zero_())
+            arrays.append(array if placed is array else placed.zero_())
+        self._keep(arrays)
+        self.num_bytes = sum(array.shape[1] * array.element_size() for array in arrays)
         self._take_in(self.slots)
+
+    def _keep(self, arrays: Iterable[Tensor]) -> None:
+        self.arrays = list(arrays)
+        self.values = list(map(as_array, self.arrays))
+        self.rows = [array[0] for array in self.arrays]
 
     def _take_in(self, slots: Iterable[Slot]) -> None:
         """Copy the tensors' values into the slots, and make the tensors views of the slots."""
@@ -156,13 +167,8 @@ class FlatBuffer:
         moved = {index for index, array in enumerate(arrays) if array is not self.arrays[index]}
         for index in moved:
             arrays[index].zero_()
-        self.arrays = list(arrays)
+        self._keep(arrays)
         self._take_in(slot for slot in self.slots if slot.array in moved)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of one learner in all arrays: what it brings into a mean."""
-        return sum(array.shape[1] * array.element_size() for array in self.arrays)
 
     def adopt(self, successors: dict[int, Tensor]) -> None:
         """Exchange tensors for others of the same form. The next `refresh` makes them views, with their values.

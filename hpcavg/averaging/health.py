@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -15,12 +14,15 @@ from torch import Tensor
 
 from hpcavg.algorithms.scope import Neighbours, Scope
 from hpcavg.distributed.topology import Topology
+from hpcavg.engines.reduction import Array
 from hpcavg.errors import CorruptionError, InputError, SickLearnersError
 from hpcavg.utils.text import fold_numbers
 
+# Up to this size, NumPy takes less time than torch. Above it, its library may start threads.
+_SMALL_ELEMENTS = 8192
 _DISTANCE_CHUNK_ELEMENTS = 2**20
-# 2 KiB of float32 of every 256 KiB: reading it takes 10 to 25 % of the time of a mean in memory.
-_SAMPLE_ELEMENTS, _SAMPLE_EVERY = 512, 65536
+# A page costs more than the elements that are read of it: there are few stretches, and they are short.
+_NUM_STRETCHES, _STRETCH_ELEMENTS = 256, 16
 # The distance of smaller arrays is exact.
 _SAMPLED_ELEMENTS = 65536
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -29,8 +31,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 # -- sick learners ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Excluded:
+class Excluded(NamedTuple):
     """The sick learners: a mean leaves them out, because their parameters are not finite.
 
     Attributes
@@ -98,7 +99,7 @@ def raise_sick(excluded: Excluded, scope: Scope, topology: Topology, what: str, 
     raise SickLearnersError(excluded.learners, what, excluded.num_members, next(filter(None, tensors), ""))
 
 
-def examine(arrays: Iterable[Tensor], num_learners: int) -> tuple[bool, bool]:
+def examine(arrays: Iterable[Array], num_learners: int) -> tuple[bool, bool]:
     """Return whether all elements of `arrays` are finite, and whether a sum over the learners may overflow.
 
     It reads the arrays once.
@@ -119,8 +120,12 @@ def examine(arrays: Iterable[Tensor], num_learners: int) -> tuple[bool, bool]:
     """
     is_finite, is_large = True, False
     for array in arrays:
-        values = torch.view_as_real(array) if array.is_complex() else array
         # If the sum of squares is finite, the sum of the values is, too. Squares overflow in half precision.
+        if isinstance(array, np.ndarray):
+            if array.size <= _SMALL_ELEMENTS and math.isfinite(np.vdot(array, array).real):
+                continue
+            array = torch.from_numpy(array)
+        values = torch.view_as_real(array) if array.is_complex() else array
         if values.itemsize > 2 and math.isfinite(torch.linalg.vector_norm(values).item()):
             continue
         if values.numel():
@@ -137,11 +142,15 @@ def is_finite(arrays: Iterable[Tensor]) -> bool:
     return examine(arrays, 1)[0]
 
 
-def sample_of(x: Tensor) -> Tensor:
+def sample_of(x: Array) -> Array:
     """Return the elements of `x` on which a distance is measured: a view of shape (learners, ...).
 
-    Of an array of more than 65536 elements, these are the first 512 of every 65536. All parameters that are larger than
-    that take part, in proportion to their size.
+    Of an array of more than 65536 elements, these are 256 stretches of 16 elements, at equal distances. Parameters take
+    part in proportion to their size.
+
+    The squared distance on the sample has a relative error (root mean square) of sqrt(2 / 4096) = 2.2 % if the
+    differences have a normal distribution. The differences of trained networks are larger in some layers than in
+    others: 20 % for ResNet-18, 17 % for ResNet-20 and 14 % for MobileNetV2, after 8 steps on the digits.
 
     Parameters
     ----------
@@ -149,18 +158,21 @@ def sample_of(x: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> import torch
+    >>> import numpy as np
     >>> from hpcavg.averaging.health import sample_of
-    >>> sample_of(torch.zeros(1, 20_000)).shape, sample_of(torch.zeros(1, 200_000)).shape
-    (torch.Size([1, 20000]), torch.Size([1, 3, 512]))
+    >>> sample_of(np.zeros((1, 20_000))).shape, sample_of(np.zeros((1, 200_000))).shape
+    ((1, 20000), (1, 256, 16))
     """
-    numel = x.shape[1]
+    num_learners, numel = x.shape
     if numel <= _SAMPLED_ELEMENTS:
         return x
-    return x[:, : numel - numel % _SAMPLE_EVERY].unflatten(1, (-1, _SAMPLE_EVERY))[:, :, :_SAMPLE_ELEMENTS]
+    every = numel // _NUM_STRETCHES
+    stretches = x[:, : _NUM_STRETCHES * every].reshape(num_learners, _NUM_STRETCHES, every)
+    # From the middle: the first parameters of a network are few and move far.
+    return stretches[:, :, every // 2 : every // 2 + _STRETCH_ELEMENTS]
 
 
-def squared_distance(x: Tensor, mean: Tensor) -> float:
+def squared_distance(x: Array, mean: Array) -> float:
     """Return ||x_j - mean||², averaged over the learners, summed in float64.
 
     Parameters
@@ -170,23 +182,29 @@ def squared_distance(x: Tensor, mean: Tensor) -> float:
 
     Examples
     --------
-    >>> import torch
+    >>> import numpy as np
     >>> from hpcavg.averaging.health import sample_of, squared_distance
-    >>> x = torch.ones(2, 100_000)
-    >>> squared_distance(x, torch.zeros(100_000)), round(squared_distance(sample_of(x), torch.zeros(100_000)), 6)
+    >>> x = np.ones((2, 100_000))
+    >>> squared_distance(x, np.zeros(100_000)), squared_distance(sample_of(x), np.zeros(100_000))
     (100000.0, 100000.0)
     """
-    others = mean if x.dim() == 2 else sample_of(mean.unsqueeze(0))[0]
-    pieces = [slice(None)]
-    if others.numel() > _DISTANCE_CHUNK_ELEMENTS:  # less memory for the differences
-        step = -(-others.shape[0] * _DISTANCE_CHUNK_ELEMENTS // others.numel())
-        pieces = [slice(first, first + step) for first in range(0, others.shape[0], step)]
-    squares = 0.0
-    for piece in pieces:
-        difference = x[:, piece] - others[piece]
+    others = mean if x.ndim == 2 else sample_of(mean[None])[0]
+    squares = sum(_squared_norm(row, others) for row in x)
+    return squares * len(mean) / (len(x) * max(math.prod(others.shape), 1))
+
+
+def _squared_norm(x: Array, others: Array) -> float:
+    """Return ||x - others||², summed in float64."""
+    if len(x) > _DISTANCE_CHUNK_ELEMENTS:  # less memory for the differences
+        starts = range(0, len(x), _DISTANCE_CHUNK_ELEMENTS)
+        pieces = [slice(start, start + _DISTANCE_CHUNK_ELEMENTS) for start in starts]
+        return sum(_squared_norm(x[piece], others[piece]) for piece in pieces)
+    difference = x - others
+    if isinstance(difference, Tensor):
         real = torch.view_as_real(difference) if difference.is_complex() else difference
-        squares += float(torch.linalg.vector_norm(real, dtype=torch.float64)) ** 2
-    return squares * mean.numel() / max(x.numel(), 1)
+        return float(torch.linalg.vector_norm(real, dtype=torch.float64)) ** 2
+    wide = difference.astype(np.complex128 if difference.dtype.kind == "c" else np.float64)
+    return float(np.vdot(wide, wide).real)
 
 
 # -- silent corruption --------------------------------------------------------------------------------------------
@@ -235,18 +253,18 @@ class EqualityCheck:
         self._frozen = frozen
         self._alarm: CorruptionError | None = None
 
-    def compare(self, number: int, step: int, parts: Mapping[str, Sequence[Tensor]]) -> None:
+    def compare(self, number: int, step: int, parts: Callable[[], Mapping[str, Sequence[Tensor]]]) -> None:
         """Compare tensors if `number` is a multiple of N; see `raise_alarm`. Collective over all learners.
 
         Parameters
         ----------
         number : the number of the global mean; 0 is always compared.
         step : the step of the mean, for the message.
-        parts : the tensors, by their name in the message.
+        parts : returns the tensors, by their name in the message.
         """
         if not self._every or number % self._every:
             return
-        given = {name: tensors for name, tensors in {**parts, "frozen parameters": self._frozen}.items() if tensors}
+        given = {name: tensors for name, tensors in {**parts(), "frozen parameters": self._frozen}.items() if tensors}
         try:
             self._topology.run_collective(
                 lambda: compare(given, self._topology, f"at step {step}"), what=f"comparison at step {step}"

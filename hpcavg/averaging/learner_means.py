@@ -24,6 +24,7 @@ from hpcavg.averaging.small_arrays import SmallArrays
 from hpcavg.config.sections.averaging import AveragingOptions
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import Engine, take_means, take_means_of_large
+from hpcavg.engines.reduction import Array, as_array, copy_of
 
 
 class LearnerMeans:
@@ -89,14 +90,14 @@ class LearnerMeans:
 
     # -- sick learners --------------------------------------------------------------------------------------------
 
-    def examine(self, arrays: Sequence[Tensor] | None = None) -> tuple[bool, bool]:
+    def examine(self, arrays: Sequence[Array] | None = None) -> tuple[bool, bool]:
         """Return whether this learner is sick, and whether the sum of all learners' values may overflow.
 
         Parameters
         ----------
         arrays : the values, each of shape (learners, numel). None: the parameters and the averaged buffers.
         """
-        arrays = [*self.parameters.arrays, *self.buffers.arrays] if arrays is None else arrays
+        arrays = [*self.parameters.values, *self.buffers.values] if arrays is None else arrays
         is_finite, is_large = health.examine(arrays, self.topology.num_learners)
         return self.awaits_mean or not is_finite, is_large
 
@@ -122,7 +123,7 @@ class LearnerMeans:
 
     def take(
         self,
-        arrays: Sequence[Tensor],
+        flat: FlatBuffer,
         scope: Scope,
         out_of_place: bool,
         excluded: Excluded,
@@ -136,7 +137,7 @@ class LearnerMeans:
 
         Parameters
         ----------
-        arrays : each of shape (learners, numel). A sick learner's become zero.
+        flat : holds the arrays. A sick learner's become zero.
         scope : the learners that take part.
         out_of_place : leave the arrays intact.
         excluded : the sick learners.
@@ -144,23 +145,28 @@ class LearnerMeans:
         exact : compress nothing.
         meeting : the reports of the learners, with which small arrays have travelled.
         """
+        arrays, rows = flat.arrays, flat.rows
         if not arrays:
             return []
         out_of_place = out_of_place or self.topology.survives
         small = {} if meeting is None else self.small.means(arrays, scope, meeting, out_of_place, excluded)
         if small:
-            rest = [array for index, array in enumerate(arrays) if index not in small]
-            others = iter(self.take(rest, scope, out_of_place, excluded, is_large, exact))
-            return [small[index] if index in small else next(others) for index in range(len(arrays))]
+            rest = [index for index in range(len(arrays)) if index not in small]
+            arrays, rows = [arrays[index] for index in rest], [rows[index] for index in rest]
         excluded.zero_contribution(arrays)
         if isinstance(scope, Neighbours):  # weights sum to 1, so no sum of large values overflows
             means = take_means(self.engine, arrays, scope, out_of_place)
             return excluded.rescale(means, self.topology.links(scope).weights)
         if is_large:
-            return take_means_of_large(self.engine, arrays, scope, excluded.num_members, excluded.num_well)
-        return take_means(self.engine, arrays, scope, out_of_place, excluded.num_well, exact)
+            means = take_means_of_large(self.engine, arrays, scope, excluded.num_members, excluded.num_well)
+        else:
+            means = take_means(self.engine, arrays, scope, out_of_place, excluded.num_well, exact, rows)
+        if small:
+            others = iter(means)
+            means = [small[index] if index in small else next(others) for index in range(len(flat.arrays))]
+        return means
 
-    def held(self, is_copy: bool) -> list[Tensor]:
+    def held(self, is_copy: bool) -> list[Array]:
         """Return the parameters before a mean, for their distance from it: a sample, unless the options ask for all.
 
         Parameters
@@ -168,9 +174,9 @@ class LearnerMeans:
         is_copy : the mean will replace the parameters.
         """
         if self.options.measure_distance:
-            return self.parameters.arrays
-        samples = list(map(sample_of, self.parameters.arrays))
-        return [sample.clone() for sample in samples] if is_copy else samples
+            return self.parameters.values
+        samples = list(map(sample_of, self.parameters.values))
+        return list(map(copy_of, samples)) if is_copy else samples
 
     # -- merging --------------------------------------------------------------------------------------------------
 
@@ -180,7 +186,7 @@ class LearnerMeans:
         how: Merge,
         how_buffers: Merge,
         excluded: Excluded,
-        before: Sequence[Tensor] | None,
+        before: Sequence[Array] | None,
         rate: float,
     ) -> float:
         """Merge means into parameters and buffers; return this learner's ||x_j - x̄||² before, or NaN.
@@ -200,7 +206,10 @@ class LearnerMeans:
         num_arrays, num_buffers = len(arrays), len(self.buffers.arrays)
         distance = 0.0
         for index, (array, mean, state) in enumerate(zip(arrays, means, self.outer.states, strict=False)):
-            distance += math.nan if before is None else squared_distance(before[index], mean)
+            if before is not None:
+                is_in_place = mean is self.parameters.rows[index]
+                values = self.parameters.values[index][0] if is_in_place else as_array(mean)
+                distance += squared_distance(before[index], values)
             self._merge_array(array, mean, how, state, excluded, rate)
         for array, mean in zip(self.buffers.arrays, means[num_arrays : num_arrays + num_buffers], strict=True):
             self._merge_array(array, mean, how_buffers, {}, excluded, rate)
@@ -210,7 +219,7 @@ class LearnerMeans:
             forget(self._optimizer)
             self.awaits_mean = False
         self.replica.put_back_constants()
-        return math.nan if excluded.is_here else distance
+        return math.nan if excluded.is_here or before is None else distance
 
     def _merge_array(
         self,

@@ -91,7 +91,8 @@ class SmallArrays:
             if index is None:
                 continue
             learners = array.shape[0]
-            mean = array[0] if learners == 1 and not out_of_place else torch.empty_like(array[0])
+            row = place.flat.rows[place.index]
+            mean = row if learners == 1 and not out_of_place else torch.empty_like(row)
             rows = _rows(meeting.packed[:, place.bytes], array)
             scale = scale_of_large(array, meeting.num_members) if meeting.is_large else 1.0
             target = as_array(mean)

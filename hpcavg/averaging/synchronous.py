@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from hpcavg.averaging.flat_buffer import FlatBuffer
 from hpcavg.averaging.gradients import GradientBuffer
 from hpcavg.averaging.health import Excluded, check_same_start, fingerprint
 from hpcavg.averaging.learner_means import LearnerMeans
-from hpcavg.engines.reduction import Values
+from hpcavg.engines.reduction import Array, Values
 from hpcavg.errors import InputError
 
 
@@ -76,12 +77,14 @@ class Averaging:
 
             self._gradients.average(scope, meet_with, call)
             # All steps so far took the same gradients on all learners, so the parameters must be equal.
-            learner.equality.compare(progress.round + 1, progress.step, {"parameters": learner.parameters.arrays})
+            learner.equality.compare(
+                progress.round + 1, progress.step, lambda: {"parameters": learner.parameters.arrays}
+            )
             return self._event(scope, progress, started, self._gradients.num_bytes, math.nan, ())
         how, how_buffers = (self._rule.how, self._rule.how_buffers) if is_global else (replace, replace)
         event = self._average(call, scope, how, how_buffers, progress, started, told=told)
         if is_global:
-            learner.equality.compare(progress.round + 1, progress.step, learner.equal_after(how, how_buffers))
+            learner.equality.compare(progress.round + 1, progress.step, partial(learner.equal_after, how, how_buffers))
         return event
 
     def take_final(self, progress: Progress) -> Event:
@@ -89,7 +92,7 @@ class Averaging:
         started = time.perf_counter()
         call = self._caller.call(Kind.FINISH, progress)
         event = self._average(call, GLOBAL, replace, replace, progress, started, exact=True)
-        self._learner.equality.compare(0, progress.step, self._learner.equal_after(replace, replace))
+        self._learner.equality.compare(0, progress.step, partial(self._learner.equal_after, replace, replace))
         return event
 
     def _average(
@@ -107,7 +110,7 @@ class Averaging:
         learner = self._learner
         is_global, is_mixed = scope is GLOBAL, isinstance(scope, Neighbours)
         out_of_place = how.reads_parameters or (is_global and learner.options.measure_distance)
-        before: list[Tensor] | None = None
+        before: list[Array] | None = None
 
         def take() -> tuple[Excluded, float, list[Tensor]]:
             nonlocal before
@@ -130,17 +133,15 @@ class Averaging:
             learner.awaits_mean = is_sick
             if excluded.are_all and not is_mixed:  # a local group: it takes the next global mean from the others
                 return excluded, meeting.rate, []
-            # Neighbours know of different sick learners, but must all make the same exchanges.
-            kept = learner.kept_buffers.arrays if excluded.learners or is_mixed else []
             is_large = meeting.is_large
             before = learner.held(not out_of_place) if is_global else None
             means = [
-                *learner.take(learner.parameters.arrays, scope, out_of_place, excluded, is_large, exact, meeting),
-                *learner.take(
-                    learner.buffers.arrays, scope, how_buffers.reads_parameters, excluded, is_large, exact, meeting
-                ),
-                *learner.take(kept, scope, True, excluded, is_large, exact=True),
+                *learner.take(learner.parameters, scope, out_of_place, excluded, is_large, exact, meeting),
+                *learner.take(learner.buffers, scope, how_buffers.reads_parameters, excluded, is_large, exact, meeting),
             ]
+            # Neighbours know of different sick learners, but must all make the same exchanges.
+            if excluded.learners or is_mixed:
+                means += learner.take(learner.kept_buffers, scope, True, excluded, is_large, exact=True)
             return excluded, meeting.rate, [] if excluded.are_all else means
 
         distance = math.nan
@@ -197,7 +198,11 @@ class Averaging:
             excluded = self._excluded(meeting, GLOBAL, is_sick)
             if excluded.are_all:
                 excluded = Excluded((), excluded.num_members, False)
-            return learner.take(arrays, GLOBAL, False, excluded, meeting.is_large, exact=True)
+            return [
+                mean
+                for flat in flats
+                for mean in learner.take(flat, GLOBAL, False, excluded, meeting.is_large, exact=True)
+            ]
 
         with torch.no_grad():
             means = self._topology.run_collective(take, what=call)

@@ -18,7 +18,7 @@ Values: TypeAlias = NDArray[Any]
 """A NumPy array."""
 
 Array: TypeAlias = "Values | Tensor"
-"""A NumPy array over a tensor's memory; in half precision, the tensor."""
+"""A NumPy array over a tensor's memory; in half precision and on devices, the tensor."""
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -31,7 +31,12 @@ ALIGNMENT_ELEMENTS = 64
 
 def as_array(tensor: Tensor) -> Array:
     """Return the memory of `tensor` as the array type that `average` works on fastest."""
-    return tensor if tensor.dtype in _HALF else tensor.numpy()
+    return tensor if tensor.dtype in _HALF or tensor.device.type != "cpu" else tensor.numpy()
+
+
+def copy_of(array: Array) -> Array:
+    """Return a copy of `array` in memory of its own."""
+    return array.clone() if isinstance(array, Tensor) else array.copy()
 
 
 def sum_dtype(row: Array) -> np.dtype[Any]:

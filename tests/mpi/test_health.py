@@ -461,7 +461,7 @@ def test_members_of_a_group_are_named_by_their_index_among_all(world):
     "rule", [algorithms.k_avg(1), algorithms.slowmo(1), algorithms.dasgd(1, 0)], ids=lambda rule: rule.name
 )
 def test_the_distance_from_the_mean(world, topology, rule, numel, dtype):
-    """All learners hold normal numbers. Of a large array the distance is measured on 2048 elements."""
+    """All learners hold normal numbers. Of a large array the distance is measured on 4096 elements."""
     rank, size = world.Get_rank(), world.Get_size()
     values = [
         torch.randn(numel, generator=torch.Generator().manual_seed(j), dtype=torch.float64).to(dtype)

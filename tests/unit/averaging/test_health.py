@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from hpcavg.averaging.health import Excluded, digest, is_finite
+from hpcavg.averaging.health import Excluded, digest, examine, is_finite, sample_of, squared_distance
+from hpcavg.engines.reduction import as_array
 from hpcavg.errors import CorruptionError, SickLearnersError
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
@@ -35,6 +37,34 @@ def test_a_sum_that_overflows_is_looked_at_again(dtype):
     assert is_finite([array])
     array[0, -1] = math.nan
     assert not is_finite([array])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("numel", [3, 10_000])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex64])
+def test_numpy_arrays_of_any_size_are_examined_alike(dtype, numel):
+    array = np.full((1, numel), np.finfo(dtype).max, dtype=dtype)
+    assert examine([array], 2) == (True, True)
+    assert examine([array / 4], 2) == (True, False)
+    array[0, -1] = np.inf
+    assert examine([array], 2) == (False, False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_distance_of_several_learners_is_their_mean(dtype):
+    x = torch.zeros(2, 70_000, dtype=dtype)
+    x[1] = 2
+    mean = torch.ones(70_000, dtype=dtype)
+    for values in (as_array(x), sample_of(as_array(x))):
+        assert squared_distance(values, as_array(mean)) == pytest.approx(70_000)
+
+
+def test_the_sample_of_normal_numbers_is_off_by_its_error():
+    values = np.random.default_rng(1).standard_normal((100, 70_000))
+    none = np.zeros(70_000)
+    ratios = [squared_distance(sample_of(x[None]), none) / squared_distance(x[None], none) - 1 for x in values]
+    assert abs(np.mean(ratios)) < 0.01
+    assert 0.01 < np.std(ratios) < 0.03
 
 
 def test_nothing_is_finite():
