@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -59,7 +60,7 @@ class Engine(Protocol):
     name: str
     notes: list[str]
     compresses: bool
-    crossings: dict[str, Crossing]
+    crossings: Mapping[str, Crossing]
 
     def use_crossings(self, crossings: Mapping[str, Crossing]) -> None:
         """Take these ways of arrays between nodes from now on, by size class. The same on all ranks.
@@ -123,6 +124,15 @@ class Engine(Protocol):
         count_well : returns the `num_well` of the other arrays from the mean of the first array. The mean of the first
             array is exact and over all learners.
         """
+
+
+class WithoutCrossings:
+    """A part of engines that make no trial of ways between nodes."""
+
+    crossings: Mapping[str, Crossing] = MappingProxyType({})
+
+    def use_crossings(self, crossings: Mapping[str, Crossing]) -> None:
+        """Do nothing."""
 
 
 def take_means(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hpcavg.algorithms.scope import Neighbours, Scope
 from hpcavg.distributed.topology import Topology
+from hpcavg.engines.base import WithoutCrossings
 from hpcavg.engines.compression import WireFormat
-from hpcavg.engines.crossing import Crossing
 from hpcavg.engines.neighbours import mix
 from hpcavg.engines.pending import CountWell, SteppedMean, all_done
 from hpcavg.engines.reduction import divide
@@ -27,7 +27,7 @@ MAX_CHUNK_ELEMENTS = 2**31 - 1
 _STAGING_ELEMENTS = 4 * 2**20
 
 
-class MpiEngine:
+class MpiEngine(WithoutCrossings):
     """Means by MPI_Allreduce.
 
     float32 and float64 in host memory are reduced in place. Other arrays pass through a small buffer in host memory:
@@ -62,10 +62,6 @@ class MpiEngine:
         self._topology = topology
         self._max_chunk_elements = max_chunk_elements
         self.notes: list[str] = []
-        self.crossings: dict[str, Crossing] = {}
-
-    def use_crossings(self, crossings: Mapping[str, Crossing]) -> None:
-        """Do nothing: MPI has its own ways."""
 
     def allocate(self, array: Tensor) -> Tensor:
         """Return `array`: MPI reduces it in any memory."""

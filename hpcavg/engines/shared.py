@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from mpi4py import MPI
@@ -20,8 +20,8 @@ from torch import Tensor
 from hpcavg.algorithms.scope import GLOBAL, LOCAL, Neighbours, Scope
 from hpcavg.distributed.shared_memory import map_shared_memory
 from hpcavg.distributed.topology import Topology
+from hpcavg.engines.base import WithoutCrossings
 from hpcavg.engines.compression import WireFormat
-from hpcavg.engines.crossing import Crossing
 from hpcavg.engines.mpi import MpiEngine, as_real
 from hpcavg.engines.neighbours import mix
 from hpcavg.engines.pending import CountWell, SteppedMean, Work, finish
@@ -38,7 +38,7 @@ _SMALL_BYTES = 128 * 1024
 _TINY_BYTES = 4 * 1024
 
 
-class SharedEngine:
+class SharedEngine(WithoutCrossings):
     """Means over learners on one node, in shared memory.
 
     It averages arrays from `allocate`. `MpiEngine` averages all other arrays, and arrays on devices. `MpiEngine` also
@@ -74,7 +74,6 @@ class SharedEngine:
         self._check_nodes()
         self._is_required = is_required
         self.notes: list[str] = []
-        self.crossings: dict[str, Crossing] = {}
         self._mpi = MpiEngine(topology)
         self._members: dict[tuple[Scope, bool], Members] = {}
         self._placed: dict[int, Rows] = {}
@@ -108,9 +107,6 @@ class SharedEngine:
         return Members(scope, node, peers, num_ranks, in_background=in_background)
 
     # -- memory of arrays -----------------------------------------------------------------------------------------
-
-    def use_crossings(self, crossings: Mapping[str, Crossing]) -> None:
-        """Do nothing: nothing crosses between nodes."""
 
     def allocate(self, array: Tensor) -> Tensor:
         """Return shared memory with the shape and dtype of `array`; see `hpcavg.engines.base.Engine`."""
@@ -191,15 +187,13 @@ class SharedEngine:
         elif (take_small := self._small_mean(placed, members, is_in_place)) is not None:
             self._small[key, scope.name, is_in_place] = take_small, members.num_ranks
             self.mean(rows, out, scope, num_well)
-        elif not is_in_place and self._out_of_place_mean(placed, members) is None:  # no room
-            self._mpi.mean(rows, out, scope, num_well)
         elif is_in_place:
             finish(self._replace(placed, members, num_well, exact))
-        else:
-            mean = self._out_of_place_mean(placed, members)
-            assert mean is not None
+        elif (mean := self._out_of_place_mean(placed, members)) is not None:
             finish(self._average(placed, [as_array(mean)], members, num_well, exact))
             out.copy_(mean)
+        else:  # no room
+            self._mpi.mean(rows, out, scope, num_well)
 
     def mix(self, rows: Tensor, out: Tensor, scope: Neighbours) -> None:
         """Write the weighted mean of the neighbours to this rank's row; see `hpcavg.engines.base.Engine`.

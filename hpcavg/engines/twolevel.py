@@ -71,6 +71,7 @@ class TwoLevelEngine(SharedEngine):
     ) -> None:
         super().__init__(topology, wire_format, is_required)
         self._crossing = crossing
+        self.crossings: dict[str, Crossing] = {}
         # The fastest crossing in chunks, for delayed means.
         self._in_background: dict[str, Crossing] = {}
 

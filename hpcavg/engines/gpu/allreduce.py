@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hpcavg.algorithms.scope import Neighbours, Scope
 from hpcavg.distributed.topology import Topology
-from hpcavg.engines.crossing import Crossing
+from hpcavg.engines.base import WithoutCrossings
 from hpcavg.engines.gpu.cuda import Cuda
 from hpcavg.engines.mpi import MAX_CHUNK_ELEMENTS, MpiEngine, as_real
 from hpcavg.engines.staged import average_own
@@ -22,7 +22,7 @@ Sum: TypeAlias = Callable[[Tensor], None]
 _SCRATCH_ELEMENTS = 4 * 2**20
 
 
-class AllreduceEngine:
+class AllreduceEngine(WithoutCrossings):
     """Base of engines whose blocking mean is a sum in place, and a division.
 
     Means of neighbours go through host memory.
@@ -42,16 +42,12 @@ class AllreduceEngine:
         self._topology = topology
         self._max_chunk_elements = max_chunk_elements
         self.notes: list[str] = []
-        self.crossings: dict[str, Crossing] = {}
         self._cuda = cuda or Cuda()
         self._mpi = MpiEngine(topology)
 
     def _sum_over(self, scope: Scope) -> Sum:
         """Return the sum over `scope`. Collective over the scope."""
         raise NotImplementedError
-
-    def use_crossings(self, crossings: Mapping[str, Crossing]) -> None:
-        """Do nothing: the library has its own ways."""
 
     def allocate(self, array: Tensor) -> Tensor:
         """Return `array`: any memory can be summed."""
