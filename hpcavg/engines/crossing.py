@@ -145,22 +145,25 @@ def trial(tried: list[Crossing], seconds: Callable[[Crossing, int], float]) -> d
     >>> trial([slow, fast], lambda crossing, repeats: 0.01 * repeats / crossing.num_lanes)[fast]
     0.005
     """
+    first = {crossing: seconds(crossing, 1) for crossing in tried}
     taken: dict[Crossing, list[float]] = {crossing: [] for crossing in tried}
-    spent_s = 0.0
-    for turn in range(_ROUNDS + 1):
-        best = min(map(statistics.median, taken.values())) if turn else 0.0
+
+    def medians() -> dict[Crossing, float]:
+        return {crossing: statistics.median(times or [first[crossing]]) for crossing, times in taken.items()}
+
+    spent_s = sum(first.values())
+    for turn in range(_ROUNDS):
+        known = medians()
+        limit_s = _HOPELESS * min(known.values())
         for crossing in tried:
-            known = statistics.median(taken[crossing]) if turn else 0.0
-            is_hopeless = known > _HOPELESS * best and (turn > 1 or known > _LONG_S)
-            if turn and (is_hopeless or spent_s > _BUDGET_S):
+            is_hopeless = known[crossing] > limit_s and (turn > 0 or known[crossing] > _LONG_S)
+            if is_hopeless or spent_s > _BUDGET_S:
                 continue
-            repeats = 1 if not turn else 1 + int(_SHORTEST_TRIAL_S / max(known, 1e-9))
+            repeats = 1 + int(_SHORTEST_TRIAL_S / max(known[crossing], 1e-9))
             total_s = seconds(crossing, repeats)
             spent_s += total_s
-            if turn == 1 and spent_s <= _BUDGET_S:
-                taken[crossing].clear()
             taken[crossing].append(total_s / repeats)
-    return {crossing: statistics.median(times) for crossing, times in taken.items()}
+    return medians()
 
 
 def fastest(seconds: Mapping[Crossing, float], way: str | None = None) -> Crossing:
