@@ -228,8 +228,9 @@ class SharedEngine(WithoutCrossings):
         Means replace copies in shared memory, which are kept for the next call.
         """
         members = self._members_of(scope, in_background=True)
-        copies = None if members.num_ranks == 1 else self._copies_of(arrays)
-        if copies is None:
+        # Memory is made by all learners together, also by one that is alone in its group.
+        copies = None if self._topology.num_learners == 1 else self._copies_of(arrays)
+        if copies is None or members.num_ranks == 1:
             return self._mpi.start(arrays, scope, count_well)
         for copy, rows in zip(copies, arrays, strict=True):
             copy.copy_(rows)

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from torch import nn
 
 from hpcavg import Averager, InputError, Topology, algorithms
+from hpcavg.algorithms.scope import LOCAL
 from hpcavg.engines.select import ENGINES
+from hpcavg.engines.shared import SharedEngine
 from tests.mpi.nodes import LAYOUTS, Nodes
 from tests.mpi.problems import Logistic, Vector, values_of
 
@@ -198,4 +200,15 @@ def test_averaging_the_optimizers_state_does_not_go_with_a_delay(world):
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     with pytest.raises(InputError, match="delay = 2"):
         Averager(model, optimizer, algorithms.dasgd(), topology, optimizer_state="average")
+    topology.free()
+
+
+def test_a_mean_of_groups_one_of_which_has_one_learner(world):
+    """Three ranks make groups of 2 and 1. The memory for copies is made by all learners together."""
+    topology = Topology(world, group_size=min(2, world.Get_size()))
+    engine = SharedEngine(topology)
+    rows = engine.allocate(torch.zeros(1, 100_000))
+    rows.fill_(topology.rank)
+    (mean,) = engine.start([rows], LOCAL).wait()
+    assert mean.unique().tolist() == [np.mean(topology.ranks_of(LOCAL))]
     topology.free()
