@@ -1,214 +1,137 @@
-"""Learners to measure: a workload trained by an algorithm of hpcavg, by DistributedDataParallel, or alone."""
+"""Steps of many learners in one rank, against a loop over as many models, each with an optimizer of its own.
+
+    python -m benchmarks.learners [--learners 32 128] [--models mlp cnn] [--batch-size 8] [--json FILE]
+
+Both take turns on the same samples. A step is zero_grad, forward, loss, backward and the step of SGD with momentum; no
+means. The memory is what the process holds after the steps, in units of the learners' parameters, gradients, momenta
+and buffers.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+import os
+import statistics
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from mpi4py import MPI
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks import common
-from hpcavg import Averager, InputError, Topology, algorithms, models
-from hpcavg.algorithms.rule import Rule
-from hpcavg.algorithms.schedule import Progress, Run
-from hpcavg.algorithms.scope import GLOBAL
-from hpcavg.data.partition import batches, shard
-from hpcavg.distributed.shared_memory import share_array
-from hpcavg.tasks import Data, count_correct, digits
+from benchmarks.figures import interval
+from benchmarks.options import chosen, run
+from hpcavg import models, stack
+from hpcavg.errors import require_integer
 
-Batch = tuple[Tensor, Tensor]
-_LONGEST_PERIOD = 10**6
+SHAPE, CLASSES = (1, 8, 8), 10  # of the digits
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What is trained.
-
-    Attributes
-    ----------
-    name : for the table.
-    build : returns a new model.
-    learning_rate : of SGD.
-    momentum : of SGD.
-    batches : takes (learners, learner, batch size) and yields the learner's mini-batches without end.
-    num_train : the number of training samples; None for noise.
-    test : the samples for the accuracy; None for noise.
-    """
-
-    name: str
-    build: Callable[[], nn.Module]
-    learning_rate: float
-    momentum: float
-    batches: Callable[[int, int, int], Iterator[Batch]]
-    num_train: int | None = None
-    test: Batch | None = None
+def _without_batch_norm() -> nn.Module:
+    model = models.build("cnn", SHAPE, CLASSES)
+    return nn.Sequential(*(layer for layer in model.children() if not isinstance(layer, nn.BatchNorm2d)))
 
 
-def digits_workload(topology: Topology, model: str = "cnn") -> Workload:
-    """Return the embedded task, digits, with its data held once per node. Collective."""
-    own: Any = digits.load_data() if topology.node_rank == 0 else None
-    fields = range(len(Data._fields))
-    arrays = (share_array(topology.node, None if own is None else own[field]) for field in fields)
-    train_x, train_y, test_x, test_y = map(torch.from_numpy, arrays)
-
-    def draw(learners: int, learner: int, batch_size: int) -> Iterator[Batch]:
-        for epoch in itertools.count():
-            for index in batches(shard(len(train_x), learners, learner, batch_size, 0, epoch), batch_size):
-                yield train_x[index], train_y[index]
-
-    return Workload(
-        "digits", lambda: models.build(model, (1, 8, 8), 10), 0.05, 0.9, draw, len(train_x), (test_x, test_y)
-    )
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "mlp of 32": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, CLASSES)),
+    "mlp": lambda: models.build("mlp", SHAPE, CLASSES),
+    "cnn without BatchNorm": _without_batch_norm,
+    "cnn": lambda: models.build("cnn", SHAPE, CLASSES),
+}
 
 
-def mlp(width: int) -> nn.Module:
-    """Return a perceptron of four square layers without bias, with 4 width² parameters."""
-    return nn.Sequential(
-        *itertools.chain.from_iterable((nn.Linear(width, width, bias=False), nn.ReLU()) for _ in range(4))
-    )
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    """Return SGD with momentum."""
+    return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
 
-def mlp_workload(num_parameters: float) -> Workload:
-    """Return a perceptron of about `num_parameters` on noise, for throughput only."""
-    width = max(1, round((num_parameters / 4) ** 0.5))
-
-    def draw(learners: int, learner: int, batch_size: int) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(learner)
-        noise = torch.randn(4, batch_size, width, generator=generator)
-        labels = torch.randint(width, (4, batch_size), generator=generator)
-        return itertools.cycle(zip(noise, labels, strict=True))
-
-    return Workload(f"mlp of {4 * width**2:.3g} parameters", lambda: mlp(width), 0.001, 0.0, draw)
+def samples(learners: int, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Return a mini-batch of noise for each learner."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(learners, batch_size, *SHAPE, generator=generator)
+    return inputs, torch.randint(CLASSES, (learners, batch_size), generator=generator)
 
 
-class Learner:
-    """The learner of one rank.
+def calls_of(make: Callable[[], nn.Module], learners: int, batch_size: int) -> dict[str, Callable[[], None]]:
+    """Return a step of all learners: in a loop over models, and stacked."""
+    inputs, targets = samples(learners, batch_size)
+    singles = [make() for _ in range(learners)]
+    optimizers = list(map(optimizer_of, singles))
 
-    Parameters
-    ----------
-    workload : Workload
-        What it learns.
-    rule : Rule, "ddp" or None
-        An algorithm of hpcavg, torch's DistributedDataParallel, or plain SGD on this rank alone.
-    topology : Topology
-        The ranks. Plain SGD does not communicate.
-    batch_size : int
-        Samples of a mini-batch.
-    engine : str
-        How means are taken.
-    """
+    def loop() -> None:
+        for row, (single, own) in enumerate(zip(singles, optimizers, strict=True)):
+            own.zero_grad()
+            cross_entropy(single(inputs[row]), targets[row]).backward()
+            own.step()
 
-    def __init__(
-        self, workload: Workload, rule: Rule | str | None, topology: Topology, batch_size: int, engine: str = "auto"
-    ) -> None:
-        torch.manual_seed(0)
-        self._model: nn.Module = workload.build()
-        self._optimizer = torch.optim.SGD(self._model.parameters(), workload.learning_rate, workload.momentum)
-        self.batch_size, self._test = batch_size, workload.test
-        self.averager: Averager | None = None
-        self._step: Callable[[Tensor], None] = lambda loss: self._optimizer.step()
-        if isinstance(rule, Rule):
-            self.averager = Averager(self._model, self._optimizer, rule, topology, engine=engine, batch_size=batch_size)
-            self._step = self.averager.step
-        elif rule is not None:
-            self._model = DistributedDataParallel(self._model)
-        share = (1, 0) if rule is None else (topology.num_learners, topology.rank)
-        self._batches = workload.batches(*share, batch_size)
-
-    def train(self, steps: int) -> None:
-        """Take `steps` steps."""
-        for _ in range(steps):
-            inputs, targets = next(self._batches)
-            self._optimizer.zero_grad()
-            loss = cross_entropy(self._model(inputs), targets)
-            loss.backward()
-            self._step(loss.detach())
-
-    def accuracy(self) -> float:
-        """Return the mean model's accuracy on the test samples. Collective."""
-        assert self._test is not None
-        inputs, targets = self._test
-        self._model.eval()
-        with torch.no_grad():
-            if self.averager is None:
-                correct = count_correct(self._model(inputs), targets)
-            else:
-                with self.averager.mean_model() as model:
-                    correct = count_correct(model(inputs), targets)
-        self._model.train()
-        return float(correct) / len(targets)
+    return {"loop": loop, "stacked": stacked_step(make, inputs, targets)}
 
 
-@dataclass(frozen=True)
-class Throughput:
-    """What was measured over a whole number of global periods.
+def stacked_step(make: Callable[[], nn.Module], inputs: Tensor, targets: Tensor) -> Callable[[], None]:
+    """Return a step of stacked learners."""
+    stacked = stack(make(), len(inputs))
+    optimizer = optimizer_of(stacked)
 
-    Attributes
-    ----------
-    samples_per_s : samples of all learners per second.
-    steps : steps of one learner.
-    means : global means.
-    blocked : the share of the time in which averaging blocked the learners.
-    hidden : the share of the flight time of delayed means in which learners were not blocked; None without such means.
-    """
+    def step() -> None:
+        optimizer.zero_grad()
+        stacked.gradients(cross_entropy, inputs, targets)
+        optimizer.step()
 
-    samples_per_s: float
-    steps: int
-    means: int
-    blocked: float
-    hidden: float | None
+    return step
 
 
-def check_rule(rule: Rule) -> Rule:
-    """Return `rule`; raise `InputError` if its learners do not take the same steps between means."""
-    if rule.server is not None or rule.own_pace:
-        raise InputError("algorithms", rule.name, "algorithms whose learners take the same steps and have no servers")
-    return rule
+def held_bytes() -> int:
+    """Return the memory of this process, without what malloc keeps for later."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def first_period(rule: Rule | str | None, num_learners: int) -> int:
-    """Return the steps up to the first global mean; 1 if there is none."""
-    if not isinstance(rule, Rule) or rule.name in ("sgd", "one_shot"):
-        return 1
-    due = rule.when(Run(num_learners))
-    return next(step for step in range(1, _LONGEST_PERIOD) if due(Progress(step=step)) is GLOBAL)
+def memory_of(make: Callable[[], nn.Module], learners: int, batch_size: int) -> float:
+    """Return what stacked learners add to the memory of this process, in units of their states."""
+    before = held_bytes()
+    step = stacked_step(make, *samples(learners, batch_size))
+    for _ in range(3):
+        step()
+    model = make()
+    state = 3 * sum(parameter.nbytes for parameter in model.parameters())
+    state += sum(buffer.nbytes for buffer in model.buffers())
+    return (held_bytes() - before) / (learners * state)
 
 
-def throughput(learner: Learner, rule: Rule | str | None, comm: MPI.Comm, seconds: float) -> Throughput:
-    """Train for about `seconds` of computation, a whole number of global periods, and return what was measured.
+def main() -> None:
+    """Measure every model with every number of learners, and print the table."""
+    parser = common.Parser(__doc__)
+    parser.add_argument("--learners", type=int, nargs="+", default=[32, 128], metavar="N")
+    parser.add_argument("--models", nargs="+", metavar="MODEL", help=f"{', '.join(MODELS)} [all]")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=31)
+    parser.add_argument("--seconds", type=float, default=10, help="of each pair, at most [10]")
+    options = parser.parse_args()
+    for name in ("batch_size", "repeats"):
+        require_integer(name, getattr(options, name), 1)
+    for number in options.learners:
+        require_integer("learners", number, 1)
+    topology = common.start(options)
+    rows, results = [], []
+    for name, learners in itertools.product(chosen("models", options.models, MODELS), options.learners):
+        memory = memory_of(MODELS[name], learners, options.batch_size)
+        calls = calls_of(MODELS[name], learners, options.batch_size)
+        seconds = common.in_turns(topology.learner_ranks, calls, options.repeats, options.seconds)
+        ratios = [loop / ours for loop, ours in zip(seconds["loop"], seconds["stacked"], strict=True)]
+        loop_us, stacked_us = (1e6 * statistics.median(values) / learners for values in seconds.values())
+        ratio, low, high = interval(ratios)
+        figures = (f"{loop_us:.1f}", f"{stacked_us:.1f}", f"{ratio:.2f}", f"{low:.2f} to {high:.2f}", f"{memory:.2f}")
+        rows.append((name, str(learners), *figures))
+        results.append({"model": name, "learners": learners, "seconds": seconds, "memory": memory})
+    title = f"steps of many learners in one rank, batch size {options.batch_size}"
+    heads = ("model", "learners", "loop, us a learner", "stacked", "loop / stacked", "95 % interval", "memory / states")
+    common.show(topology, title, heads, rows)
+    common.report(topology, options, results)
 
-    Collective. The first steps warm up and tell the time of a step. They are as many as a mean is delayed, so the
-    following n periods contain n starts and n merges.
-    """
-    warm_up = max(2, rule.delay_steps) if isinstance(rule, Rule) else 2
-    step_s = common.slowest_s(comm, lambda: learner.train(warm_up)) / warm_up
-    period = first_period(rule, comm.Get_size())
-    steps = period * max(1, round(seconds / (period * step_s)))
-    totals = None if learner.averager is None else learner.averager.totals
-    before = (0, 0.0, 0.0) if totals is None else (totals.global_averages, totals.blocked_s, totals.in_flight_s)
-    wall_s = common.slowest_s(comm, lambda: learner.train(steps))
-    after = before if totals is None else (totals.global_averages, totals.blocked_s, totals.in_flight_s)
-    means, blocked_s, in_flight_s = (b - a for a, b in zip(before, after, strict=True))
-    blocked_s, in_flight_s = (comm.allreduce(value) / comm.Get_size() for value in (blocked_s, in_flight_s))
-    is_delayed = isinstance(rule, Rule) and rule.delay_steps and in_flight_s > 0
-    return Throughput(
-        comm.Get_size() * steps * learner.batch_size / wall_s,
-        steps,
-        int(means),
-        blocked_s / wall_s,
-        max(0.0, 1 - blocked_s / in_flight_s) if is_delayed else None,
-    )
 
-
-def build_rule(name: str, options: Mapping[str, object]) -> Rule:
-    """Return the rule of the algorithm `name`, with those of the `options` that it has and that are set."""
-    if name not in algorithms.ALGORITHMS:
-        raise InputError("algorithms", name, f"one of {', '.join(algorithms.ALGORITHMS)}")
-    taken = {option: options[option] for option in algorithms.option_names(name) if options.get(option) is not None}
-    return check_rule(algorithms.build(name, taken))
+if __name__ == "__main__":
+    run(main)

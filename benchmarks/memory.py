@@ -23,8 +23,8 @@ from mpi4py import MPI
 from torch.nn.functional import cross_entropy
 
 from benchmarks import common
-from benchmarks.learners import build_rule, mlp_workload
 from benchmarks.options import run
+from benchmarks.workloads import build_rule, mlp_workload
 from hpcavg import Averager, Topology
 from hpcavg.algorithms.rule import Rule
 from hpcavg.errors import require_number

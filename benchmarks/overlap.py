@@ -25,10 +25,10 @@ import torch
 from mpi4py import MPI
 
 from benchmarks import common
-from benchmarks.learners import mlp_workload
 from benchmarks.mean import engine_of
 from benchmarks.options import run
 from benchmarks.tcp import Ring
+from benchmarks.workloads import mlp_workload
 from hpcavg import Topology
 from hpcavg.algorithms.scope import GLOBAL
 from hpcavg.engines.base import Engine

@@ -100,6 +100,7 @@ LEFT_OUT = {
     "suite": "runs the others",
     "compare": "compares the results of suites",
     "many_tensors": "measures the cost of 100,000 tensors, which no usual model has",
+    "learners": "compares many learners in one rank with a loop; other ranks do not matter",
     "stub_wire": "measures Python on one rank; a network makes no difference",
     "recipes": "shows that the recipes run, for two steps each; it measures nothing",
 }

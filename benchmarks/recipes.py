@@ -58,7 +58,7 @@ def main() -> int:
 
 def _fitting(config: Config, ranks: int) -> list[str]:
     """Return the options with which the recipe fits on `ranks` ranks."""
-    learners = ranks - config.servers
+    learners = ranks - config.servers_of(ranks)
     return [f"--group-size={learners}"] if (config.roles.group_size or 0) > learners else []
 
 

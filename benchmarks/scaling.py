@@ -18,8 +18,8 @@ from mpi4py import MPI
 
 from benchmarks import common
 from benchmarks.figures import interval
-from benchmarks.learners import Learner, Workload, build_rule, mlp_workload, throughput
 from benchmarks.options import run
+from benchmarks.workloads import Learner, Workload, build_rule, mlp_workload, throughput
 from hpcavg import Topology
 from hpcavg.algorithms.rule import Rule
 from hpcavg.distributed.waiting import wait_asleep

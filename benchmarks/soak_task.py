@@ -267,7 +267,7 @@ class _Patch:
 
         _replace(shared, "average", half)
         _replace(pending.SteppedMean, "step", watched)
-        self._before(mpi_engine, "divide", "half")
+        self._before(mpi_engine, "spread", "half")
         self._before(neighbours, "_add_weighted", "half")
 
     def recovery(self) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks import common
 from benchmarks.mean import RESNET_18
 from benchmarks.options import run
-from hpcavg.engines import wire
+from hpcavg.engines import reduction
 from hpcavg.engines.compression import Exact
 from hpcavg.engines.crossing import ALLREDUCE, Crossing, candidates
 from hpcavg.engines.pending import finish
@@ -78,7 +78,7 @@ def main() -> None:
     for crossing in (each for each in tried if each.way == ALLREDUCE):
         transfer = one_mean(crossing, options.bytes, options.nodes, options.ranks_per_node)
         calls[str(crossing)] = lambda transfer=transfer: finish(lane.mean(transfer))
-    with mock.patch.object(wire, "PIECE_ELEMENTS", wire.PIECE_ELEMENTS // _SCALE):
+    with mock.patch.object(reduction, "PIECE_ELEMENTS", reduction.PIECE_ELEMENTS // _SCALE):
         seconds = common.in_turns(topology.learner_ranks, calls, options.repeats, budget_s=20)
     where = f"{options.bytes} bytes over {options.nodes} nodes of {options.ranks_per_node}"
     title = f"Python of a mean of {where}, a stub for the wire, {options.repeats} repeats"

@@ -20,8 +20,8 @@ from mpi4py import MPI
 
 from benchmarks import common, torch_peers
 from benchmarks.figures import interval
-from benchmarks.learners import Learner, Workload, build_rule, digits_workload, mlp_workload, throughput
 from benchmarks.options import run
+from benchmarks.workloads import Learner, Workload, build_rule, digits_workload, mlp_workload, throughput
 from hpcavg import Topology
 from hpcavg.algorithms.rule import Rule
 from hpcavg.data.partition import num_batches

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hpcavg import algorithms
     from hpcavg.averaging.averager import Averager
     from hpcavg.averaging.flat_buffer import FlatBuffer
+    from hpcavg.averaging.stacked import stack
     from hpcavg.config.sections.averaging import AveragingOptions
     from hpcavg.distributed.topology import Topology
     from hpcavg.errors import InputError
@@ -46,8 +47,9 @@ _MODULES = {
     "InputError": "hpcavg.errors",
     "Topology": "hpcavg.distributed.topology",
     "algorithms": "hpcavg.algorithms",
+    "stack": "hpcavg.averaging.stacked",
 }
-__all__ = ["Averager", "AveragingOptions", "FlatBuffer", "InputError", "Topology", "algorithms"]
+__all__ = ["Averager", "AveragingOptions", "FlatBuffer", "InputError", "Topology", "algorithms", "stack"]
 
 child_processes.guard()
 

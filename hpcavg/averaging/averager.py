@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -20,10 +20,15 @@ from hpcavg.averaging.checks import check_alike, check_rule, check_step, check_w
 from hpcavg.averaging.delayed import DelayedAveraging
 from hpcavg.averaging.events import Arrival, Event, Totals
 from hpcavg.averaging.learner_means import LearnerMeans
+from hpcavg.averaging.local_optimizer import LocalOptimizer
+from hpcavg.averaging.paces import Paces
 from hpcavg.averaging.parameter_server import Worker
 from hpcavg.averaging.replica import Replica
 from hpcavg.averaging.rounds import Rounds
 from hpcavg.averaging.server import Server
+from hpcavg.averaging.simulated_servers import SimulatedServers
+from hpcavg.averaging.stacked import Stacked
+from hpcavg.averaging.stacked_optimizer import StackedOptimizer
 from hpcavg.averaging.synchronous import Averaging
 from hpcavg.config.sections.averaging import AveragingOptions
 from hpcavg.distributed.topology import Topology
@@ -43,10 +48,12 @@ class Averager:
     Parameters
     ----------
     model : any module, the same on every rank. Wrappers that synchronise or shard a model, such as
-        DistributedDataParallel and FSDP, are refused.
+        DistributedDataParallel and FSDP, are refused. For several learners in a rank: what `hpcavg.stack` returns.
     optimizer : any torch optimizer over the model's parameters, the same on every rank.
     algorithm : a rule from `hpcavg.algorithms`.
-    topology : the learners, and the servers of an asynchronous algorithm. None: ``Topology()``.
+    topology : the learners, and the servers of an asynchronous algorithm. Servers are simulated if one rank holds all
+        learners, several of them, and `Topology.num_servers` is 0. None: ``Topology()``, with as many learners
+        in a rank as the model has.
     options : the options; see `hpcavg.AveragingOptions`. None: the defaults.
     **changes : fields of `hpcavg.AveragingOptions` that replace those of `options`, such as ``buffers="keep"``.
 
@@ -59,8 +66,7 @@ class Averager:
     engine : takes the means.
     events : the latest means and exchanges, oldest first, as `Event`. The caller may clear it.
     totals : the sums over all events, as `Totals`.
-    progress : this learner's progress; ``progress.step`` is the number of steps taken.
-    generator : this learner's own ``torch.Generator``; see `AveragingOptions.seed`.
+    generators : a ``torch.Generator`` for each learner of this rank; see `AveragingOptions.seed`.
     supervisor : the thread that watches this rank; `hpcavg.distributed.preemption` takes it.
 
     Raises
@@ -115,9 +121,10 @@ class Averager:
         options: AveragingOptions | None = None,
         **changes: Any,
     ) -> None:
-        topology = topology or Topology()
+        learners = model.learners if isinstance(model, Stacked) else 1
+        topology = topology or Topology(learners_per_rank=learners)
         options = topology.run_on_all_ranks(partial(_changed, options, **changes))
-        topology.run_on_all_ranks(partial(check_rule, algorithm, options, topology))
+        topology.run_on_all_ranks(partial(check_rule, algorithm, options, topology, learners))
         number = topology.num_averagers
         check_alike(topology, algorithm, options, type(optimizer).__name__, number)
         topology.num_averagers += 1
@@ -125,33 +132,50 @@ class Averager:
         self.model, self.optimizer = model, optimizer
         self.algorithm = algorithm
         self.topology = topology
-        self.progress = Progress()
         self.events: deque[Event] = deque(maxlen=2**16)
         self.totals = Totals()
         # An odd factor gives every learner its own seed; a large one keeps the seeds of neighbouring runs apart.
-        self.generator = torch.Generator().manual_seed((options.seed * 1_000_003 + topology.learners.start) % 2**63)
+        first_seed = options.seed * 1_000_003
+        first = topology.learners.start
+        self.generators = [
+            torch.Generator().manual_seed((first_seed + each) % 2**63) for each in range(first, first + learners)
+        ]
         self._run = run = Run(topology.num_learners, topology.learners.start, options.total_steps, options.batch_size)
-        self._due = algorithm.when(run)
+        simulates = algorithm.server is not None and not topology.num_servers
+        self._paces = Paces(algorithm, run, learners, algorithm.own_pace or simulates)
         self._buffer_policy = options.buffers
         self._has_finished = False
         self._holds_mean = False  # inside the block of mean_model
-        self._worker: Worker | None = None
+        self._worker: Worker | SimulatedServers | None = None
         self._server: Server | None = None
         devices = (parameter.device for group in optimizer.param_groups for parameter in group["params"])
         with topology.waiting("set-up of the averager", SERVER):
             form = wire_format(options.wire_dtype, options.error_feedback)
-            self.engine = select_engine(options.engine, topology, next(devices, CPU), form, options.crossing)
+            takes_means = algorithm.server is None
+            device = next(devices, CPU)
+            self.engine = select_engine(options.engine, topology, device, form, options.crossing, takes_means)
             check_wire(algorithm, self.engine, topology, options)
             self._set_up_optimizer()
-            self._rounds = Rounds(algorithm, run, topology, optimizer)
+            self._rounds = Rounds(algorithm, run, self._paces, topology, optimizer)
             self._replica = replica = Replica(model, optimizer, topology, self.engine, options.start)
-            self._learner = learner = LearnerMeans(algorithm, self.engine, topology, optimizer, replica, options)
+            own_pace = algorithm.own_pace or options.step_times != "constant"
+            self._optimizer = (
+                StackedOptimizer(optimizer, learners, own_pace)
+                if isinstance(model, Stacked)
+                else LocalOptimizer(optimizer)
+            )
+            self._learner = learner = LearnerMeans(algorithm, self.engine, topology, self._optimizer, replica, options)
             self._averaging = Averaging(learner, Caller(algorithm, topology, number))
             self._delayed = DelayedAveraging(learner) if algorithm.delay_steps else None
             if topology.is_server:
                 self._server = Server(replica.parameters, topology)
+            elif algorithm.server is not None and simulates:
+                self._worker = SimulatedServers(algorithm.server, replica, self._optimizer, self._paces, options)
             elif algorithm.server is not None:
-                self._worker = Worker(algorithm.server, replica, topology, optimizer, options.non_finite, options.start)
+                self._worker = Worker(
+                    *(algorithm.server, replica, topology, self._paces[0], self._optimizer),
+                    *(options.non_finite, options.start),
+                )
 
     def _set_up_optimizer(self) -> None:
         """Set the options of the optimizer that the rule requires, such as its momentum."""
@@ -167,16 +191,43 @@ class Averager:
     # -- progress -------------------------------------------------------------------------------------------------
 
     @property
+    def progress(self) -> Progress:
+        """The progress of this rank's first learner; ``progress.step`` is the number of steps that it has taken."""
+        return self._paces[0].progress
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The generator of this rank's first learner."""
+        return self.generators[0]
+
+    @property
+    def progress_of(self) -> list[Progress]:
+        """The progress of each learner of this rank. Learners that take the same steps share it."""
+        return self._paces.progress_of
+
+    @property
+    def active(self) -> list[int]:
+        """The rows of this rank's learners that take the next step.
+
+        The others wait for a mean, or their last step ends later in simulated time.
+        """
+        return self._paces.active
+
+    @property
     def agreed_step(self) -> float | None:
         """The number of steps that all learners have taken; None if they may differ in it.
 
         Rules that let learners take different numbers of steps have an agreed step only at a global mean: the mean of
-        these numbers. Collective work must wait for it.
+        these numbers. Collective work must wait for it. In an asynchronous run it is the number of this rank's learner,
+        or the smallest if there are several.
         """
         progress = self.progress
+        if self._worker is not None:
+            return min(each.step for each in self.progress_of)
         if not self.algorithm.own_pace or self.topology.num_learners == 1:
             return progress.step
-        return progress.mean_step if progress.step == progress.round_step else None
+        is_at_mean = all(each.step == each.round_step for each in self.progress_of)
+        return progress.mean_step if is_at_mean else None
 
     @property
     def done(self) -> bool:
@@ -197,11 +248,12 @@ class Averager:
 
         Parameters
         ----------
-        loss : the step's training loss. Only rules whose period follows the loss need it.
+        loss : the step's training loss; of several learners in a rank, a tensor of shape (learners,). Only rules whose
+            period follows the loss need it.
         scaler : an AMP gradient scaler: ``scaler.step`` replaces ``optimizer.step``; the caller calls
             ``scaler.update``. A step that the scaler skips counts as a step, which keeps the learners together.
         closure : passed to ``optimizer.step``, for optimizers that need one. Refused if the rule averages before the
-            step: the closure would compute its gradients after the mean.
+            step, whose gradients the closure would compute after the mean, or if the rank has several learners.
 
         Raises
         ------
@@ -213,25 +265,23 @@ class Averager:
         CorruptionError
             On all learners, if a comparison (`AveragingOptions.check_rounds`) finds a difference.
         """
-        check_step(self.algorithm, self.topology, loss, closure is not None)
+        check_step(self.algorithm, self.topology, loss, closure is not None, scaler is not None)
         self._check_outside_block("step")
         if self._worker is not None and self._worker.is_finished:
             raise InputError("step", self.progress.step + 1, "taken before finish: the servers have left")
         rule, progress, averaging = self.algorithm, self.progress, self._averaging
         if progress.step == 0:
             self._follow_start()
-        progress.step += 1
-        self._rounds.begin_step(progress, loss)
-        due = self._due(progress)
-        told = self._rounds.report(progress) if due is GLOBAL else None
+        rows = self._paces.active
+        if not rows:
+            raise InputError("step", progress.step + 1, f"at most total_steps, {self._run.total_steps}")
+        self._paces.begin_step()
+        self._rounds.begin_step(loss)
+        due = self._paces.due()
+        told = self._rounds.report() if due is GLOBAL else None
         if due is not None and rule.before_step:
             self._record(averaging.take(due, progress, told))
-        if scaler is not None:
-            scaler.step(self.optimizer)
-        elif closure is not None:
-            self.optimizer.step(closure)
-        else:
-            self.optimizer.step()
+        self._optimizer.step(rows, scaler, closure)
         self._learner.learners_agree = False
         if self._delayed is not None and self._delayed.merge_step == progress.step:
             self._record(self._delayed.merge(progress))
@@ -240,14 +290,17 @@ class Averager:
         elif due is not None and not rule.before_step:
             self._record(averaging.take(due, progress, told))
         if due is GLOBAL:
-            self._rounds.end(progress, None if self._delayed is not None else averaging.told)
-        if self._worker is not None:
-            event = self._worker.exchange(progress)
-            if event is not None:
-                self._record(event)
-                self._rounds.end(progress, None)
+            self._rounds.end(None if self._delayed is not None else averaging.told)
+        for event in [] if self._worker is None else self._worker.exchange():
+            self._record(event)
+        self._let_wait()
         self.supervisor.begin_step(progress.step + 1)
         self._learner.equality.raise_alarm()
+
+    def _let_wait(self) -> None:
+        """Tell the model which learners take the next step."""
+        if isinstance(self.model, Stacked) and len(self._paces) > 1:
+            self.model.active = self.active
 
     def finish(self, batches: Iterable[Any] | None = None) -> None:
         """Merge the mean in flight and take the final global mean: every learner then holds the run's model.
@@ -276,8 +329,8 @@ class Averager:
             if not has_finished:
                 self._replica.share_buffers()
             return
-        if self._worker is not None:
-            self._worker.say_goodbye(progress)
+        for event in [] if self._worker is None else self._worker.say_goodbye():
+            self._record(event)
         averaging.update_learners_agree(Kind.FINISH, progress)
         if self._delayed is not None and self._delayed.merge_step is not None:
             self._record(self._delayed.merge(progress))
@@ -299,10 +352,13 @@ class Averager:
     def serve(self) -> Iterator[Arrival]:
         """On a server, serve until every learner has called `finish`, and yield every update. Elsewhere, yield nothing.
 
-        `finish` serves, too. Call `serve` before it to see the updates.
+        `finish` serves, too. Call `serve` before it to see the updates. Where servers are simulated, it yields the
+        updates since the last call, also after `finish`; the latest 65536 are kept.
         """
         if self._server is not None:
             yield from self._server.serve()
+        elif isinstance(self._worker, SimulatedServers):
+            yield from self._worker.arrivals()
 
     def check_health(self, what: str) -> None:
         """Raise `SickLearnersError` on all learners if they could take no global mean now. Collective over them.
@@ -418,14 +474,16 @@ class Averager:
         ----------
         batches : this learner's training inputs, or sequences whose first element is the input.
         """
-        with torch.no_grad():
-            torch.optim.swa_utils.update_bn(batches, self.model)
+        model = self.model
+        with torch.no_grad(), model.one_by_one() if isinstance(model, Stacked) else nullcontext():
+            torch.optim.swa_utils.update_bn(batches, model)
             self._averaging.replace_by_mean(Kind.RECOMPUTE_BUFFERS, self.progress, self._replica.buffers)
 
     def model_state_dict(self) -> dict[str, Any]:
         """Return a copy of the model's state whose tensors are contiguous and share no memory, even if tied.
 
-        For formats that refuse shared memory, such as safetensors. ``torch.save`` takes ``model.state_dict()``.
+        For formats that refuse shared memory, such as safetensors. ``torch.save`` takes ``model.state_dict()``. Of
+        several learners in a rank, it is the first one's model, which needs no `stack`.
         """
         return self._replica.state_dict()
 
@@ -442,19 +500,11 @@ class Averager:
             For an asynchronous rule: servers and messages hold a part of its state.
         """
         self._check_resumable()
-        return {
-            "algorithm": self.algorithm.name,
-            "options": dict(self.algorithm.options),
-            "progress": asdict(self.progress),
-            "totals": asdict(self.totals),
-            "generator": self.generator.get_state(),
-            **self._rounds.state_dict(),
-            "averaging": {
-                **self._learner.state_dict(),
-                "in_flight": None if self._delayed is None else self._delayed.state_dict(),
-            },
-            "crossings": {name: str(crossing) for name, crossing in self.engine.crossings.items()},
-        }
+        of_learners = [self.state_dict_of(row) for row in range(self.topology.learners_per_rank)]
+        if not isinstance(self.model, Stacked):
+            return of_learners[0]
+        optimizers = [self.optimizer_state_of(row) for row in range(len(of_learners))]
+        return {"learners": of_learners, "optimizers": optimizers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned, after model and optimizer were restored.
@@ -464,19 +514,72 @@ class Averager:
         InputError
             If the state is of another rule, or the rule is asynchronous.
         """
+        if isinstance(self.model, Stacked):
+            self.load_optimizer_states(state["optimizers"])
+        self.load_state_dicts(state["learners"] if isinstance(self.model, Stacked) else [state])
+
+    def state_dict_of(self, row: int) -> dict[str, Any]:
+        """Return the `state_dict` that a learner of this rank has on a rank of its own."""
         self._check_resumable()
-        given = (state["algorithm"], state["options"])
-        if given != (self.algorithm.name, dict(self.algorithm.options)):
-            raise InputError("state", given, f"that of {self.algorithm.name} with {self.algorithm.options}")
-        self.progress = Progress(**state["progress"])
-        self.totals = Totals(**state["totals"])
-        self.generator.set_state(state["generator"])
-        self._learner.load_state_dict(state["averaging"])
+        return {
+            "algorithm": self.algorithm.name,
+            "options": dict(self.algorithm.options),
+            "progress": asdict(self.progress_of[row]),
+            "totals": asdict(self.totals),
+            "generator": self.generators[row].get_state(),
+            **self._rounds.state_dict_of(row),
+            "averaging": {
+                **self._learner.state_dict_of(row),
+                "in_flight": None if self._delayed is None else self._delayed.state_dict_of(row),
+            },
+            "crossings": {name: str(crossing) for name, crossing in self.engine.crossings.items()},
+        }
+
+    def load_state_dicts(self, states: Sequence[dict[str, Any]]) -> None:
+        """Continue from what `state_dict_of` returned for each learner of this rank.
+
+        Raises
+        ------
+        InputError
+            If a state is of another rule, or the rule is asynchronous.
+        """
+        self._check_resumable()
+        wanted = (self.algorithm.name, dict(self.algorithm.options))
+        for state in states:
+            given = (state["algorithm"], state["options"])
+            if given != wanted:
+                raise InputError("state", given, f"that of {self.algorithm.name} with {self.algorithm.options}")
+        for pace in self._paces:
+            pace.progress = Progress(**states[pace.rows.start]["progress"])
+        self.totals = Totals(**states[0]["totals"])
+        for generator, state in zip(self.generators, states, strict=True):
+            generator.set_state(state["generator"])
+        self._learner.load_state_dicts([state["averaging"] for state in states])
         if self._delayed is not None:
-            self._delayed.load_state_dict(state["averaging"]["in_flight"])
-        self._rounds.load_state_dict(state, self.progress)
-        crossings = state.get("crossings", {})  # earlier forms have none
+            self._delayed.load_state_dicts([state["averaging"]["in_flight"] for state in states])
+        self._rounds.load_state_dicts(states)
+        crossings = states[0].get("crossings", {})  # earlier forms have none
         self.engine.use_crossings({name: Crossing.parse(text) for name, text in crossings.items()})
+
+    def optimizer_state_of(self, row: int) -> dict[str, Any]:
+        """Return the ``state_dict`` that the optimizer of a learner of this rank has on a rank of its own."""
+        return self._optimizer.state_dict_of(row)
+
+    def load_optimizer_states(self, states: Sequence[dict[str, Any]]) -> None:
+        """Give the optimizer of each learner of this rank the state that `optimizer_state_of` returned."""
+        self._optimizer.load_state_dicts(states)
+
+    def restart_at(self, step: int, of_before: Mapping[str, Any]) -> None:
+        """Count on from `step`, in the round after that of `of_before`, with all else new.
+
+        Parameters
+        ----------
+        step : the steps that every learner counts as taken.
+        of_before : fields of a learner's `Progress`, of a run with another number of learners.
+        """
+        kept = {name: of_before[name] for name in ("round", "first_loss", "loss")}
+        for pace in self._paces:
+            pace.progress = Progress(step=step, round_step=step, mean_step=float(step), **kept)
 
     def _check_resumable(self) -> None:
         if self.algorithm.server is not None:

@@ -7,10 +7,12 @@ same size and travel in the same MPI call, so they are compared before anything 
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import IntEnum
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -26,12 +28,10 @@ from hpcavg.errors import MismatchError
 
 # The first bytes of a record. A collective of the user on the same communicator does not have them.
 _MARK = b"avg1"
-# Mark, kind, averager, step, round, flags, fingerprint, learning rate: what is nearly always equal on all learners.
+# Mark, kind, averager, step, round, flags, fingerprint, learning rate: what is nearly always equal on all ranks.
 _RECORD = struct.Struct("<4sHHqqQQd")
-# Then three numbers for the schedule. Small arrays follow on a cache line of their own.
-_HEAD = struct.Struct(f"{_RECORD.format}3d56x")
-_TOLD = slice(_RECORD.size, _RECORD.size + 24)
-_NOTHING = (math.nan, math.nan, math.nan)
+_TOLD_NUMBERS = 3
+_LINE_BYTES = 64
 
 Told: TypeAlias = tuple[float, float, float]
 """What a learner tells the others for the schedule: loss, seconds per step, and number of steps."""
@@ -91,17 +91,32 @@ class Call(NamedTuple):
         return f"{text} (averager {self.averager + 1})" if self.averager else text
 
 
+@functools.cache
+def _head(learners: int) -> struct.Struct:
+    """Return the form of a report without small arrays, which follow on a cache line of their own.
+
+    After the record there are three numbers of each learner for the schedule, and a byte that tells whether it is sick.
+    """
+    form = f"{_RECORD.format}{_TOLD_NUMBERS * learners}d{learners}s"
+    return struct.Struct(f"{form}{-struct.calcsize(form) % _LINE_BYTES}x")
+
+
+@functools.cache
+def _told_nothing(learners: int) -> list[float]:
+    return [math.nan] * (_TOLD_NUMBERS * learners)
+
+
 class Meeting(NamedTuple):
     """What the learners in one call reported.
 
     Attributes
     ----------
     num_members : number of learners in the call.
-    sick : the sick learners, as ranks in the topology's `learner_ranks`.
+    sick : the indices of the sick learners.
     is_large : a sum over the learners may overflow.
-    fingerprints : the fingerprint of every learner.
+    fingerprints : the fingerprint of every rank.
     rate : the mean of their learning rates.
-    messages : the bytes of every learner's message, shape (learners, bytes).
+    messages : the bytes of every rank's message, shape (ranks, bytes).
     """
 
     num_members: int
@@ -114,12 +129,18 @@ class Meeting(NamedTuple):
     @property
     def told(self) -> Values:
         """What each learner told for the schedule, shape (learners, 3), float64."""
-        return np.ascontiguousarray(self.messages[:, _TOLD]).view(np.float64)
+        end = _RECORD.size + 8 * _TOLD_NUMBERS * self._learners_per_rank
+        told = np.ascontiguousarray(self.messages[:, _RECORD.size : end])
+        return told.view(np.float64).reshape(-1, _TOLD_NUMBERS)
 
     @property
     def packed(self) -> Values:
-        """The small arrays of each learner, shape (learners, bytes)."""
-        return self.messages[:, _HEAD.size :]
+        """The small arrays of each rank, shape (ranks, bytes)."""
+        return self.messages[:, _head(self._learners_per_rank).size :]
+
+    @property
+    def _learners_per_rank(self) -> int:
+        return self.num_members // len(self.messages)
 
 
 def meet(
@@ -127,30 +148,30 @@ def meet(
     scope: Scope,
     topology: Topology,
     *,
-    is_sick: bool = False,
+    sick: Collection[int] = (),
     is_large: bool = False,
     fingerprint: int = 0,
     rate: float = 0.0,
     error: Exception | None = None,
     asleep: bool = False,
-    told: Told | None = None,
+    told: Sequence[Told] | None = None,
     packed: Values | None = None,
 ) -> Meeting:
     """Exchange reports with the learners of `scope`; check that all are in the same call. Collective over the scope.
 
     Parameters
     ----------
-    call : this learner's call.
+    call : this rank's call.
     scope : the learners that take part.
     topology : all learners.
-    is_sick : this learner's parameters are not finite.
-    is_large : this learner's values are so large that a sum over the learners may overflow.
+    sick : the rows of the learners of this rank whose parameters are not finite.
+    is_large : values of this rank are so large that a sum over the learners may overflow.
     fingerprint : 64 bits for the caller to compare.
-    rate : this learner's learning rate.
-    error : an error on this learner. It is raised on all learners of the scope; on a graph, neighbours raise a
-        `RuntimeError` that names this learner.
-    asleep : wait without using the core, for learners that come at very different times. The same on all learners.
-    told : what this learner tells for the schedule.
+    rate : this rank's learning rate.
+    error : an error on this rank. It is raised on all ranks of the scope; on a graph, neighbours raise a `RuntimeError`
+        that names this rank.
+    asleep : wait without using the core, for ranks that come at very different times. The same on all ranks.
+    told : what each learner of this rank tells for the schedule.
     packed : the bytes of small arrays, at most `Topology.room_bytes`. All messages have this room, whatever the call.
 
     Raises
@@ -158,11 +179,14 @@ def meet(
     MismatchError
         On all learners of the scope, if they are in different calls.
     """
-    flags = _SICK * is_sick | _LARGE * is_large | _FAILED * (error is not None)
+    flags = _SICK * bool(sick) | _LARGE * is_large | _FAILED * (error is not None)
     kind, averager, step, round_ = call
-    own = _HEAD.pack(
+    learners = topology.learners_per_rank
+    own = _head(learners).pack(
         *(_MARK, kind, averager, -1 if step is None else step, -1 if round_ is None else round_),
-        *(flags, fingerprint, rate, *(told or _NOTHING)),
+        *(flags, fingerprint, rate),
+        *(_told_nothing(learners) if told is None else chain.from_iterable(told)),
+        bytes(row in sick for row in range(learners)) if sick else b"",
     )
     if isinstance(scope, Neighbours):  # they exchange no small arrays in their messages
         messages = _gather_from_neighbours(own, scope, topology)
@@ -170,10 +194,10 @@ def meet(
         if topology.room_bytes:
             own += (b"" if packed is None else packed.tobytes()).ljust(topology.room_bytes, b"\0")
         messages = _gather_from_all(own, topology.comm(scope), asleep)
-    num_members = len(messages)
+    num_ranks = len(messages)
     gathered = messages[:, : _RECORD.size].tobytes()
-    if not flags and gathered == own[: _RECORD.size] * num_members:  # nearly always
-        return Meeting(num_members, (), False, (fingerprint,) * num_members, rate, messages)
+    if not flags and gathered == own[: _RECORD.size] * num_ranks:  # nearly always
+        return Meeting(num_ranks * learners, (), False, (fingerprint,) * num_ranks, rate, messages)
     members = _members(scope, topology)
     records = list(_RECORD.iter_unpack(gathered))
     calls = {member: _call_of(*record[:5]) for member, record in zip(members, records, strict=True)}
@@ -183,9 +207,14 @@ def meet(
     failed = [member for member, flags in zip(members, all_flags, strict=True) if flags & _FAILED]
     if failed:
         raise _error_of(failed, error, scope, topology)
-    sick = tuple(member for member, flags in zip(members, all_flags, strict=True) if flags & _SICK)
+    of_all = tuple(
+        member * learners + row
+        for member, message in zip(members, messages, strict=True)
+        for row, is_sick in enumerate(_head(learners).unpack_from(message)[-1])
+        if is_sick
+    )
     is_any_large = any(flags & _LARGE for flags in all_flags)
-    return Meeting(num_members, sick, is_any_large, fingerprints, _mean_rate(rates), messages)
+    return Meeting(num_ranks * learners, of_all, is_any_large, fingerprints, _mean_rate(rates), messages)
 
 
 def _gather_from_all(own: bytes, comm: MPI.Comm, asleep: bool) -> Values:

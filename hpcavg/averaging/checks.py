@@ -13,6 +13,7 @@ from hpcavg.distributed.watchdog import timeout_or_default
 from hpcavg.engines.base import Engine
 from hpcavg.engines.crossing import CHUNKS
 from hpcavg.errors import InputError, require_number
+from hpcavg.utils.text import counted
 
 # The parts of a rule that ranks compare. A schedule is a function and cannot be compared.
 _PARTS_OF_A_RULE = (
@@ -32,20 +33,29 @@ def timeout_s(options: AveragingOptions) -> float:
     return timeout_or_default(options.hang_timeout)
 
 
-def check_rule(rule: Rule, options: AveragingOptions, topology: Topology) -> None:
-    """Raise `InputError` if rule, options and topology exclude each other."""
+def check_rule(rule: Rule, options: AveragingOptions, topology: Topology, learners: int) -> None:
+    """Raise `InputError` if rule, options, topology and a model of so many learners exclude each other."""
+    if learners != topology.learners_per_rank:
+        allowed = f"of {topology.learners_per_rank}, as the topology has in a rank: hpcavg.stack makes it"
+        raise InputError("model", f"of {counted(learners, 'learner')}", allowed)
     if not isinstance(rule, Rule):
         raise InputError("algorithm", rule, "a rule of hpcavg.algorithms, such as algorithms.k_avg(8)")
     require_number("hang_timeout", timeout_s(options), lambda value: value >= 0, "a number of seconds, 0 for no limit")
     if options.optimizer_state == "average" and rule.delay_steps:
         allowed = f"keep or reset: delay = {rule.delay_steps} hides a mean"
         raise InputError("optimizer_state", options.optimizer_state, allowed)
+    if options.step_times != "constant" and (rule.server is None or topology.num_servers):
+        allowed = "constant, unless an asynchronous rule runs without server ranks, in simulated time"
+        raise InputError("step_times", options.step_times, allowed)
     if rule.server is None:
         if topology.num_servers:
             raise InputError("num_servers", topology.num_servers, f"0: {rule.name} has no use for servers")
         return
-    if not topology.num_servers:
+    if learners == 1 and not topology.num_servers:
         raise InputError("num_servers", 0, f"at least 1: {rule.name} exchanges with servers")
+    if learners > 1 and (topology.num_servers or topology.num_learner_ranks > 1):
+        allowed = f"1 with {rule.name} on {topology.num_ranks} ranks: only one rank alone simulates servers"
+        raise InputError("learners_per_rank", learners, allowed)
     if topology.has_busy_servers:
         allowed = "another one: its servers serve another Averager, which has not finished"
         raise InputError("topology", f"with {topology.num_servers} servers", allowed)
@@ -104,15 +114,23 @@ def check_wire(rule: Rule, engine: Engine, topology: Topology, options: Averagin
         )
 
 
-def check_step(rule: Rule, topology: Topology, loss: float | Tensor | None, has_closure: bool) -> None:
+def check_step(
+    rule: Rule, topology: Topology, loss: float | Tensor | None, has_closure: bool, has_scaler: bool
+) -> None:
     """Raise `InputError` if the rule cannot take a step with these arguments on this rank."""
     if has_closure and rule.before_step:
         raise InputError("closure", "given", f"left out: {rule.name} averages before the step")
+    learners = topology.learners_per_rank
+    for name, is_given in (("closure", has_closure), ("scaler", has_scaler)):
+        if is_given and learners > 1:
+            raise InputError(name, "given", f"left out: it would be one for the {learners} learners of a rank")
     if topology.is_server:
         raise InputError("rank", topology.rank, "a learner: servers take no steps; loop while not averager.done")
     if rule.agrees_on == "loss":
         if loss is None:
             raise InputError("loss", None, f"the step's training loss, which the periods of {rule.name} follow")
-        if isinstance(loss, Tensor) and loss.numel() != 1:
-            given = f"a tensor of shape {tuple(loss.shape)}"
-            raise InputError("loss", given, "one number, the mean over the mini-batch")
+        size = loss.numel() if isinstance(loss, Tensor) else 1
+        if size != learners:
+            given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else loss
+            what = "one number" if learners == 1 else f"a tensor of shape ({learners},)"
+            raise InputError("loss", given, f"{what}, the mean over the mini-batch of each learner")

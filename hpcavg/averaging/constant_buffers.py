@@ -50,32 +50,34 @@ class Constants:
         return runs
 
     def _values(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Return the memory of the slots ``[first:last]`` of one array, and its values at the start."""
+        """Return the slots ``[first:last]`` of one array, shape (learners, ...), and their values at the start."""
         start, end = self._slots[first], self._slots[last - 1]
         part = slice(start.start, end.start + end.shape.numel())
-        return self._buffers.arrays[start.array][0, part], self._first_values[start.array][0, part]
+        return self._buffers.arrays[start.array][:, part], self._first_values[start.array][:, part]
 
     def _marks(self) -> Tensor:
-        return self._buffers.view(self._buffers.slots[-1])
+        """Return the marks, shape (learners, slots)."""
+        slot = self._buffers.slots[-1]
+        return self._buffers.arrays[slot.array][:, slot.start : slot.start + slot.shape.numel()]
 
     def mark(self) -> None:
         """Mark the buffers that this learner has changed, before a mean."""
         if not self._slots:
             return
-        marks = torch.ones(len(self._slots))
+        marks = self._marks().fill_(1)
         for first, last in self._runs:
             if torch.equal(*self._values(first, last)):
-                marks[first:last] = 0
+                marks[:, first:last] = 0
             else:
                 for index in range(first, last):
-                    marks[index] = float(not torch.equal(*self._values(index, index + 1)))
-        self._marks().copy_(marks)
+                    now, at_first = self._values(index, index + 1)
+                    marks[:, index] = (now != at_first).any(dim=1).to(marks.dtype)
 
     def put_back(self) -> None:
         """Restore the buffers that no learner has changed, after a mean was merged."""
         if not self._runs:
             return
-        is_changed = self._marks().tolist()
+        is_changed = self._marks().any(dim=0).tolist()
         if any(any(is_changed[first:last]) for first, last in self._runs):
             self._keep([now and not changed for now, changed in zip(self._is_constant, is_changed, strict=True)])
         for first, last in self._runs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from hpcavg.averaging import health
 from hpcavg.averaging.events import Event
 from hpcavg.averaging.flat_buffer import FlatBuffer
 from hpcavg.averaging.health import Excluded
-from hpcavg.averaging.learner_means import LearnerMeans
+from hpcavg.averaging.learner_means import LearnerMeans, Part
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import Engine, PendingMean
 from hpcavg.engines.pending import CompletedMean
@@ -50,9 +50,9 @@ class DelayedAveraging:
         """Start the global mean of the current values, which may then change. Collective over all learners."""
         learner = self._learner
 
-        def examine() -> tuple[bool, bool]:
-            learner.awaits_mean, is_large = learner.examine()
-            return learner.awaits_mean, is_large
+        def examine() -> tuple[Sequence[int], bool]:
+            learner.awaiting, is_large = learner.examine()
+            return learner.awaiting, is_large
 
         with torch.no_grad():
             learner.replica.refresh()
@@ -79,16 +79,18 @@ class DelayedAveraging:
         if collected is None:
             return None
         flight, means, excluded, is_large = collected
-        learner.check_excluded(excluded, GLOBAL, f"{GLOBAL} average of step {flight.step}")
+        part = Part(excluded, learner.topology.learners_per_rank)
+        learner.check_excluded(part, GLOBAL, f"{GLOBAL} average of step {flight.step}")
         if is_large and not health.is_finite(means):
             raise OverflowError(f"the sum of all learners' parameters at step {flight.step} is too large for its dtype")
         learner.replica.refresh()
         with torch.no_grad():
             if excluded.learners:
                 means += learner.topology.run_collective(
-                    lambda: learner.take(learner.kept_buffers, GLOBAL, True, excluded, False, exact=True)
+                    lambda: learner.take(learner.kept_buffers.arrays, GLOBAL, True, excluded, False, exact=True)
                 )
-            distance = learner.merge(means, rule.how, rule.how_buffers, excluded, learner.held(False), learner.rate)
+            distances = learner.merge(part, means, rule.how, rule.how_buffers, learner.held(False), learner.rate)
+            learner.replica.put_back_constants()
         learner.end_global(rule.how)
         event = Event(
             flight.step,
@@ -98,8 +100,8 @@ class DelayedAveraging:
             flight.blocked_s + time.perf_counter() - entered,
             (flight.pending.done_s or entered) - flight.started,
             flight.num_bytes,
-            distance,
             excluded.learners,
+            distances,
         )
         equal = partial(learner.equal_after, rule.how, rule.how_buffers)
         learner.equality.compare(progress.round, progress.step, equal)
@@ -109,13 +111,13 @@ class DelayedAveraging:
         """Wait for the mean in flight, and do not merge it."""
         self._delayed.collect()
 
-    def state_dict(self) -> dict[str, Any] | None:
-        """Return the mean in flight after waiting for it; None if no mean is in flight."""
-        return self._delayed.state_dict()
+    def state_dict_of(self, row: int) -> dict[str, Any] | None:
+        """Return the mean in flight for one learner, after waiting for it; None if no mean is in flight."""
+        return self._delayed.state_dict_of(row)
 
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Continue from what `state_dict` returned."""
-        self._delayed.load_state_dict(state)
+    def load_state_dicts(self, states: Sequence[dict[str, Any] | None]) -> None:
+        """Continue from what `state_dict_of` returned for each learner of the rank."""
+        self._delayed.load_state_dicts(states)
 
 
 @dataclass
@@ -125,12 +127,12 @@ class InFlight:
     Attributes
     ----------
     step : the step at which it was due.
-    period_steps : this learner's steps since the mean before.
+    period_steps : a learner's steps since the mean before.
     started : when it was started, on the clock of `time.perf_counter`.
-    blocked_s : how long its start blocked this learner.
-    num_bytes : bytes that this learner brought into it.
+    blocked_s : how long its start blocked this rank.
+    num_bytes : bytes that a learner brought into it.
     num_members : number of learners that take part.
-    is_sick : whether this learner was sick, and contributed zeros.
+    sick_rows : the rows of the learners of this rank that were sick, and contributed zeros.
     pending : the mean itself.
     """
 
@@ -140,7 +142,7 @@ class InFlight:
     blocked_s: float
     num_bytes: int
     num_members: int
-    is_sick: bool
+    sick_rows: Sequence[int]
     pending: PendingMean | CompletedMean
 
 
@@ -169,32 +171,35 @@ class Delayed:
         self._merged_step = 0
         self._abandoned_step = 0  # means of steps up to this one were abandoned when ranks died
         device = next((array.device for flat in flats for array in flat.arrays), torch.device("cpu"))
-        self._reports = FlatBuffer([("", torch.zeros(topology.num_learners, device=device))])
+        reports = torch.zeros(topology.learners_per_rank, topology.num_learners, device=device)
+        self._reports = FlatBuffer([("", reports)], topology.learners_per_rank)
         self._reallocate()
         topology.on_shrink(self._agree_after_shrink)
 
-    def start(self, progress: Progress, examine: Callable[[], tuple[bool, bool]]) -> None:
+    def start(self, progress: Progress, examine: Callable[[], tuple[Sequence[int], bool]]) -> None:
         """Start the mean of the current values, which may then change. Collective over all learners.
 
         Parameters
         ----------
-        progress : this learner's progress.
-        examine : returns whether this learner is sick, and whether the sum of all learners' values may overflow. The
-            arrays of a sick learner become zero at once: nobody reads its parameters before the mean is merged.
+        progress : the learners' progress.
+        examine : returns the rows of the sick learners, and whether the sum of all learners' values may overflow. The
+            values of a sick learner become zero at once: nobody reads its parameters before the mean is merged.
         """
         topology, started = self._topology, time.perf_counter()
-        excluded = Excluded((), topology.num_learners, False)
+        excluded = Excluded((), topology.num_learners, ())
 
         def begin() -> PendingMean | None:
             nonlocal excluded
             if progress.step <= self._abandoned_step:
                 return None
             arrays = [array for flat in self._flats for array in flat.arrays]
-            is_sick, is_large = examine()
-            excluded = Excluded((), topology.num_learners, is_sick)
+            sick_rows, is_large = examine()
+            excluded = Excluded((), topology.num_learners, sick_rows)
             excluded.zero_contribution(arrays)
             (reports,) = self._reports.arrays
-            reports.zero_()[0, topology.learners.start] = _SICK if is_sick else _LARGE * is_large
+            reports.zero_()
+            for row, learner in enumerate(topology.learners):
+                reports[row, learner] = _SICK if row in sick_rows else _LARGE * is_large
             return self._engine.start([reports, *arrays], GLOBAL, lambda mean: _reported(mean, excluded).num_well)
 
         pending = topology.run_retryable(begin, "start of a global mean")
@@ -206,7 +211,7 @@ class Delayed:
                 time.perf_counter() - started,
                 sum(flat.num_bytes for flat in self._flats),
                 excluded.num_members,
-                excluded.is_here,
+                excluded.rows,
                 pending,
             )
 
@@ -225,7 +230,7 @@ class Delayed:
             return None
         self._merged_step = flight.step
         reports, *means = means
-        excluded = _reported(reports, Excluded((), flight.num_members, flight.is_sick))
+        excluded = _reported(reports, Excluded((), flight.num_members, flight.sick_rows))
         return flight, means, excluded, int(reports.count_nonzero()) > len(excluded.learners)
 
     # -- after ranks died -----------------------------------------------------------------------------------------
@@ -255,8 +260,8 @@ class Delayed:
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any] | None:
-        """Return the mean in flight after waiting for it; None if no mean is in flight."""
+    def state_dict_of(self, row: int) -> dict[str, Any] | None:
+        """Return the mean in flight for one learner, after waiting for it; None if no mean is in flight."""
         flight = self.flight
         if flight is None:
             return None
@@ -268,12 +273,12 @@ class Delayed:
             "period_steps": flight.period_steps,
             "num_bytes": flight.num_bytes,
             "num_members": flight.num_members,
-            "is_sick": flight.is_sick,
+            "is_sick": row in flight.sick_rows,
             "means": [mean.clone() for mean in (*means, reports)],
         }
 
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Continue from what `state_dict` returned.
+    def load_state_dicts(self, states: Sequence[dict[str, Any] | None]) -> None:
+        """Continue from what `state_dict_of` returned for each learner of the rank.
 
         Raises
         ------
@@ -281,15 +286,18 @@ class Delayed:
             If the mean is of another model.
         """
         self.flight = None
+        state = states[0]
         if state is not None:
-            known = {name: value for name, value in state.items() if name != "means"}
+            known = {name: value for name, value in state.items() if name not in ("means", "is_sick")}
+            sick_rows = tuple(row for row, each in enumerate(states) if each is not None and each["is_sick"])
             (here,) = self._reports.arrays
             *means, reports = (mean.to(here.device, copy=True) for mean in state["means"])
             sizes = [array[0].numel() for flat in self._flats for array in flat.arrays]
             if [mean.numel() for mean in means] != sizes:
                 raise ValueError("a mean in flight of another model")
             pending = CompletedMean([reports, *means])
-            self.flight = InFlight(started=time.perf_counter(), blocked_s=0.0, pending=pending, **known)
+            started = time.perf_counter()
+            self.flight = InFlight(started=started, blocked_s=0.0, sick_rows=sick_rows, pending=pending, **known)
 
 
 def _reported(reports: Tensor, own: Excluded) -> Excluded:
@@ -298,7 +306,7 @@ def _reported(reports: Tensor, own: Excluded) -> Excluded:
     Parameters
     ----------
     reports : the mean of all learners' reports, shape (learners,).
-    own : the number of learners, and whether this learner is sick.
+    own : the number of learners, and the sick ones of this rank.
     """
     learners = (reports > _LARGE / own.num_members).nonzero().flatten().tolist()
-    return Excluded(tuple(learners), own.num_members, own.is_here)
+    return Excluded(tuple(learners), own.num_members, own.rows)

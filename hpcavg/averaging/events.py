@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpcavg.algorithms.scope import GLOBAL, SERVER, Scope
@@ -21,10 +22,11 @@ class Event:
     blocked_s : seconds in which it kept this learner from computing.
     in_flight_s : seconds from its start to its end; equal to `blocked_s` for a blocking mean.
     num_bytes : bytes that this learner brought into it, or sent and received.
-    consensus_distance : this learner's ||x_j - x̄||² before a global mean was merged; NaN if it was not measured. Its
-        mean over the learners is the consensus distance (1/P) Σ ||x_j - x̄||².
     sick : the learners whose parameters were not finite; the mean excludes them, and they take it. In an exchange, this
         learner if its parameters were not finite; it takes the centre.
+    distances : ||x_j - x̄||² of each learner of this rank before a global mean was merged, NaN if it was sick; empty if
+        they were not measured. Their mean over all learners is the consensus distance (1/P) Σ ||x_j - x̄||².
+    row : the row of the learner that exchanged with simulated servers. None: all learners of this rank took part.
 
     Examples
     --------
@@ -42,8 +44,15 @@ class Event:
     blocked_s: float
     in_flight_s: float
     num_bytes: int
-    consensus_distance: float = math.nan
     sick: tuple[int, ...] = ()
+    distances: Sequence[float] = ()
+    row: int | None = None
+
+    @property
+    def consensus_distance(self) -> float:
+        """The mean distance of the learners of this rank that were not sick; NaN if there is none."""
+        known = [distance for distance in self.distances if not math.isnan(distance)]
+        return sum(known) / len(known) if known else math.nan
 
     @property
     def excluded(self) -> int:
@@ -59,8 +68,8 @@ class Totals:
     ----------
     local_averages : number of means over local groups and over neighbours.
     global_averages : number of means over all learners.
-    exchanges : number of exchanges with parameter servers.
-    bytes_averaged : bytes that this learner brought into means, or sent and received.
+    exchanges : number of exchanges of this rank's first learner with parameter servers.
+    bytes_averaged : bytes that this learner, the first of its rank, brought into means, or sent and received.
     blocked_s : seconds in which events kept this learner from computing.
     in_flight_s : seconds from start to end, summed over the events.
     excluded : number of learners that were excluded, summed over the events.
@@ -85,13 +94,14 @@ class Totals:
 
     def add(self, event: Event) -> None:
         """Add `event` to the sums."""
+        is_of_first = not event.row
         if event.scope is GLOBAL:
             self.global_averages += 1
         elif event.scope is SERVER:
-            self.exchanges += 1
+            self.exchanges += is_of_first
         else:
             self.local_averages += 1
-        self.bytes_averaged += event.num_bytes
+        self.bytes_averaged += event.num_bytes * is_of_first
         self.blocked_s += event.blocked_s
         self.in_flight_s += event.in_flight_s
         self.excluded += event.excluded
@@ -104,7 +114,8 @@ class Arrival:
     Attributes
     ----------
     learner : the learner that sent it.
-    arrived_s : time of its arrival, in seconds since the server was made.
+    arrived_s : time of its arrival, in seconds since the server was made. At simulated servers: simulated time, in mean
+        durations of a step.
     staleness : number of updates that the server applied between the learner's last fetch and this update.
 
     Examples

@@ -33,8 +33,8 @@ class Slot(NamedTuple):
     tensors : the tensor, and the tensors tied to it.
     array : index of the array.
     start : first element of the tensor in each row of the array.
-    shape : shape of the tensor.
-    strides : strides of the tensor.
+    shape : shape of one learner's tensor.
+    strides : strides of it.
     """
 
     name: str
@@ -55,17 +55,18 @@ class FlatBuffer:
     Parameters
     ----------
     named : pairs of name and tensor.
-    learners : number of rows of the arrays. The tensors are views of row 0.
+    learners : the tensors' first axis is that of so many learners, each of which has a row of the arrays. None: the
+        tensors have no such axis, and the arrays have one row.
     allocate : maps an array to the memory in which it should live: the array itself, or another of the same form.
     ties : what `tied` returned, instead of `named`.
     strides : dense strides for every slot, instead of the tensors' own.
 
     Attributes
     ----------
+    learners : as given.
     arrays : one tensor of shape (learners, numel) per (dtype, device), in order of first appearance. Slots start on
         64-byte boundaries. The gaps between them stay zero.
-    values : the same memory as NumPy arrays, which are faster to call; in half precision and on devices, the tensors.
-    rows : row 0 of every array, shape (numel,).
+    values : the same memory as NumPy arrays, whose calls take less time; in half precision and on devices, the tensors.
     num_bytes : bytes of one learner in all arrays: what it brings into a mean.
     slots : a `Slot` for every distinct tensor. Iterating over the flat buffer yields them.
 
@@ -97,16 +98,17 @@ class FlatBuffer:
     def __init__(
         self,
         named: Iterable[tuple[str, Tensor]] = (),
-        learners: int = 1,
+        learners: int | None = None,
         allocate: Callable[[Tensor], Tensor] = lambda array: array,
         ties: Ties | None = None,
         strides: Sequence[Strides] | None = None,
     ) -> None:
+        self.learners = learners
         index_of: dict[tuple[torch.dtype, torch.device], int] = {}
         sizes: list[int] = []
         self.slots: list[Slot] = []
-        for position, (name, tensors) in enumerate(tied(named) if ties is None else ties):
-            first = tensors[0]
+        for position, (name, tensors) in enumerate(tied(named, learners) if ties is None else ties):
+            first = one_learner(tensors[0], learners)
             index = index_of.setdefault((first.dtype, first.device), len(index_of))
             if index == len(sizes):
                 sizes.append(0)
@@ -116,7 +118,7 @@ class FlatBuffer:
             sizes[index] += -(-first.numel() // alignment) * alignment
         arrays = []
         for (dtype, device), numel in zip(index_of, sizes, strict=True):
-            array = torch.zeros(learners, numel, dtype=dtype, device=device)
+            array = torch.zeros(learners or 1, numel, dtype=dtype, device=device)
             placed = allocate(array)
             arrays.append(array if placed is array else placed.zero_())
         self._keep(arrays)
@@ -126,7 +128,6 @@ class FlatBuffer:
     def _keep(self, arrays: Iterable[Tensor]) -> None:
         self.arrays = list(arrays)
         self.values = list(map(as_array, self.arrays))
-        self.rows = [array[0] for array in self.arrays]
 
     def _take_in(self, slots: Iterable[Slot]) -> None:
         """Copy the tensors' values into the slots, and make the tensors views of the slots."""
@@ -143,19 +144,22 @@ class FlatBuffer:
         self._numels = list(map(Tensor.numel, self._tensors))
 
     def _view(self, slot: Slot) -> Tensor:
-        """Return the slot's part of row 0; on a host, with a storage of its own over the same memory."""
+        """Return `view`; on a host and without an axis of learners, with a storage of its own over the same memory."""
         array = self.arrays[slot.array]
+        if self.learners is not None or array.device.type != "cpu":
+            return self.view(slot)
         start = array.storage_offset() + slot.start
-        if array.device.type != "cpu":
-            return array.as_strided(slot.shape, slot.strides, start)
         size = array.element_size()
         storage = array.untyped_storage()[start * size : (start + slot.shape.numel()) * size]
         return torch.empty(0, dtype=array.dtype).set_(storage, 0, slot.shape, slot.strides)
 
     def view(self, slot: Slot) -> Tensor:
-        """Return the slot's part of row 0, even if its tensors have other memory by now."""
+        """Return the slot's part of the array, even if its tensors have other memory by now."""
         array = self.arrays[slot.array]
-        return array.as_strided(slot.shape, slot.strides, array.storage_offset() + slot.start)
+        shape, strides = slot.shape, slot.strides
+        if self.learners is not None:
+            shape, strides = torch.Size((self.learners, *shape)), (array.stride(0), *strides)
+        return array.as_strided(shape, strides, array.storage_offset() + slot.start)
 
     def move_to(self, arrays: list[Tensor]) -> None:
         """Move the tensors to other arrays, with their values.
@@ -198,13 +202,12 @@ class FlatBuffer:
             moved = [tensor for tensor in slot.tensors if not next(is_in_place)]
             if not moved:
                 continue
-            array = self.arrays[slot.array]
-            wanted = form(slot.shape, array.dtype, array.device)
+            view = self._view(slot)
+            wanted = form(view.shape, view.dtype, view.device)
             for tensor in moved:
                 given = form(tensor.shape, tensor.dtype, tensor.device)
                 if given != wanted:
                     raise InputError("model", f"{slot.name} as {given}", f"{wanted}, as when it was handed over")
-            view = self._view(slot)
             view.copy_(moved[0].detach())
             for tensor in slot.tensors:
                 tensor.data = view
@@ -222,12 +225,18 @@ class FlatBuffer:
         return iter(self.slots)
 
 
-def tied(named: Iterable[tuple[str, Tensor]]) -> Ties:
+def one_learner(tensor: Tensor, learners: int | None) -> Tensor:
+    """Return the first learner's part of `tensor`; `learners` None: it has no axis of learners."""
+    return tensor if learners is None else tensor.detach()[0]
+
+
+def tied(named: Iterable[tuple[str, Tensor]], learners: int | None = None) -> Ties:
     """Return, for every memory of the dense tensors in `named`, the first name and all tensors that share it.
 
     Parameters
     ----------
     named : pairs of name and tensor.
+    learners : see `FlatBuffer`.
 
     Raises
     ------
@@ -257,7 +266,8 @@ def tied(named: Iterable[tuple[str, Tensor]]) -> Ties:
                     raise _overlap(first_name, name)
                 same.append(tensor)
         ties = list(found.values())
-    _refuse_partial_overlap(ties)
+    # The rows of several learners alternate in memory, so only those of the first one are compared.
+    _refuse_partial_overlap([(name, one_learner(tensors[0], learners)) for name, tensors in ties])
     return ties
 
 
@@ -272,17 +282,16 @@ def _layout(tensor: Tensor) -> tuple[object, ...]:
     return (tensor.device, tensor.dtype, tensor.shape, tensor.stride())
 
 
-def _refuse_partial_overlap(ties: Ties) -> None:
-    filled = [index for index, (_, tensors) in enumerate(ties) if tensors[0].numel()]
-    tensors = [ties[index][1][0] for index in filled]
-    starts = np.fromiter(map(Tensor.data_ptr, tensors), dtype=np.uint64, count=len(tensors))
-    sizes = [t.nbytes if t.is_contiguous() else span(t) * t.element_size() for t in tensors]
+def _refuse_partial_overlap(named: Iterable[tuple[str, Tensor]]) -> None:
+    named = [(name, tensor) for name, tensor in named if tensor.numel()]
+    starts = np.fromiter((tensor.data_ptr() for _, tensor in named), dtype=np.uint64, count=len(named))
+    sizes = [t.nbytes if t.is_contiguous() else span(t) * t.element_size() for _, t in named]
     order = np.argsort(starts)
     ends = starts + np.array(sizes, dtype=np.uint64)
     for place in np.flatnonzero(ends[order][:-1] > starts[order][1:]):
-        one, other = order[place], order[place + 1]
-        if tensors[one].device == tensors[other].device:
-            raise _overlap(ties[filled[one]][0], ties[filled[other]][0])
+        (name, one), (next_name, other) = named[order[place]], named[order[place + 1]]
+        if one.device == other.device:
+            raise _overlap(name, next_name)
 
 
 def _overlap(name: str, next_name: str) -> InputError:

@@ -46,12 +46,12 @@ class GradientBuffer:
     """
 
     def __init__(self, parameters: FlatBuffer, topology: Topology, engine: Engine) -> None:
-        named = [(slot.name, tensor) for slot in parameters for tensor in slot.tensors]
-        self._names = [name for name, _ in named]
-        self._tensors = [tensor for _, tensor in named]
+        self._names = [slot.name for slot in parameters for _ in slot.tensors]
+        self._tensors = [tensor for slot in parameters for tensor in slot.tensors]
         self._topology = topology
         self._packed = list(map(torch.zeros_like, self._tensors))
-        self._flat = FlatBuffer(zip(self._names, self._packed, strict=True), allocate=engine.allocate)
+        named = zip(self._names, self._packed, strict=True)
+        self._flat = FlatBuffer(named, parameters.learners, allocate=engine.allocate)
         self._engine = engine
         topology.on_shrink(self._reallocate)
         self.num_bytes = self._flat.num_bytes

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hpcavg.algorithms.scope import Neighbours, Scope
 from hpcavg.distributed.topology import Topology
-from hpcavg.engines.reduction import Array
+from hpcavg.engines.reduction import Array, Values
 from hpcavg.errors import CorruptionError, InputError, SickLearnersError
 from hpcavg.utils.text import fold_numbers
 
@@ -38,18 +38,18 @@ class Excluded(NamedTuple):
     ----------
     learners : their indices.
     num_members : the number of learners that take part, sick ones included.
-    is_here : whether this rank's learner is sick.
+    rows : the rows of those that this rank holds.
 
     Examples
     --------
     >>> from hpcavg.averaging.health import Excluded
-    >>> Excluded(learners=(2,), num_members=4, is_here=False).num_well
+    >>> Excluded(learners=(2,), num_members=4, rows=()).num_well
     3
     """
 
     learners: tuple[int, ...]
     num_members: int
-    is_here: bool
+    rows: Sequence[int]
 
     @property
     def are_all(self) -> bool:
@@ -57,23 +57,23 @@ class Excluded(NamedTuple):
         return len(self.learners) == self.num_members
 
     def zero_contribution(self, arrays: Iterable[Tensor]) -> None:
-        """Set `arrays` to zero if this learner is sick: it then adds nothing to a sum."""
-        if self.is_here:
+        """Set the sick rows of `arrays` to zero: they then add nothing to a sum."""
+        if self.rows:
             for array in arrays:
-                array.zero_()
+                array[list(self.rows)] = 0
 
-    def rescale(self, means: list[Tensor], weights: Mapping[int, float]) -> list[Tensor]:
+    def rescale(self, means: list[Tensor], weights: Sequence[Mapping[int, float]]) -> list[Tensor]:
         """Turn weighted means in which sick learners added zeros into means of the others, in place.
 
         Parameters
         ----------
-        means : each of shape (numel,).
-        weights : the weight of each learner, by its index. Their sum is 1.
+        means : each of shape (learners, numel).
+        weights : for each row, the weight of each learner, by its index. Their sum is 1.
         """
-        well = sum(weight for learner, weight in weights.items() if learner not in self.learners)
-        if self.learners and well > 0:
-            for mean in means:
-                mean.div_(well)
+        for row, of_row in enumerate(weights if self.learners else ()):
+            well = sum(weight for learner, weight in of_row.items() if learner not in self.learners)
+            for mean in means if well > 0 else ():
+                mean[row].div_(well)
         return means
 
     @property
@@ -91,9 +91,9 @@ def raise_sick(excluded: Excluded, scope: Scope, topology: Topology, what: str, 
     scope : the learners that raise.
     topology : all learners.
     what : the mean or checkpoint that cannot be taken.
-    tensor : the name of this learner's first tensor that is not finite; "" if all are finite.
+    tensor : the name of this rank's first tensor that is not finite; "" if all are finite.
     """
-    own = tensor if excluded.is_here else ""
+    own = tensor if excluded.rows else ""
     # On a graph, other learners do not take part in this call, so a learner can name its own tensor only.
     tensors = [own] if isinstance(scope, Neighbours) else topology.comm(scope).allgather(own)
     raise SickLearnersError(excluded.learners, what, excluded.num_members, next(filter(None, tensors), ""))
@@ -137,6 +137,30 @@ def examine(arrays: Iterable[Array], num_learners: int) -> tuple[bool, bool]:
     return is_finite, is_large and is_finite
 
 
+def examine_rows(arrays: Sequence[Array], num_learners: int) -> tuple[tuple[int, ...], bool]:
+    """Return the rows in which an element is not finite, and whether a sum over the learners may overflow.
+
+    It reads the arrays once if all elements are finite.
+
+    Parameters
+    ----------
+    arrays : each of shape (learners, numel).
+    num_learners : the number of learners in the sum.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from hpcavg.averaging.health import examine_rows
+    >>> examine_rows([np.array([[1.0], [np.nan], [2.0]])], num_learners=6)
+    ((1,), False)
+    """
+    is_finite, is_large = examine(arrays, num_learners)
+    if is_finite:
+        return (), is_large
+    looks = [examine([array[row : row + 1] for array in arrays], num_learners) for row in range(len(arrays[0]))]
+    return tuple(row for row, (is_finite, _) in enumerate(looks) if not is_finite), any(large for _, large in looks)
+
+
 def is_finite(arrays: Iterable[Tensor]) -> bool:
     """Return whether all elements of `arrays` are finite. It reads the arrays once."""
     return examine(arrays, 1)[0]
@@ -172,8 +196,8 @@ def sample_of(x: Array) -> Array:
     return stretches[:, :, every // 2 : every // 2 + _STRETCH_ELEMENTS]
 
 
-def squared_distance(x: Array, mean: Array) -> float:
-    """Return ||x_j - mean||², averaged over the learners, summed in float64.
+def squared_distances(x: Array, mean: Array) -> Values:
+    """Return ||x_j - mean||² of every learner, summed in float64, shape (learners,).
 
     Parameters
     ----------
@@ -183,28 +207,37 @@ def squared_distance(x: Array, mean: Array) -> float:
     Examples
     --------
     >>> import numpy as np
-    >>> from hpcavg.averaging.health import sample_of, squared_distance
+    >>> from hpcavg.averaging.health import sample_of, squared_distances
     >>> x = np.ones((2, 100_000))
-    >>> squared_distance(x, np.zeros(100_000)), squared_distance(sample_of(x), np.zeros(100_000))
-    (100000.0, 100000.0)
+    >>> squared_distances(x, np.zeros(100_000)), squared_distances(sample_of(x), np.zeros(100_000))
+    (array([100000., 100000.]), array([100000., 100000.]))
     """
     others = mean if x.ndim == 2 else sample_of(mean[None])[0]
-    squares = sum(_squared_norm(row, others) for row in x)
-    return squares * len(mean) / (len(x) * max(math.prod(others.shape), 1))
+    step = max(1, _DISTANCE_CHUNK_ELEMENTS // x.shape[0])
+    if others.shape[0] <= step:
+        squares = _squared_norms(x, others)
+    else:  # less memory for the differences
+        pieces = [slice(first, first + step) for first in range(0, others.shape[0], step)]
+        squares = np.sum([_squared_norms(x[:, piece], others[piece]) for piece in pieces], axis=0)
+    return squares if x.ndim == 2 else squares * (mean.shape[0] / math.prod(others.shape))
 
 
-def _squared_norm(x: Array, others: Array) -> float:
-    """Return ||x - others||², summed in float64."""
-    if len(x) > _DISTANCE_CHUNK_ELEMENTS:  # less memory for the differences
-        starts = range(0, len(x), _DISTANCE_CHUNK_ELEMENTS)
-        pieces = [slice(start, start + _DISTANCE_CHUNK_ELEMENTS) for start in starts]
-        return sum(_squared_norm(x[piece], others[piece]) for piece in pieces)
-    difference = x - others
-    if isinstance(difference, Tensor):
-        real = torch.view_as_real(difference) if difference.is_complex() else difference
-        return float(torch.linalg.vector_norm(real, dtype=torch.float64)) ** 2
-    wide = difference.astype(np.complex128 if difference.dtype.kind == "c" else np.float64)
-    return float(np.vdot(wide, wide).real)
+def _squared_norms(x: Array, others: Array) -> Values:
+    """Return ||x_j - others||² of each row, summed in float64; infinity if it is too large for that."""
+    if isinstance(x, Tensor):
+        differences = cast(Tensor, x - others)
+        real = torch.view_as_real(differences) if differences.is_complex() else differences
+        return torch.linalg.vector_norm(real.flatten(1), dim=1, dtype=torch.float64).square().numpy(force=True)
+    wide = x.astype(np.complex128 if x.dtype.kind == "c" else np.float64)
+    if x.dtype == wide.dtype:
+        with np.errstate(over="ignore"):
+            wide -= others
+    else:  # narrow numbers cannot overflow in wide ones
+        wide -= others
+    if wide.shape[0] == 1:
+        return np.array([np.vdot(wide, wide).real])
+    flat = wide.reshape(wide.shape[0], -1)
+    return np.einsum("ij,ij->i", flat.conj(), flat).real
 
 
 # -- silent corruption --------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from hpcavg.algorithms.schedule import Progress
 from hpcavg.algorithms.scope import GLOBAL, SERVER
 from hpcavg.averaging.events import Event
 from hpcavg.averaging.health import fingerprint, is_finite
-from hpcavg.averaging.optimizer_state import forget
+from hpcavg.averaging.local_optimizer import LocalOptimizer
+from hpcavg.averaging.paces import Pace
 from hpcavg.averaging.replica import Replica
 from hpcavg.averaging.server import (
     CENTRE,
@@ -108,6 +109,7 @@ class Worker:
     exchange : the rule's exchange.
     replica : holds the parameters.
     topology : learners and servers.
+    pace : the learner's.
     optimizer : the local optimizer. If the learner is sick, it takes the centre, sends nothing, and the optimizer's
         state is dropped.
     non_finite : see `hpcavg.AveragingOptions`.
@@ -123,11 +125,13 @@ class Worker:
         exchange: ServerExchange,
         replica: Replica,
         topology: Topology,
-        optimizer: torch.optim.Optimizer,
+        pace: Pace,
+        optimizer: LocalOptimizer,
         non_finite: str,
         start: str,
     ) -> None:
         self._exchange = exchange
+        self._pace = pace
         self._optimizer = optimizer
         self._non_finite = non_finite
         self._replica = replica
@@ -154,20 +158,21 @@ class Worker:
         self._replica.refresh()
         return fingerprint(self._parameters.arrays) != self._centre_fingerprint
 
-    def exchange(self, progress: Progress) -> Event | None:
-        """Exchange what is due after a step; return the event, or None if nothing was due.
+    def exchange(self) -> list[Event]:
+        """Exchange what is due after a step; return the event, if anything was due.
 
         Raises
         ------
         SickLearnersError
             On this learner alone, if its parameters are not finite and `non_finite` is ``"stop"``.
         """
+        progress = self._pace.progress
         push = progress.step % self._exchange.push_steps == 0
         fetch = progress.step % self._exchange.fetch_steps == 0
         if not push and not fetch:
             for link in self._links:
                 link.progress()
-            return None
+            return []
         started = time.perf_counter()
         with torch.no_grad(), self._contact():
             self._replica.refresh()
@@ -184,7 +189,7 @@ class Worker:
                 if fetch:
                     self._fetch(FETCH)
         blocked_s = time.perf_counter() - started
-        return Event(
+        event = Event(
             progress.step,
             SERVER,
             progress.step - progress.round_step,
@@ -194,6 +199,8 @@ class Worker:
             self._num_bytes * (push + fetch),
             sick=tuple(self._topology.learners) if is_sick else (),
         )
+        self._pace.end_round()
+        return [event]
 
     def _contact(self) -> AbstractContextManager[None]:
         """Return a context in which this rank may wait for the servers, to receive and to send."""
@@ -204,7 +211,7 @@ class Worker:
         if self._non_finite == "stop":
             raise SickLearnersError([*self._topology.learners], f"{SERVER} average of step {progress.step}", 1)
         self._fetch(FETCH)
-        forget(self._optimizer)
+        self._optimizer.forget([0])
 
     def _pull_together(self, elasticity: float) -> None:
         """Pull learner and centre together (EAMSGD): e = α (x - c), x -= e, c += e, for the fetched centre c."""
@@ -286,11 +293,15 @@ class Worker:
         for values, saved in zip(self._counted, counted, strict=True):
             values.copy_(saved)
 
-    def say_goodbye(self, progress: Progress) -> None:
-        """Send the last changes, and tell the servers that no message follows. A second call does nothing."""
+    def say_goodbye(self) -> list[Event]:
+        """Send the last changes, and tell the servers that no message follows. A second call does nothing.
+
+        Returns no events; see `SimulatedServers`.
+        """
         if self.is_finished:
-            return
+            return []
         self.is_finished = True
+        progress = self._pace.progress
         with torch.no_grad(), self._contact():
             self._replica.refresh()
             is_pending = self._elasticity is None and progress.step > self._pushed_step
@@ -299,6 +310,7 @@ class Worker:
                 self._push(progress)
             for link in self._links:
                 link.close()
+        return []
 
     def finish(self) -> None:
         """Take the final centre. Collective over all ranks, after `say_goodbye`. A second call does nothing."""

@@ -16,12 +16,14 @@ from torch import Tensor
 from hpcavg.algorithms.scope import SERVER
 from hpcavg.averaging import model_parts
 from hpcavg.averaging.constant_buffers import Constants
-from hpcavg.averaging.flat_buffer import FlatBuffer, Ties, dense_strides, tied
+from hpcavg.averaging.flat_buffer import FlatBuffer, Ties, dense_strides, one_learner, tied
 from hpcavg.averaging.health import examine
 from hpcavg.averaging.known_tensors import KnownTensors, form_of
 from hpcavg.averaging.same_start import broadcast, check_same_contents, check_same_form, in_messages, put
+from hpcavg.averaging.stacked import Stacked
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import Engine
+from hpcavg.errors import InputError
 
 
 class Replica:
@@ -64,6 +66,7 @@ class Replica:
         self._optimizer = optimizer
         self._topology = topology
         self._engine = engine
+        self._learners = model.learners if isinstance(model, Stacked) else None
         with _no_collection():
             self._set_up(start)
 
@@ -76,7 +79,7 @@ class Replica:
         check_same_contents({**parts.frozen, **parts.buffers}, topology)
         averaged = self._averaged_buffers(parts)
         self.parameters = self._flatten(trained)
-        self.buffers = self._flatten(_with_marks(tied(averaged.items())))
+        self.buffers = self._flatten(self._with_marks(averaged))
         topology.on_shrink(self._reallocate)
         rest = {**parts.frozen, **{name: b for name, b in parts.buffers.items() if name not in averaged}}
         plain = {id(tensor): tensor for tensor in rest.values() if model_parts.is_plain(tensor)}
@@ -85,10 +88,13 @@ class Replica:
                 tensor.data = tensor.detach().resolve_conj().resolve_neg()  # NumPy cannot read lazy conjugates
         if start == "rank0":
             for array in (*self.parameters.arrays, *self.buffers.arrays):
-                broadcast([array], topology)
+                broadcast([array[:1]], topology)
+                array[1:] = array[0]
             # Empty tensors are left out: a NumPy view of a tensor would prevent resizing it.
             for message in in_messages(tensor for tensor in plain.values() if tensor.numel()):
                 broadcast(message, topology)
+            for tensor in plain.values() if self._learners is not None else ():
+                tensor.data[1:] = tensor.data[0]
         self._constants = Constants(self.buffers, self._equal_to_rank_0(start))
         self.frozen = [tensor for tensor in parts.frozen.values() if id(tensor) in plain]
         self._known = KnownTensors(self._model, self._optimizer, parts, averaged)
@@ -98,8 +104,12 @@ class Replica:
         model_parts.refuse_wrapped(self._model)
         parts = model_parts.look_up(self._model, self._optimizer)
         model_parts.check(parts)
-        tied((name, buffer) for name, buffer in parts.buffers.items() if model_parts.is_averaged_buffer(buffer))
-        return parts, tied(parts.trained.items())
+        others = parts.parameters.keys() - dict(self._model.named_parameters(remove_duplicate=False)).keys()
+        if others and self._learners is not None:
+            raise InputError("optimizer", min(others), "of the model's parameters, which have an axis of learners")
+        averaged = {name: buffer for name, buffer in parts.buffers.items() if model_parts.is_averaged_buffer(buffer)}
+        tied(averaged.items(), self._learners)
+        return parts, tied(parts.trained.items(), self._learners)
 
     def _averaged_buffers(self, parts: model_parts.Parts) -> dict[str, Tensor]:
         """Return the buffers that are averaged: of real numbers, finite on all ranks, with a finite sum. Collective.
@@ -115,10 +125,19 @@ class Replica:
     def _flatten(self, ties: Ties) -> FlatBuffer:
         """Return the tensors as a flat buffer with rank 0's order of memory. Collective over all ranks."""
         all_ranks = self._topology.all_ranks
-        strides = [dense_strides(tensors[0]) for _, tensors in ties]
+        strides = [dense_strides(one_learner(tensors[0], self._learners)) for _, tensors in ties]
         if len(set(all_ranks.allgather(hashlib.sha256(repr(strides).encode()).digest()))) > 1:
             strides = all_ranks.bcast(strides, root=0)
-        return FlatBuffer(allocate=self._engine.allocate, ties=ties, strides=strides)
+        return FlatBuffer(learners=self._learners, allocate=self._engine.allocate, ties=ties, strides=strides)
+
+    def _with_marks(self, averaged: dict[str, Tensor]) -> Ties:
+        """Return the buffers by memory, and one more tensor, which holds a mark for each of them; see `Constants`."""
+        ties = tied(averaged.items(), self._learners)
+        if not ties:
+            return ties
+        first = ties[0][1][0]
+        axis = () if self._learners is None else (self._learners,)
+        return [*ties, ("", [torch.ones(*axis, len(ties), dtype=first.dtype, device=first.device)])]
 
     def _reallocate(self) -> None:
         for flat in (self.parameters, self.buffers):
@@ -131,9 +150,12 @@ class Replica:
             return [True] * len(slots)
         first = self.buffers.snapshot()
         for array in first:
-            broadcast([array], self._topology)
+            broadcast([array[:1]], self._topology)
         parts = [(slot.array, slice(slot.start, slot.start + slot.shape.numel())) for slot in slots]
-        return [torch.equal(self.buffers.arrays[array][0, part], first[array][0, part]) for array, part in parts]
+        return [
+            all(torch.equal(row[part], first[array][0, part]) for row in self.buffers.arrays[array])
+            for array, part in parts
+        ]
 
     # -- during the run -------------------------------------------------------------------------------------------
 
@@ -158,7 +180,8 @@ class Replica:
         """Give every rank the buffers of rank 0: servers compute none. Collective over all ranks."""
         with self._topology.waiting("buffers of the learners", SERVER):
             for array in self.buffers.arrays:
-                broadcast([array], self._topology)
+                broadcast([array[:1]], self._topology)
+                array[1:] = array[0]
 
     def put_back_constants(self) -> None:
         """Restore the bits of buffers that no learner has changed, after a mean of the buffers was merged."""
@@ -169,14 +192,16 @@ class Replica:
         for flat in (self.parameters, self.buffers):
             for slot in flat:
                 if not flat.view(slot).isfinite().all():
-                    return slot.name
+                    return slot.name if self._learners is None else slot.name.removeprefix("module.")
         return ""
 
     # -- copies -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a copy of the model's state whose tensors are contiguous and share no memory."""
-        return {name: _copy(value) for name, value in self._model.state_dict().items()}
+        """Return a copy of the first learner's state, whose tensors are contiguous and share no memory."""
+        model = self._model
+        state = model.state_dict_of(0) if isinstance(model, Stacked) else model.state_dict()
+        return {name: _copy(value) for name, value in state.items()}
 
     def snapshot(self) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
         """Return copies of all tensors that training changes, for `restore`."""
@@ -209,14 +234,6 @@ def _no_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def _with_marks(ties: Ties) -> Ties:
-    """Return `ties` and one more tensor, which holds a mark for each of them; see `Constants`."""
-    if not ties:
-        return ties
-    first = ties[0][1][0]
-    return [*ties, ("", [torch.ones(len(ties), dtype=first.dtype, device=first.device)])]
 
 
 def _copy(value: Any) -> Any:

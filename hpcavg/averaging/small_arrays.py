@@ -50,16 +50,15 @@ class SmallArrays:
         topology.room_bytes = max(topology.room_bytes, start)
         self._views = [_rows(self._packed[place.bytes], place.array) for place in self._places]
 
-    def pack(self, is_sick: bool) -> Values:
-        """Return the bytes of all arrays; zeros for a learner that is sick."""
-        if is_sick:
-            self._packed.fill(0)
-            return self._packed
+    def pack(self, sick_rows: Sequence[int]) -> Values:
+        """Return the bytes of all arrays; zeros for the learners in the sick rows."""
         for place, view in zip(self._places, self._views, strict=True):
             if isinstance(view, np.ndarray):
                 view[...] = place.array.numpy()
             else:
                 view.copy_(place.array)
+            if sick_rows:
+                view[list(sick_rows)] = 0
         return self._packed
 
     def means(
@@ -91,14 +90,13 @@ class SmallArrays:
             if index is None:
                 continue
             learners = array.shape[0]
-            row = place.flat.rows[place.index]
-            mean = row if learners == 1 and not out_of_place else torch.empty_like(row)
+            mean = array[0] if learners == 1 and not out_of_place else torch.empty_like(array[0])
             rows = _rows(meeting.packed[:, place.bytes], array)
             scale = scale_of_large(array, meeting.num_members) if meeting.is_large else 1.0
             target = as_array(mean)
             total = target if isinstance(target, np.ndarray) else np.empty(len(target), dtype=np.float32)
             _sum(rows if scale == 1.0 else rows * scale, by_node, learners, total)
-            divide(total, count * learners)
+            divide(total, count)
             if scale != 1.0:
                 np.divide(total, total.dtype.type(scale), out=total)
             if total is not target:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -12,13 +11,13 @@ from torch import Tensor
 
 from hpcavg.algorithms.merge import Merge, replace
 from hpcavg.algorithms.schedule import Progress
-from hpcavg.algorithms.scope import GLOBAL, Neighbours, Scope
+from hpcavg.algorithms.scope import GLOBAL, LOCAL, Neighbours, Scope
 from hpcavg.averaging.calls import Call, Caller, Kind, Meeting, Told, kind_of
 from hpcavg.averaging.events import Event
 from hpcavg.averaging.flat_buffer import FlatBuffer
 from hpcavg.averaging.gradients import GradientBuffer
 from hpcavg.averaging.health import Excluded, check_same_start, fingerprint
-from hpcavg.averaging.learner_means import LearnerMeans
+from hpcavg.averaging.learner_means import LearnerMeans, Part
 from hpcavg.engines.reduction import Array, Values
 from hpcavg.errors import InputError
 
@@ -51,14 +50,14 @@ class Averaging:
 
     # -- means of the rule ----------------------------------------------------------------------------------------
 
-    def take(self, scope: Scope, progress: Progress, told: Told | None = None) -> Event:
+    def take(self, scope: Scope, progress: Progress, told: Sequence[Told] | None = None) -> Event:
         """Take and merge the mean that is due at this step. Collective over `scope`.
 
         Parameters
         ----------
         scope : the learners that take part.
         progress : this learner's progress.
-        told : what this learner tells the others for the schedule; None on all learners: nothing.
+        told : what each learner of this rank tells the others for the schedule; None on all ranks: nothing.
 
         Raises
         ------
@@ -80,7 +79,7 @@ class Averaging:
             learner.equality.compare(
                 progress.round + 1, progress.step, lambda: {"parameters": learner.parameters.arrays}
             )
-            return self._event(scope, progress, started, self._gradients.num_bytes, math.nan, ())
+            return self._event(scope, progress, started, self._gradients.num_bytes, (), ())
         how, how_buffers = (self._rule.how, self._rule.how_buffers) if is_global else (replace, replace)
         event = self._average(call, scope, how, how_buffers, progress, started, told=told)
         if is_global:
@@ -104,7 +103,7 @@ class Averaging:
         progress: Progress,
         started: float,
         exact: bool = False,
-        told: Told | None = None,
+        told: Sequence[Told] | None = None,
     ) -> Event:
         """Take the mean over `scope` and merge it."""
         learner = self._learner
@@ -112,67 +111,113 @@ class Averaging:
         out_of_place = how.reads_parameters or (is_global and learner.options.measure_distance)
         before: list[Array] | None = None
 
-        def take() -> tuple[Excluded, float, list[Tensor]]:
+        def take() -> tuple[Meeting, list[tuple[Part, list[Tensor]]]]:
             nonlocal before
-            is_sick, is_large = learner.examine()
+            sick_rows, is_large = learner.examine()
             meeting = self._caller.meet(
                 call,
                 scope,
                 error=error,
-                is_sick=is_sick,
+                sick=sick_rows,
                 is_large=is_large,
                 rate=learner.rate,
                 fingerprint=learner.outer.fingerprint() if is_global else 0,
                 told=told,
-                packed=None if is_mixed else learner.small.pack(is_sick),
+                packed=None if is_mixed else learner.small.pack(sick_rows),
             )
             self.told = None if told is None else meeting.told
             check_same_start(meeting.fingerprints)
-            excluded = self._excluded(meeting, scope, is_sick)
-            learner.check_excluded(excluded, scope, call)
-            learner.awaits_mean = is_sick
-            if excluded.are_all and not is_mixed:  # a local group: it takes the next global mean from the others
-                return excluded, meeting.rate, []
-            is_large = meeting.is_large
+            parts = self._parts(meeting, scope, sick_rows)
+            for part in parts:
+                learner.check_excluded(part, scope, call)
+            learner.awaiting = sick_rows
             before = learner.held(not out_of_place) if is_global else None
-            means = [
-                *learner.take(learner.parameters, scope, out_of_place, excluded, is_large, exact, meeting),
-                *learner.take(learner.buffers, scope, how_buffers.reads_parameters, excluded, is_large, exact, meeting),
-            ]
-            # Neighbours know of different sick learners, but must all make the same exchanges.
-            if excluded.learners or is_mixed:
-                means += learner.take(learner.kept_buffers, scope, True, excluded, is_large, exact=True)
-            return excluded, meeting.rate, [] if excluded.are_all else means
 
-        distance = math.nan
+            def means_of(part: Part) -> list[Tensor]:
+                excluded, is_large = part.excluded, meeting.is_large
+                # Neighbours know of different sick learners, but must all make the same exchanges.
+                kept = part.of(learner.kept_buffers.arrays) if excluded.learners or is_mixed else []
+                given = None if part.first is not None else meeting
+                parameters, buffers = part.of(learner.parameters.arrays), part.of(learner.buffers.arrays)
+                is_apart = how_buffers.reads_parameters
+                return [
+                    *learner.take(parameters, scope, out_of_place, excluded, is_large, exact, given),
+                    *learner.take(buffers, scope, is_apart, excluded, is_large, exact, given),
+                    *learner.take(kept, scope, True, excluded, is_large, exact=True),
+                ]
+
+            if is_mixed:  # one exchange for all learners of the rank, each of which gets a mean of its own
+                means = means_of(self._whole(meeting, sick_rows))
+                taken = [(part, [mean[part.first or 0] for mean in means]) for part in parts]
+            else:  # a group without a learner that is well takes the next global mean from the others
+                taken = [(part, [] if part.excluded.are_all else means_of(part)) for part in parts]
+            return meeting, taken
+
         with torch.no_grad():
             error = self._try_refresh()
-            excluded, rate, means = self._topology.run_collective(take, scope, call)
+            meeting, taken = self._topology.run_collective(take, scope, call)
             if is_global:
                 learner.outer.settle()
-            if means:
-                distance = learner.merge(means, how, how_buffers, excluded, before, rate)
-        learner.means_of_none = learner.means_of_none + 1 if excluded.are_all else 0
-        if excluded.are_all:
-            return self._event(scope, progress, started, 0, math.nan, excluded.learners)
+            distances: list[float] = []
+            num_merged = 0
+            for part, means in taken:
+                is_merged = not part.excluded.are_all
+                num_merged += is_merged
+                for row in part.rows_here(range(part.num_learners)):
+                    learner.means_of_none[row] = 0 if is_merged else learner.means_of_none[row] + 1
+                if is_merged:
+                    distances += learner.merge(part, means, how, how_buffers, before, meeting.rate)
+            if num_merged:
+                self._replica.put_back_constants()
+        sick = tuple(sorted({each for part, _ in taken for each in part.excluded.learners}))
+        if not num_merged:
+            return self._event(scope, progress, started, 0, (), sick)
         num_bytes = learner.parameters.num_bytes + learner.buffers.num_bytes
         if is_global:
             num_bytes += learner.end_global(how)
-        return self._event(scope, progress, started, num_bytes, distance, excluded.learners)
+        return self._event(scope, progress, started, num_bytes, distances if is_global else (), sick)
 
-    def _excluded(self, meeting: Meeting, scope: Scope, is_sick: bool) -> Excluded:
-        """Return the learners that this learner's mean leaves out."""
-        if not isinstance(scope, Neighbours):
-            return Excluded(meeting.sick, meeting.num_members, is_sick)
-        weights = self._topology.links(scope).weights
-        return Excluded(tuple(learner for learner in meeting.sick if learner in weights), len(weights), is_sick)
+    def _whole(self, meeting: Meeting, sick_rows: Sequence[int]) -> Part:
+        """Return all learners of this rank."""
+        return Part(Excluded(meeting.sick, meeting.num_members, sick_rows), self._topology.learners_per_rank)
+
+    def _parts(self, meeting: Meeting, scope: Scope, sick_rows: Sequence[int]) -> list[Part]:
+        """Return the learners of this rank that merge the same mean: all, those of a group inside the rank, or one."""
+        topology = self._topology
+        sick, first = meeting.sick, topology.learners.start
+        if isinstance(scope, Neighbours):
+            weights = topology.links(scope).weights
+            return [
+                Part(
+                    Excluded(tuple(each for each in sick if each in of_row), len(of_row), (0,) * (row in sick_rows)),
+                    1,
+                    row if len(weights) > 1 else None,
+                )
+                for row, of_row in enumerate(weights)
+            ]
+        groups = topology.groups_here
+        if scope is not LOCAL or len(groups) == 1:
+            return [self._whole(meeting, sick_rows)]
+        parts = []
+        for group in groups:
+            rows = [row for row in sick_rows if group.start <= row < group.stop]
+            size = group.stop - group.start
+            excluded = Excluded(tuple(first + row for row in rows), size, tuple(row - group.start for row in rows))
+            parts.append(Part(excluded, size, group.start))
+        return parts
 
     def _event(
-        self, scope: Scope, progress: Progress, started: float, num_bytes: int, distance: float, sick: tuple[int, ...]
+        self,
+        scope: Scope,
+        progress: Progress,
+        started: float,
+        num_bytes: int,
+        distances: Sequence[float],
+        sick: tuple[int, ...],
     ) -> Event:
         blocked_s, since_made_s = time.perf_counter() - started, started - self._learner.made
         period_steps = progress.step - progress.round_step
-        return Event(progress.step, scope, period_steps, since_made_s, blocked_s, blocked_s, num_bytes, distance, sick)
+        return Event(progress.step, scope, period_steps, since_made_s, blocked_s, blocked_s, num_bytes, sick, distances)
 
     # -- means outside of the rule --------------------------------------------------------------------------------
 
@@ -193,16 +238,12 @@ class Averaging:
 
         def take() -> list[Tensor]:
             arrays = [array for flat in flats for array in flat.arrays]
-            is_sick, is_large = learner.examine(arrays)
-            meeting = self._caller.meet(call, error=error, is_sick=is_sick, is_large=is_large)
-            excluded = self._excluded(meeting, GLOBAL, is_sick)
+            sick_rows, is_large = learner.examine(arrays)
+            meeting = self._caller.meet(call, error=error, sick=sick_rows, is_large=is_large)
+            excluded = self._whole(meeting, sick_rows).excluded
             if excluded.are_all:
-                excluded = Excluded((), excluded.num_members, False)
-            return [
-                mean
-                for flat in flats
-                for mean in learner.take(flat, GLOBAL, False, excluded, meeting.is_large, exact=True)
-            ]
+                excluded = Excluded((), excluded.num_members, ())
+            return learner.take(arrays, GLOBAL, False, excluded, meeting.is_large, exact=True)
 
         with torch.no_grad():
             means = self._topology.run_collective(take, what=call)
@@ -222,10 +263,9 @@ class Averaging:
         """
         error = self._try_refresh()
         with torch.no_grad():
-            is_sick, _ = self._learner.examine()
-        meeting = self._caller.meet_all(Kind.CHECK_HEALTH, progress, is_sick=is_sick, error=error)
-        excluded = Excluded(meeting.sick, meeting.num_members, is_sick)
-        self._learner.check_excluded(excluded, GLOBAL, f"{what} of step {progress.step}")
+            sick_rows, _ = self._learner.examine()
+        meeting = self._caller.meet_all(Kind.CHECK_HEALTH, progress, sick=sick_rows, error=error)
+        self._learner.check_excluded(self._whole(meeting, sick_rows), GLOBAL, f"{what} of step {progress.step}")
 
     def update_learners_agree(self, kind: Kind, progress: Progress) -> None:
         """Clear `learners_agree` if the learners' parameters or buffers differ by now. Collective over all learners.

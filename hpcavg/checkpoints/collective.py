@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from hpcavg.checkpoints import store, tensor_file
 from hpcavg.checkpoints.store import Manifest
 from hpcavg.distributed.topology import Topology
 from hpcavg.errors import why
+from hpcavg.utils.files import FileRecord
 
 
 class Saved(NamedTuple):
@@ -35,11 +37,13 @@ def save(
     folder: Path,
     keep: int,
     step: int,
-    parts: Mapping[str, Any],
+    parts: Sequence[Mapping[str, Any]],
     about: Mapping[str, Any],
     guard: Callable[[], None] = lambda: None,
 ) -> Saved:
     """Write a checkpoint of all learners. Collective over them. A part that several learners hold is written once.
+
+    Every learner has a file, whichever rank holds it: with other numbers of learners per rank the files are the same.
 
     Parameters
     ----------
@@ -51,43 +55,45 @@ def save(
         How many checkpoints to keep; older ones are removed.
     step : int
         The step that all learners have reached.
-    parts : mapping
-        This learner's state by part.
+    parts : sequence of mappings
+        The state of each learner of this rank, by part.
     about : mapping
         What the manifest says of the run, on rank 0.
     guard : callable
         Rank 0 calls it before it changes the folder. It does not return if the folder is another run's by now.
     """
     world = topology.learner_ranks
-    digests = world.allgather({name: tensor_file.digest(part) for name, part in parts.items()})
+    own = [{name: tensor_file.digest(part) for name, part in of_learner.items()} for of_learner in parts]
+    holders: dict[tuple[str, str], int] = {}  # the first learner that has a part
     places = [
-        {name: next(rank for rank, other in enumerate(digests) if other[name] == value) for name, value in own.items()}
-        for own in digests
+        {name: holders.setdefault((name, value), learner) for name, value in digests.items()}
+        for learner, digests in enumerate(chain(*world.allgather(own)))
     ]
     path, error = folder, None
     if world.Get_rank() == 0:
         guard()
         try:
-            path = store.create(folder, step, world.Get_size())
+            path = store.create(folder, step, len(places))
         except OSError as raised:
             error = why(raised)
     path, error = world.bcast((path, error))
     if error is not None:
         return Saved(path, error)
-    rank = world.Get_rank()
-    record = None
+    written: list[FileRecord] = []
     try:
-        record = store.write_rank(path, rank, {name: parts[name] for name, at in places[rank].items() if at == rank})
+        for learner, of_learner in zip(topology.learners, parts, strict=True):
+            held = {name: of_learner[name] for name, at in places[learner].items() if at == learner}
+            written.append(store.write_rank(path, learner, held))
     except OSError as raised:
         error = why(raised)
-    records, errors = zip(*world.allgather((record, error)), strict=True)
+    records, errors = zip(*world.allgather((written, error)), strict=True)
     error = next(filter(None, errors), None)
     remains: list[str] = []
-    if rank == 0:
+    if world.Get_rank() == 0:
         guard()
         try:
             if error is None:
-                store.commit(path, Manifest(step, world.Get_size(), list(records), places, dict(about)))
+                store.commit(path, Manifest(step, len(places), list(chain(*records)), places, dict(about)))
         except OSError as raised:
             error = why(raised)
         guard()

@@ -20,7 +20,7 @@ class CheckpointManager:
     config : Config
         The run's options.
     averager : Averager
-        Of this learner.
+        Of this rank.
     folder : Path
         Where the checkpoints are.
     last : Path or None
@@ -67,7 +67,7 @@ class CheckpointManager:
         return may_ask and time.monotonic() - self._written_at_s > 60 * minutes
 
     def write(
-        self, step: float, parts: Callable[[], Mapping[str, Any]], about: Callable[[], Mapping[str, Any]]
+        self, step: float, parts: Callable[[], Sequence[Mapping[str, Any]]], about: Callable[[], Mapping[str, Any]]
     ) -> None:
         """Write a checkpoint of all learners. Collective over them. `failure` and `remains` say how it went.
 
@@ -76,7 +76,7 @@ class CheckpointManager:
         step : float
             The step that all learners have reached.
         parts : callable
-            Returns this learner's state by part. It is called again if a rank dies meanwhile.
+            Returns the state of each learner of this rank by part. It is called again if a rank dies meanwhile.
         about : callable
             Returns, on rank 0, what the manifest says of the run. Collective, too.
         """

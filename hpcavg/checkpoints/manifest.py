@@ -24,11 +24,11 @@ class Manifest:
     step : int
         The step at which the checkpoint was taken.
     num_ranks : int
-        The number of ranks that wrote it.
+        The number of learners. Each has a file of its own, and the number of a rank that holds one learner.
     files : list of FileRecord
         What `write_rank` returned, for every file.
     parts : list of dict
-        For every rank and part, the rank whose file holds the part. Ranks with equal parts name the same one.
+        For every learner and part, the learner whose file holds the part. Learners with equal parts name the same one.
     about : dict
         JSON values of the caller, for example the configuration.
     number : int
@@ -72,7 +72,7 @@ class Manifest:
 
 
 def rank_file(rank: int) -> str:
-    """Return the name of a rank's file."""
+    """Return the name of a learner's file, whose number is `rank`."""
     return f"rank-{rank:05d}.safetensors"
 
 

@@ -18,6 +18,7 @@ from hpcavg.utils.format_version import NEWER
 _FREE = {
     *("steps", "epochs", "output", "resume", "engine", "wire_dtype", "error_feedback", "crossing", "device", "threads"),
     *("expect_ranks", "flush_seconds", "consensus_distance", "group_size", "non_finite", "check_rounds"),
+    *("learners_per_rank", "learners"),
     *("checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "stop_after", "stop_margin"),
     *("on_failure", "hang_timeout", "intended_learners", "data_dir", "test_batch_size", "loader_threads", "compile"),
 }

@@ -1,8 +1,8 @@
 """Checkpoints: a folder of a run's states, each either whole or absent; and the file of the final model.
 
-Rank 0 calls `create`, every rank `write_rank`, then rank 0 `commit` and `prune`. This module does not use MPI: the
-caller synchronizes the ranks between these calls. A failure of the disk is an `OSError`; `discard` then removes the
-unfinished checkpoint. No earlier checkpoint is touched before a later one is whole.
+Rank 0 calls `create`, every rank `write_rank` for each of its learners, then rank 0 `commit` and `prune`. This module
+does not use MPI: the caller synchronizes the ranks between these calls. A failure of the disk is an `OSError`;
+`discard` then removes the unfinished checkpoint. No earlier checkpoint is touched before a later one is whole.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class Checkpoint:
         )
 
     def load(self, rank: int, parts: Collection[str] | None = None) -> dict[str, Any]:
-        """Return the parts of a rank by name, from whichever files hold them. Checksums are not compared; see `fault`.
+        """Return a learner's parts by name, from whichever files hold them. Checksums are not compared; see `fault`.
 
         Parameters
         ----------
         rank : int
-            Whose parts.
+            Whose parts: the learner's number.
         parts : collection of str
             Which of them; all by default.
 
@@ -134,7 +134,7 @@ def _free_path(folder: Path, name: str) -> Path:
 
 
 def write_rank(path: Path, rank: int, parts: Mapping[str, Any]) -> FileRecord:
-    """Write the parts that the file of `rank` holds, trees as in `tensor_file`, to the checkpoint's folder `path`."""
+    """Write the parts, trees as in `tensor_file`, that the file of the learner `rank` holds; `path` is the folder."""
     return files.write_file(path / rank_file(rank), tensor_file.chunks(dict(parts)))
 
 

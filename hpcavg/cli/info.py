@@ -32,7 +32,9 @@ HEADS = ("node", "ranks", "local groups", "cores", "NUMA nodes", "threads per ra
 def main(config: Config) -> None:
     """Print a table of all nodes and the engine that `config` gets there, on rank 0. Collective over all ranks."""
     wait_asleep(MPI.COMM_WORLD)
-    topology = Topology(failures.all_ranks(config), group_size=config.roles.group_size, num_servers=config.servers)
+    comm = failures.all_ranks(config)
+    servers, per_rank = config.servers_of(comm.Get_size()), config.learners_of_rank(comm.Get_size())
+    topology = Topology(comm, group_size=config.roles.group_size, num_servers=servers, learners_per_rank=per_rank)
     device = topology.run_on_all_ranks(lambda: devices.choose_device(config.run.device, topology.node_rank))
     threads = config.run.threads or cores.num_threads(topology.node)
     own = inspection.take_inventory(topology, device, threads)
@@ -46,16 +48,18 @@ def main(config: Config) -> None:
     ranks = topology.all_ranks.gather(own)
     if ranks is None:
         return
-    num_bytes, size = _model_size(config)
+    num_bytes, size, how = _model_size(config, per_rank)
     lines = [
         *_of_software(ranks[0]),
         f"CUDA-aware: {'yes' if is_cuda_aware else 'no'} ({how_known})",
-        f"{counted(topology.num_learners, 'learner')}, {counted(topology.num_servers, 'server')},"
+        f"{counted(topology.num_learners, 'learner')}{f' ({per_rank} in each rank)' if per_rank > 1 else ''},"
+        f" {counted(topology.num_servers, 'server')},"
         f" {counted(topology.num_nodes, 'node')}, {counted(topology.num_groups, 'local group')};"
         f" model of {size}",
+        *how,
         f"engine {engine.name}",
         *(f"  {note}" for note in engine.notes),
-        *(f"warning: {text}" for text in find_warnings(ranks, inspection.find_needs(config, num_bytes))),
+        *(f"warning: {text}" for text in find_warnings(ranks, inspection.find_needs(config, per_rank, num_bytes))),
     ]
     _print(ranks, lines)
 
@@ -64,16 +68,38 @@ def _try(engine: Engine, topology: Topology, device: torch.device, shared_bytes:
     """Let the engine find out what it can do with an array of some size. Collective over all ranks."""
     room = min(topology.all_ranks.allgather(shared_bytes // topology.node.Get_size() // 8))  # half, of float32
     if not topology.is_server and room:
-        engine.allocate(torch.empty(1, min(_TRIAL_ELEMENTS, room), device=device))
+        rows = topology.learners_per_rank
+        engine.allocate(torch.empty(rows, min(_TRIAL_ELEMENTS, max(1, room // rows)), device=device))
 
 
-def _model_size(config: Config) -> tuple[int, str]:
-    """Return the size of the model in bytes, 0 if it is unknown, and the size in words, or why it is unknown."""
+def _model_size(config: Config, per_rank: int) -> tuple[int, str, list[str]]:
+    """Return what is known of the model of `per_rank` learners.
+
+    Returns
+    -------
+    int
+        The size of one in bytes; 0 if it is unknown.
+    str
+        The size in words, or why it is unknown.
+    list of str
+        Lines on how several learners of a rank compute.
+    """
     try:
-        num_bytes = inspection.model_bytes(config)
+        model = inspection.build_without_memory(config)
     except InputError as error:
-        return 0, f"unknown size: {error.as_option()}"
-    return num_bytes, f"{num_bytes / 1e6:.3g} MB"
+        return 0, f"unknown size: {error.as_option()}", []
+    num_bytes = inspection.model_bytes(config, model)
+    size = f"{num_bytes / 1e6:.3g} MB"
+    if per_rank == 1:
+        return num_bytes, size, []
+    is_loop = config.run.stacked_randomness == "exact" and inspection.has_random_layers(model)
+    how = (
+        "one after the other: the model has dropout (--stacked-randomness fast lets all draw at once)"
+        if is_loop
+        else "all at once, with torch.vmap; a model that it refuses, one after the other, as the run will say"
+    )
+    in_rank = f"{size}, {per_rank * num_bytes / 1e6:.3g} MB in each rank"
+    return num_bytes, in_rank, [f"learners of a rank compute {how}"]
 
 
 def table(ranks: Sequence[RankInventory]) -> list[tuple[str, ...]]:

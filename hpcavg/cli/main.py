@@ -161,7 +161,8 @@ def _check_early(config: Config, num_ranks: int) -> None:
     from hpcavg.results import run_folder
 
     check_ranks(num_ranks, config.run.expect_ranks)
-    check_sizes(num_ranks, config.roles.group_size, config.servers)
+    servers, per_rank = config.servers_of(num_ranks), config.learners_of_rank(num_ranks)
+    check_sizes(num_ranks, config.roles.group_size, servers, per_rank)
     if config.run.output is not None:
         run_folder.check(Path(config.run.output), may_be_run=config.checkpoints.resume is not None)
 

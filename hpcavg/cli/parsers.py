@@ -185,8 +185,9 @@ def write_job(arguments: Sequence[str]) -> None:
     if wanted.kind != "benchmarks":  # whose options are the suite's
         config = parse_train([*options, "--output", wanted.output or "runs", "--resume", wanted.resume])
         num_ranks = wanted.nodes * wanted.ranks_per_node
-        check_sizes(num_ranks, config.roles.group_size, config.servers)
-        for text in warn_of_learners(config.run.intended_learners, num_ranks - config.servers):
+        servers, per_rank = config.servers_of(num_ranks), config.learners_of_rank(num_ranks)
+        check_sizes(num_ranks, config.roles.group_size, servers, per_rank)
+        for text in warn_of_learners(config.run.intended_learners, per_rank * (num_ranks - servers)):
             print(f"hpcavg: warning: {text}", file=sys.stderr)
     job.write(wanted, options, script)
 

@@ -106,9 +106,12 @@ class Config:
             allowed = f"{label} sets the learning rate"
             self._require("schedule", self.optimization.schedule == "constant", f"constant: {allowed}")
             self._require("warmup_steps", self.optimization.warmup_steps == 0, f"0: {allowed}")
-        num_servers = self.roles.num_servers
+        num_servers, may_simulate = self.roles.num_servers, rule.server is not None and self.roles.may_share_ranks
         if num_servers is not None:
-            require_integer("num_servers", num_servers, 0 if rule.server is None else 1)
+            require_integer("num_servers", num_servers, 0 if rule.server is None or may_simulate else 1)
+        is_timed = may_simulate and not num_servers
+        allowed = "constant, unless one rank holds all learners of an algorithm with servers, and no rank is a server"
+        self._require("step_times", is_timed or self.averaging.step_times == "constant", allowed)
         if rule.server is None:
             self._require("num_servers", not num_servers, f"0 for {label}")
             return
@@ -129,10 +132,37 @@ class Config:
         given = {name: getattr(self, name) for name in names}
         return algorithms.build(algorithm, {name: value for name, value in given.items() if value is not None})
 
-    @property
-    def servers(self) -> int:
-        """Ranks that serve parameters instead of learning."""
-        return self.roles.num_servers or int(self.rule().server is not None)
+    def servers_of(self, num_ranks: int) -> int:
+        """Return how many of `num_ranks` ranks serve parameters instead of learning."""
+        if self.rule().server is None:
+            return 0
+        if self.roles.num_servers is not None:
+            return self.roles.num_servers
+        simulates = (self.roles.learners_per_rank or 1) > 1 or (num_ranks == 1 and self.roles.may_share_ranks)
+        return 0 if simulates else 1
+
+    def learners_of_rank(self, num_ranks: int) -> int:
+        """Return how many learners each rank that is no server holds, of `num_ranks` ranks.
+
+        Raises
+        ------
+        InputError
+            If the learners cannot be divided among the ranks, or several of them in a rank exclude another option.
+        """
+        per_rank = self.roles.learners_of_rank(max(1, num_ranks - self.servers_of(num_ranks)))
+        if per_rank > 1:
+            for name, is_alone in {
+                "precision": self.run.precision == "fp16",  # its scaler skips a step of all of them
+                "channels_last": self.run.channels_last,
+                "compile": self.run.compile,
+            }.items():
+                if is_alone:
+                    value = getattr(self, name)
+                    raise InputError("learners_per_rank", per_rank, f"1 with {name}={value}")
+            if self.rule().server is not None and num_ranks > 1:
+                allowed = f"1 with {self.method.label} on {num_ranks} ranks: servers are simulated on one rank alone"
+                raise InputError("learners_per_rank", per_rank, allowed)
+        return per_rank
 
     def as_toml(self) -> dict[str, Any]:
         """Return the options that are set, by their flat names, as a TOML file holds them."""

@@ -24,6 +24,12 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_ALTERNATIVES = (
+    ("epochs", "steps"),
+    ("steps", "epochs"),
+    ("learners", "learners_per_rank"),
+    ("learners_per_rank", "learners"),
+)
 FORMAT = 1
 """The newest format of ``config.toml`` that this version can read."""
 
@@ -59,12 +65,12 @@ def from_sources(path: str | None, options: Mapping[str, Any]) -> Config:
             own = set()  # the file is for another algorithm, whose options may have the same names
         foreign = set(ARGUMENTS) - own
         if algorithms.ALGORITHMS[chosen]().server is None:
-            foreign.add("num_servers")
+            foreign |= {"num_servers", "step_times"}
         values = {name: value for name, value in values.items() if name not in foreign}
     if options.get("schedule", "step") != "step":  # the command line's choice: the file's decays do not count
         values = {name: value for name, value in values.items() if name not in ("decay_steps", "decay_epochs")}
-    for name, other in (("epochs", "steps"), ("steps", "epochs")):
-        if options.get(name, UNSET) != UNSET:  # the command line's choice of run length replaces the file's
+    for name, other in _ALTERNATIVES:
+        if options.get(name, UNSET) != UNSET:  # the command line's choice replaces the file's
             values.pop(other, None)
     return Config(**{**values, **options})
 

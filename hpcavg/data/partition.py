@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,13 +60,18 @@ def shard(num_samples: int, num_learners: int, learner: int, batch_size: int, se
     >>> sorted(int(index) for part in parts for index in part)
     [0, 1, 2, 3, 4, 5, 6, 7]
     """
-    order = np.random.default_rng([seed, epoch]).permutation(num_samples)
     total = shard_size(num_samples, num_learners) * num_learners
-    order = np.resize(order, total)
+    order = np.resize(_permutation(num_samples, seed, epoch), total)
     num_full = total // (num_learners * batch_size) * num_learners * batch_size
     full = order[:num_full].reshape(-1, num_learners, batch_size)[:, learner].ravel()
     rest = order[num_full:].reshape(num_learners, -1)[learner]
     return np.concatenate([full, rest])
+
+
+@lru_cache(maxsize=1)
+def _permutation(num_samples: int, seed: int, epoch: int) -> Indices:
+    """Return the order of an epoch that all learners follow. The learners of one rank take turns to ask for it."""
+    return np.random.default_rng([seed, epoch]).permutation(num_samples)
 
 
 def shared(num_samples: int, num_learners: int, learner: int, batch_size: int, seed: int, epoch: int) -> Indices:

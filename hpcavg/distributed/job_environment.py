@@ -63,15 +63,21 @@ def _leading_number(text: str | None) -> int | None:
 # -- checks -------------------------------------------------------------------------------------------------------
 
 
-def check_sizes(num_ranks: int, group_size: int | None, num_servers: int) -> None:
+def check_sizes(num_ranks: int, group_size: int | None, num_servers: int, learners_per_rank: int = 1) -> None:
     """Raise `InputError` if `num_ranks` cannot be split into these servers and local groups of learners."""
     if num_servers >= num_ranks:
         raise InputError("num_servers", num_servers, f"below the number of ranks, {num_ranks}: some must learn")
     require_integer("num_servers", num_servers, 0)
-    num_learner_ranks = num_ranks - num_servers
+    require_integer("learners_per_rank", learners_per_rank, 1)
+    if group_size is None:
+        return
+    num_learners = (num_ranks - num_servers) * learners_per_rank
     is_integer = isinstance(group_size, int) and not isinstance(group_size, bool)
-    if group_size is not None and not (is_integer and 1 <= group_size <= num_learner_ranks):
-        allowed = f"an integer of at least 1 and at most {num_learner_ranks}, the number of learners"
+    if not (is_integer and 1 <= group_size <= num_learners):
+        allowed = f"an integer of at least 1 and at most {num_learners}, the number of learners"
+        raise InputError("group_size", group_size, allowed)
+    if group_size % learners_per_rank and learners_per_rank % group_size:
+        allowed = f"a multiple or a divisor of learners_per_rank, {learners_per_rank}"
         raise InputError("group_size", group_size, allowed)
 
 

@@ -68,13 +68,14 @@ class Loss:
 class SurvivingTopology(Topology):
     """A `Topology` that shrinks to the survivors when ranks die. It needs ``mpirun --with-ft ulfm``.
 
-    Survivors keep their local groups; a group without survivors disappears. Survivors get new numbers, in the same
-    order.
+    The learners of a dead rank are lost. Survivors keep their local groups; a group without survivors disappears.
+    Surviving ranks and their learners get new numbers, in the same order.
 
     Parameters
     ----------
     comm : see `Topology`.
     group_size : see `Topology`.
+    learners_per_rank : see `Topology`.
 
     Attributes
     ----------
@@ -89,25 +90,27 @@ class SurvivingTopology(Topology):
 
     survives = True
 
-    def __init__(self, comm: MPI.Intracomm | None = None, group_size: int | None = None) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm | None = None, group_size: int | None = None, learners_per_rank: int = 1
+    ) -> None:
         if not is_enabled():
             allowed = "abort or restart here, or Open MPI started with fault tolerance: mpirun --with-ft ulfm"
             raise InputError("on_failure", "shrink", allowed)
-        self._own_group_name: int | None = None
+        self._own_group_names: list[int] | None = None
         self._completed = dict.fromkeys((LOCAL, GLOBAL, SERVER), 0)
         self._shrink_actions: list[Callable[[], None]] = []
         self.losses: list[Loss] = []
         global _has_survivors
         _has_survivors = True
-        super().__init__(comm, group_size)
+        super().__init__(comm, group_size, learners_per_rank=learners_per_rank)
         self.origin = self.rank
         self._origins: list[int] = self.all_ranks.allgather(self.origin)
         install_leave_hook(self)
 
-    def _group_name(self, first_on_node: int) -> int:
-        if self._own_group_name is None:
-            self._own_group_name = super()._group_name(first_on_node)
-        return self._own_group_name
+    def _group_names(self, first_on_node: int) -> list[int]:
+        if self._own_group_names is None:
+            self._own_group_names = super()._group_names(first_on_node)
+        return self._own_group_names
 
     def on_shrink(self, action: Callable[[], None]) -> None:
         """Call `action` after every loss of ranks, with new communicators.

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import atexit
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,7 @@ from hpcavg.distributed.abort import install_abort_hook
 from hpcavg.distributed.job_environment import check_lone, check_sizes
 from hpcavg.distributed.waiting import wait_asleep
 from hpcavg.errors import InputError
+from hpcavg.utils.text import fold_numbers
 
 _T = TypeVar("_T")
 # A rule may bring a new graph to every mean: the oldest are dropped. Graphs used in turn are fewer.
@@ -26,22 +28,22 @@ _MAX_GRAPHS = 64
 
 
 class Links(NamedTuple):
-    """The edges of this rank on the graph of a `Neighbours` scope.
+    """The edges of this rank's learners on the graph of a `Neighbours` scope.
 
     Attributes
     ----------
-    weights : the weight of each learner in the mean of this rank's learner, by learner in ascending order.
-    sources : the other ranks whose parameters this rank needs.
-    targets : the other ranks that need this rank's parameters.
+    weights : for each learner of this rank, the weight of each learner in its mean, by learner in ascending order.
+    sources : the learners of other ranks whose parameters this rank needs, by rank; both in ascending order.
+    targets : the learners of this rank whose parameters other ranks need, by rank; both in ascending order.
     """
 
-    weights: dict[int, float]
-    sources: tuple[int, ...]
-    targets: tuple[int, ...]
+    weights: tuple[dict[int, float], ...]
+    sources: dict[int, list[int]]
+    targets: dict[int, list[int]]
 
     @property
     def partners(self) -> list[int]:
-        """All sources and targets, in ascending order."""
+        """The ranks of all sources and targets, in ascending order."""
         return sorted({*self.sources, *self.targets})
 
 
@@ -55,15 +57,16 @@ class Topology:
     ----------
     comm : the communicator of all ranks; None means ``MPI.COMM_WORLD``. The topology uses a duplicate. Use
         ``MPI.COMM_SELF`` for a single rank.
-    group_size : number of consecutive learners in a local group. It need not divide the number of learners. None: the
-        learners of each node form a local group.
+    group_size : number of consecutive learners in a local group: a multiple or a divisor of `learners_per_rank`. The
+        last group may be smaller. None: the learners of each node form a local group.
     num_servers : number of ranks that serve parameters instead of learning.
+    learners_per_rank : number of learners of each rank with learners, R. Learner i is row ``i % R`` of rank ``i // R``.
 
     Attributes
     ----------
     all_ranks : communicator of all ranks.
     learner_ranks : communicator of the ranks with learners; on a server, communicator of the servers.
-    local : communicator of the ranks of this rank's local group.
+    local : communicator of the ranks of this rank's local group; of this rank alone if it holds whole groups.
     node : communicator of the ranks on this node.
     peers : communicator of the ranks of `learner_ranks` on this node.
     peer_ranks : these ranks as indices in `all_ranks`.
@@ -76,9 +79,10 @@ class Topology:
     learners : indices of this rank's learners.
     num_servers : number of servers.
     is_server : whether this rank is a server.
-    group : index of this rank's local group.
+    group : index of the local group of this rank's first learner.
     num_groups : number of local groups.
-    group_sizes : number of ranks in each group, by the group's lowest rank.
+    group_sizes : number of learners in each group, by the group's first learner at the start.
+    groups_here : for each local group with learners of this rank, the slice of their rows.
     num_nodes : number of nodes.
     node_rank : index of this rank on its node.
     survives : whether the run continues if ranks die.
@@ -91,8 +95,8 @@ class Topology:
     Raises
     ------
     InputError
-        On every rank, if `group_size` is not within 1..P, if no learner is left, or if MPI sees one rank but a
-        launcher, such as torchrun, has started several.
+        On every rank, if `group_size` is not within 1..P or does not fit `learners_per_rank`, if no learner is left,
+        or if MPI sees one rank but a launcher, such as torchrun, has started several.
 
     Examples
     --------
@@ -100,19 +104,34 @@ class Topology:
     >>> topology = Topology(MPI.COMM_SELF)
     >>> topology.num_learners, topology.num_nodes, list(topology.learners)
     (1, 1, [0])
+    >>> topology = Topology(MPI.COMM_SELF, group_size=2, learners_per_rank=4)
+    >>> topology.num_learners, topology.group_sizes, topology.groups_here
+    (4, {0: 2, 2: 2}, [slice(0, 2, None), slice(2, 4, None)])
     """
 
-    learners_per_rank = 1
     survives = False
     losses: Sequence[Any] = ()
     watch: Any = None
 
-    def __init__(self, comm: MPI.Intracomm | None = None, group_size: int | None = None, num_servers: int = 0) -> None:
+    def __init__(
+        self,
+        comm: MPI.Intracomm | None = None,
+        group_size: int | None = None,
+        num_servers: int = 0,
+        learners_per_rank: int = 1,
+    ) -> None:
         install_abort_hook()
         comm = MPI.COMM_WORLD if comm is None else comm
         if comm == MPI.COMM_WORLD:
             check_lone(comm.Get_size())
-        check_sizes(comm.Get_size(), group_size, num_servers)
+        check_sizes(comm.Get_size(), group_size, num_servers, learners_per_rank)
+        of_ranks = comm.allgather(learners_per_rank)
+        if len(set(of_ranks)) > 1:
+            given = f"{learners_per_rank} on rank {comm.Get_rank()}"
+            raise InputError(
+                "learners_per_rank", given, f"the same on all ranks, not {fold_numbers(sorted(set(of_ranks)))}"
+            )
+        self.learners_per_rank = learners_per_rank
         self.num_servers = num_servers
         self._group_size = group_size
         self._owned: list[MPI.Comm] = []
@@ -141,11 +160,13 @@ class Topology:
         self.peers = self.split_by_node(self.learner_ranks)
         self.peer_ranks = self._indices_of(self.peers)
         first_on_node = min(self.node.allgather(self.rank))
-        name = self._group_name(first_on_node)
-        self.local = self.learner_ranks.Split(color=name, key=self.rank)
-        self.group_sizes = dict(sorted(Counter(self.learner_ranks.allgather(name)).items()))
-        self.group = list(self.group_sizes).index(name)
+        names = self._group_names(first_on_node)
+        self.local = self.learner_ranks.Split(color=names[0], key=self.rank)
+        self.group_sizes = dict(sorted(Counter(chain(*self.learner_ranks.allgather(names))).items()))
+        self.group = list(self.group_sizes).index(names[0])
         self.num_groups = len(self.group_sizes)
+        starts = [row for row, name in enumerate(names) if row == 0 or name != names[row - 1]]
+        self.groups_here = list(map(slice, starts, [*starts[1:], len(names)]))
         self._node_names = all_ranks.allgather(first_on_node)
         self.num_nodes = len(set(self._node_names))
         self._comms = {LOCAL: self.local, GLOBAL: self.learner_ranks, SERVER: self.all_ranks}
@@ -154,9 +175,13 @@ class Topology:
         self._by_node: dict[Scope, Sequence[Sequence[int]]] = {}
         self._links: dict[Neighbours, Links] = {}
 
-    def _group_name(self, first_on_node: int) -> int:
-        """Return the name of this rank's local group: the lowest rank in it."""
-        return first_on_node if self._group_size is None else self.rank - self.rank % self._group_size
+    def _group_names(self, first_on_node: int) -> list[int]:
+        """Return the name of the local group of each learner here: the first learner in it."""
+        first, size = self.rank * self.learners_per_rank, self._group_size
+        learners = range(first, first + self.learners_per_rank)
+        if size is None:
+            return [first_on_node * self.learners_per_rank for _ in learners]
+        return [learner - learner % size for learner in learners]
 
     # -- scopes ---------------------------------------------------------------------------------------------------
 
@@ -213,12 +238,25 @@ class Topology:
         if scope not in self._links:
             if len(self._links) == _MAX_GRAPHS:
                 del self._links[next(iter(self._links))]
-            rows = scope.matrix(self.num_learners)
-            (learner,) = self.learners
-            weights = dict(sorted(rows[learner].items()))
-            targets = tuple(other for other, row in enumerate(rows) if learner in row and other != learner)
-            self._links[scope] = Links(weights, tuple(source for source in weights if source != learner), targets)
+            matrix = scope.matrix(self.num_learners)
+            weights = tuple(dict(sorted(matrix[learner].items())) for learner in self.learners)
+            needed = {(self.rank_of(source), source) for row in weights for source in row}
+            here = set(self.learners)
+            wanted = {(self.rank_of(learner), own) for learner, row in enumerate(matrix) for own in here & row.keys()}
+            self._links[scope] = Links(weights, self._by_other_rank(needed), self._by_other_rank(wanted))
         return self._links[scope]
+
+    def rank_of(self, learner: int) -> int:
+        """Return the rank that holds `learner`."""
+        return learner // self.learners_per_rank
+
+    def _by_other_rank(self, pairs: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
+        """Return the learners in `pairs` of a rank and a learner, by rank, without this rank; both in order."""
+        found: dict[int, list[int]] = {}
+        for rank, learner in sorted(pairs):
+            if rank != self.rank:
+                found.setdefault(rank, []).append(learner)
+        return found
 
     # -- communicators --------------------------------------------------------------------------------------------
 

@@ -55,12 +55,14 @@ class Engine(Protocol):
     compresses : whether messages between nodes, if there are any, have the wire format that the engine was given.
     crossings : the way of arrays between nodes, by size class, where a trial has found it. A checkpoint keeps it: the
         order of a sum may depend on it.
+    delayed_crossings : the same, of means in the background.
     """
 
     name: str
     notes: list[str]
     compresses: bool
     crossings: Mapping[str, Crossing]
+    delayed_crossings: Mapping[str, Crossing]
 
     def use_crossings(self, crossings: Mapping[str, Crossing]) -> None:
         """Take these ways of arrays between nodes from now on, by size class. The same on all ranks.
@@ -93,11 +95,13 @@ class Engine(Protocol):
 
         Parameters
         ----------
-        rows : the values of this rank's learners, shape (learners, numel).
-        out : the mean, shape (numel,), with the same dtype and device. With one learner it may be ``rows[0]`` itself.
+        rows : the values of this rank's learners, shape (learners, numel). If the scope is this rank alone, they may be
+            a part of its rows, such as those of one local group.
+        out : the mean, shape (numel,), with the same dtype and device; or `rows` itself, of which every row becomes the
+            mean.
         scope : the learners; not `Neighbours`.
-        num_well : number of ranks that the mean includes. The rows of other ranks must be zero, and nothing is
-            compressed. None: all ranks.
+        num_well : number of learners that the mean includes. The rows of other learners must be zero, and nothing is
+            compressed. None: all learners.
         exact : compress nothing.
         """
 
@@ -106,7 +110,8 @@ class Engine(Protocol):
 
         Parameters
         ----------
-        rows : the values of this rank's learners, shape (learners, numel).
+        rows : the values of this rank's learners, shape (learners, numel). If the scope is this rank alone, they may be
+            a part of its rows, such as those of one local group.
         out : the means, shape (learners, numel), with the same dtype and device. It may be `rows` itself.
         scope : the graph, with its weights.
         """
@@ -122,7 +127,7 @@ class Engine(Protocol):
         arrays : arrays of shape (learners, numel). They may change during the mean.
         scope : the learners; not `Neighbours`.
         count_well : returns the `num_well` of the other arrays from the mean of the first array. The mean of the first
-            array is exact and over all learners.
+            array is exact and over all its rows.
         """
 
 
@@ -130,6 +135,7 @@ class WithoutCrossings:
     """A part of engines that make no trial of ways between nodes."""
 
     crossings: Mapping[str, Crossing] = MappingProxyType({})
+    delayed_crossings: Mapping[str, Crossing] = MappingProxyType({})
 
     def use_crossings(self, crossings: Mapping[str, Crossing]) -> None:
         """Do nothing."""
@@ -142,7 +148,6 @@ def take_means(
     out_of_place: bool = False,
     num_well: int | None = None,
     exact: bool = False,
-    rows: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """Return the mean of every array over `scope`, shape (numel,). Collective over the scope.
 
@@ -150,12 +155,11 @@ def take_means(
     ----------
     engine : takes the means.
     arrays : arrays of shape (learners, numel).
-    scope : the learners. For `Neighbours`, the result is the weighted mean of this rank's learner.
-    out_of_place : leave the arrays intact. Otherwise, with one learner, the mean replaces the array: this saves a copy
-        and memory.
-    num_well : see `Engine.mean`; ignored for `Neighbours`.
-    exact : see `Engine.mean`; ignored for `Neighbours`.
-    rows : row 0 of every array, from a caller that keeps them: a new view takes longer than the mean of a small array.
+    scope : the learners; not `Neighbours`.
+    out_of_place : leave the arrays intact. Otherwise the mean replaces every row of the array, and the first one is
+        returned: this saves a copy and memory.
+    num_well : see `Engine.mean`.
+    exact : see `Engine.mean`.
 
     Examples
     --------
@@ -168,16 +172,29 @@ def take_means(
     [tensor([2., 3.])]
     """
     means = []
-    for array, row in zip(arrays, rows or [array[0] for array in arrays], strict=True):
-        if isinstance(scope, Neighbours):
-            mixed = torch.empty_like(array) if out_of_place else array
-            engine.mix(array, mixed, scope)
-            mean = mixed[0]
-        else:
-            mean = torch.empty_like(row) if out_of_place or len(array) > 1 else row
-            engine.mean(array, mean, scope, num_well, exact)
-        means.append(mean)
+    for array in arrays:
+        out = torch.empty_like(array[0]) if out_of_place else array
+        engine.mean(array, out, scope, num_well, exact)
+        means.append(out if out_of_place else array[0])
     return means
+
+
+def take_mixed(engine: Engine, arrays: Sequence[Tensor], scope: Neighbours, out_of_place: bool = False) -> list[Tensor]:
+    """Return, for every array, the weighted means of the learners here, shape (learners, numel).
+
+    Collective over the neighbours.
+
+    Parameters
+    ----------
+    engine : takes the means.
+    arrays : arrays of shape (learners, numel).
+    scope : the graph.
+    out_of_place : leave the arrays intact. Otherwise the means replace the rows, and the arrays are returned.
+    """
+    mixed = [torch.empty_like(array) if out_of_place else array for array in arrays]
+    for array, out in zip(arrays, mixed, strict=True):
+        engine.mix(array, out, scope)
+    return mixed
 
 
 def take_means_of_large(

@@ -15,9 +15,10 @@ from hpcavg.algorithms.scope import Neighbours, Scope
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import WithoutCrossings
 from hpcavg.engines.compression import WireFormat
+from hpcavg.engines.inside import as_real, mean_of_rows, sum_rows, targets_of
 from hpcavg.engines.neighbours import mix
 from hpcavg.engines.pending import CountWell, SteppedMean, all_done
-from hpcavg.engines.reduction import divide
+from hpcavg.engines.reduction import gather, spread
 from hpcavg.errors import InputError
 
 MAX_CHUNK_ELEMENTS = 2**31 - 1
@@ -76,37 +77,41 @@ class MpiEngine(WithoutCrossings):
         exact: bool = False,
     ) -> None:
         """Write the mean over the learners in `scope` to `out`; see `hpcavg.engines.base.Engine`."""
-        num_local_learners = rows.shape[0]
-        if num_local_learners > 1:
-            torch.sum(rows, dim=0, out=out)
-        elif out.data_ptr() != rows.data_ptr():
-            out.copy_(rows[0])
         comm = self._topology.comm(scope)
-        if comm.Get_size() * num_local_learners > 1:
-            num_ranks = comm.Get_size() if num_well is None else num_well
-            self._average(comm, as_real(out), num_ranks * num_local_learners)
+        if comm.Get_size() == 1:
+            mean_of_rows(rows, out, num_well)
+        else:
+            count = num_well or comm.Get_size() * len(rows)
+            real = as_real(rows)
+            self._average(comm, real, targets_of(real, as_real(out)), count)
 
-    def _average(self, comm: MPI.Comm, values: Tensor, num_learners: int) -> None:
-        """Sum `values` over `comm` in place and divide by `num_learners`; a product with 1/n would round twice."""
-        if _is_reducible(values):
-            array = values.numpy()
-            for first in range(0, len(array), self._max_chunk_elements):
-                chunk = array[first : first + self._max_chunk_elements]
-                comm.Allreduce(MPI.IN_PLACE, chunk, MPI.SUM)
-                divide(chunk, num_learners)
+    def _average(self, comm: MPI.Comm, rows: Tensor, targets: Tensor, count: int) -> None:
+        """Write the sum of `rows` over `comm`, divided by `count`, to all targets.
+
+        A product with 1/count would round twice.
+        """
+        numel = rows.shape[1]
+        if _is_reducible(rows):
+            own = [row.numpy() for row in rows]
+            others = own if targets is rows else [target.numpy() for target in targets]
+            for first in range(0, numel, self._max_chunk_elements):
+                total = gather(own, others, first, min(first + self._max_chunk_elements, numel))
+                comm.Allreduce(MPI.IN_PLACE, total, MPI.SUM)
+                spread(total, count, others, first)
             return
-        for chunk in values.split(min(_STAGING_ELEMENTS, self._max_chunk_elements)):
-            staged = _staged(chunk)
+        size = min(_STAGING_ELEMENTS, self._max_chunk_elements)
+        for first in range(0, numel, size):
+            staged = sum_rows(rows[:, first : first + size].unbind()).cpu()
             comm.Allreduce(MPI.IN_PLACE, staged.numpy(), MPI.SUM)
-            chunk.copy_(staged.div_(num_learners))
+            targets[:, first : first + size].copy_(staged.div_(count))
 
     def mix(self, rows: Tensor, out: Tensor, scope: Neighbours) -> None:
-        """Write the weighted mean of the neighbours to this rank's row; see `hpcavg.engines.base.Engine`."""
-        own = as_real(rows[0]).cpu()
-        mixed = as_real(out[0]) if out.device.type == "cpu" else torch.empty_like(own)
-        mix(own, mixed, self._topology.links(scope), {}, self._topology.comm(scope))
+        """Write the weighted mean of its neighbours to the row of each learner; see `hpcavg.engines.base.Engine`."""
+        own = as_real(rows).cpu()
+        mixed = as_real(out) if out.device.type == "cpu" else torch.empty_like(own)
+        mix(own, mixed, self._topology, scope, {})
         if out.device.type != "cpu":
-            as_real(out[0]).copy_(mixed)
+            as_real(out).copy_(mixed)
 
     def start(
         self,
@@ -119,9 +124,8 @@ class MpiEngine(WithoutCrossings):
         The copies are in host memory: MPI's non-blocking reductions do not accept device memory.
         """
         comm = self._topology.background_comm(scope, self)
-        sums = [rows.sum(dim=0) if rows.shape[0] > 1 else rows[0].clone() for rows in arrays]
-        reals = [as_real(total) for total in sums]
-        staged = [values if _is_reducible(values) else _staged(values) for values in reals]
+        sums = [sum_rows(rows.unbind()) for rows in arrays]
+        staged = [as_real(total).cpu() for total in sums]
         requests = [
             comm.Iallreduce(MPI.IN_PLACE, host_memory(chunk), MPI.SUM)
             for values in staged
@@ -129,14 +133,15 @@ class MpiEngine(WithoutCrossings):
         ]
 
         def collect() -> list[Tensor]:
-            num_ranks = comm.Get_size()
-            for index, (rows, values, total) in enumerate(zip(arrays, staged, reals, strict=True)):
-                values.div_(num_ranks * rows.shape[0])
-                if values is not total:
-                    total.copy_(values)
-                if index == 0 and count_well is not None and (num_well := count_well(total)) is not None:
-                    num_ranks = num_well
-            return sums
+            num_well, means = None, []
+            for rows, total, values in zip(arrays, sums, staged, strict=True):
+                values.div_(num_well or comm.Get_size() * len(rows))
+                if values.device != total.device:
+                    as_real(total).copy_(values)
+                means.append(total.to(rows.dtype))
+                if len(means) == 1 and count_well is not None:
+                    num_well = count_well(means[0])
+            return means
 
         return SteppedMean(itertools.chain(all_done(requests), self._topology.completion(comm)), collect)
 
@@ -154,18 +159,5 @@ def host_memory(values: Tensor) -> NDArray[np.generic]:
     return values.numpy()
 
 
-def as_real(values: Tensor) -> Tensor:
-    """Return the memory of `values` as a tensor of real numbers, shape (numel,) if they are complex.
-
-    MPI and NumPy can sum real numbers only.
-    """
-    return torch.view_as_real(values).view(-1) if values.is_complex() else values
-
-
 def _is_reducible(values: Tensor) -> bool:
     return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
-
-
-def _staged(values: Tensor) -> Tensor:
-    """Return a copy of `values` in host memory, in a dtype that MPI can sum."""
-    return values.to("cpu", torch.float64 if values.dtype == torch.float64 else torch.float32)

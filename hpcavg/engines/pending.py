@@ -20,7 +20,7 @@ Work: TypeAlias = Iterator[bool]
 """The steps of a mean. Each yields whether it made progress; if not, it waits for other ranks."""
 
 CountWell: TypeAlias = Callable[[Tensor], "int | None"]
-"""Returns the number of ranks that a mean includes, from the mean of the ranks' health; None for all ranks."""
+"""Returns the number of learners that a mean includes, from the mean of their health; None for all."""
 
 # Polling slows the computation. The sleep between polls grows while nothing arrives.
 _MIN_SLEEP_S = 0.0005

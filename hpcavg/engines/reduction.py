@@ -101,6 +101,49 @@ def add_up(parts: Sequence[Array], total: Values) -> None:
         np.add(total, part, out=total)
 
 
+def gather(rows: Sequence[Array], targets: Sequence[Array], first: int, end: int) -> Values:
+    """Return the sum of the elements ``[first:end]`` of `rows`: in the first target, if MPI can sum its dtype.
+
+    Parameters
+    ----------
+    rows : arrays of shape (numel,).
+    targets : arrays of shape (numel,), of which the first may be the first row.
+    first : first element.
+    end : end of these elements.
+    """
+    target = targets[0]
+    if not isinstance(target, np.ndarray):
+        total = np.empty(end - first, dtype=sum_dtype(target))
+        add_up([row[first:end] for row in rows], total)
+        return total
+    if len(rows) > 1 or target is not rows[0]:
+        for at in range(first, end, PIECE_ELEMENTS):  # in the cache
+            piece = slice(at, min(at + PIECE_ELEMENTS, end))
+            add_up([row[piece] for row in rows], target[piece])
+    return target[first:end]
+
+
+def spread(total: Values, count: int, targets: Sequence[Array], first: int) -> None:
+    """Divide `total`, which `gather` returned and others have added to, by `count`, and write it to all targets.
+
+    Parameters
+    ----------
+    total : the sum.
+    count : the divisor.
+    targets : arrays of shape (numel,).
+    first : first element of the sum in them.
+    """
+    others = targets[isinstance(targets[0], np.ndarray) :]
+    if not others:
+        divide(total, count)
+        return
+    for at in range(0, len(total), PIECE_ELEMENTS):
+        piece = total[at : at + PIECE_ELEMENTS]
+        divide(piece, count)
+        for target in others:
+            put(piece, target[first + at : first + at + len(piece)])
+
+
 def put(values: Values, target: Array) -> None:
     """Copy `values` to `target`."""
     if isinstance(target, Tensor):

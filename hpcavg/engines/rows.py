@@ -100,8 +100,8 @@ class Rows:
 
     @cached_property
     def can_allreduce(self) -> bool:
-        """Whether MPI can sum a row as it is: the rank has one learner, and its dtype is not a half precision."""
-        return self.learners == 1 and not isinstance(as_array(self.blocks[0]), Tensor)
+        """Whether MPI can sum a row as it is: its dtype is not a half precision."""
+        return not isinstance(as_array(self.blocks[0]), Tensor)
 
     @cached_property
     def num_bytes(self) -> int:
@@ -114,7 +114,7 @@ class Rows:
 
     def num_learners(self, members: Members, num_well: int | None) -> int:
         """Return the number of learners that a mean includes; see `hpcavg.engines.base.Engine.mean`."""
-        return self.learners * (members.num_ranks if num_well is None else num_well)
+        return num_well or members.num_ranks * self.learners
 
     def of(self, peers: tuple[int, ...]) -> list[Array]:
         """Return the rows of all learners of `peers`, in their order."""

@@ -40,6 +40,7 @@ def select_engine(
     device: torch.device = CPU,
     wire_format: WireFormat | None = None,
     crossing: str | None = None,
+    takes_means: bool = True,
 ) -> Engine:
     """Return the engine with this name. Collective over all ranks.
 
@@ -50,6 +51,7 @@ def select_engine(
     device : the device of the parameters.
     wire_format : the format of messages between nodes, unless a mean is exact. None sends values unchanged.
     crossing : the way of arrays between nodes; see `hpcavg.AveragingOptions`. None: by trial.
+    takes_means : whether means are taken during the run, and their speed matters.
 
     Raises
     ------
@@ -64,19 +66,21 @@ def select_engine(
     'mpi'
     """
     if name in ("auto", *ENGINES) and device.type == "cpu":
-        return _select_host_engine(name, topology, wire_format, crossing)
+        return _select_host_engine(name, topology, wire_format, crossing, takes_means)
     engine, choice = select_for_device(
         name,
         topology,
         device,
-        lambda host: _select_host_engine(host, topology, wire_format, crossing),
+        lambda host: _select_host_engine(host, topology, wire_format, crossing, takes_means),
         compresses=wire_format is not None,
     )
     engine.notes.insert(0, choice.reason)
     return engine
 
 
-def _select_host_engine(name: str, topology: Topology, wire_format: WireFormat | None, crossing: str | None) -> Engine:
+def _select_host_engine(
+    name: str, topology: Topology, wire_format: WireFormat | None, crossing: str | None, takes_means: bool
+) -> Engine:
     """Return an engine for host memory."""
     way = {} if crossing is None else {"crossing": Crossing.parse(crossing)}
     if name == "twolevel":
@@ -84,7 +88,9 @@ def _select_host_engine(name: str, topology: Topology, wire_format: WireFormat |
     if name != "auto":
         return ENGINES[name](topology, wire_format)
     if topology.num_learner_ranks == 1:
-        engine, reason = ENGINES["mpi"](topology), "there is one learner, and nothing to send"
+        engine, reason = ENGINES["mpi"](topology), "one rank holds all learners, and there is nothing to send"
+    elif not takes_means:
+        engine, reason = ENGINES["mpi"](topology), "the algorithm takes no means before the end"
     elif topology.num_nodes == 1:
         reason = "all learners are on one node and share its memory"
         engine = ENGINES["shared"](topology, wire_format, is_required=False)

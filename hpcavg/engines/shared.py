@@ -22,7 +22,8 @@ from hpcavg.distributed.shared_memory import map_shared_memory
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import WithoutCrossings
 from hpcavg.engines.compression import WireFormat
-from hpcavg.engines.mpi import MpiEngine, as_real
+from hpcavg.engines.inside import as_real, is_in_place
+from hpcavg.engines.mpi import MpiEngine
 from hpcavg.engines.neighbours import mix
 from hpcavg.engines.pending import CountWell, SteppedMean, Work, finish
 from hpcavg.engines.reduction import PIECE_ELEMENTS, Array, as_array, average, slice_of
@@ -174,20 +175,20 @@ class SharedEngine(WithoutCrossings):
     ) -> None:
         """Write the mean over the learners in `scope` to `out`; see `hpcavg.engines.base.Engine`."""
         key = rows.data_ptr()
-        is_in_place = out.data_ptr() == key
-        small = self._small.get((key, scope.name, is_in_place))
+        replaces = is_in_place(rows, out)
+        small = self._small.get((key, scope.name, replaces))
         if small is not None:
-            take, num_ranks = small
-            take(None if is_in_place else out, rows.shape[0] * (num_ranks if num_well is None else num_well))
+            take, num_learners = small
+            take(None if replaces else out, num_well or num_learners)
             return
         placed = self._placed.get(key)
         members = self._members_of(scope, in_background=False)
         if placed is None or members.num_ranks == 1:
             self._mpi.mean(rows, out, scope, num_well)
-        elif (take_small := self._small_mean(placed, members, is_in_place)) is not None:
-            self._small[key, scope.name, is_in_place] = take_small, members.num_ranks
+        elif (take_small := self._small_mean(placed, members, replaces)) is not None:
+            self._small[key, scope.name, replaces] = take_small, placed.num_learners(members, None)
             self.mean(rows, out, scope, num_well)
-        elif is_in_place:
+        elif replaces:
             finish(self._replace(placed, members, num_well, exact))
         elif (mean := self._out_of_place_mean(placed, members)) is not None:
             finish(self._average(placed, [as_array(mean)], members, num_well, exact))
@@ -196,7 +197,7 @@ class SharedEngine(WithoutCrossings):
             self._mpi.mean(rows, out, scope, num_well)
 
     def mix(self, rows: Tensor, out: Tensor, scope: Neighbours) -> None:
-        """Write the weighted mean of the neighbours to this rank's row; see `hpcavg.engines.base.Engine`.
+        """Write the weighted mean of its neighbours to the row of each learner; see `hpcavg.engines.base.Engine`.
 
         Neighbours on this node read each other's rows in shared memory. A mean in place therefore needs a second array.
         """
@@ -204,17 +205,21 @@ class SharedEngine(WithoutCrossings):
         if placed is None or peers.Get_size() == 1:
             self._mpi.mix(rows, out, scope)
             return
-        peer_ranks = self._topology.peer_ranks
-        here = {rank: as_real(block[0]) for rank, block in zip(peer_ranks, placed.blocks, strict=True)}
-        is_in_place = out.data_ptr() == rows.data_ptr()
-        if is_in_place and placed.mixed is None:
+        here = {
+            rank * len(rows) + row: each
+            for rank, block in zip(self._topology.peer_ranks, placed.blocks, strict=True)
+            for row, each in enumerate(as_real(block))
+            if rank != self._topology.rank
+        }
+        replaces = is_in_place(rows, out)
+        if replaces and placed.mixed is None:
             placed.mixed = torch.empty_like(rows)
-        mixed = placed.mixed if is_in_place else out
+        mixed = placed.mixed if replaces else out
         assert mixed is not None
         peers.Barrier()  # all rows are final
-        mix(as_real(rows[0]), as_real(mixed[0]), self._topology.links(scope), here, self._topology.comm(scope))
+        mix(as_real(rows), as_real(mixed), self._topology, scope, here)
         peers.Barrier()  # no rank reads the rows any more
-        if is_in_place:
+        if replaces:
             out.copy_(mixed)
 
     def start(
@@ -225,7 +230,7 @@ class SharedEngine(WithoutCrossings):
     ) -> SteppedMean:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.engines.base.Engine`.
 
-        Means replace copies in shared memory, which are kept for the next call.
+        Means are taken of copies in shared memory, which are kept for the next call.
         """
         members = self._members_of(scope, in_background=True)
         # Memory is made by all learners together, also by one that is alone in its group.
@@ -258,11 +263,13 @@ class SharedEngine(WithoutCrossings):
         members: Members,
         count_well: CountWell | None,
     ) -> Work:
-        """Replace the members' `copies` by their means, one after the other; see `start`."""
+        """Replace the first row of all `copies` of the members by the mean, array by array; see `start`."""
         num_well = None
         for index, copy in enumerate(copies):
             is_count = index == 0 and count_well is not None
-            yield from self._replace(self._placed[copy.data_ptr()], members, num_well, exact=is_count)
+            placed = self._placed[copy.data_ptr()]
+            firsts = placed.of(members.peers)[:: placed.learners]  # nobody reads the mean in other rows
+            yield from self._average(placed, firsts, members, num_well, exact=is_count)
             if index == 0 and count_well is not None:
                 num_well = count_well(copy[0])
 
@@ -291,13 +298,14 @@ class SharedEngine(WithoutCrossings):
             yield True
         yield from members.meet(members.in_background)  # the mean is complete
 
-    def _small_mean(self, rows: Rows, members: Members, is_in_place: bool) -> SmallMean | None:
+    def _small_mean(self, rows: Rows, members: Members, replaces: bool) -> SmallMean | None:
         """Return the fast way of a small array; None for other arrays."""
         if not rows.copies:
             return None
         index = self._topology.peers.Get_rank()
         own = rows.blocks[index]
-        if rows.num_bytes <= _TINY_BYTES and rows.can_allreduce:
+        # MPI sums in an order of its own: of several learners in a rank, the sum would depend on who is where.
+        if rows.num_bytes <= _TINY_BYTES and rows.can_allreduce and rows.learners == 1:
             return AllreduceMean(own, members.node)
         copies = [(blocks[index], rows_of(blocks, members.peers)) for blocks in rows.copies[members.scope]]
         return CopiesMean(own, copies, rows.turns[members.scope], members.node)

@@ -1,7 +1,7 @@
 """Means of small arrays. What does not change is looked up once: a mean takes little longer than its messages and sums.
 
 Each class takes the mean of one array over one scope. A call is collective over the scope. It takes ``out``, shape
-(numel,), or None for a mean that replaces the row of this rank, and ``count``, the divisor.
+(numel,), or None for a mean that replaces the rows of this rank, and ``count``, the divisor.
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ SmallMean: TypeAlias = Callable[[Tensor | None, int], None]
 
 
 class AllreduceMean:
-    """The mean of one row, by MPI_Allreduce in place.
+    """The mean by MPI_Allreduce, in place, of the sum of this rank's rows.
 
     Parameters
     ----------
-    own : the row of this rank, shape (1, numel); not in half precision.
+    own : the rows of this rank, shape (learners, numel); not in half precision.
     comm : the ranks.
     """
 
     def __init__(self, own: Tensor, comm: MPI.Comm) -> None:
-        self._own = own[0].numpy()
+        self._own = [row.numpy() for row in own]
         self._allreduce = comm.Allreduce
 
     def __call__(self, out: Tensor | None, count: int) -> None:
         """Take the mean."""
-        target = self._own
-        if out is not None:
-            target = out.numpy()
-            target[...] = self._own
+        target = self._own[0] if out is None else out.numpy()
+        if out is not None or len(self._own) > 1:
+            add_up(self._own, target)
         self._allreduce(MPI.IN_PLACE, target)
         divide(target, count)
+        if out is None:
+            for row in self._own[1:]:
+                put(target, row)
 
 
 class CopiesMean:
@@ -60,7 +62,7 @@ class CopiesMean:
         self, own: Tensor, copies: Sequence[tuple[Tensor, list[Array]]], turns: Iterator[int], node: MPI.Comm
     ) -> None:
         self._own = own
-        self._first = as_array(own[0])
+        self._own_rows = list(map(as_array, own))
         self._copies = copies
         self._turns = turns
         self._barrier = node.Barrier
@@ -70,12 +72,15 @@ class CopiesMean:
         copy, rows = self._copies[next(self._turns)]
         copy.copy_(self._own)
         self._barrier()
-        target = self._first if out is None else as_array(out)
+        targets = self._own_rows if out is None else [as_array(out)]
+        target = targets[0]
         if isinstance(target, np.ndarray):
             add_up(rows, target)
             divide(target, count)
+            for other in targets[1:]:
+                put(target, other)
         else:
-            average(rows, [target], 0, len(target), count)
+            average(rows, targets, 0, len(target), count)
 
 
 class LaneMean:

@@ -73,7 +73,7 @@ class TwoLevelEngine(SharedEngine):
         self._crossing = crossing
         self.crossings: dict[str, Crossing] = {}
         # The fastest crossing in chunks, for delayed means.
-        self._in_background: dict[str, Crossing] = {}
+        self.delayed_crossings: dict[str, Crossing] = {}
 
     def _check_nodes(self) -> None:
         """Accept any number of nodes."""
@@ -106,7 +106,7 @@ class TwoLevelEngine(SharedEngine):
         if placed is not None and self._crossing is None and placed.num_bytes > TRIED_BYTES:
             name = size_class(placed.num_bytes, placed.dtype)
             # After a loss of ranks, the result of the first trial is used again.
-            if name not in self._in_background:
+            if name not in self.delayed_crossings:
                 self._try_crossings(name, placed)
         return own
 
@@ -127,7 +127,7 @@ class TwoLevelEngine(SharedEngine):
         rows = self._rows_of_trial(placed, members, tried[0])
         taken = trial(tried, partial(self._seconds, rows, members))
         self.crossings.setdefault(name, fastest(taken))
-        self._in_background[name] = fastest(taken, CHUNKS)
+        self.delayed_crossings[name] = _for_background(fastest(taken, CHUNKS))
         ways = sorted(taken, key=lambda way: taken[way])
         times = ", ".join(f"{way} {1e3 * taken[way]:.3g} ms" for way in ways)
         self.notes.append(
@@ -154,14 +154,14 @@ class TwoLevelEngine(SharedEngine):
         if self._crossing is not None:
             found = self._crossing
         elif members.in_background:
-            found = self._in_background.get(name, Crossing(CHUNKS, members.num_lanes, _BACKGROUND_CHUNK_BYTES))
+            found = self.delayed_crossings.get(name, Crossing(CHUNKS, members.num_lanes, _BACKGROUND_CHUNK_BYTES))
         else:
             found = self.crossings.get(name, Crossing(ALLREDUCE, members.num_lanes))
         if found.way == ALLREDUCE and (members.in_background or self._wire_format_of(rows) is not None):
             # MPI makes no progress in the background, and cannot sum what is compressed.
             found = Crossing(CHUNKS, found.num_lanes, CHUNK_BYTES[0])
-        if members.in_background and (found.piece_bytes or 0) < _BACKGROUND_CHUNK_BYTES:
-            found = replace(found, piece_bytes=_BACKGROUND_CHUNK_BYTES)
+        if members.in_background:
+            found = _for_background(found)
         return found if found.num_lanes <= members.num_lanes else replace(found, num_lanes=members.num_lanes)
 
     # -- means ----------------------------------------------------------------------------------------------------
@@ -207,9 +207,9 @@ class TwoLevelEngine(SharedEngine):
         """Return the format of messages with `rows`. Small arrays are sent unchanged: compression saves no time."""
         return None if rows.copies else self._wire_format
 
-    def _small_mean(self, rows: Rows, members: Members, is_in_place: bool) -> SmallMean | None:
+    def _small_mean(self, rows: Rows, members: Members, replaces: bool) -> SmallMean | None:
         if not members.num_lanes:
-            return super()._small_mean(rows, members, is_in_place)
+            return super()._small_mean(rows, members, replaces)
         crossing = self._crossing_of(rows, members)
         is_one_piece = crossing.piece_elements(rows.numel, rows.dtype.itemsize) == rows.numel
         if crossing.way != ALLREDUCE or not is_one_piece or not rows.can_allreduce:
@@ -218,10 +218,15 @@ class TwoLevelEngine(SharedEngine):
             assert members.wire is not None
             return AllreduceMean(rows.blocks[self._topology.peers.Get_rank()], members.wire.lane)
         # Larger slices are summed piece by piece, in the cache. Memory for a mean is made by all ranks together.
-        if rows.num_bytes > _QUICK_BYTES or not is_in_place:
+        if rows.num_bytes > _QUICK_BYTES or not replaces:
             return None
         index = members.node.Get_rank()
         lane = members.wire.lane if members.wire is not None and index < crossing.num_lanes else None
         start, end = slice_of(rows.numel, index, crossing.num_lanes) if lane is not None else (0, 0)
         slices = [row[start:end] for row in rows.of(members.peers) if not isinstance(row, Tensor)]
         return LaneMean(slices, members.node, lane)
+
+
+def _for_background(crossing: Crossing) -> Crossing:
+    """Return `crossing` with chunks that are large enough for means in the background."""
+    return replace(crossing, piece_bytes=max(crossing.piece_bytes or 0, _BACKGROUND_CHUNK_BYTES))

@@ -24,7 +24,7 @@ from torch import Tensor
 from hpcavg.engines.compression import Exact
 from hpcavg.engines.crossing import ALLREDUCE, Crossing
 from hpcavg.engines.pending import Work
-from hpcavg.engines.reduction import PIECE_ELEMENTS, Array, Values, add_up, divide, put, sum_dtype
+from hpcavg.engines.reduction import Array, Values, add_up, divide, gather, put, spread
 
 _MIN_CHUNK_BYTES = 4 * 1024
 _MAX_ACTIVE_CHUNKS = 16
@@ -68,31 +68,6 @@ class Transfer:
         """Write the mean of the elements ``[first:end]`` to all targets."""
         for target in self.targets:
             put(mean, target[first:end])
-
-    def gather(self, first: int, end: int) -> Values:
-        """Return this node's sum of the elements ``[first:end]``: in the first target, if MPI can sum its dtype."""
-        target = self.targets[0]
-        if not isinstance(target, np.ndarray):
-            total = np.empty(end - first, dtype=sum_dtype(target))
-            self.read(first, end, total)
-            return total
-        if len(self.rows) > 1 or target is not self.rows[0]:
-            for at in range(first, end, PIECE_ELEMENTS):  # in the cache
-                piece = slice(at, min(at + PIECE_ELEMENTS, end))
-                add_up([row[piece] for row in self.rows], target[piece])
-        return target[first:end]
-
-    def spread(self, first: int, end: int, total: Values) -> None:
-        """Divide `total`, the sum of the elements ``[first:end]`` from `gather`, and write it to all targets."""
-        others = self.targets[isinstance(self.targets[0], np.ndarray) :]
-        if not others:
-            divide(total, self.num_learners)
-            return
-        for at in range(0, len(total), PIECE_ELEMENTS):
-            piece = total[at : at + PIECE_ELEMENTS]
-            divide(piece, self.num_learners)
-            for target in others:
-                put(piece, target[first + at : first + at + len(piece)])
 
 
 @dataclass
@@ -155,9 +130,9 @@ class Wire:
         size = transfer.crossing.piece_elements(end - start, transfer.code.dtype.itemsize)
         for first in range(start, end, size):
             last = min(first + size, end)
-            total = transfer.gather(first, last)
+            total = gather(transfer.rows, transfer.targets, first, last)
             self.lane.Allreduce(MPI.IN_PLACE, total)
-            transfer.spread(first, last, total)
+            spread(total, transfer.num_learners, transfer.targets, first)
             yield True
 
     def _in_chunks(self, transfer: Transfer) -> Work:

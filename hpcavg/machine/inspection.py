@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mpi4py import MPI
+from torch.nn.modules.dropout import _DropoutNd
 
 import hpcavg
 from hpcavg import tasks
@@ -65,6 +66,7 @@ def take_inventory(topology: Topology, device: torch.device, threads: int) -> Ra
         node=MPI.Get_processor_name(),
         number=topology.rank,
         group=None if topology.is_server else topology.group,
+        num_learners=len(topology.learners),
         cores=own_cores,
         cores_given=cores.cores_of_job(),
         numa_nodes=cores.numa_nodes_of(own_cores, numa_nodes),
@@ -88,19 +90,21 @@ def inspect_job(topology: Topology, config: Config, device: torch.device, thread
     Collective over all ranks. The parameters are those of `take_inventory`, and `config`, the options of the run.
     """
     ranks = topology.all_ranks.gather(take_inventory(topology, device, threads)) or []
-    texts = find_warnings(ranks, find_needs(config))
+    texts = find_warnings(ranks, find_needs(config, topology.learners_per_rank))
     more = len(texts) - _MAX_WARNINGS
     rest = [f"{more} more: python -m hpcavg info"] if more > 0 else []
     return sorted(by_node(ranks)), [*texts[:_MAX_WARNINGS], *rest]
 
 
-def find_needs(config: Config, model_bytes: int = 0) -> RunNeeds:
+def find_needs(config: Config, learners_per_rank: int = 1, model_bytes: int = 0) -> RunNeeds:
     """Return what a run needs.
 
     Parameters
     ----------
     config : Config
         The options of the run.
+    learners_per_rank : int
+        The learners of each rank.
     model_bytes : int
         The size of the model; 0 if it is unknown or the shared memory for it is allocated already.
     """
@@ -112,15 +116,15 @@ def find_needs(config: Config, model_bytes: int = 0) -> RunNeeds:
         device=config.run.device,
         on_failure=config.faults.on_failure,
         model_bytes=model_bytes,
-        copies_per_rank=1 + int(rule.delay_steps > 0) + int(rule.averages == "gradients"),
+        copies_per_rank=learners_per_rank * (1 + int(rule.delay_steps > 0) + int(rule.averages == "gradients")),
         copies_per_node=2 * int(out_of_place),  # of the local and of the global mean
         locked_file_system=file_system if locks and file_system in _NETWORK_FILE_SYSTEMS else None,
         intended_learners=config.run.intended_learners,
     )
 
 
-def model_bytes(config: Config) -> int:
-    """Return the size of what a learner averages. The model is built without memory, on torch's meta device.
+def build_without_memory(config: Config) -> torch.nn.Module:
+    """Return a learner's model, on torch's meta device.
 
     Raises
     ------
@@ -129,7 +133,16 @@ def model_bytes(config: Config) -> int:
     """
     task = tasks.load(config)
     with torch.device("meta"):
-        model = tasks.build_model(task)
+        return tasks.build_model(task)
+
+
+def has_random_layers(model: torch.nn.Module) -> bool:
+    """Return whether the model has dropout. Other random operations are not found."""
+    return any(getattr(layer, "p", 0) for layer in model.modules() if isinstance(layer, _DropoutNd))
+
+
+def model_bytes(config: Config, model: torch.nn.Module) -> int:
+    """Return the size of what a learner averages of `model`."""
     averaged = (
         *(parameter for parameter in model.parameters() if parameter.requires_grad),
         *(buffer for buffer in model.buffers() if buffer.is_floating_point()),

@@ -14,7 +14,8 @@ class RankInventory:
     ----------
     node : the host's name.
     number : the rank.
-    group : the rank's local group; None for a server.
+    group : the rank's local group, that of its first learner; None for a server.
+    num_learners : the learners that the rank holds.
     cores : the cores that the rank may run on.
     cores_given : how many of the node's cores the job was given; None if neither scheduler nor container says.
     numa_nodes : the NUMA nodes of the rank's cores.
@@ -34,6 +35,7 @@ class RankInventory:
     node: str
     number: int
     group: int | None = 0
+    num_learners: int = 1
     cores: frozenset[int] = frozenset({0})
     cores_given: int | None = None
     numa_nodes: tuple[int, ...] = (0,)

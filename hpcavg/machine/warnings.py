@@ -42,7 +42,9 @@ def warn_of_learners(intended: int | None, learners: int) -> list[str]:
 
 
 def _learners(ranks: Sequence[RankInventory], needs: RunNeeds) -> Iterator[str]:
-    yield from warn_of_learners(needs.intended_learners, sum(rank.group is not None for rank in ranks))
+    yield from warn_of_learners(
+        needs.intended_learners, sum(rank.num_learners for rank in ranks if rank.group is not None)
+    )
 
 
 def _library(ranks: Sequence[RankInventory], needs: RunNeeds) -> Iterator[str]:

@@ -79,7 +79,7 @@ COLUMNS: dict[str, dict[str, Column]] = {
     },
     "arrival": {
         "learner": _count("learner that sent the update"),
-        "arrived_s": _seconds("time of its arrival, since the server was made"),
+        "arrived_s": _seconds("time of its arrival, since the server was made; in simulated time: mean steps"),
         "staleness": _count("updates that the server applied since the learner's last fetch"),
     },
     "evaluation": {
@@ -96,14 +96,19 @@ COLUMNS: dict[str, dict[str, Column]] = {
 ROWS = {
     "step": "step",
     "averaging": "mean or exchange",
-    "arrival": "update that a server applied, in its file",
+    "arrival": "update that a server applied, in its file; of a simulated server, in that of the learner",
     "evaluation": "epoch",
 }
 """What each table has a row for."""
 
 
 FORMAT = 1
-"""The last format of the metrics files that is known here."""
+"""The last format of the view that is known here, and the format of the file of a rank with one learner."""
+STACKED_FORMAT = 2
+"""The format of the file of a rank with several learners: datasets have one more axis, the first, for them."""
+
+LEARNERS_PER_RANK = "learners_per_rank"
+"""In the positions of a learner whose rank has several: how many. Its rank and row in the files follow from it."""
 
 _SOURCES = {
     table: attrgetter(*(column.source or name for name, column in columns.items()))

@@ -58,8 +58,17 @@ class Summary(TypedDict):
     algorithm: Annotated[str, Field("the averaging algorithm")]
     task: Annotated[str, Field("name of the task")]
     num_learners: Annotated[int, Field("learners at the end")]
+    learners_per_rank: Annotated[int, Field("learners that each rank holds", absent=1)]
+    stacked: Annotated[
+        str | None,
+        Field(
+            "how the learners of a rank compute: `vmap`, all at once, or `loop`, one after the other, and why; null"
+            " for one learner per rank",
+            absent=None,
+        ),
+    ]
     num_servers: Annotated[int, Field("parameter servers", absent=0)]
-    num_ranks: Annotated[int, Field("learners and servers")]
+    num_ranks: Annotated[int, Field("ranks, with learners and servers")]
     num_nodes: Annotated[int, Field("nodes")]
     group_size: Annotated[int, Field("learners of the largest local group")]
     steps: Annotated[int, Field("steps, mean over the learners")]
@@ -195,6 +204,8 @@ def _learners(values: Mapping[str, Any]) -> str:
         parts.append(f" and {counted(values['num_servers'], 'server')}")
     if "num_nodes" in values:
         parts.append(f", {counted(values['num_nodes'], 'node')}")
+    if values.get("learners_per_rank", 1) > 1:
+        parts.append(f", {values['learners_per_rank']} in each rank")
     return "".join(parts)
 
 
@@ -214,7 +225,12 @@ def _samples(values: Mapping[str, Any]) -> str:
 def _exchanges(values: Mapping[str, Any]) -> str:
     staleness = values["staleness_mean"]
     more = "" if staleness is None else f", staleness {staleness:.1f}"
-    return f"{values['exchanges']}{more}" if values["num_servers"] else ""
+    return f"{values['exchanges']}{more}" if _has_servers(values) else ""
+
+
+def _has_servers(values: Mapping[str, Any]) -> bool:
+    """Return whether there were servers, real or simulated ones."""
+    return bool(values["num_servers"] or values["exchanges"])
 
 
 def _bytes(values: Mapping[str, Any]) -> str:
@@ -247,7 +263,7 @@ _ROWS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "top-5 accuracy": lambda values: _fraction(values["test_top5_accuracy"]),
     "test loss": lambda values: f"{values['test_loss']:.4f}",
     "train loss": lambda values: f"{values['train_loss']:.4f}",
-    "global averages": lambda values: "" if values["num_servers"] else str(values["global_averages"]),
+    "global averages": lambda values: "" if _has_servers(values) else str(values["global_averages"]),
     "local averages": lambda values: str(values["local_averages"] or ""),
     "exchanges with servers": _exchanges,
     "averaged per learner": _bytes,

@@ -1,4 +1,4 @@
-"""The metrics of all ranks as one: the segments of a resumed run, ``all.h5`` over their files, and reading it.
+"""The metrics of all learners as one: the segments of a resumed run, ``all.h5`` over their files, and reading it.
 
 Rows that were recorded after the checkpoint that the run came back to are recorded again. The earlier ones stay in
 their files and out of the view.
@@ -17,13 +17,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcavg.results.columns import COLUMNS, FORMAT, fill_value
+from hpcavg.results.columns import COLUMNS, FORMAT, LEARNERS_PER_RANK, fill_value
 from hpcavg.utils import files, format_version
 
 VIEW = "all.h5"
 
 Positions = Sequence[Mapping[str, int]]
-"""For every rank, its rows of each table: what `Recorder.positions` returned on all ranks at a checkpoint."""
+"""For every learner, its rows of each table: what `Recorder.positions` returned for all of them at a checkpoint."""
 
 
 def file_name(rank: int, segment: int = 0) -> str:
@@ -59,22 +59,22 @@ def continued(folder: Path, resumed: Sequence[Positions], positions: Positions) 
     return [*resumed, *[positions] * max(1, num_segments(folder) - len(resumed))]
 
 
-def rows_before(resumed: Sequence[Positions], rank: int) -> dict[str, int]:
-    """Return, for each table, how many rows of `rank` come before the segment with the history `resumed`.
+def rows_before(resumed: Sequence[Positions], learner: int) -> dict[str, int]:
+    """Return, for each table, how many rows of `learner` come before the segment with the history `resumed`.
 
-    A new rank begins after the longest of the earlier ones.
+    A new learner begins after the longest of the earlier ones.
     """
     rows = dict.fromkeys(COLUMNS, 0)
     for positions in resumed:
-        if rank < len(positions):
-            rows = {group: positions[rank][group] for group in COLUMNS}
+        if learner < len(positions):
+            rows = {group: positions[learner][group] for group in COLUMNS}
         else:
             rows = {group: max(rows[group], *(others[group] for others in positions)) for group in COLUMNS}
     return rows
 
 
-def write_view(folder: Path, num_ranks: int, resumed: Sequence[Positions] = ()) -> None:
-    """Write ``all.h5``: every column of all ranks' files as one dataset of shape (ranks, rows). Nothing is copied.
+def write_view(folder: Path, num_learners: int, resumed: Sequence[Positions] = (), learners_per_rank: int = 1) -> None:
+    """Write ``all.h5``: every column of all files as one dataset of shape (learners, rows). Nothing is copied.
 
     It may be written before the files exist, and follows them as they grow. Missing rows read as -1, NaN or the empty
     text. Open it with ``swmr=True`` during the run, or after it was killed.
@@ -83,32 +83,38 @@ def write_view(folder: Path, num_ranks: int, resumed: Sequence[Positions] = ()) 
     ----------
     folder : Path
         Of the files. An earlier view is replaced, whole or not at all.
-    num_ranks : int
-        Ranks of the segment that begins now. The view has as many as the largest segment.
+    num_learners : int
+        Learners of the segment that begins now, and servers, which come last. The view has as many as the largest
+        segment.
     resumed : sequence of Positions
         See `continued`; empty for a new run.
+    learners_per_rank : int
+        Learners in each file of the segment that begins now.
 
     Raises
     ------
     OSError
         If it cannot be written.
     """
-    ranks = max(num_ranks, *map(len, resumed), 0)
-    # starts[s][rank]: the rows before segment s, which are the rows up to which segment s - 1 counts
-    starts = [[rows_before(resumed[:s], rank) for rank in range(ranks)] for s in range(len(resumed) + 1)]
+    learners = max(num_learners, *map(len, resumed), 0)
+    # starts[s][learner]: the rows before segment s, which are the rows up to which segment s - 1 counts
+    starts = [[rows_before(resumed[:s], learner) for learner in range(learners)] for s in range(len(resumed) + 1)]
+    in_files = [*(positions[0].get(LEARNERS_PER_RANK, 1) for positions in resumed), learners_per_rank]
     image = io.BytesIO()  # HDF5 does not survive a disk that is full; a few bytes in memory do
     with h5py.File(image, "w", libver="latest") as file:
         file.attrs["format"] = FORMAT
         for group, columns in COLUMNS.items():
             rows = [[before[group] for before in segment] for segment in starts]
             for name, column in columns.items():
-                layout = _layout(f"{group}/{name}", column.dtype, rows)
+                layout = _layout(f"{group}/{name}", column.dtype, rows, in_files)
                 dataset = file.create_virtual_dataset(f"{group}/{name}", layout, fillvalue=fill_value(column))
                 dataset.attrs["units"] = column.units
     files.replace_file(folder / VIEW, [image.getvalue()])
 
 
-def begin_segment(folder: Path, saved: Mapping[str, Any] | None, num_ranks: int) -> list[Positions]:
+def begin_segment(
+    folder: Path, saved: Mapping[str, Any] | None, num_learners: int, learners_per_rank: int = 1
+) -> list[Positions]:
     """Write the view for the segment that begins now; return its history.
 
     Parameters
@@ -117,16 +123,18 @@ def begin_segment(folder: Path, saved: Mapping[str, Any] | None, num_ranks: int)
         Of the metrics.
     saved : mapping or None
         The ``resumed`` and ``positions`` of the checkpoint that the run goes on from; None for a new run.
-    num_ranks : int
-        Ranks of the segment.
+    num_learners : int
+        See `write_view`.
+    learners_per_rank : int
+        See `write_view`.
     """
     segments: list[Positions] = []
     if saved is not None:
         given = [[_rows(rows) for rows in positions] for positions in (*saved["resumed"], saved["positions"])]
         segments = continued(folder, given[:-1], given[-1])
     elif num_segments(folder):
-        segments = continued(folder, [], [_rows({})] * num_ranks)
-    write_view(folder, num_ranks, segments)
+        segments = continued(folder, [], [_rows({})] * num_learners)
+    write_view(folder, num_learners, segments, learners_per_rank)
     return segments
 
 
@@ -135,25 +143,41 @@ def _rows(given: Mapping[str, int]) -> dict[str, int]:
     rows = {group: given.get(group, 0) for group in COLUMNS}
     if not all(type(number) is int and number >= 0 for number in rows.values()):
         raise ValueError("rows of metrics that are no numbers")
+    if LEARNERS_PER_RANK in given:
+        rows[LEARNERS_PER_RANK] = given[LEARNERS_PER_RANK]
+        if not (type(rows[LEARNERS_PER_RANK]) is int and rows[LEARNERS_PER_RANK] > 0):
+            raise ValueError(f"metrics of {rows[LEARNERS_PER_RANK]} learners per rank")
     return rows
 
 
-def _layout(name: str, dtype: str, starts: Sequence[Sequence[int]]) -> h5py.VirtualLayout:
-    """Return one column of the view: each segment up to the start of the next, the last one as it grows."""
-    ranks, unlimited = len(starts[0]), h5py.h5s.UNLIMITED
-    layout = h5py.VirtualLayout(shape=(ranks, 1 + max(map(max, starts))), maxshape=(ranks, None), dtype=dtype)
-    for segment, begins in enumerate(starts):
-        for rank, start in enumerate(begins):
-            source = partial(h5py.VirtualSource, file_name(rank, segment), name, dtype=dtype, maxshape=(None,))
+def _layout(name: str, dtype: str, starts: Sequence[Sequence[int]], in_files: Sequence[int]) -> h5py.VirtualLayout:
+    """Return one column of the view: each segment up to the start of the next, the last one as it grows.
+
+    A file of segment s holds `in_files[s]` learners.
+    """
+    learners, unlimited = len(starts[0]), h5py.h5s.UNLIMITED
+    layout = h5py.VirtualLayout(shape=(learners, 1 + max(map(max, starts))), maxshape=(learners, None), dtype=dtype)
+    for segment, (begins, in_file) in enumerate(zip(starts, in_files, strict=True)):
+        for learner, start in enumerate(begins):
+            source = partial(_source, learner, in_file, segment, name, dtype)
             if segment + 1 == len(starts):
-                layout[rank, start:unlimited] = source(shape=(1,))[0:unlimited]
-            elif length := starts[segment + 1][rank] - start:
-                layout[rank, start : start + length] = source(shape=(length,))[0:length]
+                layout[learner, start:unlimited] = source(1, unlimited)
+            elif length := starts[segment + 1][learner] - start:
+                layout[learner, start : start + length] = source(length, length)
     return layout
 
 
+def _source(learner: int, in_file: int, segment: int, name: str, dtype: str, length: int, stop: Any) -> Any:
+    """Return the first rows of a learner's column, up to `stop`, in a file of `in_file` learners and `length` rows."""
+    rank, row = divmod(learner, in_file)
+    source = partial(h5py.VirtualSource, file_name(rank, segment), name, dtype=dtype)
+    if in_file == 1:
+        return source(shape=(length,), maxshape=(None,))[0:stop]
+    return source(shape=(in_file, length), maxshape=(in_file, None))[row, 0:stop]
+
+
 def read_view(folder: Path, group: str) -> dict[str, NDArray[Any]]:
-    """Return the columns of a table from ``all.h5``, each of shape (ranks, rows).
+    """Return the columns of a table from ``all.h5``, each of shape (learners, rows).
 
     A row that is just being written, and is not in every column yet, is left out. A column that the run did not record
     has only missing values.
@@ -172,9 +196,9 @@ def read_view(folder: Path, group: str) -> dict[str, NDArray[Any]]:
         format_version.check(int(file.attrs.get("format", format_version.FIRST)), FORMAT)
         columns = {name: file[group][name][...] for name in COLUMNS[group] if name in file[group]}
     rows = min(values.shape[1] for values in columns.values())
-    ranks = max(map(len, columns.values()))
+    learners = max(map(len, columns.values()))
     return {
-        name: columns[name][:, :rows] if name in columns else np.full((ranks, rows), column.missing, column.dtype)
+        name: columns[name][:, :rows] if name in columns else np.full((learners, rows), column.missing, column.dtype)
         for name, column in COLUMNS[group].items()
     }
 

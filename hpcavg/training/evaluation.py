@@ -61,22 +61,16 @@ class Evaluation:
 
 
 def evaluate(
-    predict: Callable[[Tensor], Tensor],
-    task: Task,
-    test_batches: Callable[[], Iterable[Any]],
-    topology: Topology,
-    what: str = "evaluation",
+    outputs: Callable[[], Iterable[tuple[Tensor, Tensor]]], task: Task, topology: Topology, what: str = "evaluation"
 ) -> Score:
-    """Return the score over all learners, each with its own model and test batches. Collective over them.
+    """Return the score over the test samples of all ranks. Collective over the learners.
 
     Parameters
     ----------
-    predict : callable
-        Maps inputs to outputs.
+    outputs : callable
+        Returns pairs of outputs and targets, for this rank's test samples.
     task : Task
         Its loss and accuracy.
-    test_batches : callable
-        Returns pairs of inputs and targets.
     topology : Topology
         The learners.
     what : str
@@ -87,8 +81,7 @@ def evaluate(
     def totals() -> Any:
         own = np.zeros(4)
         with torch.no_grad():
-            for inputs, targets in test_batches():
-                output = predict(inputs)
+            for output, targets in outputs():
                 loss, *counts = (float(judge(output, targets)) for judge in all_judges)
                 own += loss * len(targets), *counts, len(targets)
         topology.learner_ranks.Allreduce(MPI.IN_PLACE, own)

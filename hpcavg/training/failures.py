@@ -24,9 +24,11 @@ _LAST_WAIT_S = 10.0
 def build_topology(config: Config) -> Topology:
     """Return the topology of all ranks; with ``--on-failure shrink``, one that survives deaths. Collective."""
     comm = all_ranks(config)
+    per_rank, group_size = config.learners_of_rank(comm.Get_size()), config.roles.group_size
     if config.faults.on_failure == "shrink":
-        return SurvivingTopology(comm, group_size=config.roles.group_size)
-    topology = Topology(comm, group_size=config.roles.group_size, num_servers=config.servers)
+        return SurvivingTopology(comm, group_size=group_size, learners_per_rank=per_rank)
+    servers = config.servers_of(comm.Get_size())
+    topology = Topology(comm, group_size=group_size, num_servers=servers, learners_per_rank=per_rank)
     install_abort_hook(_status(config))
     return topology
 
@@ -53,7 +55,7 @@ def report_and_abort(
     The lowest sick rank prints. If it does not end the job, because it is at another step, the others print.
     """
     sick = error.learners if isinstance(error, SickLearnersError) else []
-    if topology.rank != min(sick, default=0):
+    if topology.rank != min(sick, default=0) // topology.learners_per_rank:
         time.sleep(_LAST_WAIT_S)
     kept = "there is no checkpoint" if last_checkpoint is None else f"last good checkpoint: {last_checkpoint}"
     print_error(f"hpcavg: error: {error}; {kept}")

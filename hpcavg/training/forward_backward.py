@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from hpcavg.averaging.stacked import Stacked
 from hpcavg.config.options import Config
 from hpcavg.distributed.topology import Topology
 from hpcavg.errors import InputError
@@ -20,7 +22,9 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ForwardBackward:
-    """The forward and backward passes of one learner.
+    """The forward and backward passes of a rank's learners.
+
+    If the model is stacked, inputs, outputs and losses have an axis for the learners, the first.
 
     Parameters
     ----------
@@ -53,13 +57,15 @@ class ForwardBackward:
         self.loss = _training_loss(task, config.optimization.label_smoothing)
         self.scaler = torch.amp.GradScaler(self._device.type) if config.run.precision == "fp16" else None
         self._network, self._model = model, cast(Callable[[Tensor], Tensor], model)
+        self._stacked = model if isinstance(model, Stacked) else None
         if config.run.channels_last:
             cast(Any, model).to(memory_format=torch.channels_last)  # torch's annotations lack this form
         if config.run.compile:
             self._model = torch.compile(model)
         if config.optimization.clip_norm is not None:
             # Right before the step: gradients are averaged and unscaled by then.
-            optimizer.register_step_pre_hook(_clipping(config.optimization.clip_norm))
+            norm = config.optimization.clip_norm
+            optimizer.register_step_pre_hook(_clipping(norm, None if self._stacked is None else optimizer))
 
     def compile(self, batch: Callable[[], tuple[Tensor, Tensor]], topology: Topology) -> None:
         """Let torch compile the passes for a mini-batch like that of `batch`. The model stays as it is.
@@ -112,6 +118,11 @@ class ForwardBackward:
         """Return the model's output, in float32 if the precision is mixed."""
         return self._output(self._model, inputs)
 
+    def predict_of(self, rows: slice, inputs: Tensor) -> Tensor:
+        """Return the outputs of several learners' models, of a rank that has several."""
+        assert self._stacked is not None
+        return self._output(partial(self._stacked.outputs_of, rows), inputs)
+
     def _output(self, model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         if self._channels_last and inputs.ndim == 4:
             inputs = inputs.to(memory_format=torch.channels_last)
@@ -120,7 +131,19 @@ class ForwardBackward:
         return output.float() if self._precision is not None else output
 
     def gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Add the gradients of a mini-batch's loss to those of the parameters. Return the loss, a scalar."""
+        """Add the gradients of a mini-batch's loss to those of the parameters.
+
+        Returns
+        -------
+        Tensor
+            The loss, a scalar; of several learners, their losses, shape (learners,).
+        """
+        if self._stacked is not None and self._precision is None:
+            return self._stacked.gradients(self.loss, inputs, targets)
+        if self._stacked is not None:  # only the forward pass is to be in mixed precision
+            losses = cast(Tensor, self._stacked.each(self.loss, self.predict(inputs), targets))
+            losses.sum().backward()  # the gradients of a learner's parameters are those of its own loss
+            return losses
         loss = self.loss(self.predict(inputs), targets)
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return loss
@@ -151,10 +174,27 @@ def _training_loss(task: Task, label_smoothing: float) -> Callable[[Tensor, Tens
     return lambda output, target: cross_entropy(output, target, label_smoothing=label_smoothing)
 
 
-def _clipping(norm: float) -> Callable[..., None]:
-    """Return a hook of an optimizer that scales its gradients down to `norm` if their norm is larger."""
+def _clipping(norm: float, stacked: torch.optim.Optimizer | None) -> Callable[..., None]:
+    """Return a hook of an optimizer that scales its gradients down to `norm` if their norm is larger.
+
+    `stacked` is an optimizer whose parameters have an axis for learners, each of which has a norm of its own. An
+    optimizer of one learner may have the hook, too.
+    """
 
     def clip(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], norm)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if optimizer is not stacked:
+            nn.utils.clip_grad_norm_(parameters, norm)
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            return
+        norms = torch.stack(
+            [torch.linalg.vector_norm(gradient.reshape(len(gradient), -1), dim=1) for gradient in gradients]
+        )
+        # As torch's clip_grad_norm_ does for one learner.
+        factors = (norm / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))
 
     return clip

@@ -1,9 +1,9 @@
-"""A learner's mini-batches, epoch after epoch, from data that each node holds once."""
+"""The mini-batches of a rank's learners, epoch after epoch, from data that each node holds once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,15 @@ _LOADER_THREADS = 4
 _MAX_COUNTED_CLASSES = 4096  # HDF5 keeps attributes of up to 64 KiB
 
 
+Position = tuple[int, int]
+"""An epoch, from 0, and the number of a mini-batch in it, from 0."""
+
+
 class BatchLoader:
-    """The mini-batches of one learner. Constructing it is collective over all ranks.
+    """The mini-batches of one rank's learners. Constructing it is collective over all ranks.
+
+    Every learner has the samples and augmentations that it would have in a rank of its own. If the rank has several,
+    inputs and targets have one more axis, the first, for the learners.
 
     If learners are lost, the others divide the samples anew. An epoch keeps its number of steps.
 
@@ -58,10 +65,8 @@ class BatchLoader:
         Mini-batches of an epoch, the same for every learner.
     shortest : int
         Samples of the shortest mini-batch.
-    epoch : int
-        Epoch of the next mini-batch, from 0.
-    batch : int
-        Number of the next mini-batch in its epoch, from 0.
+    positions : list of Position
+        The next mini-batch of each of the rank's learners; they differ only if learners go at their own pace.
 
     Raises
     ------
@@ -82,10 +87,15 @@ class BatchLoader:
             allowed = f"at most {share}, a learner's share of {samples} samples over {learners} learners"
             raise InputError("batch_size", config.run.batch_size, allowed)
         self.steps_per_epoch = num_batches(samples, learners, config.run.batch_size, config.run.drop_last)
+        has_own_steps = config.rule().own_pace or config.averaging.step_times != "constant"
+        has_paces = has_own_steps and topology.learners_per_rank > 1
+        if has_paces and share % config.run.batch_size and not config.run.drop_last:
+            raise InputError("drop_last", False, "true where learners of a rank go at their own pace")
         self.shortest = min(config.run.batch_size, share - (self.steps_per_epoch - 1) * config.run.batch_size)
-        self.epoch = self.batch = 0
-        self._orders: dict[int, Indices] = {}  # by epoch
-        self._part: Indices | None = None  # this learner's samples, if partitioned by labels
+        self.positions: list[Position] = [(0, 0)] * topology.learners_per_rank
+        self._active: Sequence[int] = range(topology.learners_per_rank)
+        self._orders: list[dict[int, Indices]] = [{} for _ in self.positions]  # of every row, by epoch
+        self._parts: list[Indices] | None = None  # every learner's samples, if partitioned by labels
         self._check_labels()
         num_threads = config.run.loader_threads
         if num_threads is None:
@@ -93,69 +103,124 @@ class BatchLoader:
         self._prefetch = Prefetch(self._make, self._following, num_threads)
         topology.on_shrink(self._deal_again)
 
-    def go_to(self, epoch: int, batch: int) -> None:
-        """Make the mini-batch `batch` of `epoch` the next one."""
-        self.epoch, self.batch = epoch, batch
+    def go_to(self, positions: Sequence[Position]) -> None:
+        """Make these mini-batches the next ones, one for each of the rank's learners."""
+        self.positions = list(positions)
 
-    def next(self) -> tuple[int, Tensor, Tensor]:
-        """Return the epoch, inputs and targets of the next mini-batch."""
-        position = self.epoch, self.batch
-        self.epoch, self.batch = self._following(position)
-        return position[0], *self._prefetch.get(position)
+    def next(self, active: Sequence[int] | None = None) -> tuple[list[int], Tensor, Tensor]:
+        """Return the epochs, one for each of the rank's learners, inputs and targets of the next mini-batches.
+
+        Parameters
+        ----------
+        active : sequence of int
+            The rows of the learners that advance. The others wait, and get the same mini-batch again next time.
+            None: all.
+        """
+        self._active = range(len(self.positions)) if active is None else active
+        positions = tuple(self.positions)
+        self.positions = list(self._following(positions))
+        return [epoch for epoch, _ in positions], *self._prefetch.get(positions)
 
     def peek(self) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets of the next mini-batch, without advancing."""
-        return self._make((self.epoch, self.batch))
+        """Return inputs and targets of the next mini-batches, without advancing."""
+        return self._make(tuple(self.positions))
 
     def first(self, size: int) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets of the first `size` samples of the epoch as a mini-batch."""
-        return self._batch(self._order(self.epoch)[:size], self.epoch, 0)
+        """Return inputs and targets of the first `size` samples of the epoch as a mini-batch of the first learner."""
+        epoch, _ = self.positions[0]
+        index = self._order(0, epoch)[:size]
+        inputs = self._inputs(self.data.train_inputs[index], self._generator(0, epoch, 0))
+        return inputs, self._targets(self.data.train_targets[index])
 
     def train_inputs(self, epoch: int) -> Iterator[Tensor]:
         """Yield the inputs of one epoch, to re-estimate BatchNorm statistics. The position stays."""
-        all_batches = batches(self._order(epoch), self._config.run.batch_size)
-        for batch, index in enumerate(
-            islice(all_batches, self.steps_per_epoch)
-        ):  # after a loss of learners there may be more
-            yield self._inputs(self.data.train_inputs[index], self._generator(epoch, batch))
+        for batch in range(self.steps_per_epoch):  # after a loss of learners there may be more samples
+            yield self._inputs_at([(epoch, batch)] * len(self.positions))
 
     def test_batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs and targets of this learner's part of the test samples.
+        """Yield inputs and targets of the test samples of all of this rank's learners, without an axis for learners.
 
         Parameters
         ----------
         first : int
             The mini-batch to begin with; -1: the last, which is the shortest.
         """
-        samples = np.arange(len(self.data.test_inputs))[self._topology.rank :: self._topology.num_learner_ranks]
+        samples = np.concatenate([self._test_samples(row) for row in range(len(self.positions))])
         for index in list(batches(samples, self._config.run.test_batch_size))[first:]:
-            yield self._inputs(self.data.test_inputs[index], None), self._targets(self.data.test_targets[index])
+            yield self._test_batch(index)
+
+    def test_batches_of_learners(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield rows of learners, and inputs and targets of their own test samples, with an axis for these learners."""
+        size = self._config.run.test_batch_size
+        parts = [list(batches(self._test_samples(row), size)) for row in range(len(self.positions))]
+        for number in range(max(map(len, parts))):
+            # The first learners have one more sample than the others, or as many.
+            there = [(row, part[number]) for row, part in enumerate(parts) if number < len(part)]
+            for _, group in groupby(there, lambda each: len(each[1])):
+                alike, indices = zip(*group, strict=True)
+                inputs, targets = self._test_batch(np.concatenate(indices))
+                axis = len(alike), -1
+                yield slice(alike[0], alike[-1] + 1), inputs.unflatten(0, axis), targets.unflatten(0, axis)
+
+    def _test_samples(self, row: int) -> Indices:
+        """Return a learner's part of the test samples."""
+        return np.arange(len(self.data.test_inputs))[self._topology.learners[row] :: self._topology.num_learners]
+
+    def _test_batch(self, index: Indices) -> tuple[Tensor, Tensor]:
+        return self._inputs(self.data.test_inputs[index], None), self._targets(self.data.test_targets[index])
 
     def about(self) -> dict[str, Indices]:
-        """Return the attribute ``label_counts``: how many samples of every class this learner sees in the next epoch.
+        """Return the attribute ``label_counts``: how many samples of every class a learner sees in the next epoch.
 
-        Empty if targets are no classes, if there are too many classes, or if the rank is no learner.
+        It has one more axis, the first, if the rank has several learners. Empty if targets are no classes, if there are
+        too many classes, or if the rank has no learner.
         """
         labels = self.data.train_targets
         if self._topology.is_server or labels.ndim != 1 or labels.dtype.kind not in "iu":
             return {}
         if labels.min() < 0 or labels.max() >= _MAX_COUNTED_CLASSES:
             return {}
-        return {"label_counts": np.bincount(labels[self._order(self.epoch)], minlength=int(labels.max()) + 1)}
+        seen = [labels[self._order(row, epoch)] for row, (epoch, _) in enumerate(self.positions)]
+        counts = [np.bincount(own, minlength=int(labels.max()) + 1) for own in seen]
+        return {"label_counts": np.stack(counts) if len(counts) > 1 else counts[0]}
 
-    def _following(self, position: tuple[int, int]) -> tuple[int, int]:
+    def _following(self, positions: tuple[Position, ...]) -> tuple[Position, ...]:
+        """Return the positions after these: learners that wait stay."""
+        return tuple(
+            self._after(position) if row in self._active else position for row, position in enumerate(positions)
+        )
+
+    def _after(self, position: Position) -> Position:
         epoch, batch = position
         return (epoch, batch + 1) if batch + 1 < self.steps_per_epoch else (epoch + 1, 0)
 
-    def _make(self, position: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets of the mini-batch at `position`: its epoch and number. Any thread may call it."""
-        epoch, batch = position
-        size = self._config.run.batch_size
-        return self._batch(self._order(epoch)[batch * size : (batch + 1) * size], epoch, batch)
+    def _make(self, positions: tuple[Position, ...]) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of the mini-batches at `positions`. Any thread may call it."""
+        targets = self._targets(self.data.train_targets[_joined(self._samples_at(positions))])
+        return self._inputs_at(positions), self._by_learner(targets)
 
-    def _batch(self, index: Indices, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
-        inputs = self._inputs(self.data.train_inputs[index], self._generator(epoch, batch))
-        return inputs, self._targets(self.data.train_targets[index])
+    def _inputs_at(self, positions: Sequence[Position]) -> Tensor:
+        """Return the inputs of the mini-batches at `positions`, each with the augmentations of its learner."""
+        indices = self._samples_at(positions)
+        if self._transform is None:
+            return self._by_learner(self._inputs(self.data.train_inputs[_joined(indices)], None))
+        inputs = [
+            self._inputs(self.data.train_inputs[index], self._generator(row, *position))
+            for row, (index, position) in enumerate(zip(indices, positions, strict=True))
+        ]
+        return torch.stack(inputs) if len(inputs) > 1 else inputs[0]
+
+    def _samples_at(self, positions: Sequence[Position]) -> list[Indices]:
+        """Return the samples of each learner's mini-batch."""
+        size = self._config.run.batch_size
+        return [
+            self._order(row, epoch)[batch * size : (batch + 1) * size] for row, (epoch, batch) in enumerate(positions)
+        ]
+
+    def _by_learner(self, samples: Tensor) -> Tensor:
+        """Return samples that lie learner after learner with an axis for the learners if there are several."""
+        num_learners = len(self.positions)
+        return samples if num_learners == 1 else samples.unflatten(0, (num_learners, -1))
 
     def _inputs(self, samples: Any, generator: Generator | None) -> Tensor:
         """Return the inputs of samples, transformed and on the device."""
@@ -174,36 +239,36 @@ class BatchLoader:
         dtype = self._dtype if tensor.is_floating_point() else tensor.dtype
         return tensor.to(self._device, dtype)
 
-    def _generator(self, epoch: int, batch: int) -> Generator | None:
-        """Return the generator of augmentations of one mini-batch of this learner."""
+    def _generator(self, row: int, epoch: int, batch: int) -> Generator | None:
+        """Return the generator of augmentations of one mini-batch of a learner."""
         if self._transform is None:
             return None
-        origin = np.random.SeedSequence([self._config.run.seed, self._topology.learners.start, epoch, batch])
+        origin = np.random.SeedSequence([self._config.run.seed, self._topology.learners[row], epoch, batch])
         return Generator().manual_seed(int(origin.generate_state(1, np.uint64)[0]))
 
-    def _order(self, epoch: int) -> Indices:
-        """Return the samples that this learner sees in `epoch`, in order. Two epochs are cached."""
-        order = self._orders.get(epoch)
+    def _order(self, row: int, epoch: int) -> Indices:
+        """Return the samples that a learner sees in `epoch`, in order. Two epochs are cached."""
+        of_row = self._orders[row]
+        order = of_row.get(epoch)
         if order is None:
-            order = self._deal(epoch)
+            order = self._deal(self._topology.learners[row], epoch)
             if self._config.run.drop_last:
                 order = order[: len(order) // self._config.run.batch_size * self._config.run.batch_size]
-            self._orders = {e: o for e, o in [*self._orders.items(), (epoch, order)] if e >= epoch - 1}
+            kept = {e: o for e, o in of_row.items() if e >= epoch - 1}
+            self._orders[row] = {**kept, epoch: order}  # a new dictionary: threads read the former one
         return order
 
-    def _deal(self, epoch: int) -> Indices:
-        run, problem = self._config.run, self._config.problem
-        learners, learner = self._topology.num_learners, self._topology.learners.start
+    def _deal(self, learner: int, epoch: int) -> Indices:
+        run, problem, learners = self._config.run, self._config.problem, self._topology.num_learners
         num_samples, seed = len(self.data.train_inputs), run.seed
         if problem.partition in PARTITIONS:
             return PARTITIONS[problem.partition](num_samples, learners, learner, run.batch_size, seed, epoch)
-        if self._part is None:
+        if self._parts is None:
             labels = self.data.train_targets
             is_dirichlet = problem.partition == "dirichlet"
             alpha = problem.dirichlet_alpha
-            parts = dirichlet(labels, learners, alpha, seed) if is_dirichlet else by_class(labels, learners, seed)
-            self._part = parts[learner]
-        return epoch_of_part(self._part, shard_size(num_samples, learners), learner, seed, epoch)
+            self._parts = dirichlet(labels, learners, alpha, seed) if is_dirichlet else by_class(labels, learners, seed)
+        return epoch_of_part(self._parts[learner], shard_size(num_samples, learners), learner, seed, epoch)
 
     def _check_labels(self) -> None:
         targets, partition = self.data.train_targets, self._config.problem.partition
@@ -215,7 +280,7 @@ class BatchLoader:
     def _deal_again(self) -> None:
         """Divide the samples anew: there are fewer learners."""
         self._prefetch.forget()
-        self._orders, self._part = {}, None
+        self._orders, self._parts = [{} for _ in self.positions], None
 
 
 def _load_data(task: Task, topology: Topology) -> Data:
@@ -228,3 +293,8 @@ def _load_data(task: Task, topology: Topology) -> Data:
         return in_files if isinstance(in_files, Samples) else share_array(topology.node, given)
 
     return Data(*(shared(field) for field in range(len(Data._fields))))
+
+
+def _joined(indices: Sequence[Indices]) -> Indices:
+    """Return the samples of all learners, one after the other."""
+    return indices[0] if len(indices) == 1 else np.concatenate(indices)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hpcavg.checkpoints.manager import CheckpointManager
 from hpcavg.distributed.preemption import PauseKind, Pauses
 from hpcavg.errors import CorruptionError
-from hpcavg.results.columns import row_of
 from hpcavg.tasks import Task
 from hpcavg.training import failures
 from hpcavg.training.evaluation import Evaluation, Score, evaluate
@@ -20,14 +22,14 @@ from hpcavg.training.run_recorder import RunRecorder
 
 
 class Loop:
-    """Trains one learner, or serves parameters.
+    """Trains the rank's learners, or serves parameters.
 
     Parameters
     ----------
     task : Task
         What is learned.
     state : LoopState
-        What the learner trains with, and how far it has come.
+        What the learners train with, and how far they have come.
     recorder : RunRecorder
         Records and shows the run.
     checkpoints : CheckpointManager
@@ -49,6 +51,8 @@ class Loop:
         self._checkpoints, self._pauses = checkpoints, pauses
         self._averager = state.averager
         self._topology, self._model = self._averager.topology, self._averager.model
+        # If learners wait for others of this rank, more than any of them takes.
+        self._steps_here = self._averager.progress.step
 
     def run(self) -> Evaluation | None:
         """Train to the end and return the last evaluation; None after a stop with a checkpoint. Collective.
@@ -64,13 +68,15 @@ class Loop:
             self._recorder.advance(averager.progress.step)
             if self._checkpoints.is_overdue and self._pauses.requested is PauseKind.NOTHING:
                 self._pauses.request(PauseKind.CHECKPOINT, "the clock")
-            pause = self._pauses.end_step(averager.progress.step)
+            self._steps_here += 1
+            pause = self._pauses.end_step(self._steps_here)
             reached = averager.agreed_step
             if reached is None:
                 continue
             if not is_by_step:
                 pause = self._pauses.agree_now()
-            self._state.follow_schedule(reached)
+            # Asynchronous learners follow their own steps; those of a rank have one rate, of their mean step.
+            self._state.follow_schedule(sum(self._steps) / len(self._steps) if is_asynchronous else reached)
             if averager.done:
                 break
             if pause is not None and pause.kind is PauseKind.STOP:
@@ -80,7 +86,7 @@ class Loop:
             if self.stopped_by is None:  # a run that goes on from the checkpoint evaluates before its first step
                 self._end_epoch_if_due(reached)
         if is_asynchronous:
-            return self._end_epoch(averager.progress.step)
+            return self._end_epoch(averager.agreed_step or 0.0)
         if self.stopped_by is not None:
             return None
         self._save(averager.agreed_step or 0.0)
@@ -88,12 +94,7 @@ class Loop:
 
     def serve(self) -> None:
         """Serve parameters until every learner is done; record the updates as they arrive."""
-        totals = self._state.totals
-        for arrival in self._averager.serve():
-            self._recorder.add("arrival", *row_of("arrival", arrival))
-            totals.arrivals += 1
-            totals.staleness_sum += arrival.staleness
-            totals.staleness_max = max(totals.staleness_max, arrival.staleness)
+        self._recorder.arrivals(self._averager.serve(), by_learner=False)
         self._averager.finish()
 
     # -- steps ----------------------------------------------------------------------------------------------------
@@ -103,7 +104,8 @@ class Loop:
         state, averager = self._state, self._averager
         totals, passes, optimizer = state.totals, state.passes, averager.optimizer
         before = time.perf_counter()
-        epoch, inputs, targets = state.loader.next()
+        rows, num_learners = averager.active, len(state.learners)
+        epochs, inputs, targets = state.loader.next(rows)
         ready = time.perf_counter()
         optimizer.zero_grad()
         loss = passes.gradients(inputs, targets)
@@ -112,15 +114,28 @@ class Loop:
         except CorruptionError as error:
             failures.leave_if_corrupt(error, self._topology)
         passes.end_step()
-        averaging_s = self._recorder.averages(averager.events)
+        averaging_s = self._recorder.averages(averager)
         after = time.perf_counter()
         data_s, compute_s = ready - before, after - ready - averaging_s
-        step, rate = averager.progress.step, optimizer.param_groups[0]["lr"]
-        self._recorder.add("step", step, epoch + 1, loss.detach(), rate, compute_s, data_s, averaging_s)
+        loss, rate = loss.detach(), optimizer.param_groups[0]["lr"]
+        times = compute_s, data_s, averaging_s
+        if num_learners == 1:
+            self._recorder.add("step", averager.progress.step, epochs[0] + 1, loss, rate, *times)
+        else:
+            epochs = [epoch + 1 for epoch in epochs]
+            self._recorder.add("step", self._steps, epochs, loss, rate, *times, of=rows)
+            self._recorder.arrivals(averager.serve(), by_learner=True)
         totals.compute_s += compute_s
         totals.data_s += data_s
-        totals.samples += len(inputs)
-        state.losses.append(loss.detach())
+        losses, size = (loss.unbind(), inputs.shape[1]) if num_learners > 1 else ([loss], inputs.shape[0])
+        for row in rows:
+            totals.samples[row] += size
+            state.losses[row].append(losses[row])
+
+    @property
+    def _steps(self) -> list[int]:
+        """The steps that each learner of this rank has taken."""
+        return [progress.step for progress in self._averager.progress_of]
 
     # -- evaluations and checkpoints ------------------------------------------------------------------------------
 
@@ -140,17 +155,19 @@ class Loop:
         inputs = state.loader.train_inputs(epoch) if state.config.averaging.buffers == "recompute" else None
         if averager.done or self.stopped_by is not None:
             averager.finish(inputs)
+            self._recorder.arrivals(averager.serve(), by_learner=True)
             mean = self._evaluate(what)
         else:
             with averager.mean_model(inputs):
                 mean = self._evaluate(what)
-        own = float(torch.stack(state.losses).double().mean()) if state.losses else math.nan
-        state.losses.clear()
-        losses = topology.run_collective(lambda: topology.learner_ranks.allgather(own), what=what)
-        train_loss = sum(losses) / len(losses)
-        blocked_s = self._recorder.averages(averager.events)  # of the final mean, if any
+        own = [float(torch.stack(losses).double().mean()) if losses else None for losses in state.losses]
+        state.losses = [[] for _ in own]
+        losses = topology.run_collective(lambda: [*chain(*topology.learner_ranks.allgather(own))], what=what)
+        known = [loss for loss in losses if loss is not None]  # others of this rank may have taken all their steps
+        train_loss = sum(known) / len(known) if known else math.nan
+        blocked_s = self._recorder.averages(averager)  # of the final mean, if any
         result = Evaluation(averager.progress.step, epoch, train_loss, mean, learners)
-        self._recorder.evaluation(result, self._task.count_correct is not None)
+        self._recorder.evaluation(result, self._task.count_correct is not None, self._steps)
         self._recorder.flush()
         self._model.train()
         state.totals.evaluation_s += time.perf_counter() - before - blocked_s
@@ -159,7 +176,17 @@ class Loop:
 
     def _evaluate(self, what: str) -> Score:
         self._model.eval()
-        return evaluate(self._state.passes.predict, self._task, self._state.loader.test_batches, self._topology, what)
+        return evaluate(self._outputs, self._task, self._topology, what)
+
+    def _outputs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield outputs and targets of the test samples of this rank's learners, by the model of each."""
+        passes, loader = self._state.passes, self._state.loader
+        if len(self._state.learners) == 1:
+            for inputs, targets in loader.test_batches():
+                yield passes.predict(inputs), targets
+        else:
+            for rows, inputs, targets in loader.test_batches_of_learners():
+                yield passes.predict_of(rows, inputs).flatten(0, 1), targets.flatten(0, 1)
 
     def _save(self, reached: float) -> None:
         """Write a checkpoint of all learners, which have reached this step; report one that cannot be written."""
@@ -168,7 +195,8 @@ class Loop:
         recorder.flush()
 
         def about() -> dict[str, Any]:
-            return state.about(self._topology.learner_ranks.gather(recorder.positions()) or ())
+            own = [recorder.positions(row) for row in range(len(state.learners))]
+            return state.about([*chain(*(self._topology.learner_ranks.gather(own) or ()))])
 
         self._checkpoints.write(reached, state.parts, about)
         if self._checkpoints.failure is not None:

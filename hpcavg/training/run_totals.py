@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -15,6 +16,7 @@ from hpcavg.config.options import Config
 from hpcavg.distributed.topology import Topology
 from hpcavg.results.summary import Summary
 from hpcavg.training.evaluation import Evaluation
+from hpcavg.training.learners import Learners
 
 
 @dataclass
@@ -23,8 +25,10 @@ class RunTotals:
 
     Attributes
     ----------
-    samples : int
-        Training samples.
+    samples : list of int
+        Training samples of each learner.
+    consensus_distance : list of float
+        The last one measured of each learner; NaN if none was.
     compute_s : float
         Seconds in passes and optimizer steps.
     data_s : float
@@ -33,10 +37,8 @@ class RunTotals:
         Seconds in evaluations.
     checkpoint_s : float
         Seconds in checkpoints.
-    consensus_distance : float
-        The last one measured; NaN if none was.
     arrivals : int
-        Updates that this server applied.
+        Updates that this server, or the simulated one, applied.
     staleness_sum : int
         Sum of their staleness.
     staleness_max : int
@@ -47,22 +49,36 @@ class RunTotals:
         Seconds of training, of earlier segments.
     """
 
-    samples: int = 0
+    samples: list[int] = field(default_factory=lambda: [0])
+    consensus_distance: list[float] = field(default_factory=lambda: [math.nan])
     compute_s: float = 0.0
     data_s: float = 0.0
     evaluation_s: float = 0.0
     checkpoint_s: float = 0.0
-    consensus_distance: float = math.nan
     arrivals: int = 0
     staleness_sum: int = 0
     staleness_max: int = 0
     startup_s: float = 0.0
     wall_s: float = 0.0
 
+    def of_learner(self, row: int) -> dict[str, Any]:
+        """Return the totals of a learner on a rank of its own, as a checkpoint holds them."""
+        return {**vars(self), **{name: getattr(self, name)[row] for name in _BY_LEARNER}}
+
+    @staticmethod
+    def from_learners(saved: Sequence[Mapping[str, Any]]) -> RunTotals:
+        """Return the totals of a rank from those of its learners; times are those of the first."""
+        by_learner = {name: [one.get(name, absent) for one in saved] for name, absent in _BY_LEARNER.items()}
+        return RunTotals(**{**saved[0], **by_learner})
+
+
+_BY_LEARNER = {"samples": 0, "consensus_distance": math.nan}
+
 
 def summarise(
     topology: Topology,
     averager: Averager,
+    learners: Learners,
     config: Config,
     task: str,
     steps_per_epoch: int,
@@ -70,13 +86,15 @@ def summarise(
     own: RunTotals,
     is_complete: bool,
 ) -> Summary | None:
-    """Return the run's summary on learners, None on servers. Collective over all ranks.
+    """Return the run's summary on ranks with learners, None on servers. Collective over all ranks.
 
     Parameters
     ----------
     topology : Topology
         The ranks.
     averager : Averager
+        Of this rank.
+    learners : Learners
         Of this rank.
     config : Config
         The run's options.
@@ -94,29 +112,35 @@ def summarise(
     all_totals = topology.all_ranks.allgather(own)
     if result is None:
         return None
-    learners, servers = all_totals[: topology.num_learner_ranks], all_totals[topology.num_learner_ranks :]
+    of_ranks = all_totals[: topology.num_learner_ranks]
+    samples = [number for one in of_ranks for number in one.samples]
     totals = averager.totals
-    sums = np.array([totals.blocked_s, totals.in_flight_s, own.wall_s, averager.progress.step])
+    steps_here = sum(progress.step for progress in averager.progress_of) / len(learners)
+    sums = np.array([totals.blocked_s, totals.in_flight_s, own.wall_s, steps_here])
     topology.learner_ranks.Allreduce(MPI.IN_PLACE, sums)
     blocked_s, in_flight_s, wall_s, steps = (sums / topology.num_learner_ranks).tolist()
-    arrivals = sum(server.arrivals for server in servers)
+    arrivals = sum(one.arrivals for one in all_totals)
 
     def mean(number: Callable[[RunTotals], float]) -> float:
-        return sum(map(number, learners)) / len(learners)
+        return sum(map(number, of_ranks)) / len(of_ranks)
 
-    distance = mean(lambda one: one.consensus_distance)
+    distance = mean(lambda one: sum(one.consensus_distance) / len(one.consensus_distance))
+    engine = averager.engine
+    ways = engine.delayed_crossings if averager.algorithm.delay_steps else engine.crossings
     return Summary(
         algorithm=config.method.algorithm,
         task=task,
         num_learners=topology.num_learners,
+        learners_per_rank=topology.learners_per_rank,
+        stacked=learners.way,
         num_servers=topology.num_servers,
         num_ranks=topology.all_ranks.Get_size(),
         num_nodes=topology.num_nodes,
         group_size=max(topology.group_sizes.values()),
         steps=round(steps),
         epochs=steps / steps_per_epoch,
-        samples=sum(one.samples for one in learners),
-        samples_per_learner=[one.samples for one in learners],
+        samples=sum(samples),
+        samples_per_learner=samples,
         train_loss=result.train_loss,
         test_loss=result.mean.loss,
         test_accuracy=result.mean.accuracy,
@@ -126,10 +150,10 @@ def summarise(
         global_averages=totals.global_averages,
         local_averages=totals.local_averages,
         exchanges=totals.exchanges,
-        staleness_mean=sum(server.staleness_sum for server in servers) / arrivals if arrivals else None,
-        staleness_max=max(server.staleness_max for server in servers) if arrivals else None,
+        staleness_mean=sum(one.staleness_sum for one in all_totals) / arrivals if arrivals else None,
+        staleness_max=max(one.staleness_max for one in all_totals) if arrivals else None,
         consensus_distance=None if math.isnan(distance) else distance,
-        crossings=", ".join(f"{name}: {way}" for name, way in averager.engine.crossings.items()) or None,
+        crossings=", ".join(f"{name}: {way}" for name, way in ways.items()) or None,
         bytes_averaged=totals.bytes_averaged,
         wall_s=wall_s,
         compute_s=mean(lambda one: one.compute_s),
@@ -142,6 +166,6 @@ def summarise(
         else None,
         startup_s=own.startup_s,
         seed=config.run.seed,
-        parameters_sha256=tensor_file.digest(averager.model.state_dict()),
+        parameters_sha256=tensor_file.digest(learners.state_of(0)),
         completed=is_complete,
     )

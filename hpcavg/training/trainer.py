@@ -14,6 +14,7 @@ from mpi4py import MPI
 from hpcavg import tasks
 from hpcavg.algorithms.scope import SERVER
 from hpcavg.averaging.averager import Averager
+from hpcavg.averaging.stacked import stack
 from hpcavg.checkpoints import random_state, resume
 from hpcavg.checkpoints.manager import CheckpointManager
 from hpcavg.checkpoints.mean_model import load_mean_model
@@ -33,6 +34,7 @@ from hpcavg.results.view import Positions, begin_segment, file_name, rows_before
 from hpcavg.training import eager, failures, optimizers, trial
 from hpcavg.training.evaluation import Evaluation
 from hpcavg.training.forward_backward import ForwardBackward
+from hpcavg.training.learners import Learners
 from hpcavg.training.loader import BatchLoader
 from hpcavg.training.loop import Loop
 from hpcavg.training.loop_state import LoopState
@@ -56,7 +58,7 @@ class Trainer:
     averager : Averager
         Holds the model and the optimizer.
     state : LoopState
-        What the rank trains with, and how far it has come.
+        What the rank's learners train with, and how far they have come.
 
     Raises
     ------
@@ -89,16 +91,21 @@ class Trainer:
         self._found = topology.run_on_first_rank(self._find)
         random_state.seed_generators(config.run.seed)
         built = topology.run_on_all_ranks(lambda: tasks.build_model(self.task))
-        self.model = model = built.to(self.device, getattr(torch, config.run.dtype))
-        optimizer = optimizers.build_optimizer(config.optimization, model.parameters())
-        self.passes = passes = topology.run_on_all_ranks(lambda: ForwardBackward(config, self.task, model, optimizer))
+        model = built.to(self.device, getattr(torch, config.run.dtype))
+        optimizer, passes = self._make_passes(model)
         topology.run_on_all_ranks(
             lambda: None if topology.is_server else trial.check(config, self.task, passes, loader)
         )
         saved = self._found.checkpoint
-        if saved is not None and saved.manifest.num_ranks != topology.num_learner_ranks:
+        if saved is not None and saved.manifest.num_ranks != topology.num_learners:
             fill = partial(load_mean_model, model)  # the averager gives rank 0's model to all
             topology.run_on_all_ranks(lambda: saved.understand(fill) if topology.rank == 0 else None)
+        if topology.learners_per_rank > 1:
+            randomness = config.run.stacked_randomness
+            model = topology.run_on_all_ranks(lambda: stack(model, topology.learners_per_rank, randomness))
+            optimizer, passes = self._make_passes(model)
+            passes.attempt(loader.peek()[0])  # which finds out whether they can compute all at once
+        self.model, self.passes = model, passes
         watch_over(topology, config.faults.hang_timeout, lambda: failures.abort(config))
         with topology.waiting("start", SERVER):
             self.averager = Averager(
@@ -115,13 +122,20 @@ class Trainer:
         if config.run.compile:
             passes.compile(loader.peek, topology)
         # From here on learners differ: dropout and other random layers draw from the learner's own stream.
-        random_state.seed_generators(self.averager.generator.initial_seed())
+        learners = Learners(model, config.run.stacked_randomness == "exact")
+        learners.seed([generator.initial_seed() for generator in self.averager.generators])
         scheduler = optimizers.build_scheduler(config.optimization, optimizer, total_steps, loader.steps_per_epoch)
-        self.state = LoopState(config, self.device, self.averager, passes, loader, scheduler, total_steps)
+        self.state = LoopState(config, self.device, self.averager, learners, passes, loader, scheduler, total_steps)
         if saved is not None:
             topology.run_on_all_ranks(lambda: saved.understand(self.state.go_on_from))
         self.path, self.state.segments = self._create_folder()
         topology.on_shrink(lambda: None if topology.rank else self.lock.inherit(self.path))
+
+    def _make_passes(self, model: torch.nn.Module) -> tuple[torch.optim.Optimizer, ForwardBackward]:
+        """Return the optimizer of `model`, and its forward and backward passes. Collective over all ranks."""
+        optimizer = optimizers.build_optimizer(self.config.optimization, model.parameters())
+        form = self.config, self.task, model, optimizer
+        return optimizer, self.topology.run_on_all_ranks(lambda: ForwardBackward(*form))
 
     def _find(self) -> resume.ResumePoint:
         """Return what the run goes on from. A folder that exists is locked first, so that it does not change."""
@@ -143,7 +157,8 @@ class Trainer:
 
                 def begin(saved: Checkpoint | None) -> list[Positions]:
                     before = None if saved is None else saved.manifest.about["metrics"]
-                    return begin_segment(path / "metrics", before, topology.all_ranks.Get_size())
+                    members = topology.num_learners + topology.num_servers
+                    return begin_segment(path / "metrics", before, members, topology.learners_per_rank)
 
                 is_same = saved is not None and saved.path.parent.resolve() == (path / CHECKPOINTS).resolve()
                 segments = saved.understand(begin) if saved is not None and is_same else begin(None)
@@ -197,12 +212,17 @@ class Trainer:
         last = None if self._found.checkpoint is None else self._found.checkpoint.path
         self._checkpoints = CheckpointManager(config, averager, self.path / CHECKPOINTS, last, self.lock.beat)
         path = self.path / "metrics" / file_name(topology.rank, len(state.segments))
-        rows = rows_before(state.segments, topology.rank)
+        server = topology.num_learners + topology.rank - topology.num_learner_ranks
+        rows = [
+            rows_before(state.segments, member) for member in ([server] if topology.is_server else topology.learners)
+        ]
         about = attributes(config, self.task.name, topology) | state.loader.about()
         step = averager.progress.step
         form = (about, config.run.flush_seconds, rows, topology, state.totals)
-        self.recorder = RunRecorder(path, *form, state.total_steps, step)
-        self.recorder.announce(config, self.task.name, self.path, self._warnings, self._found)
+        steps = [progress.step for progress in averager.progress_of]
+        self.recorder = RunRecorder(path, *form, state.total_steps, steps)
+        warnings = [*self._warnings, *_warn_of_loop(state.learners.way)]
+        self.recorder.announce(config, self.task.name, self.path, warnings, self._found)
         is_by_step = not averager.algorithm.own_pace
         pauses = Pauses(averager.supervisor, topology, step, self._stop_at, True, is_by_step)
         for early in early_signals():
@@ -219,14 +239,14 @@ class Trainer:
         if not is_complete:
             recorder.line(f"stopped at step {averager.progress.step} by {stopped_by}; {checkpoints.outlook}")
         if result is not None or topology.is_server:
-            form = (topology, averager, self.config, self.task.name, state.loader.steps_per_epoch)
+            form = (topology, averager, state.learners, self.config, self.task.name, state.loader.steps_per_epoch)
 
             def conclude() -> summary.Summary | None:
                 values = summarise(*form, result, state.totals, is_complete)
                 if (
                     values is not None and topology.rank == 0
                 ):  # in here: if this rank dies meanwhile, another writes them
-                    recorder.write(lambda: save_model(self.path / run_folder.FINAL_MODEL, averager.model.state_dict()))
+                    recorder.write(lambda: save_model(self.path / run_folder.FINAL_MODEL, state.learners.state_of(0)))
                     recorder.write(lambda: summary.write(self.path, values))
                 return values
 
@@ -242,3 +262,10 @@ class Trainer:
         if num_lost:
             recorder.line(f"warning: the run is complete; its record is not: {recorder.losses()}")
         return ExitStatus.RECORDS_LOST if num_lost else ExitStatus.DONE
+
+
+def _warn_of_loop(way: str | None) -> list[str]:
+    """Return a line if the learners of a rank run one after the other."""
+    if way is None or not way.startswith("loop"):
+        return []
+    return [f"the learners of a rank compute one after the other, not all at once with torch.vmap ({way[6:]})"]

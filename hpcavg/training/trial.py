@@ -51,7 +51,9 @@ def _check_evaluation(config: Config, task: Task, passes: ForwardBackward, loade
     judged: list[tuple[Tensor, Tensor]] = []  # empty if the learner has no test samples
 
     def predict() -> None:
-        judged.extend((passes.attempt(inputs, training=False), targets) for inputs, targets in loader.test_batches(-1))
+        judged.extend(
+            (passes.attempt(inputs, training=False), targets) for inputs, targets in loader.test_batches(first=-1)
+        )
 
     def score(judge: Callable[[Tensor, Tensor], Tensor]) -> None:
         for output, targets in judged:

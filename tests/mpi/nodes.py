@@ -17,9 +17,9 @@ LAYOUTS = {
 class Nodes(Topology):
     """A topology whose nodes are those of a layout."""
 
-    def __init__(self, world, group_size, layout):
+    def __init__(self, world, group_size, layout, learners_per_rank=1):
         self._node_index = LAYOUTS[layout](world.Get_rank())
-        super().__init__(world, group_size)
+        super().__init__(world, group_size, learners_per_rank=learners_per_rank)
 
     def split_by_node(self, comm):
         real = super().split_by_node(comm)  # on a cluster, nodes are divided further

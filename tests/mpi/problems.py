@@ -139,9 +139,32 @@ class Vector(nn.Module):
         self.x = nn.Parameter(torch.tensor(values, dtype=torch.float64))
 
 
+class Learner:
+    """A learner of a stack, as the losses take it: callable, with its part of the parameters as attributes."""
+
+    def __init__(self, stacked, row):
+        self._stacked, self._row = stacked, row
+
+    def __call__(self, inputs):
+        return self._stacked.learner(self._row)(inputs)
+
+    def __getattr__(self, name):
+        return getattr(self._stacked.module, name)[self._row]
+
+
 PROBLEMS = {"quadratic": Quadratic, "logistic": Logistic, "two_layers": TwoLayers}
+
+
+def stacked_loss(problem, stacked, learners, t):
+    """Return the losses of the learners of a stack, shape (learners,)."""
+    return torch.stack([problem.loss(Learner(stacked, row), learner, t) for row, learner in enumerate(learners)])
 
 
 def values_of(module):
     """Return all parameters of `module` as one NumPy vector (a copy)."""
     return torch.cat([p.detach().reshape(-1) for p in module.parameters()]).numpy().copy()
+
+
+def rows_of(stacked):
+    """Return all parameters of each learner of a stack, as rows (a copy)."""
+    return torch.cat([p.detach().reshape(stacked.learners, -1) for p in stacked.parameters()], dim=1).numpy().copy()

@@ -12,9 +12,10 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from hpcavg import Averager, InputError, Topology, algorithms
+from hpcavg import Averager, InputError, Topology, algorithms, stack
 from hpcavg.algorithms.scope import SERVER
-from tests.mpi.problems import Logistic, Quadratic, Vector, values_of
+from hpcavg.averaging.event_order import EventOrder
+from tests.mpi.problems import Logistic, Quadratic, Vector, rows_of, stacked_loss, values_of
 from tests.oracles import asynchronous
 from tests.oracles.synchronous import LocalSgd
 
@@ -101,6 +102,34 @@ def test_the_same_arrivals_give_the_same_centre_whatever_the_servers(world, name
             assert staleness == expected[2]
         centres.append(centre)
     assert all(np.array_equal(centre, centres[0]) for centre in centres)
+
+
+@pytest.mark.parametrize(("name", "options", "optimizer"), RULES, ids=str)
+def test_simulated_servers_give_the_bits_of_real_ones(world, name, options, optimizer):
+    """If real learners take turns in the order of simulated time. On one and two ranks there is one learner at most."""
+    learners = world.Get_size() - 1
+    if learners < 2:
+        return
+    topology = Topology(MPI.COMM_SELF, learners_per_rank=learners)
+    problem, rule = Quadratic(learners), algorithms.build(name, options)
+    stacked = stack(problem.module(), learners)
+    own = torch.optim.SGD(stacked.parameters(), **{"lr": 0.05, **optimizer})
+    averager = Averager(stacked, own, rule, topology, step_times="lognormal:0.5", total_steps=30, seed=3)
+    order, arrivals = EventOrder(learners, "lognormal:0.5", 3, 30), []
+    while not averager.done:
+        own.zero_grad()
+        stacked_loss(problem, stacked, range(learners), 0).sum().backward()
+        averager.step()
+        arrivals += [learner for learner, _ in order.compute()]
+    rows = rows_of(stacked)
+    averager.finish()
+    topology.free()
+    centre, real, staleness = take_turns(world, rule, 1, learners, arrivals, **optimizer)
+    assert np.array_equal(rows_of(stacked), np.tile(centre, (learners, 1)))
+    if real is not None:
+        assert np.array_equal(rows[world.Get_rank()], real)
+    else:
+        assert [arrival.staleness for arrival in averager.serve()] == staleness
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

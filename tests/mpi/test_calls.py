@@ -35,7 +35,7 @@ def take_steps(averager, count):
 def test_what_learners_tell_each_other(world, topology):
     rank, size = world.Get_rank(), world.Get_size()
     call = Call(Kind.GLOBAL_AVERAGE, 0, 12, 3)
-    found = meet(call, GLOBAL, topology, fingerprint=rank, rate=0.1 * (rank + 1), is_sick=rank == 1)
+    found = meet(call, GLOBAL, topology, fingerprint=rank, rate=0.1 * (rank + 1), sick=[0] * (rank == 1))
     assert found.num_members == size
     assert list(found.fingerprints) == list(range(size))
     assert found.sick == ((1,) if size > 1 else ())
@@ -219,13 +219,13 @@ def test_a_delayed_mean_that_overflows_is_an_error_on_all(world):
 
 
 def test_small_arrays_travel_with_a_meeting_and_every_learner_of_a_rank_counts(world):
-    topology = Nodes(world, None, "nodes of 2")
-    flat = FlatBuffer([("x", torch.zeros(5)), ("y", torch.zeros(3, dtype=torch.float64))], learners=2)
+    topology = Nodes(world, None, "nodes of 2", learners_per_rank=2)
+    flat = FlatBuffer([("x", torch.zeros(2, 5)), ("y", torch.zeros(2, 3, dtype=torch.float64))], learners=2)
     for array in flat.arrays:
         array.copy_(torch.tensor([[topology.rank], [10.0 * topology.rank]]).expand_as(array))
     small = SmallArrays([flat], topology)
-    meeting = meet(Call(Kind.MEAN_MODEL, 0, 1, 1), GLOBAL, topology, packed=small.pack(False))
-    means = small.means(flat.arrays, GLOBAL, meeting, True, Excluded((), meeting.num_members, False))
+    meeting = meet(Call(Kind.MEAN_MODEL, 0, 1, 1), GLOBAL, topology, packed=small.pack(()))
+    means = small.means(flat.arrays, GLOBAL, meeting, True, Excluded((), meeting.num_members, ()))
     assert len(means) == (2 if topology.num_nodes > 1 else 0)  # inside a node, the engine is faster
-    assert all((mean == 5.5 * (topology.num_learners - 1) / 2).all() for mean in means.values())
+    assert all((mean == 5.5 * (topology.num_learner_ranks - 1) / 2).all() for mean in means.values())
     topology.free()

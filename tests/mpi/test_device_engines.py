@@ -76,10 +76,9 @@ def test_means_of_any_size_and_dtype(topology, name, dtype, learners):
             cuda.synchronize(CPU)
             assert torch.equal(rows, own)
             assert torch.allclose(out.to(expected.dtype), expected, rtol=tolerance, atol=tolerance)
-        if learners == 1:
-            engine.mean(rows, rows[0], GLOBAL)
-            cuda.synchronize(CPU)
-            assert torch.equal(rows[0], out)
+        engine.mean(rows, rows, GLOBAL)
+        cuda.synchronize(CPU)
+        assert all(torch.equal(row, out) for row in rows)
         unplaced = own.clone()
         engine.mean(unplaced, out, GLOBAL)
         cuda.synchronize(CPU)
@@ -160,12 +159,12 @@ def test_delayed_means_are_of_what_was_there_at_the_start(topology, name, learne
 @every_engine
 @pytest.mark.parametrize("learners", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_ranks_that_are_left_out_are_not_counted(topology, name, learners, dtype):
-    """Three of four, or one of two: at once by their number, on the way by what the first array tells of it."""
+def test_learners_that_are_left_out_are_not_counted(topology, name, learners, dtype):
+    """Those of the last rank: at once by their number, on the way by what the first array tells of it."""
     cuda, size = PretendCuda(eager=True), topology.num_learners
     engine = MAKE[name](topology, cuda)
     is_ill = topology.rank == size - 1 and size > 1
-    num_well = size - 1 if size > 1 else None
+    num_well = learners * (size - 1) if size > 1 else None
     rows, complaints = engine.allocate(torch.zeros(learners, 1009, dtype=dtype)), engine.allocate(torch.zeros(1, 5))
     rows.fill_(0.0 if is_ill else 1.171875)
     complaints.fill_(float(is_ill))

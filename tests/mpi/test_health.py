@@ -445,7 +445,7 @@ def test_a_sick_learner_takes_the_centre_and_leaves_it_alone(world, rule):
 
 def test_members_of_a_group_are_named_by_their_index_among_all(world):
     topology = Topology(world, min(2, world.Get_size()))
-    found = meet(Call(Kind.LOCAL_AVERAGE, 0, 1, 0), LOCAL, topology, is_sick=True)
+    found = meet(Call(Kind.LOCAL_AVERAGE, 0, 1, 0), LOCAL, topology, sick=[0])
     first = topology.rank - topology.rank % 2
     assert found.sick == tuple(range(first, min(first + 2, world.Get_size())))
     assert len(found.sick) == found.num_members

@@ -161,16 +161,6 @@ def test_a_group_may_have_fewer_lanes_than_all(world, crossing):
     nodes.free()
 
 
-def test_several_learners_in_a_rank_count_each(nodes, engine):
-    values = rows_of(nodes.rank, 13, torch.float64, learners=3)
-    rows = engine.allocate(values.clone())
-    rows.copy_(values)
-    out = torch.empty(13, dtype=torch.float64)
-    engine.mean(rows, out, GLOBAL)
-    expected = everyone(nodes, 13, torch.float64, learners=3).mean(dim=0)
-    assert torch.allclose(out, expected, rtol=1e-15, atol=1e-15)
-
-
 def test_every_rank_gets_the_same_bits_and_repeats_do_not_change_them(nodes, engine, world):
     rows = engine.allocate(torch.zeros(1, 1009))
     results = []

@@ -5,11 +5,11 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from hpcavg import Averager, Topology, algorithms
+from hpcavg import Averager, Topology, algorithms, stack
 from hpcavg.averaging import small_arrays
 from hpcavg.distributed.waiting import wait_asleep
 from tests.mpi.nodes import Nodes
-from tests.mpi.problems import PROBLEMS, values_of
+from tests.mpi.problems import PROBLEMS, rows_of, stacked_loss, values_of
 from tests.oracles import synchronous
 
 pytestmark = pytest.mark.mpi
@@ -125,6 +125,73 @@ def test_learners_at_their_own_pace_agree_with_the_oracle_after_every_round(prob
         if averager.progress.step == averager.progress.round_step:
             assert relative_error(values_of(module), expected[averager.progress.round - 1]) <= 1e-12, t
     assert averager.progress.round == rounds
+    topology.free()
+
+
+# Several learners in a rank, up to eight in all.
+MANY = [learners for learners in (2, 3) if learners * MPI.COMM_WORLD.Get_size() <= 8]
+
+
+@pytest.mark.parametrize("learners", MANY)
+@pytest.mark.parametrize(("problem_name", "optimizer_name"), CASES)
+@pytest.mark.parametrize(("name", "options", "group_size"), RULES, ids=lambda value: str(value))
+def test_learners_of_a_rank_agree_with_the_oracle_at_every_step(
+    name, options, group_size, problem_name, optimizer_name, learners, world, monkeypatch
+):
+    size, steps = learners * world.Get_size(), 60
+    case = RULES.index((name, options, group_size)) + CASES.index((problem_name, optimizer_name))
+    way = WAYS[case % len(WAYS)]
+    if way != "reports":
+        monkeypatch.setattr(small_arrays, "_GATHERED_BYTES", 0)
+    if group_size % learners and learners % group_size:
+        group_size += 1
+    group_size = min(group_size, size)
+    make_optimizer, make_local = OPTIMIZERS[optimizer_name]
+    problem = PROBLEMS[problem_name](size)
+    common = (problem.x0, problem.gradient, steps, size, group_size, problem.losses, BATCH_SIZE)
+    expected, expected_mean = synchronous.run(name, options, make_local(), *common)
+    stacked = stack(problem.module(), learners)
+    optimizer = make_optimizer(stacked.parameters())
+    topology = Nodes(world, group_size, "one node" if way == "shared memory" else "nodes of 2", learners)
+    crossing = way if ":" in way and topology.num_nodes > 1 else None
+    rule = algorithms.build(name, options)
+    averager = Averager(stacked, optimizer, rule, topology, total_steps=steps, batch_size=BATCH_SIZE, crossing=crossing)
+    here = slice(topology.learners.start, topology.learners.stop)
+    for t in range(1, steps + 1):
+        optimizer.zero_grad()
+        losses = stacked_loss(problem, stacked, topology.learners, t)
+        losses.sum().backward()
+        averager.step(losses)
+        assert relative_error(rows_of(stacked), expected[t - 1, here]) <= 1e-12, t
+    averager.finish()
+    assert relative_error(rows_of(stacked), np.tile(expected_mean, (learners, 1))) <= 1e-12
+    topology.free()
+
+
+@pytest.mark.parametrize("learners", MANY)
+@pytest.mark.parametrize(("problem_name", "optimizer_name"), CASES)
+def test_learners_of_a_rank_at_their_own_pace_agree_with_the_oracle(problem_name, optimizer_name, learners, world):
+    size, rounds = learners * world.Get_size(), 10
+    make_optimizer, make_local = OPTIMIZERS[optimizer_name]
+    problem = PROBLEMS[problem_name](size)
+    local_steps = [2 + 3 * learner % 5 for learner in range(size)]
+    expected = synchronous.run_hetero(local_steps, make_local, problem.x0, problem.gradient, rounds)
+    stacked = stack(problem.module(), learners)
+    optimizer = make_optimizer(stacked.parameters())
+    topology = Topology(world, learners_per_rank=learners)
+    averager = Averager(stacked, optimizer, algorithms.pr_sgd_hetero(local_steps=local_steps), topology)
+    while averager.progress.round < rounds:
+        optimizer.zero_grad()
+        for row in averager.active:
+            t = averager.progress_of[row].step + 1
+            stacked_loss(problem, stacked, topology.learners, t)[row].backward()
+        averager.step()
+        if averager.agreed_step is not None:
+            means = np.tile(expected[averager.progress.round - 1], (learners, 1))
+            assert relative_error(rows_of(stacked), means) <= 1e-12
+    assert [progress.step for progress in averager.progress_of] == [
+        rounds * local_steps[learner] for learner in topology.learners
+    ]
     topology.free()
 
 

@@ -7,10 +7,10 @@ import pytest
 from mpi4py import MPI
 
 from hpcavg import InputError, Topology
-from hpcavg.algorithms.scope import GLOBAL, LOCAL
+from hpcavg.algorithms.scope import GLOBAL, LOCAL, Neighbours
 from hpcavg.distributed.shared_memory import share_array
 from hpcavg.machine.cores import num_threads
-from tests.mpi.nodes import shared_files
+from tests.mpi.nodes import Nodes, shared_files
 
 pytestmark = pytest.mark.mpi
 
@@ -26,7 +26,6 @@ def test_consecutive_groups_of_any_size(world, group_size):
     assert topology.num_groups == -(-size // group_size)
     assert sum(topology.group_sizes.values()) == size
     assert topology.group_sizes[members[0]] == len(members)
-    # `cross` joins those with this learner's place in their own group, in order of the groups
     assert topology.comm(LOCAL) is topology.local
     assert topology.comm(GLOBAL) is topology.learner_ranks
     topology.free()
@@ -36,6 +35,56 @@ def test_without_a_size_groups_are_nodes(world):
     topology = Topology(world)
     assert topology.local.Get_size() == topology.node.Get_size()
     assert topology.num_groups == topology.num_nodes == len(set(world.allgather(os.uname().nodename)))
+    topology.free()
+
+
+@pytest.mark.parametrize("group_size", [1, 2, 4, 8, 12, None])
+def test_groups_of_learners_lie_inside_a_rank_or_span_whole_ranks(world, group_size):
+    """Four learners in a rank: consecutive learners form a group, wherever they are; None is all of a node."""
+    rank, size, num_learners = world.Get_rank(), world.Get_size(), 4 * world.Get_size()
+    nodes = ["node"] * num_learners if group_size is None else None
+    group_size = min(group_size or num_learners, num_learners)
+    topology = Nodes(world, None if nodes else group_size, "one node", learners_per_rank=4)
+    assert (topology.num_learners, topology.num_learner_ranks) == (num_learners, size)
+    assert list(topology.learners) == [4 * rank, 4 * rank + 1, 4 * rank + 2, 4 * rank + 3]
+    assert [topology.rank_of(learner) for learner in topology.learners] == [rank] * 4
+    starts = range(0, num_learners, group_size)
+    assert topology.group_sizes == {first: min(group_size, num_learners - first) for first in starts}
+    assert topology.num_groups == len(starts)
+    assert topology.group == 4 * rank // group_size
+    assert topology.groups_here == [slice(first, first + min(group_size, 4)) for first in range(0, 4, group_size)]
+    ranks = {learner // 4 for learner in range(num_learners) if learner // group_size == 4 * rank // group_size}
+    assert topology.local.allgather(rank) == sorted(ranks)
+    topology.free()
+
+
+@pytest.mark.parametrize(
+    ("group_size", "learners_per_rank", "message"),
+    [
+        (3, 4, "group_size=3: must be a multiple or a divisor of learners_per_rank, 4"),
+        (4, 6, "group_size=4: must be a multiple or a divisor of learners_per_rank, 6"),
+        (2, 0, "learners_per_rank=0: must be an integer"),
+        (None, 1.5, "learners_per_rank=1.5: must be an integer"),
+        (1000, 8, "group_size=1000: must be an integer of at least 1 and at most"),
+    ],
+)
+def test_sizes_that_do_not_fit_the_learners_of_a_rank_are_refused(world, group_size, learners_per_rank, message):
+    with pytest.raises(InputError, match=message):
+        Topology(world, group_size, learners_per_rank=learners_per_rank)
+
+
+def test_links_between_ranks_with_two_learners(world):
+    """Each learner takes from the one before it: the second of a rank from the first, the first from another rank."""
+    rank, size = world.Get_rank(), world.Get_size()
+    topology = Topology(world, learners_per_rank=2)
+    scope = Neighbours("hop 1", lambda learner, n: {learner: 0.75, (learner - 1) % n: 0.25})
+    links = topology.links(scope)
+    before, after = (2 * rank - 1) % (2 * size), (rank + 1) % size
+    assert links.weights == ({2 * rank: 0.75, before: 0.25}, {2 * rank: 0.25, 2 * rank + 1: 0.75})
+    assert list(links.weights[0]) == sorted(links.weights[0])
+    assert links.sources == ({before // 2: [before]} if size > 1 else {})
+    assert links.targets == ({after: [2 * rank + 1]} if size > 1 else {})
+    assert topology.ranks_of(scope) == sorted({(rank - 1) % size, rank, after})
     topology.free()
 
 

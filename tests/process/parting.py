@@ -89,14 +89,20 @@ CASES = {
 
 
 def main(case):
-    topology = shrinking.SurvivingTopology()
+    topology = shrinking.SurvivingTopology(group_size=1, learners_per_rank=2)
     supervisor = watch_over(topology, 2.0 if case == "stopped" else 20.0).supervisor
     pauses = Pauses(supervisor, topology, catch_signals=True, by_step=case == "half-told")
     topology.run_collective(lambda: topology.learner_ranks.Barrier())
     made = CASES[case](pauses, topology)
     all_made = topology.run_collective(lambda: topology.learner_ranks.allgather(made))
-    assert all_made == [made] * topology.num_learners, all_made
-    print(topology.num_learners, *made[0], flush=True)
+    assert all_made == [made] * topology.num_learner_ranks, all_made
+    origins = topology.learner_ranks.allgather(topology.origin)
+    # A dead rank takes its learners along; the others get new numbers, and keep their groups.
+    assert topology.num_learners == topology.losses[-1].num_learners == 4
+    assert list(topology.learners) == [2 * topology.rank, 2 * topology.rank + 1]
+    assert topology.group_sizes == {2 * origin + row: 1 for origin in origins for row in range(2)}
+    assert topology.groups_here == [slice(0, 1), slice(1, 2)]
+    print(topology.num_learner_ranks, *made[0], flush=True)
     topology.free()
     os._exit(0)  # MPI would wait for the dead
 

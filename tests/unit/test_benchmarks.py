@@ -13,13 +13,13 @@ import pytest
 
 from benchmarks import cluster, compare, figures, launching, page, plots, presets, results, suite
 from benchmarks.common import interval
-from benchmarks.learners import build_rule, first_period, mlp, mlp_workload
 from benchmarks.mean import memory_needed, over_best_line, wire_s
 from benchmarks.memory import memory_of
 from benchmarks.options import Parser
 from benchmarks.overlap import overlap_percent
 from benchmarks.results import read_record
 from benchmarks.scaling import batch_of, rank_counts
+from benchmarks.workloads import build_rule, first_period, mlp, mlp_workload
 from hpcavg import InputError, algorithms
 from hpcavg.cli import parsers
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hpcavg.config.components import ENGINES
 from hpcavg.config.section import Section, argument, integer, option
@@ -14,6 +16,50 @@ WIRE_DTYPES = ("bfloat16", "float16")
 def _check_wire_dtype(name: str, value: str) -> None:
     if value not in WIRE_DTYPES:
         raise InputError(name, value, f"one of {', '.join(WIRE_DTYPES)}")
+
+
+class StepTimes(NamedTuple):
+    """Durations of the steps of simulated learners.
+
+    Attributes
+    ----------
+    kind : ``"constant"``, ``"lognormal"`` or ``"slow"``.
+    number : the SIGMA of ``lognormal`` or the FACTOR of ``slow``.
+    """
+
+    kind: str
+    number: float = math.nan
+
+
+def read_step_times(name: str, value: str) -> StepTimes:
+    """Return the durations that `value`, of the option `name`, describes.
+
+    Raises
+    ------
+    InputError
+        If it describes none.
+
+    Examples
+    --------
+    >>> from hpcavg.config.sections.averaging import read_step_times
+    >>> read_step_times("step_times", "slow:4")
+    StepTimes(kind='slow', number=4.0)
+    """
+    kind, _, text = str(value).partition(":")
+    if value == "constant":
+        return StepTimes(kind)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    lowest = {"lognormal": math.ulp(0.0), "slow": 1.0}.get(kind, math.inf)
+    if not lowest <= number < math.inf:
+        raise InputError(name, value, "constant, lognormal:SIGMA with SIGMA > 0, or slow:FACTOR with FACTOR >= 1")
+    return StepTimes(kind, number)
+
+
+def _check_step_times(name: str, value: str) -> None:
+    read_step_times(name, value)
 
 
 @dataclass(frozen=True)
@@ -40,6 +86,9 @@ class AveragingOptions(Section):
         `CorruptionError` reports a difference. 0 compares nothing.
     measure_distance : measure the consensus distance on all parameters, for the price of a copy of them. Otherwise it
         is measured on a sample of large arrays, one element of 128.
+    step_times : durations of the learners' steps where servers are simulated; see docs/library.md. ``"constant"``: 1.
+        ``"lognormal:SIGMA"``: each is drawn, exp(SIGMA z) over its mean with a normal z. ``"slow:FACTOR"``: 1, but
+        FACTOR for the last learner.
     seed : seeds `Averager.generator`, this learner's own stream of random numbers. It may differ between ranks.
     total_steps : steps of every learner, for `Averager.done` and for rules that follow them.
     batch_size : samples per step of every learner, for rules that follow it.
@@ -86,6 +135,11 @@ class AveragingOptions(Section):
         False,
         "measure how far learners are apart on all parameters, not on one of 128, for the price of a copy",
         name="consensus_distance",
+    )
+    step_times: str = option(
+        "constant",
+        "durations of steps where servers are simulated: constant, lognormal:SIGMA, or slow:FACTOR for one learner",
+        _check_step_times,
     )
     seed: int = argument(0, compare=False)
     total_steps: int | None = argument(None, integer(1))

@@ -25,6 +25,12 @@ class RunOptions(Section):
     )
     channels_last: bool = option(False, "keep images and convolutions in channels-last order")
     compile: bool = option(False, "compile the model with torch.compile")
+    stacked_randomness: str = option(
+        "exact",
+        "random layers, such as dropout, of a rank with several learners: exact: each learner draws what it would draw"
+        " on a rank of its own, one after the other; fast: all together, other numbers",
+        choices=("exact", "fast"),
+    )
     device: str = option("auto", "auto takes a GPU where there is one", choices=("auto", "cpu", "cuda"))
     threads: int | None = option(None, "torch threads per rank; unset: its share of the node's cores", integer(1, 1024))
     loader_threads: int | None = option(

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-import torch
 from torch import Tensor
 
 from hpcavg.algorithms.scope import Neighbours, Scope
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import WithoutCrossings
 from hpcavg.engines.gpu.cuda import Cuda
-from hpcavg.engines.mpi import MAX_CHUNK_ELEMENTS, MpiEngine, as_real
-from hpcavg.engines.staged import average_own
+from hpcavg.engines.inside import as_real, divide, mean_of_rows, sum_rows, targets_of, wide
+from hpcavg.engines.mpi import MAX_CHUNK_ELEMENTS, MpiEngine
 
 Sum: TypeAlias = Callable[[Tensor], None]
 """Replaces float32 or float64, shape (numel,), by the sum over the ranks of a scope. Collective over the scope."""
@@ -62,43 +61,30 @@ class AllreduceEngine(WithoutCrossings):
         exact: bool = False,
     ) -> None:
         """Write the mean over the learners in `scope` to `out`; see `hpcavg.engines.base.Engine`."""
-        average_own(rows, out)
-        self._average(out, self._sum_over(scope), num_well or self._topology.comm(scope).Get_size())
+        size = self._topology.comm(scope).Get_size()
+        if size == 1:
+            mean_of_rows(rows, out, num_well)
+        else:
+            real, count = as_real(rows), num_well or size * len(rows)
+            self._average(real, targets_of(real, as_real(out)), self._sum_over(scope), count)
 
     def mix(self, rows: Tensor, out: Tensor, scope: Neighbours) -> None:
-        """Write the weighted mean of the neighbours to this rank's row, through host memory."""
+        """Write the weighted mean of its neighbours to the row of each learner, through host memory."""
         self._cuda.synchronize(rows.device)
         self._mpi.mix(rows, out, scope)
 
-    def _average(self, values: Tensor, sum_up: Sum, num_ranks: int) -> None:
-        """Replace `values`, shape (numel,), by their sum divided by `num_ranks`."""
-        values = as_real(values)
-        dtype, elements = wide(values.dtype), self._max_chunk_elements
-        if dtype is not values.dtype:
+    def _average(self, rows: Tensor, targets: Tensor, sum_up: Sum, count: int) -> None:
+        """Write the sum of all `rows`, divided by `count`, to all `targets`; both have shape (..., numel)."""
+        dtype, elements = wide(rows.dtype), self._max_chunk_elements
+        if dtype is not rows.dtype:
             elements = min(elements, _SCRATCH_ELEMENTS)
-        for chunk in values.split(elements) if values.numel() else ():
-            total = chunk.to(dtype)
+        for first in range(0, rows.shape[1], elements):
+            part = targets[:, first : first + elements]
+            own = part[0] if dtype is rows.dtype else None
+            total = sum_rows(rows[:, first : first + elements].unbind(), own)
             sum_up(total)
-            divide(total, num_ranks)
-            if total is not chunk:
-                chunk.copy_(total)
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which values are summed: float32 for half precision, else their own."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-def divide(total: Tensor, count: int) -> None:
-    """Divide `total` by `count` in place.
-
-    The divisor is on the device: CUDA multiplies by the reciprocal of a number on the host, which rounds twice.
-
-    Examples
-    --------
-    >>> total = torch.tensor([3.0, 5.0])
-    >>> divide(total, 2)
-    >>> total
-    tensor([1.5000, 2.5000])
-    """
-    total.div_(torch.full((), count, dtype=total.dtype, device=total.device))
+            divide(total, count)
+            if own is None:
+                part.copy_(total)
+            elif len(part) > 1:
+                part[1:].copy_(total)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hpcavg.algorithms.scope import Scope
 from hpcavg.engines.gpu.allreduce import AllreduceEngine, Sum
+from hpcavg.engines.inside import as_real, sum_rows
 from hpcavg.engines.pending import CountWell
 
 # At the end of a program without `finish`, all ranks have started the last mean, and it completes soon.
@@ -50,21 +51,25 @@ class CudaAwareEngine(AllreduceEngine):
     ) -> BlockingMean:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.engines.base.Engine`."""
         comm = self._topology.background_comm(scope, self)
-        copies = [rows.mean(dim=0) if rows.shape[0] > 1 else rows[0].clone() for rows in arrays]
-        copied = [self._cuda.mark(device) for device in {copy.device for copy in copies}]
+        sums = [sum_rows(rows.unbind()) for rows in arrays]
+        forms = [(rows.dtype, len(rows)) for rows in arrays]
+        summed = [self._cuda.mark(device) for device in {total.device for total in sums}]
 
-        def take() -> None:
-            for mark in copied:
+        def take() -> list[Tensor]:
+            for mark in summed:
                 if mark is not None:
                     mark.synchronize()
-            num_ranks = comm.Get_size()
-            for index, copy in enumerate(copies):
-                with self._cuda.own_stream(copy.device):
-                    self._average(copy, self._sum_on(comm), num_ranks)
-                    if index == 0 and count_well is not None:
-                        num_ranks = count_well(copy) or num_ranks
+            num_well, means = None, []
+            for total, (dtype, num_rows) in zip(sums, forms, strict=True):
+                with self._cuda.own_stream(total.device):
+                    values = as_real(total).unsqueeze(0)
+                    self._average(values, values, self._sum_on(comm), num_well or comm.Get_size() * num_rows)
+                    means.append(total.to(dtype))
+                    if len(means) == 1 and count_well is not None:
+                        num_well = count_well(means[0])
+            return means
 
-        pending = BlockingMean(take, copies)
+        pending = BlockingMean(take)
         _blocking_thread.follow(pending)
         return pending
 
@@ -74,23 +79,22 @@ class BlockingMean:
 
     Parameters
     ----------
-    take : takes the mean.
-    means : the mean of every array, after `take`.
+    take : takes and returns the mean of every array.
 
     Attributes
     ----------
     done_s : end of the mean, as `time.perf_counter`; None during the mean.
     """
 
-    def __init__(self, take: Callable[[], None], means: list[Tensor]) -> None:
+    def __init__(self, take: Callable[[], list[Tensor]]) -> None:
         self._take = take
-        self._means = means
+        self._means: list[Tensor] = []
         self._has_ended = threading.Event()
         self.done_s: float | None = None
 
     def run(self) -> None:
         """Take the mean. The thread calls this."""
-        self._take()
+        self._means = self._take()
         self.done_s = time.perf_counter()
         self._has_ended.set()
 

@@ -16,9 +16,9 @@ from torch import Tensor, distributed
 
 from hpcavg.algorithms.scope import Scope
 from hpcavg.distributed.topology import Topology
-from hpcavg.engines.gpu.allreduce import AllreduceEngine, Sum, divide, wide
+from hpcavg.engines.gpu.allreduce import AllreduceEngine, Sum
 from hpcavg.engines.gpu.cuda import Cuda
-from hpcavg.engines.mpi import as_real
+from hpcavg.engines.inside import as_real, divide, sum_rows
 from hpcavg.engines.pending import CountWell, SteppedMean, Work
 
 _GROUPS = {"nccl": "ProcessGroupNCCL", "gloo": "ProcessGroupGloo"}
@@ -83,19 +83,19 @@ class NcclEngine(AllreduceEngine):
     ) -> SteppedMean:
         """Start the means of `arrays` over the learners in `scope`; see `hpcavg.engines.base.Engine`."""
         group = self._group(scope, in_background=True)
-        copies = [rows.mean(dim=0, dtype=wide(rows.dtype)).to(self._device) for rows in arrays]
+        copies = [sum_rows(rows.unbind()).to(self._device) for rows in arrays]
         with self._cuda.on(self._device):
             sums = [group.allreduce(as_real(copy)) for copy in copies if copy.numel()]
 
         def collect() -> list[Tensor]:
             for each in sums:
                 each.wait()
-            num_ranks, means = group.size(), []
+            num_well, means = None, []
             for rows, copy in zip(arrays, copies, strict=True):
-                divide(as_real(copy), num_ranks)
+                divide(as_real(copy), num_well or group.size() * len(rows))
                 means.append(copy.to(rows.device, rows.dtype))
                 if len(means) == 1 and count_well is not None:
-                    num_ranks = count_well(means[0]) or num_ranks
+                    num_well = count_well(means[0])
             return means
 
         return SteppedMean(_all_done(sums), collect)

@@ -125,11 +125,17 @@ def test_lazy_modules_are_refused():
         FlatBuffer(nn.LazyLinear(3).named_parameters())
 
 
-def test_several_learners_have_a_row_each():
-    tensor = torch.ones(3)
-    flat = FlatBuffer(named(tensor), learners=4)
-    assert flat.arrays[0].shape == (4, 16)
-    assert flat.arrays[0][0, :3].tolist() == [1, 1, 1]
+def test_every_learner_has_a_row():
+    one, other = torch.arange(6.0).view(3, 2), torch.arange(10.0, 16.0).view(3, 2, 1)
+    flat = FlatBuffer(named(one, other), learners=3)
+    (array,) = flat.arrays
+    assert array.shape == (3, 32)
+    assert array[:, :2].tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert array[:, 16:18].tolist() == [[10, 11], [12, 13], [14, 15]]
+    array[1] = 7
+    assert one.tolist() == [[0, 1], [7, 7], [4, 5]]
+    assert other.shape == (3, 2, 1)
+    FlatBuffer(named(one, other), learners=3)  # the rows alternate in memory, and do not overlap
 
 
 def test_a_part_of_a_tensor_in_its_place_is_named():

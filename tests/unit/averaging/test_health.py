@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcavg.averaging.health import Excluded, digest, examine, is_finite, sample_of, squared_distance
+from hpcavg.averaging.health import Excluded, digest, examine, is_finite, sample_of, squared_distances
 from hpcavg.engines.reduction import as_array
 from hpcavg.errors import CorruptionError, SickLearnersError
 
@@ -51,18 +51,18 @@ def test_numpy_arrays_of_any_size_are_examined_alike(dtype, numel):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_distance_of_several_learners_is_their_mean(dtype):
+def test_the_distance_of_every_learner(dtype):
     x = torch.zeros(2, 70_000, dtype=dtype)
-    x[1] = 2
+    x[1] = 3
     mean = torch.ones(70_000, dtype=dtype)
     for values in (as_array(x), sample_of(as_array(x))):
-        assert squared_distance(values, as_array(mean)) == pytest.approx(70_000)
+        assert squared_distances(values, as_array(mean)) == pytest.approx([70_000, 280_000])
 
 
 def test_the_sample_of_normal_numbers_is_off_by_its_error():
     values = np.random.default_rng(1).standard_normal((100, 70_000))
     none = np.zeros(70_000)
-    ratios = [squared_distance(sample_of(x[None]), none) / squared_distance(x[None], none) - 1 for x in values]
+    ratios = squared_distances(sample_of(values), none) / squared_distances(values, none) - 1
     assert abs(np.mean(ratios)) < 0.01
     assert 0.01 < np.std(ratios) < 0.03
 
@@ -79,12 +79,12 @@ def test_rows_of_strided_memory():
 
 
 def test_a_sick_learner_adds_nothing_and_is_not_counted():
-    sick = Excluded((2,), 3, True)
+    sick = Excluded((2,), 3, (0,))
     own = torch.full((1, 2), math.nan)
     sick.zero_contribution([own])
     assert own.tolist() == [[0, 0]]
     assert sick.num_well == 2
-    assert Excluded((), 3, False).num_well is None
+    assert Excluded((), 3, ()).num_well is None
 
 
 def test_digests_tell_bits_apart_and_not_where_they_lie():

@@ -166,7 +166,7 @@ def test_a_stop_about_an_epochs_end_neither_loses_nor_doubles_its_evaluation(fin
 
 def test_a_finished_run_ends_at_once_with_the_same_result(finished, run):
     for _ in range(2):
-        assert train(run, "--epochs 2 --resume auto").state.totals.samples == 2 * 1440
+        assert train(run, "--epochs 2 --resume auto").state.totals.samples == [2 * 1440]
         assert differences(outcome(finished), outcome(run)) == []
 
 
@@ -366,8 +366,9 @@ def test_losses_go_to_the_device(run, is_of_as_many):
     state.is_of_as_many = lambda saved: is_of_as_many
     saved.manifest.about["steps_per_epoch"] = 10
     state.go_on_from(saved)
-    assert len(state.losses) == 10
-    assert torch.stack([*state.losses, torch.ones((), device="meta")]).is_meta
+    (losses,) = state.losses
+    assert len(losses) == 10
+    assert torch.stack([*losses, torch.ones((), device="meta")]).is_meta
 
 
 def test_a_mean_in_flight_goes_to_the_device():
@@ -375,9 +376,8 @@ def test_a_mean_in_flight_goes_to_the_device():
     flat, engine = FlatBuffer([("w", torch.zeros(3, device="meta"))]), SimpleNamespace(allocate=lambda array: array)
     delayed = Delayed([flat], engine, topology)
     known = {"step": 4, "period_steps": 4, "num_bytes": 12, "num_members": 1, "is_sick": False}
-    delayed.load_state_dict(
-        {**known, "means": [torch.zeros_like(array[0], device="cpu") for array in (*flat.arrays, *flat.arrays)]}
-    )
+    means = [torch.zeros_like(array[0], device="cpu") for array in (*flat.arrays, *flat.arrays)]
+    delayed.load_state_dicts([{**known, "means": means}])
     assert [mean.is_meta for mean in delayed.flight.pending.wait()] == [True, True]
     topology.free()
 

@@ -11,8 +11,10 @@ from contextlib import suppress
 
 import pytest
 import torch
+from mpi4py import MPI
 
-from hpcavg.checkpoints import store
+from hpcavg import Topology
+from hpcavg.checkpoints import collective, store
 from hpcavg.checkpoints.store import LATEST, Manifest, discard, load_model, newest, open_checkpoint, prune, save_model
 from hpcavg.checkpoints.tensor_file import digest
 from hpcavg.errors import InputError
@@ -512,3 +514,22 @@ def test_a_model_that_cannot_be_written_leaves_the_previous_one(tmp_path, monkey
     (tmp_path / "final.safetensors.partial").write_bytes(b"of a process that was killed")
     save_model(path, {"w": torch.zeros(3)})
     assert torch.equal(load_model(path)["w"], torch.zeros(3))
+
+
+def test_a_rank_writes_a_file_for_each_of_its_learners(tmp_path):
+    topology = Topology(MPI.COMM_SELF, learners_per_rank=3)
+    same = {"x": torch.ones(1000)}
+    parts = [{"model": same, "loop": {"learner": learner}} for learner in range(3)]
+    parts[1]["model"] = {"x": torch.zeros(1000)}
+    saved = collective.save(topology, tmp_path, 1, 5, parts, {"by": "a test"})
+    assert saved.error is None
+    found = open_checkpoint(saved.path)
+    assert found.manifest.num_ranks == 3
+    assert [held["model"] for held in found.manifest.parts] == [0, 1, 0]  # once, as between ranks
+    assert [held["loop"] for held in found.manifest.parts] == [0, 1, 2]
+    assert [len(list(saved.path.glob(name))) for name in ("rank-0000[012].safetensors", "unfinished-3")] == [3, 0]
+    for learner in range(3):
+        again = found.load(learner)
+        assert again["loop"] == {"learner": learner}
+        assert torch.equal(again["model"]["x"], parts[learner]["model"]["x"])
+    topology.free()

@@ -9,7 +9,7 @@ import pytest
 from hpcavg.cli import info
 from hpcavg.config.options import Config
 from hpcavg.machine import mpi_library
-from hpcavg.machine.inspection import file_system_of, find_needs, model_bytes
+from hpcavg.machine.inspection import build_without_memory, file_system_of, find_needs, model_bytes
 from hpcavg.machine.inventory import RankInventory
 from hpcavg.machine.inventory import RunNeeds as Needs
 from hpcavg.machine.warnings import find_warnings
@@ -323,9 +323,34 @@ def test_a_model_is_measured_without_being_built(tmp_path):
         "def broken(config):\n    raise RuntimeError('no such luck')\n"
     )
     sys.modules.pop("hpcavg_task_mine", None)
-    assert model_bytes(Config(task=f"{file}:huge")) == 4 * (10**12 + 10**6)
-    assert model_bytes(Config(task=f"{file}:huge", dtype="float64")) == 8 * (10**12 + 10**6)
-    num_bytes, size = info._model_size(Config(task=f"{file}:broken"))
-    assert num_bytes == 0
+    for dtype, num_bytes in (("float32", 4), ("float64", 8)):
+        config = Config(task=f"{file}:huge", dtype=dtype)
+        assert model_bytes(config, build_without_memory(config)) == num_bytes * (10**12 + 10**6)
+    num_bytes, size, how = info._model_size(Config(task=f"{file}:broken"), 2)
+    assert (num_bytes, how) == (0, [])
     assert size.startswith(f"unknown size: --task {file}:broken: must be a task that does not raise")
     assert size.endswith("RuntimeError: no such luck")
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "start"),
+    [
+        ("cnn", {}, "learners of a rank compute all at once"),
+        ("nin", {}, "learners of a rank compute one after the other: the model has dropout"),
+        ("nin", {"stacked_randomness": "fast"}, "learners of a rank compute all at once"),
+    ],
+)
+def test_how_several_learners_of_a_rank_compute(model, options, start):
+    config = Config(model=model, task="synthetic", **options)
+    num_bytes, size, (how,) = info._model_size(config, 3)
+    assert size == f"{num_bytes / 1e6:.3g} MB, {3 * num_bytes / 1e6:.3g} MB in each rank"
+    assert how.startswith(start)
+    assert info._model_size(config, 1)[2] == []
+
+
+def test_ranks_with_several_learners_need_the_memory_of_all():
+    config = Config(algorithm="dasgd")
+    assert find_needs(config, 3).copies_per_rank == 6  # each also has a mean in flight
+    ranks = [RankInventory("a", number, num_learners=3) for number in range(2)]
+    needs = Needs(intended_learners=4)
+    assert "the options are meant for 4 learners, not 6" in find_warnings(ranks, needs)

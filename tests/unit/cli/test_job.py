@@ -161,6 +161,12 @@ def test_ranks_are_compared_with_what_the_options_want(capsys):
         parsers.write_job(["slurm", "--nodes", "1", "--ranks-per-node", "2", *recipe])
     parsers.write_job(["slurm", "--nodes", "2", "--ranks-per-node", "4", *recipe])
     assert capsys.readouterr().err == "hpcavg: warning: the options are meant for 16 learners, not 8\n"
+    parsers.write_job(["slurm", "--nodes", "2", "--ranks-per-node", "4", *recipe, "--learners-per-rank", "2"])
+    assert capsys.readouterr().err == ""
+    with pytest.raises(InputError, match="learners=12: must be a multiple of 8"):
+        parsers.write_job(["slurm", "--nodes", "2", "--ranks-per-node", "4", *recipe, "--learners", "12"])
+    with pytest.raises(InputError, match="group_size=4: must be a multiple or a divisor of learners_per_rank, 3"):
+        parsers.write_job(["slurm", "--nodes", "2", "--ranks-per-node", "4", *recipe, "--learners-per-rank", "3"])
 
 
 @pytest.fixture

@@ -106,8 +106,8 @@ def test_options_of_several_kinds_come_back_from_the_file(tmp_path):
         path = tmp_path / "config.toml"
         path.write_text(tomli_w.dumps(config.as_toml()))
         assert from_sources(str(path), {}) == config
-    assert (config.momentum, config.nesterov, config.servers) == (0.5, True, 2)
-    assert parsers.parse_train(["--algorithm", "downpour"]).servers == 1
+    assert (config.momentum, config.nesterov, config.servers_of(4)) == (0.5, True, 2)
+    assert parsers.parse_train(["--algorithm", "downpour"]).servers_of(4) == 1
     assert parsers.parse_train(["--config", str(path), "--algorithm", "k-avg"]).momentum == 0.5
 
 
@@ -287,3 +287,63 @@ def test_a_run_to_resume_whose_options_cannot_be_read_is_named(tmp_path, make):
     with pytest.raises(InputError) as caught:
         from_sources(None, {"resume": str(tmp_path)})
     assert caught.value.as_option().startswith(f"--config {tmp_path}/config.toml: must be a file that can be read (")
+
+
+@pytest.mark.parametrize(
+    ("options", "ranks", "per_rank"),
+    [
+        ({}, 4, 1),
+        ({"learners_per_rank": 3}, 4, 3),
+        ({"learners": 8}, 4, 2),
+        ({"learners": 8, "learners_per_rank": 2}, 4, 2),
+        ({"learners": 4}, 4, 1),
+    ],
+)
+def test_learners_of_a_rank(options, ranks, per_rank):
+    assert Config(**options).learners_of_rank(ranks) == per_rank
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"learners": 6}, "learners=6: must be a multiple of 4, the number of ranks with learners"),
+        ({"learners": 2}, "learners=2: must be a multiple of 4, the number of ranks with learners"),
+        (
+            {"learners": 8, "learners_per_rank": 1},
+            "learners_per_rank=1: must be 2 or unset: --learners 8 on 4 ranks",
+        ),
+        (
+            {"learners_per_rank": 2, "algorithm": "downpour"},
+            "learners_per_rank=2: must be 1 with downpour on 4 ranks: servers are simulated on one rank alone",
+        ),
+        ({"learners": 8, "precision": "fp16"}, "learners_per_rank=2: must be 1 with precision=fp16"),
+        ({"learners": 8, "compile": True}, "learners_per_rank=2: must be 1 with compile=True"),
+        ({"learners": 8, "channels_last": True}, "learners_per_rank=2: must be 1 with channels_last=True"),
+    ],
+)
+def test_learners_that_do_not_fit_the_ranks(options, line):
+    config = Config(**options)  # the number of ranks is not known yet
+    with pytest.raises(InputError) as error:
+        config.learners_of_rank(4)
+    assert str(error.value) == line
+
+
+def test_one_rank_with_several_learners_simulates_servers():
+    for options in ({"learners": 8}, {"learners_per_rank": 8}, {"learners": 8, "num_servers": 0}):
+        config = Config(algorithm="eamsgd", step_times="slow:2", **options)
+        assert (config.servers_of(1), config.learners_of_rank(1)) == (0, 8)
+    assert Config(algorithm="eamsgd", learners=8).servers_of(9) == 1  # ranks enough for one learner each
+    assert Config(algorithm="eamsgd", learners=8).learners_of_rank(9) == 1
+    assert Config(algorithm="k-avg", learners=8).servers_of(1) == 0
+    with pytest.raises(InputError, match="num_servers=0: must be an integer of at least 1"):
+        Config(algorithm="downpour", num_servers=0)
+    for options in ({"algorithm": "k-avg", "learners": 8}, {"algorithm": "downpour", "num_servers": 1, "learners": 8}):
+        with pytest.raises(InputError, match="step_times='slow:2': must be constant, unless"):
+            Config(step_times="slow:2", **options)
+
+
+def test_step_times_of_a_file_do_not_count_for_an_algorithm_without_servers(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text('algorithm = "downpour"\nlearners = 8\nstep_times = "slow:2"\n')
+    assert from_sources(str(path), {}).step_times == "slow:2"
+    assert from_sources(str(path), {"algorithm": "k-avg"}).step_times == "constant"

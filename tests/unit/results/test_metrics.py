@@ -14,7 +14,7 @@ import torch
 
 from hpcavg.algorithms.scope import LOCAL
 from hpcavg.averaging.events import Arrival, Event
-from hpcavg.results.columns import COLUMNS, FORMAT, markdown_table, row_of
+from hpcavg.results.columns import COLUMNS, FORMAT, STACKED_FORMAT, markdown_table, row_of
 from hpcavg.results.metrics import Recorder
 from hpcavg.results.view import continued, file_name, num_segments, read_attributes, read_view, rows_before, write_view
 from hpcavg.training.evaluation import Evaluation, Score
@@ -60,7 +60,7 @@ def test_files_carry_their_format_and_newer_ones_are_named(tmp_path):
 
 
 def test_a_row_is_made_of_the_attributes_that_columns_name():
-    event = Event(4, LOCAL, 2, 0.5, 0.25, 0.125, 400, 3.0, sick=(1,))
+    event = Event(4, LOCAL, 2, 0.5, 0.25, 0.125, 400, sick=(1,), distances=(3.0,))
     assert row_of("averaging", event) == (4, "local", 2, 0.5, 0.25, 0.125, 400, 3.0)
     result = Evaluation(12, 2, 0.5, Score(1.5, 0.75, 0.875), Score(2.5, 0.25))
     assert row_of("evaluation", result) == (12, 2, 0.5, 1.5, 0.75, 0.875, 2.5, 0.25)
@@ -182,6 +182,75 @@ def test_a_run_resumed_on_other_numbers_of_ranks(tmp_path):
         [1, 2, 3, 4, 5, 6, 5, 6, -1],
         [-1, -1, -1, -1, -1, -1, 5, 6, 7],  # begins after the longest that was there
     ]
+
+
+def stacked(path, learners, first, last, rows_before=()):
+    """Record the steps of several learners in a rank: learner i's loss at step s is s + i / 10."""
+    recorder = Recorder(path, {}, 3600, rows_before, learners)
+    for step in range(first, last + 1):
+        losses = torch.tensor([step + learner / 10 for learner in learners], dtype=torch.float64)
+        recorder.record("step", step, 1, losses, 0.1, 0.01, 0.001, 0.0)
+    recorder.record("averaging", last, "global", 2, 0.1, 0.2, 0.2, 400, np.array(learners, dtype=float))
+    recorder.close()
+    return recorder
+
+
+def test_a_rank_of_several_learners_has_a_row_of_each_dataset_for_each(tmp_path):
+    recorder = stacked(tmp_path / file_name(1), range(3, 6), 1, 2)
+    assert recorder.positions(2) == {"step": 2, "averaging": 1, "arrival": 0, "evaluation": 0, "learners_per_rank": 3}
+    with h5py.File(tmp_path / "rank-00001.h5", "r") as file:
+        assert (file.attrs["format"], file.attrs["learners"].tolist()) == (STACKED_FORMAT, [3, 6])
+        assert file["step/step"][...].tolist() == [[1, 2]] * 3
+        assert file["step/loss"][...].tolist() == [[1.3, 2.3], [1.4, 2.4], [1.5, 2.5]]
+        assert file["averaging/scope"][...].tolist() == [[b"global"]] * 3
+        assert file["averaging/consensus_distance"][...].tolist() == [[3], [4], [5]]
+        assert file["arrival/learner"].shape == (3, 0)
+    write_view(tmp_path, 6, learners_per_rank=3)  # rank 0 has recorded nothing
+    assert read_view(tmp_path, "step")["step"].tolist() == [[-1, -1]] * 3 + [[1, 2]] * 3
+    with h5py.File(tmp_path / "all.h5", "r") as file:
+        assert file.attrs["format"] == FORMAT
+
+
+def test_learners_at_their_own_pace_have_rows_of_their_own_steps(tmp_path):
+    """Learner 0 waits at every third step, and learner 2 in the first half."""
+    steps = np.zeros(3, dtype=int)
+    recorder = Recorder(tmp_path / file_name(0), {}, 3600, learners=range(3))
+    for taken in range(12):
+        of = [row for row in range(3) if not (row == 0 and taken % 3 == 0) and not (row == 2 and taken < 6)]
+        steps[of] += 1
+        recorder.record("step", steps.tolist(), 1, torch.tensor([0.1, 0.2, 0.3]) + taken, 0.1, 0.01, 0.0, 0.0, of=of)
+        if taken % 5 == 4:
+            recorder.flush()
+    recorder.close()
+    assert [recorder.positions(row)["step"] for row in range(3)] == [8, 12, 6]
+    write_view(tmp_path, 3, learners_per_rank=3)
+    view = read_view(tmp_path, "step")
+    for row, count in enumerate((8, 12, 6)):
+        assert view["step"][row].tolist() == [*range(1, count + 1)] + [-1] * (12 - count)
+    assert view["loss"][2, :6] == pytest.approx([taken + 0.3 for taken in range(6, 12)])
+
+
+def test_a_run_resumed_with_other_numbers_of_learners_per_rank(tmp_path):
+    for rank in range(4):  # 4 ranks of one learner, 2 of two, 1 of four
+        recorder = Recorder(tmp_path / file_name(rank), {}, 3600)
+        recorder.record("step", 1, 1, 1 + rank / 10, 0.1, 0.01, 0.001, 0.0)
+        recorder.close()
+    history = continued(tmp_path, [], [recorder.positions()] * 4)
+    for learners_per_rank in (2, 4):
+        segment = len(history)
+        write_view(tmp_path, 4, history, learners_per_rank)
+        for rank in range(4 // learners_per_rank):
+            learners = range(rank * learners_per_rank, (rank + 1) * learners_per_rank)
+            before = [rows_before(history, learner) for learner in learners]
+            recorder = stacked(tmp_path / file_name(rank, segment), learners, segment + 1, segment + 2, before)
+        # the checkpoint is of the first of the two steps
+        at_checkpoint = recorder.positions() | {"step": segment + 1}
+        history = continued(tmp_path, history, [at_checkpoint] * 4)
+    view = read_view(tmp_path, "step")
+    assert view["step"].tolist() == [[1, 2, 3, 4]] * 4
+    assert view["loss"].tolist() == [[step + learner / 10 for step in (1, 2, 3, 4)] for learner in range(4)]
+    with h5py.File(tmp_path / file_name(0, 2), "r") as file:
+        assert file.attrs["rows_before_step"].tolist() == [2, 2, 2, 2]
 
 
 def test_rows_that_were_lost_before_a_resume_leave_a_gap(tmp_path):

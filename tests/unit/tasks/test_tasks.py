@@ -161,18 +161,16 @@ def test_top5_by_hand():
 def test_scores_by_hand(count, num_classes, accuracies):
     """Batches of 3 and 1 samples with losses 1 and 5 have the mean (3 * 1 + 5) / 4."""
 
-    def batches():
+    def outputs():
         for targets, loss in (([10, 6, 5], 1.0), ([0], 5.0)):
-            yield torch.full((len(targets), 1), loss), torch.tensor(targets) + num_classes - 11
-
-    def predict(inputs):
-        return inputs[:1] - 1 + torch.arange(float(num_classes)).repeat(len(inputs), 1)
+            output = loss - 1 + torch.arange(float(num_classes)).repeat(len(targets), 1)
+            yield output, torch.tensor(targets) + num_classes - 11
 
     def loss(output, targets):
         return output[0, 0] + 1
 
     task = tasks.Task("test", None, None, loss, count)
     topology = Topology(MPI.COMM_SELF)
-    score = evaluate(predict, task, batches, topology)
+    score = evaluate(outputs, task, topology)
     topology.free()
     assert (score.loss, score.accuracy, score.top5_accuracy) == pytest.approx((2.0, *accuracies), nan_ok=True)

@@ -1,5 +1,6 @@
 """Forward and backward passes of a run, by hand and against plain torch."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from hpcavg import models
+from hpcavg import models, stack
 from hpcavg.config.options import Config
 from hpcavg.errors import InputError
 from hpcavg.tasks import Task
@@ -46,6 +47,50 @@ def test_gradients_below_the_norm_are_left_alone():
     passes.gradients(torch.eye(2), torch.zeros(2, 1))
     optimizer.step()
     assert model.weight.tolist() == [[0.0, 0.0]]
+
+
+def test_each_learner_of_a_rank_is_clipped_by_its_own_norm():
+    stacked = stack(line(3.0, 4.0), learners=3)
+    passes, optimizer = make(stacked, squares, clip_norm=1.0)
+    weights = stacked.module.weight
+    weights.data[1] = torch.tensor([[0.3, 0.4]])  # below the norm
+    weights.data[2] = torch.tensor([[0.0, 2.0]])
+    losses = passes.gradients(torch.eye(2).expand(3, 2, 2), torch.zeros(3, 2, 1))
+    assert losses.tolist() == pytest.approx([12.5, 0.125, 2.0])  # half of the squared norms
+    optimizer.step()
+    wanted = torch.tensor([[[2.4, 3.2]], [[0.0, 0.0]], [[0.0, 1.0]]])
+    assert weights.detach() == pytest.approx(wanted, abs=1e-5)
+
+
+def test_an_optimizer_of_one_learner_of_several_is_clipped_by_its_norm():
+    """An optimizer that cannot step for all at once is split; its parts have the whole one's hooks."""
+    stacked = stack(line(3.0, 4.0), learners=2)
+    passes, optimizer = make(stacked, squares, clip_norm=1.0)
+    passes.gradients(torch.eye(2).expand(2, 2, 2), torch.zeros(2, 2, 1))
+    weights = stacked.module.weight
+    (hook,) = optimizer._optimizer_step_pre_hooks.values()
+    part = SimpleNamespace(param_groups=[{"params": [SimpleNamespace(grad=weights.grad[1])]}])
+    hook(part)
+    assert weights.grad.tolist() == [[[3.0, 4.0]], [pytest.approx([0.6, 0.8], abs=1e-5)]]
+
+
+@pytest.mark.parametrize("precision", ["full", "bf16"])
+def test_learners_of_a_rank_compute_what_each_would_alone(precision):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 10)
+    inputs, targets = torch.randn(2, 6, 4), torch.randint(10, (2, 6))
+    alone = [make(copy.deepcopy(model), precision=precision)[0] for _ in range(2)]
+    stacked = stack(copy.deepcopy(model), learners=2)
+    together, _ = make(stacked, precision=precision)
+    losses = together.gradients(inputs, targets)
+    for row, passes in enumerate(alone):
+        loss = passes.gradients(inputs[row], targets[row])
+        close = {"rtol": 1e-5, "atol": 1e-6} if precision == "full" else {"rtol": 0.02, "atol": 0.02}
+        torch.testing.assert_close(losses[row], loss, **close)
+        torch.testing.assert_close(stacked.module.weight.grad[row], passes._network.weight.grad, **close)
+        outputs = together.predict_of(slice(row, row + 1), inputs[row : row + 1])
+        torch.testing.assert_close(outputs[0], passes.predict(inputs[row]), **close)
+        assert outputs.dtype == torch.float32
 
 
 def test_gradients_are_clipped_after_they_were_scaled_back():

@@ -33,9 +33,11 @@ def parameters(device):
 
 def test_losses_of_the_epoch():
     state = SimpleNamespace(device=META)
-    _LOOP["losses"].load(state, torch.tensor([1.0, 2.0]))
-    state.losses.append(torch.empty((), device=META))
-    assert torch.stack(state.losses).device == META
+    _LOOP["losses"].load(state, [torch.tensor([1.0, 2.0]), torch.tensor([3.0])])
+    for losses, number in zip(state.losses, (2, 1), strict=True):
+        losses.append(torch.empty((), device=META))
+        assert torch.stack(losses).device == META
+        assert len(losses) == number + 1
 
 
 def test_a_mean_in_flight(topology):
@@ -43,7 +45,7 @@ def test_a_mean_in_flight(topology):
     means = [torch.full_like(array[0], 2.0) for array in parameters("cpu").arrays]
     about = {"step": 3, "period_steps": 3, "num_bytes": 1, "num_members": 1, "is_sick": False}
     for device, delayed in made.items():
-        delayed.load_state_dict({**about, "means": [*means, torch.zeros(16)]})
+        delayed.load_state_dicts([{**about, "means": [*means, torch.zeros(16)]}])
         found = delayed.flight.pending.wait()
         assert {mean.device.type for mean in found} == {device}
         assert [mean.shape for mean in found] == [(16,), *(mean.shape for mean in means)]

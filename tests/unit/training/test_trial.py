@@ -144,7 +144,7 @@ def own(tmp_path):
 )
 def test_what_can_be_trained_on(own, arguments, name, steps, samples):
     trainer = own(arguments, name)
-    assert (trainer.averager.progress.step, trainer.state.totals.samples) == (steps, samples)
+    assert (trainer.averager.progress.step, trainer.state.totals.samples) == (steps, [samples])
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
 
@@ -226,7 +226,7 @@ def test_an_epoch_without_its_last_mini_batch(partition):
         assert len(list(loader.train_inputs(epoch))) == 6
         for batch in inputs[:6]:
             found_epoch, found, targets = loader.next()
-            assert found_epoch == epoch
+            assert found_epoch == [epoch]
             assert torch.equal(found, batch)
             assert targets.dtype == torch.int64
         assert int(loader.about()["label_counts"].sum()) == 48
