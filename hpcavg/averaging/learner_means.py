@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from hpcavg.algorithms.merge import Merge, State
+from hpcavg.algorithms.merge import Merge, State, replace
 from hpcavg.algorithms.rule import Rule
 from hpcavg.algorithms.scope import GLOBAL, Neighbours, Scope
 from hpcavg.averaging import health
@@ -159,9 +159,10 @@ class LearnerMeans:
         exact: bool,
         meeting: Meeting | None = None,
     ) -> list[Tensor]:
-        """Return the mean of every array over `scope` without the sick learners, shape (numel,). Collective over it.
+        """Return the mean of every array over `scope` without the sick learners. Collective over the scope.
 
-        On a graph, each learner has a mean of its own: shape (learners, numel).
+        It has shape (numel,), or is the array itself, every row of which has become the mean. On a graph, each learner
+        has a mean of its own: shape (learners, numel).
 
         If ranks may die, the means go to separate memory, so an interrupted mean leaves the parameters intact.
 
@@ -235,8 +236,7 @@ class LearnerMeans:
             zip(part.of(self.parameters.arrays), means, self.outer.states, strict=False)
         ):
             if before is not None:
-                is_in_place = mean.data_ptr() == array.data_ptr()
-                values = self.parameters.values[index][0] if is_in_place else as_array(mean)
+                values = self.parameters.values[index][0] if mean is array else as_array(mean)
                 squares = squares + squared_distances(before[index], values)
             _merge_array(array, mean, how, state, sick, rate)
         means = means[num_arrays:]
@@ -292,6 +292,10 @@ class LearnerMeans:
 
 
 def _merge_array(array: Tensor, mean: Tensor, merge: Merge, state: State, sick: list[int], rate: float) -> None:
+    if mean is array:  # it was formed in place
+        if merge is replace:
+            return
+        mean = array[0]
     merge.apply(array, mean, state, rate)
     if sick and merge.reads_parameters:  # a sick learner's parameters are meaningless
         array[sick] = mean

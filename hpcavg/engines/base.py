@@ -149,15 +149,15 @@ def take_means(
     num_well: int | None = None,
     exact: bool = False,
 ) -> list[Tensor]:
-    """Return the mean of every array over `scope`, shape (numel,). Collective over the scope.
+    """Return the mean of every array over `scope`. Collective over the scope.
 
     Parameters
     ----------
     engine : takes the means.
     arrays : arrays of shape (learners, numel).
     scope : the learners; not `Neighbours`.
-    out_of_place : leave the arrays intact. Otherwise the mean replaces every row of the array, and the first one is
-        returned: this saves a copy and memory.
+    out_of_place : leave the arrays intact, and return means of shape (numel,). Otherwise the mean replaces every row
+        of an array, and the array is returned: this saves a copy and memory.
     num_well : see `Engine.mean`.
     exact : see `Engine.mean`.
 
@@ -169,13 +169,14 @@ def take_means(
     >>> from hpcavg.engines.mpi import MpiEngine
     >>> engine = MpiEngine(Topology(MPI.COMM_SELF))
     >>> take_means(engine, [torch.tensor([[1.0, 2.0], [3.0, 4.0]])], GLOBAL)
-    [tensor([2., 3.])]
+    [tensor([[2., 3.],
+            [2., 3.]])]
     """
     means = []
     for array in arrays:
         out = torch.empty_like(array[0]) if out_of_place else array
         engine.mean(array, out, scope, num_well, exact)
-        means.append(out if out_of_place else array[0])
+        means.append(out)
     return means
 
 
@@ -200,7 +201,7 @@ def take_mixed(engine: Engine, arrays: Sequence[Tensor], scope: Neighbours, out_
 def take_means_of_large(
     engine: Engine, arrays: Sequence[Tensor], scope: Scope, num_members: int, num_well: int | None
 ) -> list[Tensor]:
-    """Return the means of values whose sum may overflow. Collective over the scope.
+    """Return the means of values whose sum may overflow, shape (numel,). Collective over the scope.
 
     It divides copies by a power of two, which is exact, and multiplies the means by it.
 
@@ -216,7 +217,7 @@ def take_means_of_large(
     for array in arrays:
         scale = scale_of_large(array, num_members)
         (mean,) = take_means(engine, [array * scale], scope, num_well=num_well, exact=True)
-        means.append(mean.div_(scale))
+        means.append(mean[0].div_(scale))
     return means
 
 

@@ -40,7 +40,7 @@ def divide(total: Tensor, count: int) -> None:
 
 def is_in_place(rows: Tensor, out: Tensor) -> bool:
     """Return whether a mean of `rows` with this `out` replaces the rows; see `hpcavg.engines.base.Engine.mean`."""
-    return out.data_ptr() == rows.data_ptr()
+    return out is rows or out.data_ptr() == rows.data_ptr()
 
 
 def targets_of(rows: Tensor, out: Tensor) -> Tensor:
