@@ -203,9 +203,9 @@ def test_averaging_the_optimizers_state_does_not_go_with_a_delay(world):
     topology.free()
 
 
-def test_a_mean_of_groups_one_of_which_has_one_learner(world):
+def test_a_mean_of_groups_one_of_which_has_one_learner(node):
     """Three ranks make groups of 2 and 1. The memory for copies is made by all learners together."""
-    topology = Topology(world, group_size=min(2, world.Get_size()))
+    topology = Topology(node, group_size=min(2, node.Get_size()))
     engine = SharedEngine(topology)
     rows = engine.allocate(torch.zeros(1, 100_000))
     rows.fill_(topology.rank)

@@ -10,7 +10,7 @@ from hpcavg import Averager, InputError, Topology, algorithms, stack
 
 pytestmark = pytest.mark.mpi
 
-STEPS = 24
+STEPS = 16
 SICK_STEP = 9
 RULES = {
     "k_avg": algorithms.k_avg(4),
