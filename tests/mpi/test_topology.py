@@ -10,7 +10,7 @@ from hpcavg import InputError, Topology
 from hpcavg.algorithms.scope import GLOBAL, LOCAL, Neighbours
 from hpcavg.distributed.shared_memory import share_array
 from hpcavg.machine.cores import num_threads
-from tests.mpi.nodes import Nodes, shared_files
+from tests.mpi.nodes import shared_files
 
 pytestmark = pytest.mark.mpi
 
@@ -39,12 +39,11 @@ def test_without_a_size_groups_are_nodes(world):
 
 
 @pytest.mark.parametrize("group_size", [1, 2, 4, 8, 12, None])
-def test_groups_of_learners_lie_inside_a_rank_or_span_whole_ranks(world, group_size):
+def test_groups_of_learners_lie_inside_a_rank_or_span_whole_ranks(node, group_size):
     """Four learners in a rank: consecutive learners form a group, wherever they are; None is all of a node."""
-    rank, size, num_learners = world.Get_rank(), world.Get_size(), 4 * world.Get_size()
-    nodes = ["node"] * num_learners if group_size is None else None
-    group_size = min(group_size or num_learners, num_learners)
-    topology = Nodes(world, None if nodes else group_size, "one node", learners_per_rank=4)
+    rank, size, num_learners = node.Get_rank(), node.Get_size(), 4 * node.Get_size()
+    given, group_size = group_size, min(group_size or num_learners, num_learners)
+    topology = Topology(node, None if given is None else group_size, learners_per_rank=4)
     assert (topology.num_learners, topology.num_learner_ranks) == (num_learners, size)
     assert list(topology.learners) == [4 * rank, 4 * rank + 1, 4 * rank + 2, 4 * rank + 3]
     assert [topology.rank_of(learner) for learner in topology.learners] == [rank] * 4
