@@ -50,7 +50,8 @@ class StackedOptimizer(LocalOptimizer):
         self._has_forgotten = False
         if not self._split:
             super().step(rows)
-        for row in rows if self._split else ():
+            return
+        for row in rows:
             self._follow(row)
             self._split[row].step()
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # or schedulers warn that it took no step
