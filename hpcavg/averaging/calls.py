@@ -92,18 +92,19 @@ class Call(NamedTuple):
 
 
 @functools.cache
-def _head(learners: int) -> struct.Struct:
-    """Return the form of a report without small arrays, which follow on a cache line of their own.
+def _details(learners: int) -> struct.Struct:
+    """Return the form of what follows a record: small arrays come after it, on a cache line of their own.
 
-    After the record there are three numbers of each learner for the schedule, and a byte that tells whether it is sick.
+    It has three numbers of each learner for the schedule, and a byte that tells whether it is sick.
     """
-    form = f"{_RECORD.format}{_TOLD_NUMBERS * learners}d{learners}s"
-    return struct.Struct(f"{form}{-struct.calcsize(form) % _LINE_BYTES}x")
+    form = f"<{_TOLD_NUMBERS * learners}d{learners}s"
+    return struct.Struct(f"{form}{-(_RECORD.size + struct.calcsize(form)) % _LINE_BYTES}x")
 
 
 @functools.cache
-def _told_nothing(learners: int) -> list[float]:
-    return [math.nan] * (_TOLD_NUMBERS * learners)
+def _no_details(learners: int) -> bytes:
+    """Return the details if the learners tell nothing and none is sick."""
+    return _details(learners).pack(*[math.nan] * (_TOLD_NUMBERS * learners), b"")
 
 
 class Meeting(NamedTuple):
@@ -116,7 +117,7 @@ class Meeting(NamedTuple):
     is_large : a sum over the learners may overflow.
     fingerprints : the fingerprint of every rank.
     rate : the mean of their learning rates.
-    messages : the bytes of every rank's message, shape (ranks, bytes).
+    gathered : the messages of all ranks.
     """
 
     num_members: int
@@ -124,23 +125,27 @@ class Meeting(NamedTuple):
     is_large: bool
     fingerprints: Sequence[int]
     rate: float
-    messages: Values
+    gathered: bytes | bytearray
 
     @property
     def told(self) -> Values:
         """What each learner told for the schedule, shape (learners, 3), float64."""
         end = _RECORD.size + 8 * _TOLD_NUMBERS * self._learners_per_rank
-        told = np.ascontiguousarray(self.messages[:, _RECORD.size : end])
+        told = np.ascontiguousarray(self._messages[:, _RECORD.size : end])
         return told.view(np.float64).reshape(-1, _TOLD_NUMBERS)
 
     @property
     def packed(self) -> Values:
         """The small arrays of each rank, shape (ranks, bytes)."""
-        return self.messages[:, _head(self._learners_per_rank).size :]
+        return self._messages[:, _RECORD.size + _details(self._learners_per_rank).size :]
+
+    @property
+    def _messages(self) -> Values:
+        return _by_rank(self.gathered, len(self.fingerprints))
 
     @property
     def _learners_per_rank(self) -> int:
-        return self.num_members // len(self.messages)
+        return self.num_members // len(self.fingerprints)
 
 
 def meet(
@@ -182,24 +187,27 @@ def meet(
     flags = _SICK * bool(sick) | _LARGE * is_large | _FAILED * (error is not None)
     kind, averager, step, round_ = call
     learners = topology.learners_per_rank
-    own = _head(learners).pack(
+    record = _RECORD.pack(
         *(_MARK, kind, averager, -1 if step is None else step, -1 if round_ is None else round_),
         *(flags, fingerprint, rate),
-        *(_told_nothing(learners) if told is None else chain.from_iterable(told)),
-        bytes(row in sick for row in range(learners)) if sick else b"",
     )
+    if told is None and not sick:
+        own = record + _no_details(learners)
+    else:
+        numbers = [math.nan] * (_TOLD_NUMBERS * learners) if told is None else chain.from_iterable(told)
+        own = record + _details(learners).pack(*numbers, bytes(row in sick for row in range(learners)))
     if isinstance(scope, Neighbours):  # they exchange no small arrays in their messages
-        messages = _gather_from_neighbours(own, scope, topology)
+        gathered: bytes | bytearray = _gather_from_neighbours(own, scope, topology)
     else:
         if topology.room_bytes:
             own += (b"" if packed is None else packed.tobytes()).ljust(topology.room_bytes, b"\0")
-        messages = _gather_from_all(own, topology.comm(scope), asleep)
-    num_ranks = len(messages)
-    gathered = messages[:, : _RECORD.size].tobytes()
-    if not flags and gathered == own[: _RECORD.size] * num_ranks:  # nearly always
-        return Meeting(num_ranks * learners, (), False, (fingerprint,) * num_ranks, rate, messages)
+        gathered = _gather_from_all(own, topology.comm(scope), asleep)
+    num_ranks = len(gathered) // len(own)
+    # Nearly always all records are equal, and often all messages.
+    if not flags and (gathered == own * num_ranks or _records(gathered, num_ranks) == record * num_ranks):
+        return Meeting(num_ranks * learners, (), False, (fingerprint,) * num_ranks, rate, gathered)
     members = _members(scope, topology)
-    records = list(_RECORD.iter_unpack(gathered))
+    records = list(_RECORD.iter_unpack(_records(gathered, num_ranks)))
     calls = {member: _call_of(*record[:5]) for member, record in zip(members, records, strict=True)}
     if any(other != call for other in calls.values()):
         raise MismatchError({member: str(other or "another collective") for member, other in calls.items()})
@@ -209,30 +217,40 @@ def meet(
         raise _error_of(failed, error, scope, topology)
     of_all = tuple(
         member * learners + row
-        for member, message in zip(members, messages, strict=True)
-        for row, is_sick in enumerate(_head(learners).unpack_from(message)[-1])
+        for member, message in zip(members, _by_rank(gathered, num_ranks), strict=True)
+        for row, is_sick in enumerate(_details(learners).unpack_from(message, _RECORD.size)[-1])
         if is_sick
     )
     is_any_large = any(flags & _LARGE for flags in all_flags)
-    return Meeting(num_ranks * learners, of_all, is_any_large, fingerprints, _mean_rate(rates), messages)
+    return Meeting(num_ranks * learners, of_all, is_any_large, fingerprints, _mean_rate(rates), gathered)
 
 
-def _gather_from_all(own: bytes, comm: MPI.Comm, asleep: bool) -> Values:
-    """Return the messages of all ranks of `comm`, in the order of the ranks, shape (ranks, bytes)."""
-    num_ranks = comm.Get_size()
-    gathered: bytes | bytearray = own
-    if num_ranks > 1:
-        gathered = bytearray(len(own) * num_ranks)
-        buffers = [own, MPI.BYTE], [gathered, MPI.BYTE]
-        if asleep:
-            complete_asleep(comm.Iallgather(*buffers), _POLL_S)
-        else:
-            comm.Allgather(*buffers)
+def _by_rank(gathered: bytes | bytearray, num_ranks: int) -> Values:
+    """Return the message of each rank, shape (ranks, bytes)."""
     return np.frombuffer(gathered, dtype=np.uint8).reshape(num_ranks, -1)
 
 
-def _gather_from_neighbours(own: bytes, scope: Neighbours, topology: Topology) -> Values:
-    """Return the messages of this rank and its neighbours, in the order of the ranks, shape (ranks, bytes)."""
+def _records(gathered: bytes | bytearray, num_ranks: int) -> bytes:
+    """Return the records of all messages."""
+    return _by_rank(gathered, num_ranks)[:, : _RECORD.size].tobytes()
+
+
+def _gather_from_all(own: bytes, comm: MPI.Comm, asleep: bool) -> bytes | bytearray:
+    """Return the messages of all ranks of `comm`, in the order of the ranks."""
+    num_ranks = comm.Get_size()
+    if num_ranks == 1:
+        return own
+    gathered = bytearray(len(own) * num_ranks)
+    buffers = [own, MPI.BYTE], [gathered, MPI.BYTE]
+    if asleep:
+        complete_asleep(comm.Iallgather(*buffers), _POLL_S)
+    else:
+        comm.Allgather(*buffers)
+    return gathered
+
+
+def _gather_from_neighbours(own: bytes, scope: Neighbours, topology: Topology) -> bytes:
+    """Return the messages of this rank and its neighbours, in the order of the ranks."""
     comm = topology.comm(scope)
     messages: dict[int, bytes | bytearray] = {topology.rank: own}
     requests = []
@@ -241,8 +259,7 @@ def _gather_from_neighbours(own: bytes, scope: Neighbours, topology: Topology) -
         requests.append(comm.Irecv([message, MPI.BYTE], partner, _TAG))
         requests.append(comm.Isend([own, MPI.BYTE], partner, _TAG))
     MPI.Request.Waitall(requests)
-    joined = b"".join(messages[rank] for rank in sorted(messages))
-    return np.frombuffer(joined, dtype=np.uint8).reshape(len(messages), -1)
+    return b"".join(messages[rank] for rank in sorted(messages))
 
 
 def _members(scope: Scope, topology: Topology) -> Sequence[int]:

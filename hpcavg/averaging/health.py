@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hpcavg.algorithms.scope import Neighbours, Scope
 from hpcavg.distributed.topology import Topology
-from hpcavg.engines.reduction import Array, Values
+from hpcavg.engines.reduction import Array
 from hpcavg.errors import CorruptionError, InputError, SickLearnersError
 from hpcavg.utils.text import fold_numbers
 
@@ -196,8 +196,8 @@ def sample_of(x: Array) -> Array:
     return stretches[:, :, every // 2 : every // 2 + _STRETCH_ELEMENTS]
 
 
-def squared_distances(x: Array, mean: Array) -> Values:
-    """Return ||x_j - mean||² of every learner, summed in float64, shape (learners,).
+def squared_distances(x: Array, mean: Array) -> list[float]:
+    """Return ||x_j - mean||² of every learner, summed in float64.
 
     Parameters
     ----------
@@ -210,7 +210,7 @@ def squared_distances(x: Array, mean: Array) -> Values:
     >>> from hpcavg.averaging.health import sample_of, squared_distances
     >>> x = np.ones((2, 100_000))
     >>> squared_distances(x, np.zeros(100_000)), squared_distances(sample_of(x), np.zeros(100_000))
-    (array([100000., 100000.]), array([100000., 100000.]))
+    ([100000.0, 100000.0], [100000.0, 100000.0])
     """
     others = mean if x.ndim == 2 else sample_of(mean[None])[0]
     step = max(1, _DISTANCE_CHUNK_ELEMENTS // x.shape[0])
@@ -218,16 +218,19 @@ def squared_distances(x: Array, mean: Array) -> Values:
         squares = _squared_norms(x, others)
     else:  # less memory for the differences
         pieces = [slice(first, first + step) for first in range(0, others.shape[0], step)]
-        squares = np.sum([_squared_norms(x[:, piece], others[piece]) for piece in pieces], axis=0)
-    return squares if x.ndim == 2 else squares * (mean.shape[0] / math.prod(others.shape))
+        squares = np.sum([_squared_norms(x[:, piece], others[piece]) for piece in pieces], axis=0).tolist()
+    if x.ndim == 2:
+        return squares
+    scale = mean.shape[0] / math.prod(others.shape)
+    return [square * scale for square in squares]
 
 
-def _squared_norms(x: Array, others: Array) -> Values:
+def _squared_norms(x: Array, others: Array) -> list[float]:
     """Return ||x_j - others||² of each row, summed in float64; infinity if it is too large for that."""
     if isinstance(x, Tensor):
         differences = cast(Tensor, x - others)
         real = torch.view_as_real(differences) if differences.is_complex() else differences
-        return torch.linalg.vector_norm(real.flatten(1), dim=1, dtype=torch.float64).square().numpy(force=True)
+        return torch.linalg.vector_norm(real.flatten(1), dim=1, dtype=torch.float64).square().tolist()
     wide = x.astype(np.complex128 if x.dtype.kind == "c" else np.float64)
     if x.dtype == wide.dtype:
         with np.errstate(over="ignore"):
@@ -235,9 +238,9 @@ def _squared_norms(x: Array, others: Array) -> Values:
     else:  # narrow numbers cannot overflow in wide ones
         wide -= others
     if wide.shape[0] == 1:
-        return np.array([np.vdot(wide, wide).real])
+        return [float(np.vdot(wide, wide).real)]
     flat = wide.reshape(wide.shape[0], -1)
-    return np.einsum("ij,ij->i", flat.conj(), flat).real
+    return np.einsum("ij,ij->i", flat.conj(), flat).real.tolist()
 
 
 # -- silent corruption --------------------------------------------------------------------------------------------

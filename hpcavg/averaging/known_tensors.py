@@ -116,13 +116,12 @@ class KnownTensors:
         parts: list[dict[str, Any]] = [
             part for module in modules for part in (module._modules, module._parameters, module._buffers)
         ]
-        self._full, self._empty = [part for part in parts if part], [part for part in parts if not part]
+        self._full, self._empty = [part.values() for part in parts if part], [part for part in parts if not part]
         self._seen = self._objects()
 
     def _objects(self) -> list[Any]:
         """Return all objects in the dictionaries and the optimizer."""
-        held = [part.values() for part in self._full]
-        return list(chain(*held, *(group["params"] for group in self._optimizer.param_groups)))
+        return list(chain(*self._full, *(group["params"] for group in self._optimizer.param_groups)))
 
 
 def form_of(tensor: Tensor) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from operator import add
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -24,7 +25,7 @@ from hpcavg.averaging.small_arrays import SmallArrays
 from hpcavg.config.sections.averaging import AveragingOptions
 from hpcavg.distributed.topology import Topology
 from hpcavg.engines.base import Engine, take_means, take_means_of_large, take_mixed
-from hpcavg.engines.reduction import Array, Values, as_array, copy_of
+from hpcavg.engines.reduction import Array, as_array, copy_of
 
 
 class Part(NamedTuple):
@@ -124,7 +125,7 @@ class LearnerMeans:
         """
         arrays = [*self.parameters.values, *self.buffers.values] if arrays is None else arrays
         rows, is_large = health.examine_rows(arrays, self.topology.num_learners)
-        return tuple(sorted({*self.awaiting, *rows})), is_large
+        return tuple(sorted({*self.awaiting, *rows})) if self.awaiting else rows, is_large
 
     def check_excluded(self, part: Part, scope: Scope, what: object) -> None:
         """Raise `SickLearnersError` on all of `scope` if sick learners stop the run. Collective if a learner is sick.
@@ -193,6 +194,32 @@ class LearnerMeans:
             return take_means_of_large(self.engine, arrays, scope, excluded.num_members, excluded.num_well)
         return take_means(self.engine, arrays, scope, out_of_place, excluded.num_well, exact)
 
+    def means_of(
+        self, part: Part, scope: Scope, meeting: Meeting, out_of_place: bool, is_apart: bool, exact: bool
+    ) -> list[Tensor]:
+        """Return the means for `merge`: of the parameters, the buffers, and the kept buffers if learners are sick.
+
+        Collective over the scope.
+
+        Parameters
+        ----------
+        part : learners of this rank.
+        scope : the learners that take part.
+        meeting : their reports.
+        out_of_place : leave the parameters intact.
+        is_apart : leave the buffers intact.
+        exact : compress nothing.
+        """
+        excluded, is_large = part.excluded, meeting.is_large
+        # Neighbours know of different sick learners, but must all make the same exchanges.
+        kept = self.kept_buffers.arrays if excluded.learners or isinstance(scope, Neighbours) else []
+        given = None if part.first is not None else meeting
+        return [
+            *self.take(part.of(self.parameters.arrays), scope, out_of_place, excluded, is_large, exact, given),
+            *self.take(part.of(self.buffers.arrays), scope, is_apart, excluded, is_large, exact, given),
+            *self.take(part.of(kept), scope, True, excluded, is_large, exact=True),
+        ]
+
     def held(self, is_copy: bool) -> list[Array]:
         """Return the parameters before a mean, for their distance from it: a sample, unless the options ask for all.
 
@@ -231,13 +258,13 @@ class LearnerMeans:
         """
         num_arrays, num_buffers = len(self.parameters.arrays), len(self.buffers.arrays)
         sick = list(part.excluded.rows)
-        squares: Values | float = 0.0
+        distances = [math.nan if before is None else 0.0] * part.num_learners
         for index, (array, mean, state) in enumerate(
             zip(part.of(self.parameters.arrays), means, self.outer.states, strict=False)
         ):
             if before is not None:
                 values = self.parameters.values[index][0] if mean is array else as_array(mean)
-                squares = squares + squared_distances(before[index], values)
+                distances = list(map(add, distances, squared_distances(before[index], values)))
             _merge_array(array, mean, how, state, sick, rate)
         means = means[num_arrays:]
         for array, mean in zip(part.of(self.buffers.arrays), means[:num_buffers], strict=True):
@@ -248,9 +275,6 @@ class LearnerMeans:
             here = part.rows_here(sick)
             self._optimizer.forget(here)
             self.awaiting = tuple(row for row in self.awaiting if row not in here)
-        if before is None or isinstance(squares, float):
-            return [math.nan if before is None else 0.0] * part.num_learners
-        distances = squares.tolist()
         for row in sick:
             distances[row] = math.nan
         return distances

@@ -36,6 +36,7 @@ class Rounds:
         self, rule: Rule, run: Run, paces: Paces, topology: Topology, optimizer: torch.optim.Optimizer
     ) -> None:
         self._rule = rule
+        self._needs_agreement = rule.own_pace or rule.agrees_on != "nothing"
         self._paces = paces
         self._topology = topology
         self._optimizer = optimizer
@@ -63,10 +64,6 @@ class Rounds:
         if self._rate is not None:
             for group, first_rate in zip(self._optimizer.param_groups, self._first_rates, strict=True):
                 group["lr"] = self._rate(progress, first_rate)
-
-    @property
-    def _needs_agreement(self) -> bool:
-        return self._rule.own_pace or self._rule.agrees_on != "nothing"
 
     def report(self) -> list[Told] | None:
         """Return what each learner tells the others at the end of a round; None if the rule needs no agreement."""

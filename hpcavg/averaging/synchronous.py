@@ -18,7 +18,7 @@ from hpcavg.averaging.flat_buffer import FlatBuffer
 from hpcavg.averaging.gradients import GradientBuffer
 from hpcavg.averaging.health import Excluded, check_same_start, fingerprint
 from hpcavg.averaging.learner_means import LearnerMeans, Part
-from hpcavg.engines.reduction import Array, Values
+from hpcavg.engines.reduction import Values
 from hpcavg.errors import InputError
 
 
@@ -107,55 +107,16 @@ class Averaging:
     ) -> Event:
         """Take the mean over `scope` and merge it."""
         learner = self._learner
-        is_global, is_mixed = scope is GLOBAL, isinstance(scope, Neighbours)
+        is_global = scope is GLOBAL
         out_of_place = how.reads_parameters or (is_global and learner.options.measure_distance)
-        before: list[Array] | None = None
-
-        def take() -> tuple[Meeting, list[tuple[Part, list[Tensor]]]]:
-            nonlocal before
-            sick_rows, is_large = learner.examine()
-            meeting = self._caller.meet(
-                call,
-                scope,
-                error=error,
-                sick=sick_rows,
-                is_large=is_large,
-                rate=learner.rate,
-                fingerprint=learner.outer.fingerprint() if is_global else 0,
-                told=told,
-                packed=None if is_mixed else learner.small.pack(sick_rows),
-            )
-            self.told = None if told is None else meeting.told
-            check_same_start(meeting.fingerprints)
-            parts = self._parts(meeting, scope, sick_rows)
-            for part in parts:
-                learner.check_excluded(part, scope, call)
-            learner.awaiting = sick_rows
-            before = learner.held(not out_of_place) if is_global else None
-
-            def means_of(part: Part) -> list[Tensor]:
-                excluded, is_large = part.excluded, meeting.is_large
-                # Neighbours know of different sick learners, but must all make the same exchanges.
-                kept = part.of(learner.kept_buffers.arrays) if excluded.learners or is_mixed else []
-                given = None if part.first is not None else meeting
-                parameters, buffers = part.of(learner.parameters.arrays), part.of(learner.buffers.arrays)
-                is_apart = how_buffers.reads_parameters
-                return [
-                    *learner.take(parameters, scope, out_of_place, excluded, is_large, exact, given),
-                    *learner.take(buffers, scope, is_apart, excluded, is_large, exact, given),
-                    *learner.take(kept, scope, True, excluded, is_large, exact=True),
-                ]
-
-            if is_mixed:  # one exchange for all learners of the rank, each of which gets a mean of its own
-                means = means_of(self._whole(meeting, sick_rows))
-                taken = [(part, [mean[part.first or 0] for mean in means]) for part in parts]
-            else:  # a group without a learner that is well takes the next global mean from the others
-                taken = [(part, [] if part.excluded.are_all else means_of(part)) for part in parts]
-            return meeting, taken
-
+        is_apart = how_buffers.reads_parameters
         with torch.no_grad():
             error = self._try_refresh()
-            meeting, taken = self._topology.run_collective(take, scope, call)
+            before = learner.held(not out_of_place) if is_global else None
+            meeting, taken = self._topology.run_collective(
+                lambda: self._means(call, scope, error, told, out_of_place, is_apart, exact), scope, call
+            )
+            self.told = None if told is None else meeting.told
             if is_global:
                 learner.outer.settle()
             distances: list[float] = []
@@ -176,6 +137,49 @@ class Averaging:
         if is_global:
             num_bytes += learner.end_global(how)
         return self._event(scope, progress, started, num_bytes, distances if is_global else (), sick)
+
+    def _means(
+        self,
+        call: Call,
+        scope: Scope,
+        error: InputError | None,
+        told: Sequence[Told] | None,
+        out_of_place: bool,
+        is_apart: bool,
+        exact: bool,
+    ) -> tuple[Meeting, list[tuple[Part, list[Tensor]]]]:
+        """Meet the learners of `scope`; return what they report, and the means for each part of this rank's learners.
+
+        Collective over `scope`.
+        """
+        learner = self._learner
+        sick_rows, is_large = learner.examine()
+        is_mixed = isinstance(scope, Neighbours)
+        meeting = self._caller.meet(
+            call,
+            scope,
+            error=error,
+            sick=sick_rows,
+            is_large=is_large,
+            rate=learner.rate,
+            fingerprint=learner.outer.fingerprint() if scope is GLOBAL else 0,
+            told=told,
+            packed=None if is_mixed else learner.small.pack(sick_rows),
+        )
+        check_same_start(meeting.fingerprints)
+        parts = self._parts(meeting, scope, sick_rows)
+        for part in parts:
+            learner.check_excluded(part, scope, call)
+        learner.awaiting = sick_rows
+
+        def means_of(part: Part) -> list[Tensor]:
+            return learner.means_of(part, scope, meeting, out_of_place, is_apart, exact)
+
+        if is_mixed:  # one exchange for all learners of the rank, each of which gets a mean of its own
+            means = means_of(self._whole(meeting, sick_rows))
+            return meeting, [(part, [mean[part.first or 0] for mean in means]) for part in parts]
+        # A group without a learner that is well takes the next global mean from the others.
+        return meeting, [(part, [] if part.excluded.are_all else means_of(part)) for part in parts]
 
     def _whole(self, meeting: Meeting, sick_rows: Sequence[int]) -> Part:
         """Return all learners of this rank."""

@@ -169,9 +169,10 @@ class Topology:
         self.groups_here = list(map(slice, starts, [*starts[1:], len(names)]))
         self._node_names = all_ranks.allgather(first_on_node)
         self.num_nodes = len(set(self._node_names))
-        self._comms = {LOCAL: self.local, GLOBAL: self.learner_ranks, SERVER: self.all_ranks}
+        # By the names of scopes, whose hashes Python keeps.
+        self._comms = {LOCAL.name: self.local, GLOBAL.name: self.learner_ranks, SERVER.name: self.all_ranks}
         self._background_comms: WeakKeyDictionary[object, dict[Scope, MPI.Comm]] = WeakKeyDictionary()
-        self._ranks: dict[Scope, Sequence[int]] = {}
+        self._ranks: dict[str, Sequence[int]] = {}
         self._by_node: dict[Scope, Sequence[Sequence[int]]] = {}
         self._links: dict[Neighbours, Links] = {}
 
@@ -190,7 +191,7 @@ class Topology:
 
         For `Neighbours`, this is the communicator of all ranks with learners.
         """
-        return self._comms[GLOBAL if isinstance(scope, Neighbours) else scope]
+        return self._comms[GLOBAL.name if isinstance(scope, Neighbours) else scope.name]
 
     def background_comm(self, scope: Scope, user: object = None) -> MPI.Comm:
         """Return a duplicate of `comm` for means in the background. Collective over the scope at the first call.
@@ -210,9 +211,9 @@ class Topology:
         """Return the ranks that take part in `scope`, with this rank, as indices in `all_ranks`."""
         if isinstance(scope, Neighbours):
             return sorted({*self.links(scope).partners, self.rank})
-        if scope not in self._ranks:
-            self._ranks[scope] = self._indices_of(self.comm(scope))
-        return self._ranks[scope]
+        if scope.name not in self._ranks:
+            self._ranks[scope.name] = self._indices_of(self.comm(scope))
+        return self._ranks[scope.name]
 
     def by_node(self, scope: Scope) -> Sequence[Sequence[int]]:
         """Return the ranks of ``comm(scope)`` on each node, as indices in it."""

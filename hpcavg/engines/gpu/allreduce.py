@@ -22,7 +22,7 @@ _SCRATCH_ELEMENTS = 4 * 2**20
 
 
 class AllreduceEngine(WithoutCrossings):
-    """Base of engines whose blocking mean is a sum in place, and a division.
+    """A part of engines whose blocking mean is a sum in place, and a division.
 
     Means of neighbours go through host memory.
 
@@ -44,29 +44,34 @@ class AllreduceEngine(WithoutCrossings):
         self._cuda = cuda or Cuda()
         self._mpi = MpiEngine(topology)
 
-    def _sum_over(self, scope: Scope) -> Sum:
-        """Return the sum over `scope`. Collective over the scope."""
-        raise NotImplementedError
-
     def allocate(self, array: Tensor) -> Tensor:
         """Return `array`: any memory can be summed."""
         return array
 
-    def mean(
+    def _mean_by(
         self,
+        sum_over: Callable[[Scope], Sum],
         rows: Tensor,
         out: Tensor,
         scope: Scope,
-        num_well: int | None = None,
-        exact: bool = False,
+        num_well: int | None,
     ) -> None:
-        """Write the mean over the learners in `scope` to `out`; see `hpcavg.engines.base.Engine`."""
+        """Write the mean over the learners in `scope` to `out`; see `hpcavg.engines.base.Engine.mean`.
+
+        Parameters
+        ----------
+        sum_over : returns the sum over a scope. Collective over the scope.
+        rows : the values of this rank's learners.
+        out : the mean.
+        scope : the learners.
+        num_well : number of learners that the mean includes.
+        """
         size = self._topology.comm(scope).Get_size()
         if size == 1:
             mean_of_rows(rows, out, num_well)
         else:
             real, count = as_real(rows), num_well or size * len(rows)
-            self._average(real, targets_of(real, as_real(out)), self._sum_over(scope), count)
+            self._average(real, targets_of(real, as_real(out)), sum_over(scope), count)
 
     def mix(self, rows: Tensor, out: Tensor, scope: Neighbours) -> None:
         """Write the weighted mean of its neighbours to the row of each learner, through host memory."""

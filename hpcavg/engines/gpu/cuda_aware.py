@@ -32,6 +32,17 @@ class CudaAwareEngine(AllreduceEngine):
 
     name = "cuda-aware"
 
+    def mean(
+        self,
+        rows: Tensor,
+        out: Tensor,
+        scope: Scope,
+        num_well: int | None = None,
+        exact: bool = False,
+    ) -> None:
+        """Write the mean over the learners in `scope` to `out`; see `hpcavg.engines.base.Engine`."""
+        self._mean_by(self._sum_over, rows, out, scope, num_well)
+
     def _sum_over(self, scope: Scope) -> Sum:
         return self._sum_on(self._topology.comm(scope))
 
