@@ -1,5 +1,5 @@
 # make run    installs what is missing and trains the embedded example on NP ranks
-# make compare  trains the embedded example with every algorithm and prints one table
+# make compare  trains the embedded example with every algorithm, or with ALGORITHMS, and prints one table
 # make test   runs every test that needs neither a GPU nor root; make check adds lint, types and documentation
 # make test-cluster  needs root and iproute2: tests of the emulated cluster, MPI tests on nodes of 2,2 and 3,1 ranks
 # make test-slurm  needs root, and Debian to install Slurm: tests of the job scripts on a Slurm of two emulated nodes
@@ -60,7 +60,8 @@ run: $(INSTALLED)
 	$(MPIRUN) -np $(NP) $(MPIRUN_FLAGS) $(BIN)/python -m hpcavg $(ARGS)
 
 compare: $(INSTALLED)
-	MPIRUN_FLAGS="$(MPIRUN_FLAGS)" $(BIN)/python -m benchmarks.compare_algorithms --ranks $(NP)
+	MPIRUN_FLAGS="$(MPIRUN_FLAGS)" $(BIN)/python -m benchmarks.compare_algorithms --ranks $(NP) \
+	    $(if $(ALGORITHMS),--only $(ALGORITHMS))
 
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 

@@ -19,6 +19,7 @@ from hpcavg.averaging.calls import Caller, Kind
 from hpcavg.averaging.checks import check_alike, check_rule, check_step, check_wire, timeout_s
 from hpcavg.averaging.delayed import DelayedAveraging
 from hpcavg.averaging.events import Arrival, Event, Totals
+from hpcavg.averaging.exchanges import Exchanges
 from hpcavg.averaging.learner_means import LearnerMeans
 from hpcavg.averaging.local_optimizer import LocalOptimizer
 from hpcavg.averaging.paces import Paces
@@ -146,7 +147,7 @@ class Averager:
         self._buffer_policy = options.buffers
         self._has_finished = False
         self._holds_mean = False  # inside the block of mean_model
-        self._worker: Worker | SimulatedServers | None = None
+        self._worker: Exchanges | None = None
         self._server: Server | None = None
         devices = (parameter.device for group in optimizer.param_groups for parameter in group["params"])
         with topology.waiting("set-up of the averager", SERVER):
@@ -169,13 +170,9 @@ class Averager:
             self._delayed = DelayedAveraging(learner) if algorithm.delay_steps else None
             if topology.is_server:
                 self._server = Server(replica.parameters, topology)
-            elif algorithm.server is not None and simulates:
-                self._worker = SimulatedServers(algorithm.server, replica, self._optimizer, self._paces, options)
             elif algorithm.server is not None:
-                self._worker = Worker(
-                    *(algorithm.server, replica, topology, self._paces[0], self._optimizer),
-                    *(options.non_finite, options.start),
-                )
+                kind = SimulatedServers if simulates else Worker
+                self._worker = kind(algorithm.server, replica, self._optimizer, self._paces, topology, options)
 
     def _set_up_optimizer(self) -> None:
         """Set the options of the optimizer that the rule requires, such as its momentum."""

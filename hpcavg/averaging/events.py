@@ -26,7 +26,7 @@ class Event(NamedTuple):
         learner if its parameters were not finite; it takes the centre.
     distances : ||x_j - x̄||² of each learner of this rank before a global mean was merged, NaN if it was sick; empty if
         they were not measured. Their mean over all learners is the consensus distance (1/P) Σ ||x_j - x̄||².
-    row : the row of the learner that exchanged with simulated servers. None: all learners of this rank took part.
+    row : the row of the learner that exchanged with a centre. None: all learners of this rank took part.
 
     Examples
     --------

@@ -45,7 +45,6 @@ class Message:
     ----------
     raw : the memory, as MPI sends it.
     views : a view of it for every slice, shape (part,).
-    num_bytes : its size.
     """
 
     def __init__(self, slices: list[Tensor]) -> None:
@@ -54,7 +53,6 @@ class Message:
             starts.append(end)
             end += -(-values.numel() * values.element_size() // _UNIT_BYTES) * _UNIT_BYTES
         memory = torch.zeros(end, dtype=torch.uint8)
-        self.num_bytes = end
         self.raw = memory.numpy().view(np.float64)
         self.views = [
             memory[start : start + values.numel() * values.element_size()].view(values.dtype)

@@ -250,13 +250,6 @@ class Pauses:
         """The purpose of this rank's request that has not led to a pause yet."""
         return max(self._request, self._submitted).kind
 
-    def count_from(self, step: int) -> None:
-        """Continue after `step` steps: a loop that restarts after a failure sets its count back."""
-        with self._changed:
-            self._next = self._supervisor.step = step + 1
-            self._last_agreement = self._target_step = None
-            self._is_under_way = False
-
     def _begin_pause(self) -> Pause:
         """Begin the agreed pause. It also fulfils newer requests, if they are no larger."""
         pause = self._agreed_pause

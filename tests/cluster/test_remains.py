@@ -168,7 +168,9 @@ def test_after_a_rank_of_a_training_was_killed(watch, tmp_path, rank):
 
 
 def test_one_cluster_ends_and_another_goes_on(busy, two_nodes):
-    result = two_nodes.run(["uname", "-n"], timeout_s=60)
+    # Not uname: mpirun may wait for ever for programs without MPI that end at once on two nodes.
+    program = "from mpi4py import MPI; print(MPI.Get_processor_name())"
+    result = two_nodes.run(["python", "-c", program], timeout_s=60)
     assert sorted(result.stdout.split()) == ["node0", "node0", "node1", "node1"]
     assert busy.process.poll() is None
     assert len(busy.namespaces & busy.remains()[1]) == len(busy.namespaces)

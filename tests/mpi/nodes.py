@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from mpi4py import MPI
+
 from hpcavg import Topology
 
 # Node of every rank, by rank. The third puts one rank on the first node and up to four on the others.
@@ -12,6 +14,10 @@ LAYOUTS = {
     "nodes of 1 and 4": lambda rank: (rank + 3) // 4,
     "nodes of 1": lambda rank: rank,
 }
+# What tests try. A cluster's real nodes divide the layouts further: "nodes of 2" of 2,2 ranks are the real ones. Of the
+# network between nodes, two layouts show all: the real nodes, and more nodes than those, with unequal numbers of ranks.
+_IS_CLUSTER = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED).Get_size() < MPI.COMM_WORLD.Get_size()
+TRIED = ["one node", "nodes of 1 and 4"] if _IS_CLUSTER else [*LAYOUTS]
 
 
 class Nodes(Topology):

@@ -15,7 +15,7 @@ from hpcavg.distributed.waiting import wait_asleep
 from hpcavg.engines.neighbours import mix
 from hpcavg.engines.select import ENGINES
 from hpcavg.errors import SickLearnersError
-from tests.mpi.nodes import LAYOUTS, Nodes
+from tests.mpi.nodes import TRIED, Nodes
 from tests.mpi.problems import PROBLEMS, values_of
 from tests.oracles import gossip, synchronous
 
@@ -35,7 +35,7 @@ def engines_on(topology):
     return [name for name in ENGINES if name != "shared" or topology.num_nodes == 1]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", TRIED)
 @pytest.mark.parametrize(("rule", "matrices", "k"), RULES, ids=lambda value: getattr(value, "__name__", None))
 def test_agrees_with_the_oracle_at_every_step(rule, matrices, k, layout, world):
     rank, size = world.Get_rank(), world.Get_size()
@@ -68,7 +68,7 @@ def test_all_engines_give_the_same_bits(world, numel, dtype):
     """Half precision is summed in float32 and rounded once."""
     scope = Neighbours("ring", ring_weights)
     found = set()
-    for layout in LAYOUTS:
+    for layout in TRIED:
         topology = Nodes(world, None, layout)
         values = [
             torch.randn(1, numel, generator=torch.Generator().manual_seed(learner)).to(dtype)

@@ -15,7 +15,7 @@ from hpcavg.averaging import health, small_arrays
 from hpcavg.averaging.calls import Call, Kind, meet
 from hpcavg.engines.select import ENGINES
 from hpcavg.errors import SickLearnersError
-from tests.mpi.nodes import LAYOUTS, Nodes
+from tests.mpi.nodes import TRIED, Nodes
 from tests.mpi.problems import Logistic, Vector, values_of
 from tests.oracles import sick, synchronous
 
@@ -80,7 +80,7 @@ def test_a_worked_example(world, value):
     topology.free()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", TRIED)
 @pytest.mark.parametrize("engine", [*ENGINES, *CROSSINGS])
 def test_every_engine_takes_the_mean_of_the_others(world, engine, layout, monkeypatch):
     """At sizes that are averaged in one piece and in several, with one or all learners but one sick."""
@@ -120,7 +120,7 @@ def test_every_engine_takes_the_mean_of_the_others(world, engine, layout, monkey
     topology.free()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", TRIED)
 @pytest.mark.parametrize("engine", [*ENGINES, *CROSSINGS])
 @pytest.mark.parametrize("rule", [algorithms.k_avg(1), algorithms.dasgd(2, 1, 0.0)], ids=lambda rule: rule.name)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -21,7 +21,7 @@ from hpcavg.engines.mpi import MpiEngine
 from hpcavg.engines.select import ENGINES, select_engine
 from hpcavg.engines.shared import SharedEngine
 from hpcavg.engines.twolevel import TwoLevelEngine
-from tests.mpi.nodes import LAYOUTS, Nodes, shared_files
+from tests.mpi.nodes import TRIED, Nodes, shared_files
 
 pytestmark = pytest.mark.mpi
 
@@ -48,7 +48,7 @@ def on_node(node):
     made.free()
 
 
-@pytest.fixture(params=LAYOUTS)
+@pytest.fixture(params=TRIED)
 def nodes(world, request):
     """Yield topologies of groups of two ranks on all kinds of nodes; with nodes of 1, groups span them."""
     made = Nodes(world, min(2, world.Get_size()), request.param)
@@ -110,7 +110,7 @@ def test_all_engines_agree_to_two_ulp_at_any_size(world, numel, learners):
     """
     values = 1.0 + rows_of(world.Get_rank(), numel, torch.float64, learners).abs()
     expected = world.allreduce(values.numpy().sum(axis=0)) / (world.Get_size() * learners)
-    for layout in LAYOUTS:
+    for layout in TRIED:
         nodes = Nodes(world, None, layout)
         for name in engines_on(nodes):
             engine = ENGINES[name](nodes)

@@ -19,24 +19,21 @@ import numpy as np
 from mpi4py import MPI
 
 from hpcavg import Topology
+from hpcavg.algorithms.scope import LOCAL
 from hpcavg.distributed.preemption import PauseKind, Pauses
+from hpcavg.distributed.shrinking import SurvivingTopology
 from hpcavg.distributed.supervisor import Supervisor
 
 K1, K2 = 4, 32
-
-topology = Topology(group_size=min(2, MPI.COMM_WORLD.Get_size()))
-supervisor = Supervisor(topology.all_ranks)
-own = random.Random(2 + topology.rank)
-array = np.ones(1000)
 
 
 def take_step(step):
     if own.random() < 0.3:
         time.sleep(own.uniform(0, 0.002))
     if step % K2 == 0:
-        topology.learner_ranks.Allreduce(MPI.IN_PLACE, array)
+        topology.run_collective(lambda: topology.learner_ranks.Allreduce(array, means))
     elif step % K1 == 0:
-        topology.local.Barrier()
+        topology.run_collective(lambda: topology.local.Barrier(), LOCAL)
 
 
 def pause_in_turn(num_pauses):
@@ -92,31 +89,21 @@ def pause_at_any_time(num_steps):
 
 
 def pause_while_ranks_die(num_steps):
-    global topology
+    topology.on_shrink(lambda: supervisor.move_to(topology.all_ranks))
     pauses = Pauses(supervisor, topology)
     ask_at_any_time(pauses)
     step, made = 0, []
-    while topology.num_learners > 2 or step < num_steps:
-        if topology.num_learners > 2 and topology.rank == topology.num_learners - 1 and step > num_steps:
+    while topology.num_learners > 2 or step < 7 * num_steps:
+        is_last = topology.num_learners > 2 and topology.rank == topology.num_learners - 1
+        if is_last and step > (1 + 2 * len(topology.losses)) * num_steps:
             time.sleep(own.uniform(0, 0.1))
             os.kill(os.getpid(), signal.SIGKILL)
-        try:
-            take_step(step + 1)
-            step += 1
-            pause = pauses.end_step(step)
-            if pause is not None:
-                made.append((step, pause))
-                topology.learner_ranks.Barrier()
-        except MPI.Exception:
-            for comm in (topology.learner_ranks, topology.local):
-                comm.Revoke()
-            survivors = topology.learner_ranks.Shrink()
-            topology = Topology(survivors, group_size=2)
-            supervisor.move_to(topology.all_ranks)
-            step = topology.learner_ranks.allreduce(step, MPI.MAX) // K2 * K2
-            num_steps = step + 200
-            pauses.count_from(step)
-            made = []
+        step += 1
+        take_step(step)
+        pause = pauses.end_step(step)
+        if pause is not None:
+            made.append((step, pause))
+            topology.run_collective(lambda: topology.learner_ranks.Barrier())
     made_by_all = topology.learner_ranks.allgather(made)
     assert made_by_all == [made] * topology.num_learners, made_by_all
     assert made
@@ -150,6 +137,11 @@ parser.add_argument("--count", type=int, default=0)
 parser.add_argument("--stay", action="store_true", help="sleep when a signal has stopped the run")
 parser.add_argument("--name", help="by which a test finds this program's processes")
 options = parser.parse_args()
+kind = SurvivingTopology if options.mode == "deaths" else Topology
+topology = kind(group_size=min(2, MPI.COMM_WORLD.Get_size()))
+supervisor = Supervisor(topology.all_ranks)
+own = random.Random(2 + topology.rank)
+array, means = np.ones(1000), np.empty(1000)
 modes = {"in-turn": pause_in_turn, "any-time": pause_at_any_time, "deaths": pause_while_ranks_die}
 line = pause_at_signals(options.stay) if options.mode == "signals" else modes[options.mode](options.count)
 supervisor.close()

@@ -1,14 +1,22 @@
-"""What the command line leaves behind where learners go at their own pace, exchange with servers, or delay a mean."""
+"""Every algorithm by the command line, and what it leaves behind where learners do not all take a mean at once."""
 
 import h5py
 import numpy as np
 import pytest
 
+from hpcavg import algorithms
 from hpcavg.results.view import read_view
 from tests.process.launch import run, trained
 from tests.process.test_bad_input import refused
 
 pytestmark = pytest.mark.process
+
+
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
+def test_every_algorithm_learns_the_digits_with_its_defaults(tmp_path, name):
+    summary, _ = trained(tmp_path / "run", 4, ["--algorithm", name])
+    assert summary["algorithm"] == name
+    assert summary["test_accuracy"] >= 0.93
 
 
 def test_learners_at_their_own_pace_are_accounted_for_one_by_one(tmp_path):

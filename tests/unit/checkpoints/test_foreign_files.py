@@ -21,6 +21,7 @@ from hpcavg.results import run_lock
 from hpcavg.results.run_lock import RunLock, this_process
 from hpcavg.utils import files
 from tests.unit.checkpoints.test_store import contents, take, write
+from tests.unit.cli.test_fuzz import COUNT
 
 NAMES = [
     *("notes.txt", "manifest.json", "manifest.json~", "unfinished-1", "unfinished-3", ".nfs00001", "final.safetensors"),
@@ -130,7 +131,7 @@ class Folder:
         assert all(link in links for link in self.links)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=COUNT // 10, deadline=None)
 @given(st.lists(st.tuples(actions, refusals), min_size=5, max_size=20))
 def test_what_the_run_did_not_write_stays(plan):
     """Every now and then the file system refuses a change, as where parts of the folder are read-only."""

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hpcavg.checkpoints.tensor_file import chunks, digest, read
 from hpcavg.errors import InputError
 from hpcavg.utils.files import write_file
+from tests.unit.cli.test_fuzz import COUNT
 
 DTYPES = [
     *(torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.uint64),
@@ -84,7 +85,7 @@ trees = st.recursive(
 
 
 @given(tree=trees)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=COUNT // 5, deadline=None)
 def test_every_tree_comes_back_bit_for_bit(tree, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "tree.safetensors"
     record = save(path, tree)
@@ -95,7 +96,7 @@ def test_every_tree_comes_back_bit_for_bit(tree, tmp_path_factory):
 
 
 @given(one=trees, other=trees)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=COUNT // 10, deadline=None)
 def test_digests_are_equal_exactly_when_trees_are(one, other):
     assert (digest(one) == digest(other)) == same(one, other)
 

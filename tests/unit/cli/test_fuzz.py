@@ -1,6 +1,7 @@
 """Generated input: whatever it is, there is one line to say about it, nothing hangs and nothing is written.
 
-``HPCAVG_FUZZ=20000`` makes that many command lines and files, and a twentieth of it damaged runs.
+``HPCAVG_FUZZ=20000`` makes that many command lines and files, and a twentieth of it damaged runs. Other searches
+through drawn input follow it, too.
 """
 
 import contextlib
