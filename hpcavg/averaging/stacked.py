@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +13,15 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from hpcavg.averaging.flat_buffer import dense_strides, tied
+from hpcavg.averaging.learners_as_channels import LearnersAsChannels
 from hpcavg.averaging.model_parts import is_plain
 from hpcavg.errors import InputError, reason, require_integer
 
 _EXACT, _FAST = "exact", "fast"
 _SEVERAL = "where a rank has several learners"
 # What the backward passes of the learners that run at once may keep: it should stay in the cache.
-_KEPT_BYTES = 8 * 2**20
+_KEPT_BYTES = 16 * 2**20
 _LEAST_AT_ONCE = 32
-_Way: TypeAlias = Callable[..., Any]
 
 
 def stack(model: torch.nn.Module, learners: int, randomness: str = _EXACT) -> Stacked:
@@ -75,7 +75,7 @@ class Stacked(torch.nn.Module):
     random_states : the state of every learner's generator, as of ``torch.get_rng_state``, for models whose learners run
         one after the other. None: all draw from torch's own generator.
     active : the rows of the learners that take the next step. The buffers and generators of the others stay as they
-        are. None: all learners do.
+        are; they run in evaluations only. None: all learners do.
     """
 
     def __init__(self, model: torch.nn.Module, learners: int, randomness: str = _EXACT) -> None:
@@ -86,7 +86,7 @@ class Stacked(torch.nn.Module):
         self.active: Sequence[int] | None = None
         self._randomness = "different" if randomness == _FAST else "error"
         self._refused: set[object] = set()
-        self._at_once_by_shape: dict[object, int] = {}
+        self._at_once: dict[object, int] = {}
         named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         for name, tensor in named:
             if not is_plain(tensor):
@@ -105,21 +105,25 @@ class Stacked(torch.nn.Module):
                 tensor.grad = None
                 tensor.data = repeated
         self.module = model
+        # glibc keeps freed memory for the next step, up to twice the largest block that was freed, of 32 MiB at most.
+        # Without this one, a step of a small CNN spends an eighth of its time on fresh pages.
+        torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
 
     # -- running --------------------------------------------------------------------------------------------------
 
     def forward(self, *inputs: Tensor) -> Any:
-        """Return the outputs of all learners.
+        """Return the outputs of all learners; zeros for those that wait.
 
         Parameters
         ----------
         *inputs : the model's arguments, each with the axis of learners.
         """
         self._check_axis("inputs", *inputs)
-        return self._map(self.training, self._call_at_once, self._call, self._tensors(), *inputs)
+        rows = self._rows()
+        return self._for_all(rows, self.outputs_of(rows, *(_part(argument, rows) for argument in inputs)))
 
     def each(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
-        """Return the results of `function` for all learners, stacked; such as their losses, shape (R,).
+        """Return the results of `function` for all learners, stacked, such as their losses, shape (R,); see `forward`.
 
         Parameters
         ----------
@@ -135,8 +139,9 @@ class Stacked(torch.nn.Module):
         tensor([1., 1., 1.])
         """
         self._check_axis("tensors", *tensors)
-        at_once = partial(self._at_once, function)
-        return self._map(getattr(function, "__code__", function), at_once, function, *tensors)
+        rows, key = self._rows(), getattr(function, "__code__", function)
+        arguments = [_part(tensor, rows) for tensor in tensors]
+        return self._for_all(rows, self._map(key, rows, lambda _, *parts: function(*parts), {}, {}, arguments))
 
     def gradients(self, loss: Callable[..., Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
         """Add the gradients of the losses to those of the parameters; return the losses, shape (R,).
@@ -165,121 +170,92 @@ class Stacked(torch.nn.Module):
             found: Tensor = self.each(loss, self(inputs), targets)
             found.sum().backward()
             return found.detach()
-        rows = list(range(self.learners) if self.active is None else self.active)
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        is_first = [parameter.grad is None for parameter in trained]
-        losses = torch.full((self.learners,), torch.nan, device=inputs.device)
-        size = self._learners_at_once(loss, inputs, targets)
-        is_missing: list[set[bool]] = [set() for _ in trained]
-        for first in range(0, len(rows), size):
-            chunk = rows[first : first + size]
-            found, gradients = self._gradients_of(chunk, loss, inputs, targets)
-            losses = losses.to(found.dtype)
-            losses[chunk] = found
-            for parameter, gradient, is_new, missing in zip(trained, gradients, is_first, is_missing, strict=True):
-                missing.add(gradient is None)
-                if gradient is None:
-                    continue
-                if parameter.grad is None:
-                    parameter.grad = gradient if len(chunk) == self.learners else torch.zeros_like(parameter)
-                if parameter.grad is not gradient:
-                    part = parameter.grad[_index(chunk)]
-                    parameter.grad[_index(chunk)] = gradient if is_new else part + gradient
-        if any(len(missing) > 1 for missing in is_missing):
-            raise InputError(
-                "model", type(self.module).__name__, f"one that uses the same parameters each time, {_SEVERAL}"
-            )
-        return losses
 
-    def _learners_at_once(self, loss: Callable[..., Tensor], inputs: Tensor, targets: Tensor) -> int:
-        """Return how many learners take their gradients at once; 1 if ``torch.vmap`` refuses the model.
+        def loss_of(tensors: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+            return loss(self._call(tensors, inputs), targets)
 
-        A trial counts the bytes that the backward pass keeps for inputs of this shape. It changes nothing.
+        parameters, buffers = dict(self.module.named_parameters()), dict(self.module.named_buffers())
+        losses: list[Tensor] = []
+        gradients: dict[str, Tensor] = {}
+        rows = self._rows()
+        new = torch.empty_like if len(rows) == self.learners else torch.zeros_like
+        for chunk in self._chunks(rows, loss_of, inputs, targets):
+            parts = {name: _part(p.detach(), chunk).requires_grad_(p.requires_grad) for name, p in parameters.items()}
+            trained = {name: part for name, part in parts.items() if part.requires_grad}
+            arguments = [_part(inputs, chunk), _part(targets, chunk)]
+            found = self._map(self.training, chunk, loss_of, parts, buffers, arguments)
+            of_chunk = torch.autograd.grad(found.sum(), list(trained.values()), allow_unused=True)
+            used = {name: gradient for name, gradient in zip(trained, of_chunk, strict=True) if gradient is not None}
+            if losses and used.keys() != gradients.keys():
+                allowed = f"one that uses the same parameters each time, {_SEVERAL}"
+                raise InputError("model", type(self.module).__name__, allowed)
+            for name, gradient in used.items():
+                if name not in gradients:
+                    gradients[name] = new(parameters[name])
+                gradients[name][_index(chunk)] = gradient
+            losses.append(found.detach())
+        for name, gradient in gradients.items():
+            parameter = parameters[name]
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        return self._for_all(rows, torch.cat(losses), torch.nan)
+
+    def _chunks(
+        self, rows: Sequence[int], loss_of: Callable[..., Tensor], inputs: Tensor, targets: Tensor
+    ) -> Iterator[Sequence[int]]:
+        """Yield the rows of the learners that take their gradients at once; one row at a time if they do not."""
+        parts = math.ceil(len(rows) / self._learners_at_once(loss_of, inputs, targets))
+        size = math.ceil(len(rows) / parts)
+        first = 0
+        while first < len(rows):
+            chunk = rows[first : first + (1 if self.training in self._refused else size)]
+            first += len(chunk)
+            yield chunk
+
+    def _learners_at_once(self, loss_of: Callable[..., Tensor], inputs: Tensor, targets: Tensor) -> int:
+        """Return how many learners take their gradients at once.
+
+        A trial of one learner counts the bytes that the backward pass keeps for inputs of this shape; it changes
+        nothing.
         """
-        if self.training in self._refused:
-            return 1
         key = self.training, inputs.shape[1:]
-        if key not in self._at_once_by_shape:
-            rows = range(min(_LEAST_AT_ONCE, self.learners))
+        if self.learners > _LEAST_AT_ONCE and key not in self._at_once:
             kept: dict[int, int] = {}
 
             def note(tensor: Tensor) -> Tensor:
                 kept[tensor.data_ptr()] = tensor.nbytes
                 return tensor
 
-            try:
-                with (
-                    torch.random.fork_rng(devices=[]),
-                    torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-                ):
-                    _losses, _, parts = self._losses_of(rows, loss, inputs, targets)
-            except Exception as error:  # vmap's own errors have no class; those of the model come up again
-                self._refused.add(self.training)
-                self.why_loop = reason(error)
-                return 1
-            for part in parts.values():
-                kept.pop(part.data_ptr(), None)
-            of_one = sum(kept.values()) / len(rows)
-            self._at_once_by_shape[key] = max(_LEAST_AT_ONCE, int(_KEPT_BYTES / max(of_one, 1.0)))
-        return self._at_once_by_shape[key]
+            tensors = {name: tensor[0].clone() for name, tensor in self.module.named_buffers()}
+            own = {name: tensor[0] for name, tensor in self.module.named_parameters()}
+            with (
+                torch.random.fork_rng(devices=[]),
+                torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            ):
+                loss_of({**own, **tensors}, inputs[0], targets[0])
+            of_one = sum(kept.values()) - sum(kept.get(tensor.data_ptr(), 0) for tensor in own.values())
+            self._at_once[key] = max(_LEAST_AT_ONCE, int(_KEPT_BYTES / max(of_one, 1)))
+        return self._at_once.get(key, self.learners)
 
-    def _gradients_of(
-        self, rows: Sequence[int], loss: Callable[..., Tensor], inputs: Tensor, targets: Tensor
-    ) -> tuple[Tensor, Sequence[Tensor | None]]:
-        """Return the losses of the learners in these rows, and the gradients of their trained parameters."""
-        losses, trained, parts = self._losses_of(rows, loss, inputs, targets)
-        gradients = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
-        for name, buffer in self.module.named_buffers():
-            buffer[_index(rows)] = parts[name]
-        return losses.detach(), gradients
-
-    def _losses_of(
-        self, rows: Sequence[int], loss: Callable[..., Tensor], inputs: Tensor, targets: Tensor
-    ) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
-        """Return the losses of the learners in these rows, their trained parameters, and all of their tensors.
-
-        Buffers are copies. One learner runs on its own, with its generator; several run at once.
-        """
-        index = _index(rows)
-        buffers = dict(self.module.named_buffers())
-        parts = {name: tensor.detach()[index] for name, tensor in self._tensors().items()}
-        # Under vmap, batch_norm changes a copy of statistics that have gaps between the learners.
-        parts |= {name: parts[name].clone(memory_format=torch.contiguous_format) for name in buffers}
-        trained = [
-            parts[name].requires_grad_() for name, tensor in self.module.named_parameters() if tensor.requires_grad
-        ]
-
-        def loss_of(tensors: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-            return loss(self._call(tensors, inputs), targets)
-
-        if len(rows) == 1:
-            with self._generator_of(rows[0]):
-                only = {name: part[0] for name, part in parts.items()}
-                losses = loss_of(only, inputs[rows[0]], targets[rows[0]]).unsqueeze(0)
-        else:
-            losses = self._at_once(loss_of, parts, inputs[index], targets[index])
-        return losses, trained, parts
-
-    def outputs_of(self, rows: slice, *inputs: Tensor) -> Any:
+    def outputs_of(self, rows: slice | Sequence[int], *inputs: Tensor) -> Any:
         """Return the outputs of the learners in these rows.
 
         Parameters
         ----------
-        rows : the rows.
+        rows : the rows, ascending.
         *inputs : the model's arguments, with an axis for these learners.
         """
-        tensors = {name: tensor[rows] for name, tensor in self._tensors().items()}
-        if self.training not in self._refused:
-            try:
-                return self._at_once(self._call, tensors, *inputs)
-            except Exception:  # raised again below if it is not of vmap
-                pass
-        learners = zip(_parts(tensors, len(inputs[0])), *(part.unbind() for part in inputs), strict=True)
-        return tree_map(lambda *each: torch.stack(each), *(self._call(*learner) for learner in learners))
+        rows = range(self.learners)[rows] if isinstance(rows, slice) else rows
+        parameters = {name: _part(parameter, rows) for name, parameter in self.module.named_parameters()}
+        return self._map(self.training, rows, self._call, parameters, dict(self.module.named_buffers()), inputs)
 
     def learner(self, row: int) -> Callable[..., Any]:
         """Return one learner's model as a function, whose inputs have no axis of learners."""
-        return lambda *inputs: self._call({name: tensor[row] for name, tensor in self._tensors().items()}, *inputs)
+        tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        return lambda *inputs: self._call({name: tensor[row] for name, tensor in tensors.items()}, *inputs)
+
+    def _rows(self) -> Sequence[int]:
+        """Return the rows of the learners that run: in evaluations, and when the run is over, all."""
+        return self.active if self.training and self.active else range(self.learners)
 
     def _check_axis(self, what: str, *tensors: Any) -> None:
         """Raise `InputError` unless the first axis of all tensors is that of the learners."""
@@ -287,8 +263,16 @@ class Stacked(torch.nn.Module):
             if isinstance(tensor, Tensor) and tensor.shape[:1] != (self.learners,):
                 raise InputError(what, tuple(tensor.shape), f"of shape ({self.learners}, ...), for as many learners")
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+    def _for_all(self, rows: Sequence[int], results: Any, value: float = 0.0) -> Any:
+        """Return `results`, of the learners in these rows, with the axis of all; the others have `value`."""
+        if len(rows) == self.learners:
+            return results
+
+        def of_all(result: Tensor) -> Tensor:
+            whole = result.new_full((self.learners, *result.shape[1:]), value)
+            return whole.index_copy(0, torch.as_tensor(rows, device=result.device), result)
+
+        return tree_map(of_all, results)
 
     def _call(self, tensors: Mapping[str, Tensor], *inputs: Tensor) -> Any:
         """Return the model's output with these tensors. Buffers that it exchanges (``module.b = new``) are kept."""
@@ -299,50 +283,52 @@ class Stacked(torch.nn.Module):
                 tensor.copy_(held[name])
         return output
 
-    def _map(self, key: object, at_once: _Way, function: _Way, *arguments: Any) -> Any:
-        """Map `function` over the learners: at once, or one by one if ``torch.vmap`` refuses the function of `key`.
+    def _map(
+        self,
+        key: object,
+        rows: Sequence[int],
+        function: Callable[..., Any],
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        arguments: Sequence[Tensor],
+    ) -> Any:
+        """Return the results of `function` for the learners in these rows, stacked.
+
+        All run at once, or one by one if ``torch.vmap`` refuses the function of `key`.
 
         Parameters
         ----------
-        key : identifies the function.
-        at_once : maps it at once.
-        function : takes the arguments of one learner.
-        *arguments : each with the axis of learners.
+        key : identifies the function; the mode of training identifies the model.
+        rows : the rows.
+        function : takes the tensors of one learner by name, whose buffers it may change, and its arguments.
+        parameters : with an axis for these learners.
+        buffers : with the axis of all learners.
+        arguments : each with an axis for these learners.
         """
-        if key not in self._refused:
+        why = None
+        if key not in self._refused and len(rows) > 1:
+            # Under vmap, batch_norm changes a copy of statistics that have gaps between the learners.
+            held = {name: _part(b, rows).clone(memory_format=torch.contiguous_format) for name, b in buffers.items()}
             try:
-                return at_once(*arguments)
-            except Exception as error:  # vmap's own errors have no class
-                results = self._one_by_one(function, *arguments)  # raises the errors of the function itself
-                self._refused.add(key)
-                if function == self._call:
-                    self.why_loop = reason(error)
+                with LearnersAsChannels():
+                    mapped = torch.vmap(function, randomness=self._randomness)
+                    results = mapped({**parameters, **held}, *arguments)
+            except Exception as error:  # vmap's own errors have no class; those of the function come up again
+                why = reason(error)
+            else:
+                for name, buffer in buffers.items():
+                    buffer[_index(rows)] = held[name]
                 return results
-        return self._one_by_one(function, *arguments)
-
-    def _at_once(self, function: _Way, *arguments: Any) -> Any:
-        return torch.vmap(function, randomness=self._randomness)(*arguments)
-
-    def _call_at_once(self, tensors: Mapping[str, Tensor], *inputs: Tensor) -> Any:
-        """Return the model's outputs, and change the buffers of the learners that take the step."""
-        buffers = {name: tensors[name] for name, _ in self.module.named_buffers()}
-        # Under vmap, batch_norm changes a copy of statistics that have gaps between the learners.
-        held = {name: buffer.clone(memory_format=torch.contiguous_format) for name, buffer in buffers.items()}
-        outputs = self._at_once(self._call, {**tensors, **held}, *inputs)
-        rows = slice(None) if self.active is None else list(self.active)
-        for name, buffer in buffers.items():
-            buffer[rows] = held[name][rows]
-        return outputs
-
-    def _one_by_one(self, function: _Way, *arguments: Any) -> Any:
-        parts = [_parts(argument, self.learners) for argument in arguments]
-        results: dict[int, Any] = {}
-        for row in range(self.learners) if self.active is None else self.active:
+        each = []
+        for place, row in enumerate(rows):
+            own = {name: tensor[place] for name, tensor in parameters.items()}
+            own |= {name: buffer[row] for name, buffer in buffers.items()}
             with self._generator_of(row):
-                results[row] = function(*(part[row] for part in parts))
-        # Nobody reads the results of learners that wait.
-        other = next(iter(results.values()))
-        return tree_map(lambda *each: torch.stack(each), *(results.get(row, other) for row in range(self.learners)))
+                each.append(function(own, *(argument[place] for argument in arguments)))
+        if why is not None:
+            self._refused.add(key)
+            self.why_loop = why if isinstance(key, bool) else self.why_loop
+        return tree_map(lambda *results: torch.stack(results), *each)
 
     @contextmanager
     def one_by_one(self) -> Iterator[None]:
@@ -408,6 +394,11 @@ def _index(rows: Sequence[int]) -> slice | list[int]:
     return slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] + 1 == len(rows) else list(rows)
 
 
+def _part(tensor: Tensor, rows: Sequence[int]) -> Tensor:
+    """Return the part of `tensor` for the learners in these rows; `tensor` if that is all of it."""
+    return tensor if len(rows) == len(tensor) else tensor[_index(rows)]
+
+
 def _repeat(tensor: Tensor, learners: int) -> Tensor:
     """Return `tensor` for every learner, each with the order of memory of `tensor`."""
     strides = (max(tensor.numel(), 1), *dense_strides(tensor))
@@ -417,11 +408,3 @@ def _repeat(tensor: Tensor, learners: int) -> Tensor:
 
 def _has_hooks(parameter: Tensor) -> bool:
     return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
-
-
-def _parts(argument: Tensor | Mapping[str, Tensor], learners: int) -> Sequence[Any]:
-    """Return the part of every learner."""
-    if isinstance(argument, Tensor):
-        return argument.unbind()
-    parts = {name: tensor.unbind() for name, tensor in argument.items()}
-    return [{name: of_rows[row] for name, of_rows in parts.items()} for row in range(learners)]

@@ -39,9 +39,27 @@ class Tied(nn.Module):
         return self.other(self.one(x))
 
 
+class Images(nn.Module):
+    """All that is done for images of many channels; some images and weights are the same for all learners."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 4, 2, padding=1), nn.BatchNorm2d(4)
+        self.second, self.last = nn.Conv2d(4, 6, 3, padding="same", groups=2, bias=False), nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = nn.functional.relu(self.norm(self.first(x.view(-1, 1, 2, 3))), inplace=True)
+        ramp = torch.arange(12, dtype=x.dtype).view(1, 1, 3, 4)
+        x = x + self.first(ramp[..., :2, :3]) + nn.functional.conv2d(ramp, torch.ones(4, 1, 1, 1, dtype=x.dtype))
+        x = self.second(nn.functional.max_pool2d(x, 2, stride=1))
+        x = nn.functional.adaptive_avg_pool2d(x + nn.functional.avg_pool2d(x, 1), (1, 2))
+        return self.last(x.flatten(1))
+
+
 MODELS = {
     "perceptron": lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)),
     "BatchNorm": lambda: nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)),
+    "images": Images,
     "dropout": lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.4), nn.Linear(8, 3)),
     "tied": Tied,
     "a buffer that is replaced": Replacing,
@@ -120,9 +138,19 @@ def test_learners_that_wait_stay_as_they_are(name, way):
     else:
         losses = stacked.gradients(cross_entropy, inputs, targets)
         assert losses.isnan().tolist() == [False, True, False]
-        assert all(not parameter.grad[1].any() for parameter in stacked.parameters())
+    assert all(not parameter.grad[1].any() for parameter in stacked.parameters())
+    everyone, singles = make(name)
+    everyone.gradients(cross_entropy, inputs, targets)
+    for parameter, other in zip(stacked.parameters(), everyone.parameters(), strict=True):
+        assert torch.allclose(parameter.grad[[0, 2]], other.grad[[0, 2]], rtol=1e-13, atol=1e-15)
+    assert torch.allclose(stacked.eval()(inputs)[1], singles[1].eval()(inputs[1]), rtol=1e-13)
     assert all(torch.equal(value, stacked.state_dict_of(1)[key]) for key, value in before.items())
     assert torch.equal(states[1], stacked.random_states[1])
+
+
+def test_channels_are_innermost():
+    images = torch.ones(LEARNERS, BATCH, 1, 5, 5)
+    assert stack(nn.Conv2d(1, 4, 3), LEARNERS)(images).stride()[2] == 1
 
 
 def test_hooks_are_called_by_both_ways():
