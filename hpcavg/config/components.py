@@ -51,11 +51,13 @@ ENGINES = {
 TASKS = {
     "digits": "1797 handwritten digits of 8x8 pixels, which scikit-learn carries",
     "synthetic": "synthetic images of any shape and number of classes",
+    "mnist1d": "MNIST-1D, signals of 40 values in ten classes, which the package mnist1d makes",
+    "made-up-epsilon": "made-up samples of epsilon's form, 2000 features and two classes",
     "cifar10": "CIFAR-10, from --data-dir",
     "epsilon": "epsilon, 2000 features and two classes, from --data-dir",
     "imagenet": "ImageNet-1K, prepared, from --data-dir",
 }
-"""Tasks by name. Task ``x`` is made by ``hpcavg.tasks.x.task``."""
+"""Tasks by name. Task ``x-y`` is made by ``hpcavg.tasks.x_y.task``."""
 
 DATASETS = {
     "cifar10": ("synthesize",),

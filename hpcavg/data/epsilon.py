@@ -327,23 +327,45 @@ def synthesize(folder: Path, scale: float, seed: int, compress: bool = False) ->
             raise InputError("data_dir", str(folder), f"a folder without {name}, which is never overwritten")
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
-    normal = generator.standard_normal(NUM_FEATURES)
-    normal /= np.linalg.norm(normal)
+    normal = draw_plane(generator)
     paths = []
     for part, name in TEXTS.items():
-        lines = _lines(max(100, round(scale * NUM_SAMPLES[part])), normal, generator)
+        lines = _lines(draw_samples(max(100, round(scale * NUM_SAMPLES[part])), normal, generator))
         path = folder / f"{name}{'.bz2' if compress else ''}"
         files.replace_file(path, _compressed(lines) if compress else lines)
         paths.append(path)
     return paths
 
 
-def _lines(num_samples: int, normal: NDArray[np.float64], generator: np.random.Generator) -> Iterator[bytes]:
-    template = " ".join(f"{index}:%.7g" for index in range(1, NUM_FEATURES + 1)) + "\n"
+def draw_plane(generator: np.random.Generator) -> NDArray[np.float64]:
+    """Return the unit normal of the plane that separates made-up classes, shape (2000,)."""
+    normal = generator.standard_normal(NUM_FEATURES)
+    return normal / np.linalg.norm(normal)
+
+
+def draw_samples(
+    num_samples: int, normal: NDArray[np.float64], generator: np.random.Generator
+) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Yield made-up samples: a label, -1 or 1, and a row of unit length on that side of the plane, except for noise.
+
+    Parameters
+    ----------
+    num_samples : int
+        The number of samples.
+    normal : array
+        What `draw_plane` returned.
+    generator : Generator
+        Draws labels and noise.
+    """
     for _ in range(num_samples):
         label = 1 if generator.random() < 0.5 else -1
         row = generator.standard_normal(NUM_FEATURES) + 3 * label * normal
-        row /= np.linalg.norm(row)
+        yield label, row / np.linalg.norm(row)
+
+
+def _lines(samples: Iterator[tuple[int, NDArray[np.float64]]]) -> Iterator[bytes]:
+    template = " ".join(f"{index}:%.7g" for index in range(1, NUM_FEATURES + 1)) + "\n"
+    for label, row in samples:
         yield f"{label:d} {template % tuple(row.tolist())}".encode()
 
 

@@ -11,7 +11,7 @@ from hpcavg.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
-_DIGITS, _CIFAR, _IMAGENET = (1, 8, 8), (3, 32, 32), (3, 224, 224)
+_DIGITS, _CIFAR, _IMAGENET, _SIGNAL = (1, 8, 8), (3, 32, 32), (3, 224, 224), (1, 40)
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,12 @@ class Network:
     ----------
     family : the module of this package that builds it, by a function of the network's name with underscores.
     text : what the network is, and its paper.
-    input_shape : the shape of one usual input: (channels, height, width).
+    input_shape : the shape of one usual input: (channels, height, width), or (channels, length) of a signal.
     num_classes : the usual number of classes.
     num_parameters : the number of parameters, for these inputs and classes.
     multiply_adds : the multiply-adds of one such input in the forward pass; see `hpcavg.models.counting`.
-    min_pixels : height and width of the smallest images that it takes; None if it takes inputs of any shape.
+    min_pixels : height and width of the smallest images, or length of the shortest signals, that it takes; None if it
+        takes inputs of any shape.
     """
 
     family: str
@@ -50,26 +51,28 @@ class Network:
         Raises
         ------
         InputError
-            The network takes images, or larger images.
+            The network takes images or signals, or larger ones.
         """
         if self.min_pixels is None:
             return
-        shape = "x".join(map(str, input_shape))
-        if len(input_shape) != 3:
-            raise InputError("model", name, f"a network for inputs of shape {shape}; {name} takes images")
+        shape, kind = "x".join(map(str, input_shape)), "images" if len(self.input_shape) == 3 else "signals"
+        if len(input_shape) != len(self.input_shape):
+            raise InputError("model", name, f"a network for inputs of shape {shape}; {name} takes {kind}")
         if min(input_shape[1:]) < self.min_pixels:
-            smallest = f"{self.min_pixels}x{self.min_pixels}"
+            smallest = "x".join([str(self.min_pixels)] * (len(input_shape) - 1))
             raise InputError(
-                "model", name, f"a network for images of {shape}; {name} takes those of {smallest} and more"
+                "model", name, f"a network for {kind} of {shape}; {name} takes those of {smallest} and more"
             )
 
 
-# Networks that halve their images need images of which at least 2x2 pixels remain. BatchNorm then has several values
-# per channel even in a batch of one.
+# Networks that halve their images need images of which at least 2x2 pixels remain; a signal, two values. BatchNorm then
+# has several values per channel even in a batch of one.
 NETWORKS = {
     "logistic": Network("basic", "logistic or softmax regression, from zero", _DIGITS, 10, 650, 640, None),
     "mlp": Network("basic", "two hidden layers of 128", _DIGITS, 10, 26_122, 25_856, None),
     "cnn": Network("basic", "two 3x3 convolutions, one linear layer", _DIGITS, 10, 9_978, 309_248, 1),
+    "cnn1d": Network("signals", "CNN of MNIST-1D; Greydanus, Kobak 2024", _SIGNAL, 10, 5_210, 31_750, 3),
+    "resnet1d": Network("signals", "three residual blocks with BatchNorm", _SIGNAL, 10, 7_570, 27_360, 17),
     "nin": Network("nin", "Network in Network; Lin et al. 2013", _CIFAR, 10, 968_394, 222_486_528, 8),
     "vgg16": Network("vgg", "VGG-16 with BatchNorm; Simonyan, Zisserman 2015", _CIFAR, 10, 14_728_266, 313_201_664, 32),
     "vgg19": Network("vgg", "VGG-19 with BatchNorm; Simonyan, Zisserman 2015", _CIFAR, 10, 20_040_522, 398_136_320, 32),

@@ -35,14 +35,13 @@ def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     """
     total = 0
 
-    def add(module: nn.Conv2d | nn.Linear, _: tuple[Tensor, ...], output: Tensor) -> None:
+    def add(module: nn.Conv1d | nn.Conv2d | nn.Linear, _: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal total
         # Each element of the output is a sum over one row of the weight.
         total += output[0].numel() * math.prod(module.weight.shape[1:])
 
-    hooks = [
-        module.register_forward_hook(add) for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))
-    ]
+    counted = (nn.Conv1d, nn.Conv2d, nn.Linear)
+    hooks = [module.register_forward_hook(add) for module in model.modules() if isinstance(module, counted)]
     model(torch.empty(2, *input_shape, device="meta"))
     for hook in hooks:
         hook.remove()

@@ -42,7 +42,7 @@ def load(config: Config) -> Task:
     """
     name = config.problem.task
     if name in TASKS:
-        return importlib.import_module(f"hpcavg.tasks.{name}").task(config)
+        return importlib.import_module(f"hpcavg.tasks.{name.replace('-', '_')}").task(config)
     path, _, function_name = name.rpartition(":")
     module = _guarded(name, _import_file, Path(path))
     function = getattr(module, function_name, None)

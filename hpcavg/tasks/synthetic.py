@@ -13,11 +13,12 @@ from hpcavg.tasks.task import Task
 def task(config: Config) -> Task:
     """Return a task of ``--num-samples`` training images of ``--image-shape`` in ``--num-classes`` classes."""
     options = config.problem
-    shape, num_classes = options.image_shape, options.num_classes
+    shape, num_classes, num_samples = options.image_shape, options.num_classes, options.num_samples
+    assert num_samples is not None
     return Task(
         "synthetic",
         lambda: models.build(options.model, shape, num_classes),
-        lambda: load_data(shape, num_classes, options.num_samples, config.run.seed),
+        lambda: load_data(shape, num_classes, num_samples, config.run.seed),
     )
 
 

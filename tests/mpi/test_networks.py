@@ -21,7 +21,7 @@ def test_two_steps_of_hier_avg(name, world):
     rank = world.Get_rank()
     network = models.NETWORKS[name]
     pixels = network.min_pixels or 8
-    shape = (network.input_shape[0], pixels, pixels)
+    shape = (network.input_shape[0], *[pixels for _ in network.input_shape[1:]])
     torch.manual_seed(rank)  # the averager gives all the parameters of rank 0
     model = models.build(name, shape, 10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

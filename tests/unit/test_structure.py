@@ -27,6 +27,7 @@ PACKAGES = [
     "checkpoints",
     "results",
     "training",
+    "experiments",
     "cli",
     "__main__",
 ]

@@ -10,6 +10,9 @@ from hpcavg.config.components import TASKS
 from hpcavg.config.section import Section, integer, not_empty, number, option
 from hpcavg.errors import InputError
 
+# Other tasks than synthetic keep its number: former runs wrote it into their configuration.
+_NUM_SAMPLES = {"mnist1d": 40_000, "made-up-epsilon": 4_000}
+
 
 @dataclass(frozen=True)
 class ProblemOptions(Section):
@@ -37,13 +40,19 @@ class ProblemOptions(Section):
     crop_size: int = option(224, "pixels of a side of the crops of imagenet", integer(1, 4096))
     image_shape: tuple[int, int, int] = option((3, 32, 32), "channels x height x width of synthetic images, as 3x32x32")
     num_classes: int = option(10, "classes of synthetic images", integer(2))
-    num_samples: int = option(10_000, "synthetic training images", integer(1))
+    num_samples: int | None = option(
+        None,
+        "training samples of synthetic, mnist1d and made-up-epsilon; unset: 10000, 40000 and 4000",
+        integer(1),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         shape = self.image_shape
         if len(shape) != 3 or min(shape) < 1:
             raise InputError("image_shape", "x".join(map(str, shape)), "channels x height x width, as 3x32x32")
+        if self.num_samples is None:
+            object.__setattr__(self, "num_samples", _NUM_SAMPLES.get(self.task, 10_000))
         if self.data_dir is not None:
             object.__setattr__(self, "data_dir", str(Path(self.data_dir).absolute()))
         if self.task not in TASKS:

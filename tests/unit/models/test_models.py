@@ -118,26 +118,32 @@ def test_published_counts():
 
 
 @pytest.mark.parametrize("name", models.NETWORKS)
-def test_the_smallest_images_leave_batchnorm_several_values_also_in_a_batch_of_one(name):
+def test_the_smallest_inputs_leave_batchnorm_several_values_also_in_a_batch_of_one(name):
     pixels = models.NETWORKS[name].min_pixels
     if pixels is None:
         assert on_meta(models.build, name, (2000,), 3)(torch.empty(1, 2000, device="meta")).shape == (1, 3)
         return
-    pixels = max(pixels, 2)
-    shape = (1, pixels, pixels + 1)
+    if len(models.NETWORKS[name].input_shape) == 2:
+        shape, small, kind = (1, pixels), (2, pixels - 1), f"signals of 2x{pixels - 1}"
+    else:
+        pixels = max(pixels, 2)
+        shape, small, kind = (1, pixels, pixels + 1), (2, pixels, 0), f"images of 2x{pixels}x0"
     assert on_meta(models.build, name, shape, 3)(torch.empty(1, *shape, device="meta")).shape == (1, 3)
-    for odd, says in (((2, pixels, 0), f"images of 2x{pixels}x0; {name} takes"), ((40,), "inputs of shape 40; ")):
+    for odd, says in ((small, f"{kind}; {name} takes those of"), ((40,), "inputs of shape 40; ")):
         with pytest.raises(InputError, match=f"^model='{name}': must be a network for {says}"):
             models.build(name, odd, 3)
 
 
 def test_what_is_said_of_an_unknown_name_and_of_images_too_small():
-    with pytest.raises(InputError, match="must be one of logistic, mlp, cnn, nin, vgg16"):
+    with pytest.raises(InputError, match="must be one of logistic, mlp, cnn, cnn1d, resnet1d, nin, vgg16"):
         models.build("fancy", (3, 32, 32), 10)
     with pytest.raises(InputError) as caught:
         models.build("vgg16", (1, 8, 8), 10)
     line = "--model vgg16: must be a network for images of 1x8x8; vgg16 takes those of 32x32 and more"
     assert caught.value.as_option() == line
+    with pytest.raises(InputError) as caught:
+        models.build("cnn", (1, 40), 10)
+    assert caught.value.as_option() == "--model cnn: must be a network for inputs of shape 1x40; cnn takes images"
     assert Config(model="resnet18_imagenet").model == "resnet18-imagenet"
 
 

@@ -13,7 +13,7 @@ from hpcavg import Topology, tasks
 from hpcavg.config.options import Config
 from hpcavg.errors import InputError
 from hpcavg.machine.devices import choose_device
-from hpcavg.tasks import Data, digits, synthetic
+from hpcavg.tasks import Data, digits, made_up_epsilon, synthetic
 from hpcavg.training.evaluation import evaluate
 
 OWN = """
@@ -47,6 +47,20 @@ def test_synthetic_images_have_the_asked_shape_and_can_be_told_apart():
     means = np.stack([data.train_inputs[data.train_targets == c].mean(axis=0).ravel() for c in range(3)])
     nearest = (data.test_inputs.reshape(600, -1) @ means.T - (means**2).sum(axis=1) / 2).argmax(axis=1)
     assert (nearest == data.test_targets).mean() > 0.95
+
+
+def test_made_up_epsilon_is_the_same_in_every_run_and_can_be_told_apart():
+    data = made_up_epsilon.load_data(300)
+    assert data.train_inputs.shape == (300, 2000)
+    assert data.test_inputs.dtype == np.float32
+    assert np.linalg.norm(data.test_inputs, axis=1) == pytest.approx(1, abs=1e-6)
+    fewer = made_up_epsilon.load_data(100)
+    assert np.array_equal(fewer.train_inputs, data.train_inputs[:100])
+    assert np.array_equal(fewer.test_inputs, data.test_inputs)
+    # The mean of 300 samples is 3 normals and noise of length sqrt(2000 / 300), at a cosine of 0.76 to the normal: of 3
+    # deviations between a class and the plane, 2.3 are left.
+    normal = (2 * data.train_targets - 1) @ data.train_inputs
+    assert 0.97 < ((data.test_inputs @ normal > 0) == data.test_targets).mean() < 1
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])

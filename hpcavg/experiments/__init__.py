@@ -1,0 +1,1 @@
+"""Experiments with the algorithms, on problems whose constants are known."""
