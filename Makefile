@@ -1,5 +1,7 @@
 # make run    installs what is missing and trains the embedded example on NP ranks
 # make compare  trains the embedded example with every algorithm, or with ALGORITHMS, and prints one table
+# make paper  tests the claims of the papers and writes docs/papers.md; PAPER="hier-avg --seeds 10" chooses and adds options
+# make paper-quick  the same shrunk to seconds, without the page: every experiment runs, and each rule can go both ways
 # make test   runs every test that needs neither a GPU nor root; make check adds lint, types and documentation
 # make test-cluster  needs root and iproute2: tests of the emulated cluster, MPI tests on nodes of 2,2 and 3,1 ranks
 # make test-slurm  needs root, and Debian to install Slurm: tests of the job scripts on a Slurm of two emulated nodes
@@ -10,6 +12,7 @@
 PYTHON ?= python3
 NP ?= 4
 ARGS ?= --group-size $(if $(filter 1,$(NP)),1,2)
+PAPER ?=
 TEST_RANKS ?= 1 2 3 4 8
 GPU_RANKS ?= 1 2 4
 # Those to which it matters where ranks are.
@@ -36,15 +39,15 @@ export PRTE_ALLOW_RUN_AS_ROOT = 1
 export PRTE_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 # One thread per rank for NumPy's linear algebra; hpcavg itself gives torch each rank's share of the cores.
 export OPENBLAS_NUM_THREADS ?= 1
-# Tests compute with one thread, whatever the machine has.
-test test-unit test-cluster test-gpu: export OMP_NUM_THREADS ?= 1
+# Tests and experiments compute with one thread a rank, whatever the machine has.
+test test-unit test-cluster test-gpu paper paper-quick: export OMP_NUM_THREADS ?= 1
 # A warning about UCX windows, which hpcavg does not use.
 export OMPI_MCA_osc ?= ^ucx
 export MPIRUN
 # Every rank of every test would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install run compare test test-unit test-cluster test-slurm test-gpu check lint types docs jobs pages clean
+.PHONY: install run compare paper paper-quick test test-unit test-cluster test-slurm test-gpu check lint types docs jobs pages clean
 
 install: $(INSTALLED)
 
@@ -64,6 +67,15 @@ compare: $(INSTALLED)
 	    $(if $(ALGORITHMS),--only $(ALGORITHMS))
 
 CORES := $(shell getconf _NPROCESSORS_ONLN)
+
+# A run is carried out by one rank, and kept: a second `make paper` carries out what is missing.
+paper: $(INSTALLED)
+	$(MPIRUN) -np $(CORES) $(MPIRUN_FLAGS) $(BIN)/python -m hpcavg paper --page docs/papers.md $(PAPER)
+
+paper-quick: $(INSTALLED)
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	    $(MPIRUN) -np $(CORES) $(MPIRUN_FLAGS) $(BIN)/python -m hpcavg paper --quick --cache "$$folder/runs" \
+	        --page "$$folder/papers.md" $(PAPER)
 
 test: $(INSTALLED)
 	$(BIN)/pytest -q -n $$((2 * $(CORES))) tests/unit tests/process  # which mostly wait

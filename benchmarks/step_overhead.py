@@ -1,4 +1,4 @@
-"""The overhead of `Averager.step` over ``optimizer.step`` in a step without a mean.
+"""The overhead of `Averager.step` over ``optimizer.step`` in a step without a mean, and in one with a mean due.
 
 Both are timed in turns on the same parameters, in many short rounds, so a slow spell of the machine affects both. The
 figure is the median difference over the rounds, of the rank on which it is largest.
@@ -30,6 +30,7 @@ RULES: dict[str, Rule] = {
     "ada_lupa": algorithms.ada_lupa(NEVER, mu=1.0, shift=9.0),
     "pr_sgd_hetero": algorithms.pr_sgd_hetero(epoch_seconds=float(NEVER)),
     "dasgd": algorithms.dasgd(NEVER, 2),
+    "k_avg, with a mean in each step": algorithms.k_avg(1),
 }
 
 

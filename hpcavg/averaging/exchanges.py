@@ -153,7 +153,7 @@ class Exchanges(ABC):
             blocked_s,
             self._parameters.num_bytes * (push + fetch),
             sick=(learner,) if is_sick else (),
-            row=row,
+            row=row if len(self._paces) > 1 else None,
         )
         pace.end_round()
         return event

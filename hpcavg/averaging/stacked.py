@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from hpcavg.averaging.flat_buffer import dense_strides, tied
-from hpcavg.averaging.learners_as_channels import LearnersAsChannels
+from hpcavg.averaging.learners_as_channels import IMAGES, STATISTICS, LearnersAsChannels
 from hpcavg.averaging.model_parts import is_plain
 from hpcavg.errors import InputError, reason, require_integer
 
@@ -22,6 +22,9 @@ _SEVERAL = "where a rank has several learners"
 # What the backward passes of the learners that run at once may keep: it should stay in the cache.
 _KEPT_BYTES = 16 * 2**20
 _LEAST_AT_ONCE = 32
+# What is merged where learners run at once, in the order in which it is tried; at last they run in a loop.
+_MERGED = (IMAGES, STATISTICS)
+_LOOP = len(_MERGED)
 
 
 def stack(model: torch.nn.Module, learners: int, randomness: str = _EXACT) -> Stacked:
@@ -71,7 +74,6 @@ class Stacked(torch.nn.Module):
     ----------
     module : the model. Its tensors have the axis of learners, so it cannot be called itself.
     learners : number of learners, R.
-    why_loop : why the learners run one after the other; None if they run at once.
     random_states : the state of every learner's generator, as of ``torch.get_rng_state``, for models whose learners run
         one after the other. None: all draw from torch's own generator.
     active : the rows of the learners that take the next step. The buffers and generators of the others stay as they
@@ -81,12 +83,13 @@ class Stacked(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, learners: int, randomness: str = _EXACT) -> None:
         super().__init__()
         self.learners = learners
-        self.why_loop: str | None = None
         self.random_states: list[Tensor] | None = None
         self.active: Sequence[int] | None = None
         self._randomness = "different" if randomness == _FAST else "error"
-        self._refused: set[object] = set()
-        self._at_once: dict[object, int] = {}
+        # Of functions, and of the model by its mode of training: the way in which it runs, and why not in earlier ones.
+        self._ways: dict[object, int] = {}
+        self._why: dict[object, str] = {}
+        self._sizes: dict[object, int] = {}
         named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         for name, tensor in named:
             if not is_plain(tensor):
@@ -97,17 +100,30 @@ class Stacked(torch.nn.Module):
             if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag) and module.sparse:
                 raise InputError("model", f"{name} with sparse=True", f"of dense gradients, {_SEVERAL}")
             if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
-                self._refused = {False, True}
-                self.why_loop = "torch.vmap leaves out the padding of Embedding(padding_idx) for one learner only"
+                self._ways = dict.fromkeys((True, False), _LOOP)
+                self._why[True] = "torch.vmap leaves out the padding of Embedding(padding_idx) for one learner only"
         for _, tensors in tied(named):
             repeated = _repeat(tensors[0].detach(), learners)
             for tensor in tensors:
                 tensor.grad = None
                 tensor.data = repeated
         self.module = model
+        own = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+        # Every place of a tensor in a module, with the tensor's first name: a module may have several names, too.
+        self._places = {
+            f"{prefix}.{name}" if prefix else name: own[id(tensor)]
+            for prefix, module in model.named_modules()
+            for name, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None
+        }
         # glibc keeps freed memory for the next step, up to twice the largest block that was freed, of 32 MiB at most.
         # Without this one, a step of a small CNN spends an eighth of its time on fresh pages.
         torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
+
+    @property
+    def why_loop(self) -> str | None:
+        """Why the learners run one after the other; None if they run at once."""
+        return next((self._why[mode] for mode in (True, False) if self._ways.get(mode) == _LOOP), None)
 
     # -- running --------------------------------------------------------------------------------------------------
 
@@ -178,38 +194,36 @@ class Stacked(torch.nn.Module):
         losses: list[Tensor] = []
         gradients: dict[str, Tensor] = {}
         rows = self._rows()
-        new = torch.empty_like if len(rows) == self.learners else torch.zeros_like
-        for chunk in self._chunks(rows, loss_of, inputs, targets):
+        size = self._learners_at_once(loss_of, inputs, targets)
+        done = 0
+        while done < len(rows):
+            chunk = rows[done : done + size]
             parts = {name: _part(p.detach(), chunk).requires_grad_(p.requires_grad) for name, p in parameters.items()}
             trained = {name: part for name, part in parts.items() if part.requires_grad}
             arguments = [_part(inputs, chunk), _part(targets, chunk)]
-            found = self._map(self.training, chunk, loss_of, parts, buffers, arguments)
+            run = self._at_once if len(chunk) > 1 else self._one_by_one
+            found = run(self.training, chunk, loss_of, parts, buffers, arguments)
+            if found is None:
+                size = 1
+                continue
             of_chunk = torch.autograd.grad(found.sum(), list(trained.values()), allow_unused=True)
             used = {name: gradient for name, gradient in zip(trained, of_chunk, strict=True) if gradient is not None}
             if losses and used.keys() != gradients.keys():
                 allowed = f"one that uses the same parameters each time, {_SEVERAL}"
                 raise InputError("model", type(self.module).__name__, allowed)
+            if len(chunk) == self.learners:
+                gradients = used
             for name, gradient in used.items():
                 if name not in gradients:
-                    gradients[name] = new(parameters[name])
-                gradients[name][_index(chunk)] = gradient
+                    gradients[name] = torch.zeros_like(parameters[name])
+                if gradients[name] is not gradient:
+                    gradients[name][_index(chunk)] = gradient
             losses.append(found.detach())
+            done += len(chunk)
         for name, gradient in gradients.items():
             parameter = parameters[name]
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return self._for_all(rows, torch.cat(losses), torch.nan)
-
-    def _chunks(
-        self, rows: Sequence[int], loss_of: Callable[..., Tensor], inputs: Tensor, targets: Tensor
-    ) -> Iterator[Sequence[int]]:
-        """Yield the rows of the learners that take their gradients at once; one row at a time if they do not."""
-        parts = math.ceil(len(rows) / self._learners_at_once(loss_of, inputs, targets))
-        size = math.ceil(len(rows) / parts)
-        first = 0
-        while first < len(rows):
-            chunk = rows[first : first + (1 if self.training in self._refused else size)]
-            first += len(chunk)
-            yield chunk
 
     def _learners_at_once(self, loss_of: Callable[..., Tensor], inputs: Tensor, targets: Tensor) -> int:
         """Return how many learners take their gradients at once.
@@ -217,8 +231,10 @@ class Stacked(torch.nn.Module):
         A trial of one learner counts the bytes that the backward pass keeps for inputs of this shape; it changes
         nothing.
         """
+        if self._ways.get(self.training) == _LOOP:
+            return 1
         key = self.training, inputs.shape[1:]
-        if self.learners > _LEAST_AT_ONCE and key not in self._at_once:
+        if self.learners > _LEAST_AT_ONCE and key not in self._sizes:
             kept: dict[int, int] = {}
 
             def note(tensor: Tensor) -> Tensor:
@@ -233,8 +249,9 @@ class Stacked(torch.nn.Module):
             ):
                 loss_of({**own, **tensors}, inputs[0], targets[0])
             of_one = sum(kept.values()) - sum(kept.get(tensor.data_ptr(), 0) for tensor in own.values())
-            self._at_once[key] = max(_LEAST_AT_ONCE, int(_KEPT_BYTES / max(of_one, 1)))
-        return self._at_once.get(key, self.learners)
+            num_chunks = math.ceil(self.learners / max(_LEAST_AT_ONCE, int(_KEPT_BYTES / max(of_one, 1))))
+            self._sizes[key] = math.ceil(self.learners / num_chunks)
+        return self._sizes.get(key, self.learners)
 
     def outputs_of(self, rows: slice | Sequence[int], *inputs: Tensor) -> Any:
         """Return the outputs of the learners in these rows.
@@ -276,11 +293,11 @@ class Stacked(torch.nn.Module):
 
     def _call(self, tensors: Mapping[str, Tensor], *inputs: Tensor) -> Any:
         """Return the model's output with these tensors. Buffers that it exchanges (``module.b = new``) are kept."""
-        held = dict(tensors)
-        output = functional_call(self.module, held, inputs)
-        for name, tensor in tensors.items():
-            if held[name] is not tensor:
-                tensor.copy_(held[name])
+        held = {place: tensors[name] for place, name in self._places.items()}
+        output = functional_call(self.module, held, inputs, tie_weights=False)
+        for place, name in self._places.items():
+            if held[place] is not tensors[name]:
+                tensors[name].copy_(held[place])
         return output
 
     def _map(
@@ -305,29 +322,54 @@ class Stacked(torch.nn.Module):
         buffers : with the axis of all learners.
         arguments : each with an axis for these learners.
         """
-        why = None
-        if key not in self._refused and len(rows) > 1:
+        mapped = key, rows, function, parameters, buffers, arguments
+        results = self._at_once(*mapped) if len(rows) > 1 else None
+        return self._one_by_one(*mapped) if results is None else results
+
+    def _at_once(
+        self,
+        key: object,
+        rows: Sequence[int],
+        function: Callable[..., Any],
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        arguments: Sequence[Tensor],
+    ) -> Any:
+        """Return what `_map` does; None if ``torch.vmap`` refuses the function, which has changed nothing then."""
+        for way in range(self._ways.get(key, 0), _LOOP):
             # Under vmap, batch_norm changes a copy of statistics that have gaps between the learners.
             held = {name: _part(b, rows).clone(memory_format=torch.contiguous_format) for name, b in buffers.items()}
             try:
-                with LearnersAsChannels():
+                with LearnersAsChannels(_MERGED[way]):
                     mapped = torch.vmap(function, randomness=self._randomness)
                     results = mapped({**parameters, **held}, *arguments)
             except Exception as error:  # vmap's own errors have no class; those of the function come up again
-                why = reason(error)
-            else:
-                for name, buffer in buffers.items():
-                    buffer[_index(rows)] = held[name]
-                return results
+                self._why[key] = reason(error)
+                continue
+            for name, buffer in buffers.items():
+                buffer[_index(rows)] = held[name]
+            self._ways[key] = way
+            return results
+        return None
+
+    def _one_by_one(
+        self,
+        key: object,
+        rows: Sequence[int],
+        function: Callable[..., Any],
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        arguments: Sequence[Tensor],
+    ) -> Any:
+        """Return what `_map` does."""
         each = []
         for place, row in enumerate(rows):
             own = {name: tensor[place] for name, tensor in parameters.items()}
             own |= {name: buffer[row] for name, buffer in buffers.items()}
             with self._generator_of(row):
                 each.append(function(own, *(argument[place] for argument in arguments)))
-        if why is not None:
-            self._refused.add(key)
-            self.why_loop = why if isinstance(key, bool) else self.why_loop
+        if key in self._why and key not in self._ways:  # refused, and not because the function fails
+            self._ways[key] = _LOOP
         return tree_map(lambda *results: torch.stack(results), *each)
 
     @contextmanager
@@ -336,12 +378,12 @@ class Stacked(torch.nn.Module):
 
         For models that need a number from a tensor for a while, as BatchNorm without momentum does.
         """
-        before = self._refused, self.active
-        self._refused, self.active = {False, True}, None
+        before = self._ways, self.active
+        self._ways, self.active = dict.fromkeys((True, False), _LOOP), None
         try:
             yield
         finally:
-            self._refused, self.active = before
+            self._ways, self.active = before
 
     @contextmanager
     def _generator_of(self, row: int) -> Iterator[None]:

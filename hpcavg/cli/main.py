@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hpcavg.cli import parsers
 from hpcavg.config.options import Config
@@ -72,6 +72,8 @@ def _without_mpi(command: str, arguments: list[str]) -> int:
             report.main(options.folders, options.output)
         elif command == "job":
             parsers.write_job(arguments)
+        elif command == "paper":
+            _list_experiments(arguments)
         elif command == "data":
             parsers.data_parser().parse_args(arguments)
         elif (text := parsers.listing(arguments)) is not None:
@@ -82,6 +84,15 @@ def _without_mpi(command: str, arguments: list[str]) -> int:
         _print_error(error)
         return ExitStatus.BAD_INPUT
     return 0
+
+
+def _list_experiments(arguments: list[str]) -> None:
+    if "--list" in arguments:
+        from hpcavg.experiments import registry
+
+        print(registry.describe())
+    else:
+        parsers.paper_parser().parse_args(arguments)
 
 
 def _data(arguments: list[str]) -> int:
@@ -128,11 +139,19 @@ def _with_mpi(command: str, arguments: list[str]) -> int:
     if command == "train":
         remember_early_signals()
     world = _connect()
-    config, error = None, None
+    config: Any = None
+    error = None
     if world.Get_rank() == 0:
         try:
-            config = parsers.parse_train(arguments)
-            _check_early(config, world.Get_size())
+            if command == "paper":
+                from hpcavg.cli import paper_command
+
+                config = parsers.parse_paper(arguments)
+                check_ranks(world.Get_size(), None)
+                paper_command.check(config, world.Get_size())
+            else:
+                config = parsers.parse_train(arguments)
+                _check_early(config, world.Get_size())
         except InputError as raised:
             error = raised
     config, error = world.bcast((config, error), root=0)
@@ -143,6 +162,12 @@ def _with_mpi(command: str, arguments: list[str]) -> int:
             from hpcavg.cli import info
 
             info.main(config)
+            return 0
+        if command == "paper":
+            from hpcavg.cli import paper_command
+
+            gc.enable()
+            paper_command.run(config, world)
             return 0
         from hpcavg.training.trainer import Trainer
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "info": "print where the ranks run and how means would be taken; takes the options of train",
     "report": "print the table of one or several runs and plot their curves",
     "job": "print a job script for Slurm or LSF",
+    "paper": "carry out the papers' experiments, at sizes for two cores, and write what they say to each claim",
     "data": "make the files of a data set ready for training, check them, or make up files of its format",
 }
 DATASETS = {
@@ -81,7 +82,7 @@ def split_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 def wants_help(arguments: Sequence[str]) -> bool:
     """Return whether the arguments ask only for a text. A text needs no MPI."""
-    asked = any(text in ("--help", "--version") or text.startswith("-h") for text in arguments)
+    asked = any(text in ("--help", "--version", "--list") or text.startswith("-h") for text in arguments)
     return asked or listing(arguments) is not None
 
 
@@ -99,7 +100,7 @@ def train_parser() -> argparse.ArgumentParser:
     commands = "\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items())
     parser = _Parser(
         prog="hpcavg",
-        usage="python -m hpcavg [train|info|report|job|data] [--config FILE.toml] [options]",
+        usage="python -m hpcavg [train|info|report|job|paper|data] [--config FILE.toml] [options]",
         description=f"Train a neural network by model averaging over MPI.\n\ncommands:\n{commands}",
         epilog="Options come from the defaults, then the TOML file, then the command line. There, the word unset as a\n"
         "value takes back what the file says, for options without a default.\n\n"
@@ -190,6 +191,42 @@ def write_job(arguments: Sequence[str]) -> None:
         for text in warn_of_learners(config.run.intended_learners, per_rank * (num_ranks - servers)):
             print(f"hpcavg: warning: {text}", file=sys.stderr)
     job.write(wanted, options, script)
+
+
+def paper_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``paper``. `parse_paper` checks values."""
+    parser = _Parser(prog="hpcavg paper", description=COMMANDS["paper"], allow_abbrev=False)
+    parser.add_argument(
+        "names", nargs="*", default=(), metavar="NAME", help="experiments, or papers for all of theirs [all]"
+    )
+    parser.add_argument("--list", action="store_true", help="print the experiments")
+    parser.add_argument("--seeds", type=_number(int), metavar="N", help="seeds of every arm [5, quick: 3]")
+    text = "shrink everything to seconds: it shows that the experiments work, not what they find"
+    parser.add_argument("--quick", action="store_true", help=text)
+    text = "ranks that share the learners of a run; several runs go on side by side [1]"
+    parser.add_argument("--ranks-per-run", type=_number(int), default=1, metavar="N", help=text)
+    text = "folder of finished runs, which are not carried out again [runs/paper]"
+    parser.add_argument("--cache", default="runs/paper", metavar="DIR", help=text)
+    parser.add_argument("--page", metavar="FILE.md", help="write a page with tables and plots, which go beside it")
+    text = (
+        "the papers' size: write sweep files for jobs/ there, and collect the finished runs under it, also for the page"
+    )
+    parser.add_argument("--full", metavar="DIR", help=f"{text}; without --page nothing is run here")
+    return parser
+
+
+def parse_paper(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the checked arguments of ``paper``. Raises `InputError`."""
+    options = paper_parser().parse_args(arguments)
+    options.seeds = options.seeds if options.seeds is not None else 3 if options.quick else 5
+    require_integer("seeds", options.seeds, 2, 1000)
+    require_integer("ranks_per_run", options.ranks_per_run, 1)
+    if options.page is not None and not options.page.endswith(".md"):
+        raise InputError("page", options.page, "a name that ends with .md")
+    from hpcavg.experiments import registry  # only this command pays for it
+
+    registry.chosen(options.names)
+    return options
 
 
 def data_parser() -> argparse.ArgumentParser:

@@ -1,1 +1,1 @@
-"""Experiments with the algorithms, on problems whose constants are known."""
+"""The experiments of the five papers, at sizes for two cores: what each paper claims, and what runs here say to it."""

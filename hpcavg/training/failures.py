@@ -21,9 +21,8 @@ from hpcavg.utils.streams import print_error
 _LAST_WAIT_S = 10.0
 
 
-def build_topology(config: Config) -> Topology:
-    """Return the topology of all ranks; with ``--on-failure shrink``, one that survives deaths. Collective."""
-    comm = all_ranks(config)
+def build_topology(config: Config, comm: MPI.Intracomm) -> Topology:
+    """Return the topology of `comm`; with ``--on-failure shrink``, one that survives deaths. Collective."""
     per_rank, group_size = config.learners_of_rank(comm.Get_size()), config.roles.group_size
     if config.faults.on_failure == "shrink":
         return SurvivingTopology(comm, group_size=group_size, learners_per_rank=per_rank)

@@ -50,6 +50,8 @@ class Trainer:
     ----------
     config : Config
         All options of the run.
+    comm : MPI.Intracomm or None
+        The ranks of the run, which may be a part of a job. None: those of `failures.all_ranks`.
 
     Attributes
     ----------
@@ -67,11 +69,11 @@ class Trainer:
         Nothing has been written then.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, comm: MPI.Intracomm | None = None) -> None:
         eager.defer_compiler_import()
-        wait_asleep(MPI.COMM_WORLD)
-        self.config = config
-        self.topology = topology = failures.build_topology(config)
+        wait_asleep(MPI.COMM_WORLD if comm is None else comm)
+        self.config, self._is_job = config, comm is None
+        self.topology = topology = failures.build_topology(config, failures.all_ranks(config) if comm is None else comm)
         run = topology.all_ranks.bcast(uuid.uuid4().hex)
         self.lock = RunLock(this_process(run, has_heirs=topology.survives), failures.abort_after_takeover)
         with self.lock:
@@ -177,6 +179,11 @@ class Trainer:
         ExitStatus
             The same on all ranks. `DONE`; `RECORDS_LOST` if only records are missing; `REQUEUE` after a stop with a
             checkpoint of it, `FAILED` after one without.
+
+        Raises
+        ------
+        SickLearnersError, CorruptionError
+            On the learners of a communicator that was given, if the run cannot go on. Otherwise the job ends.
         """
         with self.lock:
             return self._train()
@@ -197,6 +204,8 @@ class Trainer:
                 result = self._loop.run()
         except (SickLearnersError, CorruptionError) as error:
             self.lock.release()
+            if not self._is_job:
+                raise
             failures.report_and_abort(error, self.config, topology, self._checkpoints.last)
         finally:
             self.recorder.close()

@@ -63,7 +63,7 @@ def refused(folder, arguments, ranks=4, **options):
             "--task nowhere.py:task",
             "--task nowhere.py:task: must be a file that exists, as path/to/file.py:function",
         ),
-        ("--model cnn --model 3", "--model 3: must be one of logistic, mlp, cnn, nin, vgg16"),
+        ("--model cnn --model 3", "--model 3: must be one of logistic, mlp, cnn, cnn1d, resnet1d, nin"),
         ("--expect-ranks 8", "--expect-ranks 8: must be the number of ranks that MPI sees, 4"),
     ],
 )

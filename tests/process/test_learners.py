@@ -19,6 +19,15 @@ def task(config):
     model = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 10))
     return Task("dropout", model, digits.load_data)
 """
+# No ReLU: where its input is near zero, another rounding gives another derivative.
+SMOOTH = """
+from torch import nn
+from hpcavg.tasks import Task, digits
+
+def task(config):
+    images = nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.GELU(), nn.AdaptiveAvgPool2d(2)
+    return Task("smooth", lambda: nn.Sequential(*images, nn.Flatten(), nn.Linear(32, 10)), digits.load_data)
+"""
 METHOD = "--algorithm hier-avg --k1 2 --k2 6 --group-size 2 --optimizer adam --learning-rate 0.003 --clip-norm 0.5"
 
 
@@ -75,7 +84,9 @@ def test_a_run_goes_on_with_other_numbers_of_learners_per_rank(tmp_path):
     ],
 )
 def test_learners_that_compute_at_once_do_so_to_rounding(method, tmp_path):
-    arguments = [*method.split(), "--steps", 24, "--batch-size", 32]
+    path = tmp_path / "task.py"
+    path.write_text(SMOOTH)
+    arguments = [*method.split(), "--task", f"{path}:task", "--steps", 24, "--batch-size", 32]
     alone, _ = trained(tmp_path / "alone", 4, arguments)
     together, result = trained(tmp_path / "together", 2, [*arguments, "--learners", 4])
     assert "warning" not in result.out

@@ -197,5 +197,6 @@ def understand(arguments):
         "report": lambda rest: parsers.report_parser().parse_args(rest),
         "job": parsers.write_job,
         "data": parsers.parse_data,
+        "paper": parsers.parse_paper,
     }
     parse.get(command, parsers.parse_train)(rest)

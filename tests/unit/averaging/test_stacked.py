@@ -56,17 +56,70 @@ class Images(nn.Module):
         return self.last(x.flatten(1))
 
 
+class Viewing(nn.Module):
+    """Its images are in the order that `view` needs, also after a layer for many channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.norm(self.first(x.view(-1, 1, 2, 3)))
+        return self.last(x.view(x.size(0), -1))
+
+
+class Slices(nn.Module):
+    """Its statistics are parts of a buffer, or no buffer at all."""
+
+    def __init__(self, are_kept):
+        super().__init__()
+        self.last, self.are_kept = nn.Linear(6, 3), are_kept
+        own = torch.stack([torch.zeros(3), torch.ones(3)]).double()
+        if are_kept:
+            self.register_buffer("own", own)
+        else:
+            self.own = own
+
+    def forward(self, x):
+        training = self.training or self.are_kept
+        return nn.functional.batch_norm(self.last(x), self.own[0], self.own[1], training=training)
+
+
+class Twice(nn.Module):
+    """A module has two names, a tensor is the same for all learners."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = self.other = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))
+
+    def forward(self, x):
+        same = nn.functional.avg_pool2d(torch.ones(1, 1, 2, 2, dtype=x.dtype, requires_grad=True), 2)
+        return self.other(self.one(x)) + same.flatten()
+
+
 MODELS = {
     "perceptron": lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)),
     "BatchNorm": lambda: nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)),
     "images": Images,
+    "GroupNorm": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 2), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(8, 3)
+    ),
+    "a view": Viewing,
+    "parts of a buffer": lambda: Slices(are_kept=True),
+    "statistics that are no buffer": lambda: Slices(are_kept=False),
+    "two names": Twice,
     "dropout": lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.4), nn.Linear(8, 3)),
     "tied": Tied,
     "a buffer that is replaced": Replacing,
     "a number from a tensor": lambda: Replacing(asks=True),
     "frozen": lambda: nn.Sequential(nn.Linear(6, 3).requires_grad_(False), nn.Linear(3, 3)),
 }
-IN_A_LOOP = {"dropout": "random", "a number from a tensor": "item"}
+IN_A_LOOP = {
+    "dropout": "random",
+    "a number from a tensor": "item",
+    "parts of a buffer": "view",
+    "statistics that are no buffer": "view",
+}
 
 
 def make(name):
@@ -163,6 +216,21 @@ def test_hooks_are_called_by_both_ways():
     hooked.weight.register_hook(lambda gradient: gradient)
     with pytest.raises(InputError, match="weight with a hook"):
         stack(hooked, 2)
+
+
+def test_a_parameter_that_one_learner_does_not_use_is_refused():
+    class Choosing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = nn.Linear(6, 3), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return (self.one if x.sum().item() > 0 else self.other)(x)
+
+    stacked = stack(Choosing(), 2)
+    inputs = torch.stack([torch.ones(BATCH, 6), -torch.ones(BATCH, 6)])
+    with pytest.raises(InputError, match="the same parameters each time"):
+        stacked.gradients(cross_entropy, inputs, torch.zeros(2, BATCH, dtype=torch.int64))
 
 
 def test_padding_gets_no_gradient():

@@ -153,7 +153,7 @@ def test_options_of_several_kinds_come_back_from_the_file(tmp_path):
         ("--seed -1", "--seed -1: must be an integer of at least 0"),
         ("--algoritm k-avg", "--algoritm: no such option; near it: --algorithm"),
         ("--QQQQQQ", "--QQQQQQ: no such option; --help lists them"),
-        ("trian", "trian: must be an option, or, as the first word, one of train, info, report, job, data"),
+        ("trian", "trian: must be an option, or, as the first word, one of train, info, report, job, paper, data"),
         ("--k", "argument --k: expected one argument"),
         ("--config nowhere.toml", "--config nowhere.toml: must be a file that can be read"),
         ("--config /", "--config /: must be a file that can be read (Is a directory)"),

@@ -1,7 +1,6 @@
 """MNIST-1D: the package's signals, the cache that keeps them, and the task."""
 
 import importlib.metadata
-import os
 import random
 
 import numpy as np
@@ -82,7 +81,11 @@ def test_no_cache_without_a_home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert mnist1d._cache() == tmp_path / ".cache" / "hpcavg"
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+
+    def fail():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(mnist1d.Path, "home", fail)
     assert mnist1d._cache() is None
 
 

@@ -1,0 +1,1 @@
+"""What runs of experiments do: functions that `hpcavg.experiments.run.Run` names."""
