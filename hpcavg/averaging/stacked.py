@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,27 @@ _LEAST_AT_ONCE = 32
 # What is merged where learners run at once, in the order in which it is tried; at last they run in a loop.
 _MERGED = (IMAGES, STATISTICS)
 _LOOP = len(_MERGED)
+
+
+class _Work(NamedTuple):
+    """What is done for each of some learners.
+
+    Attributes
+    ----------
+    key : identifies the function; the mode of training identifies the model.
+    rows : the learners' rows.
+    function : takes the tensors of one learner by name, whose buffers it may change, and its arguments.
+    parameters : with an axis for these learners.
+    buffers : with the axis of all learners.
+    arguments : each with an axis for these learners.
+    """
+
+    key: object
+    rows: Sequence[int]
+    function: Callable[..., Any]
+    parameters: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
+    arguments: Sequence[Tensor]
 
 
 def stack(model: torch.nn.Module, learners: int, randomness: str = _EXACT) -> Stacked:
@@ -157,7 +178,8 @@ class Stacked(torch.nn.Module):
         self._check_axis("tensors", *tensors)
         rows, key = self._rows(), getattr(function, "__code__", function)
         arguments = [_part(tensor, rows) for tensor in tensors]
-        return self._for_all(rows, self._map(key, rows, lambda _, *parts: function(*parts), {}, {}, arguments))
+        work = _Work(key, rows, lambda _, *parts: function(*parts), {}, {}, arguments)
+        return self._for_all(rows, self._map(work))
 
     def gradients(self, loss: Callable[..., Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
         """Add the gradients of the losses to those of the parameters; return the losses, shape (R,).
@@ -201,8 +223,8 @@ class Stacked(torch.nn.Module):
             parts = {name: _part(p.detach(), chunk).requires_grad_(p.requires_grad) for name, p in parameters.items()}
             trained = {name: part for name, part in parts.items() if part.requires_grad}
             arguments = [_part(inputs, chunk), _part(targets, chunk)]
-            run = self._at_once if len(chunk) > 1 else self._one_by_one
-            found = run(self.training, chunk, loss_of, parts, buffers, arguments)
+            work = _Work(self.training, chunk, loss_of, parts, buffers, arguments)
+            found = self._at_once(work) if len(chunk) > 1 else self._one_by_one(work)
             if found is None:
                 size = 1
                 continue
@@ -263,7 +285,7 @@ class Stacked(torch.nn.Module):
         """
         rows = range(self.learners)[rows] if isinstance(rows, slice) else rows
         parameters = {name: _part(parameter, rows) for name, parameter in self.module.named_parameters()}
-        return self._map(self.training, rows, self._call, parameters, dict(self.module.named_buffers()), inputs)
+        return self._map(_Work(self.training, rows, self._call, parameters, dict(self.module.named_buffers()), inputs))
 
     def learner(self, row: int) -> Callable[..., Any]:
         """Return one learner's model as a function, whose inputs have no axis of learners."""
@@ -300,49 +322,21 @@ class Stacked(torch.nn.Module):
                 tensors[name].copy_(held[place])
         return output
 
-    def _map(
-        self,
-        key: object,
-        rows: Sequence[int],
-        function: Callable[..., Any],
-        parameters: Mapping[str, Tensor],
-        buffers: Mapping[str, Tensor],
-        arguments: Sequence[Tensor],
-    ) -> Any:
-        """Return the results of `function` for the learners in these rows, stacked.
+    def _map(self, work: _Work) -> Any:
+        """Return the results for the learners, stacked: at once, or one by one if ``torch.vmap`` refuses."""
+        results = self._at_once(work) if len(work.rows) > 1 else None
+        return self._one_by_one(work) if results is None else results
 
-        All run at once, or one by one if ``torch.vmap`` refuses the function of `key`.
-
-        Parameters
-        ----------
-        key : identifies the function; the mode of training identifies the model.
-        rows : the rows.
-        function : takes the tensors of one learner by name, whose buffers it may change, and its arguments.
-        parameters : with an axis for these learners.
-        buffers : with the axis of all learners.
-        arguments : each with an axis for these learners.
-        """
-        mapped = key, rows, function, parameters, buffers, arguments
-        results = self._at_once(*mapped) if len(rows) > 1 else None
-        return self._one_by_one(*mapped) if results is None else results
-
-    def _at_once(
-        self,
-        key: object,
-        rows: Sequence[int],
-        function: Callable[..., Any],
-        parameters: Mapping[str, Tensor],
-        buffers: Mapping[str, Tensor],
-        arguments: Sequence[Tensor],
-    ) -> Any:
+    def _at_once(self, work: _Work) -> Any:
         """Return what `_map` does; None if ``torch.vmap`` refuses the function, which has changed nothing then."""
+        key, rows, buffers = work.key, work.rows, work.buffers
         for way in range(self._ways.get(key, 0), _LOOP):
             # Under vmap, batch_norm changes a copy of statistics that have gaps between the learners.
             held = {name: _part(b, rows).clone(memory_format=torch.contiguous_format) for name, b in buffers.items()}
             try:
                 with LearnersAsChannels(_MERGED[way]):
-                    mapped = torch.vmap(function, randomness=self._randomness)
-                    results = mapped({**parameters, **held}, *arguments)
+                    mapped = torch.vmap(work.function, randomness=self._randomness)
+                    results = mapped({**work.parameters, **held}, *work.arguments)
             except Exception as error:  # vmap's own errors have no class; those of the function come up again
                 self._why[key] = reason(error)
                 continue
@@ -352,24 +346,16 @@ class Stacked(torch.nn.Module):
             return results
         return None
 
-    def _one_by_one(
-        self,
-        key: object,
-        rows: Sequence[int],
-        function: Callable[..., Any],
-        parameters: Mapping[str, Tensor],
-        buffers: Mapping[str, Tensor],
-        arguments: Sequence[Tensor],
-    ) -> Any:
+    def _one_by_one(self, work: _Work) -> Any:
         """Return what `_map` does."""
         each = []
-        for place, row in enumerate(rows):
-            own = {name: tensor[place] for name, tensor in parameters.items()}
-            own |= {name: buffer[row] for name, buffer in buffers.items()}
+        for place, row in enumerate(work.rows):
+            own = {name: tensor[place] for name, tensor in work.parameters.items()}
+            own |= {name: buffer[row] for name, buffer in work.buffers.items()}
             with self._generator_of(row):
-                each.append(function(own, *(argument[place] for argument in arguments)))
-        if key in self._why and key not in self._ways:  # refused, and not because the function fails
-            self._ways[key] = _LOOP
+                each.append(work.function(own, *(argument[place] for argument in work.arguments)))
+        if work.key in self._why and work.key not in self._ways:  # refused, and not because the function fails
+            self._ways[work.key] = _LOOP
         return tree_map(lambda *results: torch.stack(results), *each)
 
     @contextmanager
