@@ -13,12 +13,8 @@ from hpcavg.experiments.experiment import Line, Plot, Results
 from hpcavg.experiments.verdict import Comparison
 
 SHARE_PERCENT = 5.0
-"""A difference in losses, or in errors, up to which they count as alike: as in `hpcavg.experiments.hier_avg`."""
-
-
-def test_accuracies(results: Results) -> dict[str, NDArray[Any]]:
-    """Return the final test accuracy of the mean model: by arm, one for each seed; NaN for runs that diverged early."""
-    return {arm: results.values_of(arm, "summary", "test_accuracy") for arm in results}
+"""A difference in losses, or in errors, up to which they count as alike. The paper of Hier-AVG calls 0.3 points of
+accuracy at 94 % similar: a twentieth of the errors."""
 
 
 def curves(results: Results, table: str, x: str, y: str) -> list[Line]:

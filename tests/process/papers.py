@@ -6,14 +6,14 @@ from hpcavg.cli.main import main
 from hpcavg.experiments import registry
 from hpcavg.experiments.experiment import Experiment, Finding, table_of
 from hpcavg.experiments.functions.training import training
-from hpcavg.experiments.training_results import accuracy_plot, made_up, test_accuracies
+from hpcavg.experiments.training_results import accuracy_plot, at_end, made_up
 from hpcavg.experiments.verdict import all_of, exceeds
 
 OPTIONS = {"task": "digits", "model": "logistic", "algorithm": "k-avg", "learners": 4, "batch_size": 16}
 
 
 def judge(results):
-    accuracies = test_accuracies(results)
+    accuracies = at_end(results, "test_accuracy", diverged=0.1)
     first, last, *_ = results
     judgement = all_of(exceeds("gain", accuracies[first], accuracies[last]))
     return Finding(judgement, ("arm", "%"), table_of(accuracies, factor=100), [accuracy_plot(results)])

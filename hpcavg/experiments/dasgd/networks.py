@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hpcavg.experiments.experiment import Line, Plot, Results, Scale, table_of
 from hpcavg.experiments.functions.training import training
 from hpcavg.experiments.run import Run
-from hpcavg.experiments.training_results import accuracy_plot, test_accuracies
+from hpcavg.experiments.training_results import accuracy_plot, at_end, less
 from hpcavg.experiments.verdict import Comparison
 
 NETWORKS = ("mlp", "cnn1d")
@@ -103,7 +103,7 @@ def dasgd(tau: int, delay: int, xi: float = XI) -> dict[str, Any]:
 
 def test_errors(results: Results) -> dict[str, NDArray[Any]]:
     """Return the final test errors: by arm, one for each seed; those of guessing for diverged runs."""
-    return _or_guess(results, {arm: 1 - each for arm, each in test_accuracies(results).items()}, 1 - 1 / _CLASSES)
+    return {arm: 1 - each for arm, each in at_end(results, "test_accuracy", 1 / _CLASSES).items()}
 
 
 def final(results: Results, name: str) -> dict[str, NDArray[Any]]:
@@ -114,15 +114,7 @@ def final(results: Results, name: str) -> dict[str, NDArray[Any]]:
     results : of training runs.
     name : ``"train_loss"`` or ``"test_loss"``.
     """
-    found = {arm: results.values_of(arm, "summary", name) for arm in results}
-    return _or_guess(results, found, GUESS_LOSS)
-
-
-def _or_guess(results: Results, values: Mapping[str, NDArray[Any]], guess: float) -> dict[str, NDArray[Any]]:
-    return {
-        arm: np.where((results.values_of(arm, "has_diverged") > 0) | ~np.isfinite(of_arm), guess, of_arm)
-        for arm, of_arm in values.items()
-    }
+    return at_end(results, name, GUESS_LOSS)
 
 
 def numbers(results: Results) -> NDArray[Any]:
@@ -160,8 +152,7 @@ def not_many_more(errors: Mapping[str, NDArray[Any]], arm: str, base: str, perce
     base : the arm it is compared with.
     percent : of the errors of `base`.
     """
-    fewer = 100 * (1 - errors[arm] / errors[base])
-    return Comparison(f"errors, {arm}: fewer than {base}", fewer.tolist(), -percent, " %")
+    return less(f"errors, {arm}: fewer than {base}", errors[arm], errors[base], -percent)
 
 
 def near_slight(holds: bool) -> float:

@@ -8,7 +8,6 @@ from hpcavg.experiments.experiment import Experiment, Finding, Results, Scale, t
 from hpcavg.experiments.hier_avg.networks import (
     NETWORKS,
     SCALING,
-    SHARE_PERCENT,
     by_network,
     gain,
     plots,
@@ -16,7 +15,7 @@ from hpcavg.experiments.hier_avg.networks import (
     trained,
 )
 from hpcavg.experiments.run import Run
-from hpcavg.experiments.training_results import made_up
+from hpcavg.experiments.training_results import SHARE_PERCENT, made_up
 from hpcavg.experiments.verdict import all_of
 
 

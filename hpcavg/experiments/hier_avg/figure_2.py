@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hpcavg.experiments.experiment import Experiment, Finding, Results, table_of
 from hpcavg.experiments.hier_avg.figure_1 import arms
-from hpcavg.experiments.hier_avg.networks import SCALING, SHARE_PERCENT, by_network, gain, plots, test_errors
-from hpcavg.experiments.training_results import made_up
+from hpcavg.experiments.hier_avg.networks import SCALING, by_network, gain, plots, test_errors
+from hpcavg.experiments.training_results import SHARE_PERCENT, made_up
 from hpcavg.experiments.verdict import all_of
 
 

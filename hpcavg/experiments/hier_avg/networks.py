@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hpcavg.experiments.experiment import Line, Plot, Results, Scale
 from hpcavg.experiments.functions.training import training
 from hpcavg.experiments.run import Result, Run
-from hpcavg.experiments.training_results import curves
+from hpcavg.experiments.training_results import at_end, curves, less
 from hpcavg.experiments.verdict import Comparison
 
 # Rates that train well with K2 = 8 and do not diverge with K2 = 32, in a pilot on another seed.
@@ -24,8 +24,6 @@ _EPOCHS = {"logistic": 16, "mlp": 16, "cnn1d": 16, "resnet1d": 12}
 _SECONDS = {"logistic": 2.5, "mlp": 4.5, "cnn1d": 7.5, "resnet1d": 11.0}
 NETWORKS = tuple(_RATES)
 """They stand for the paper's four."""
-SHARE_PERCENT = 5.0
-"""What counts as comparable. The paper calls 0.3 points of accuracy at 94 % similar: a twentieth of the errors."""
 SCALING = (
     "MNIST-1D with 8,000 samples, mini-batches of 4 and 16 epochs (ResNet: 12) stand for CIFAR-10 with 50,000, 64 and"
     " 200, so that a learner takes 1,000 steps in place of 4,900 (P = 32) and there are fewer rounds; small networks"
@@ -86,7 +84,7 @@ def train_losses(results: Results, last_part: float = LAST_PART) -> dict[str, ND
 
 def test_errors(results: Results) -> dict[str, NDArray[Any]]:
     """Return the final test error of the mean model: by arm, one for each seed; that of guessing for diverged runs."""
-    return {arm: np.array([_error(result) for result in runs]) for arm, runs in results.items()}
+    return {arm: 1 - each for arm, each in at_end(results, "test_accuracy", 1 / _CLASSES).items()}
 
 
 def _train_loss(result: Result, last_part: float) -> float:
@@ -94,10 +92,6 @@ def _train_loss(result: Result, last_part: float) -> float:
         return math.log(_CLASSES)
     losses = result["evaluations"]["train_loss"]
     return float(np.mean(losses[-math.ceil(last_part * len(losses)) :]))
-
-
-def _error(result: Result) -> float:
-    return 1 - (1 / _CLASSES if result["has_diverged"] else result["summary"]["test_accuracy"])
 
 
 def gain(what: str, values: Mapping[str, NDArray[Any]], arm: str, base: str, margin: float = 0.0) -> Comparison:
@@ -111,8 +105,7 @@ def gain(what: str, values: Mapping[str, NDArray[Any]], arm: str, base: str, mar
     base : the arm it is compared with.
     margin : in percent; negative for "not much more".
     """
-    percent = 100 * (1 - values[arm] / values[base])
-    return Comparison(f"{what}, {arm}: less than {base}", percent.tolist(), margin, " %")
+    return less(f"{what}, {arm}: less than {base}", values[arm], values[base], margin)
 
 
 def plots(results: Results, y: str) -> Sequence[Plot]:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcavg.experiments.experiment import Experiment, Finding, Line, Plot, Results, Scale, table_of
-from hpcavg.experiments.hier_avg.networks import SCALING, SHARE_PERCENT, test_errors, trained
+from hpcavg.experiments.hier_avg.networks import SCALING, test_errors, trained
 from hpcavg.experiments.run import Run
-from hpcavg.experiments.training_results import made_up
-from hpcavg.experiments.verdict import Comparison, all_of
+from hpcavg.experiments.training_results import SHARE_PERCENT, less, made_up
+from hpcavg.experiments.verdict import all_of
 
 # By P, the best K1 of the paper's table, and S.
 _LOCAL = {8: (4, 4), 16: (4, 4), 32: (4, 8), 64: (1, 4)}
@@ -66,9 +66,8 @@ def judge(results: Results) -> Finding:
         of_hier_avg = np.array([errors[_hier_avg(learners, 2 * k)] for k in ks])
         best = best_of_others(of_k_avg)
         seeds = np.arange(len(best))
-        percent = 100 * (1 - of_hier_avg[best, seeds] / of_k_avg[best, seeds])
         what = f"P = {learners}: test errors of Hier-AVG with K2 = 2 K_opt, less than K-AVG with K_opt"
-        comparisons.append(Comparison(what, percent.tolist(), -SHARE_PERCENT, " %"))
+        comparisons.append(less(what, of_hier_avg[best, seeds], of_k_avg[best, seeds]))
         rows.append([f"P = {learners}, K_opt of each seed", ", ".join(str(ks[row]) for row in best)])
         lines.append(Line(f"P = {learners}, K-AVG", ks, 1 - of_k_avg.T))
         lines.append(Line(f"P = {learners}, Hier-AVG", [2 * k for k in ks], 1 - of_hier_avg.T))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hpcavg.experiments.experiment import Line, Plot, Results, Scale, table_of
 from hpcavg.experiments.functions.training import training
 from hpcavg.experiments.run import Run
-from hpcavg.experiments.training_results import test_accuracies
+from hpcavg.experiments.training_results import at_end
 
 K = 16
 """Steps between means, and between exchanges with the server, where the paper does not vary them."""
@@ -128,11 +128,7 @@ def split(arm: str) -> tuple[Any, ...]:
 
 def accuracies(results: Results) -> dict[str, NDArray[Any]]:
     """Return the final test accuracies by arm, one for each seed. A run that diverged counts as `CHANCE`."""
-    found = {}
-    for arm, accuracy in test_accuracies(results).items():
-        has_diverged = results.values_of(arm, "has_diverged") > 0
-        found[arm] = np.where(has_diverged | np.isnan(accuracy), CHANCE, accuracy)
-    return found
+    return at_end(results, "test_accuracy", CHANCE)
 
 
 def best_on_others(of_choice: Mapping[Any, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:

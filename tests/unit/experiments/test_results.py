@@ -35,7 +35,7 @@ def test_a_table_has_mean_and_deviation():
 
 def test_made_up_results_are_near_what_they_are_made_for():
     results = made_up({"a": 0.9, "b": 0.5}, loss={"b": 2.0}, seeds=4)
-    accuracies = training_results.test_accuracies(results)
+    accuracies = training_results.at_end(results, "test_accuracy", diverged=0.1)
     assert list(accuracies) == ["a", "b"]
     assert accuracies["a"].shape == (4,)
     assert accuracies["a"] == pytest.approx(0.9, abs=5e-3)
