@@ -93,7 +93,7 @@ def train(comm: MPI.Intracomm, folder: Path, **options: Any) -> Result:
         has_diverged = True
     else:
         if status != ExitStatus.DONE:
-            raise RuntimeError(f"a run ended with {status!r}: {options}")
+            raise RuntimeError(f"it ended with status {int(status)}: {status.meaning}")
     if comm.Get_rank() != 0:
         return {}
     evaluations = _evaluations(folder / "metrics")
